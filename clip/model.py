@@ -1,0 +1,448 @@
+"""CLIP: an image encoder and a text encoder with one joint space (Radford et al., ICML 2021, arXiv 2103.00020).
+
+All five ModifiedResNets (RN50 ... RN50x64) and four vision transformers (ViT-B/32 ... ViT-L/14@336px) of the paper,
+under the state-dict keys of OpenAI's checkpoints. `build_model` makes a model from a state dict alone: every size is
+inferred from it. Besides the pooled embedding of the original, each image encoder has `forward_patches`, the dense
+features that a pixel-level reading of CLIP starts from. Left out: training (losses, schedules) and downloads.
+
+Shapes: B images or texts, H x W pixels, h x w patches, C channels of the trunk, D joint dimension, L text tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HEAD_WIDTH = 64  # every transformer of the paper has heads of 64 channels, so that a state dict tells their number
+RESNET_STRIDE = 32  # pixels from one cell of layer4's map to the next: stem 4, layers 2, 3 and 4 two each
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The sizes of one CLIP; the names are those of OpenAI's constructor.
+
+    `vision_layers` is four numbers of blocks for a ModifiedResNet and one number for a vision transformer;
+    `vision_patch_size` [px] is None for a ModifiedResNet.
+    """
+
+    embed_dim: int
+    image_resolution: int
+    vision_layers: tuple[int, int, int, int] | int
+    vision_width: int
+    vision_patch_size: int | None
+    context_length: int
+    vocab_size: int
+    transformer_width: int
+    transformer_layers: int
+
+
+def heads_of(width: int) -> int:
+    """Number of attention heads of a transformer of this width (one for widths below 64)."""
+    return max(1, width // HEAD_WIDTH)
+
+
+class Bottleneck(nn.Module):
+    """Residual block of a ModifiedResNet: 1x1, 3x3, 1x1 convolutions; strides are average pools (anti-aliased)."""
+
+    expansion = 4
+
+    def __init__(self, inplanes: int, planes: int, stride: int = 1) -> None:
+        super().__init__()
+        outplanes = planes * self.expansion
+        self.conv1 = nn.Conv2d(inplanes, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3 = nn.Conv2d(planes, outplanes, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outplanes)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Sequential | None = None
+        if stride > 1 or inplanes != outplanes:
+            self.downsample = nn.Sequential()
+            self.downsample.add_module("-1", nn.AvgPool2d(stride))
+            self.downsample.add_module("0", nn.Conv2d(inplanes, outplanes, 1, bias=False))
+            self.downsample.add_module("1", nn.BatchNorm2d(outplanes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(self.avgpool(out)))
+        return self.relu(out + identity)
+
+
+class AttentionPool2d(nn.Module):
+    """Pools a map into one joint embedding: attention whose single query is the mean of all cells."""
+
+    def __init__(self, grid: int, width: int, num_heads: int, output_dim: int) -> None:
+        super().__init__()
+        self.positional_embedding = nn.Parameter(torch.randn(grid**2 + 1, width) / width**0.5)
+        self.k_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.c_proj = nn.Linear(width, output_dim)
+        self.num_heads = num_heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, grid, grid) -> (B, D)."""
+        x = x.flatten(2).transpose(1, 2)  # (B, N, C)
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)  # (B, 1 + N, C)
+        x = x + self.positional_embedding.to(x.dtype)
+
+        def heads(projected: Tensor) -> Tensor:
+            return projected.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, tokens, C / heads)
+
+        out = F.scaled_dot_product_attention(heads(self.q_proj(x[:, :1])), heads(self.k_proj(x)), heads(self.v_proj(x)))
+        return self.c_proj(out.transpose(1, 2).flatten(1))  # (B, D)
+
+
+class ModifiedResNet(nn.Module):
+    """CLIP's ResNet: three-convolution stem with an average pool, anti-aliased strides, an attention pool at the end."""
+
+    def __init__(self, layers: tuple[int, int, int, int], output_dim: int, input_resolution: int, width: int) -> None:
+        super().__init__()
+        self.input_resolution = input_resolution
+        self.patch_size = RESNET_STRIDE
+        self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.avgpool = nn.AvgPool2d(2)
+        self.layer1 = self._layer(width, width, layers[0], stride=1)
+        self.layer2 = self._layer(width * 4, width * 2, layers[1], stride=2)
+        self.layer3 = self._layer(width * 8, width * 4, layers[2], stride=2)
+        self.layer4 = self._layer(width * 16, width * 8, layers[3], stride=2)
+        self.patch_dim = width * 32  # C
+        self.attnpool = AttentionPool2d(
+            input_resolution // RESNET_STRIDE, self.patch_dim, heads_of(self.patch_dim), output_dim
+        )
+
+    @staticmethod
+    def _layer(inplanes: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+        rest = [Bottleneck(planes * Bottleneck.expansion, planes) for _ in range(blocks - 1)]
+        return nn.Sequential(Bottleneck(inplanes, planes, stride), *rest)
+
+    def forward_patches(self, image: Tensor) -> Tensor:
+        """Output of layer4, before the attention pool, so NOT in the joint space of image and text.
+
+        Args:
+            image: (B, 3, H, W), normalised, H and W divisible by 32.
+
+        Returns:
+            (B, C, H/32, W/32) in the dtype of the weights, C = 2048 for RN50.
+        """
+        check_image(image, self.patch_size)
+        x = image.to(self.conv1.weight.dtype)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.avgpool(self.relu(self.bn3(self.conv3(x))))  # (B, width, H/4, W/4)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, C, H/32, W/32)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, R, R) of the model's own resolution R -> (B, D), the pooled joint embedding."""
+        check_resolution(image, self.input_resolution)
+        return self.attnpool(self.forward_patches(image))
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm computed in fp32 whatever the dtype of its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.float()).to(input.dtype)
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the approximation of GELU that CLIP was trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class ResidualAttentionBlock(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, heads_of(width), batch_first=True)
+        self.ln_1 = LayerNorm(width)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("c_fc", nn.Linear(width, width * 4))
+        self.mlp.add_module("gelu", QuickGELU())
+        self.mlp.add_module("c_proj", nn.Linear(width * 4, width))
+        self.ln_2 = LayerNorm(width)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None) -> Tensor:
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, need_weights=False, attn_mask=attn_mask)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """A stack of residual attention blocks; `attn_mask` (L, L) is added to the attention logits."""
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width) for _ in range(layers))
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        for block in self.resblocks:
+            x = block(x, attn_mask)
+        return x
+
+
+class VisionTransformer(nn.Module):
+    """ViT with a class token, a norm before the transformer, and a projection into the joint space."""
+
+    def __init__(self, input_resolution: int, patch_size: int, width: int, layers: int, output_dim: int) -> None:
+        super().__init__()
+        self.input_resolution = input_resolution
+        self.patch_size = patch_size
+        self.patch_dim = output_dim
+        grid = input_resolution // patch_size
+        self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(width) / width**0.5)
+        self.positional_embedding = nn.Parameter(torch.randn(grid**2 + 1, width) / width**0.5)
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(width, layers)
+        self.ln_post = LayerNorm(width)
+        self.proj = nn.Parameter(torch.randn(width, output_dim) / width**0.5)
+
+    def _positional_embedding(self, h: int, w: int) -> Tensor:
+        """(1 + h w, width): the patch part resized bilinearly (align_corners=True) from its square grid to h x w."""
+        cls, patches = self.positional_embedding[:1], self.positional_embedding[1:]
+        grid = int(len(patches) ** 0.5)
+        if (h, w) == (grid, grid):
+            return self.positional_embedding
+        patches = patches.float().T.unflatten(1, (grid, grid))[None]  # (1, width, grid, grid)
+        patches = F.interpolate(patches, (h, w), mode="bilinear", align_corners=True)
+        return torch.cat([cls, patches[0].flatten(1).T.to(cls.dtype)])
+
+    def _tokens(self, image: Tensor) -> tuple[Tensor, int, int]:
+        """All output tokens, (B, 1 + h w, width), with h and w."""
+        check_image(image, self.patch_size)
+        x = self.conv1(image.to(self.conv1.weight.dtype))  # (B, width, h, w)
+        h, w = x.shape[2:]
+        x = x.flatten(2).transpose(1, 2)  # (B, h w, width)
+        x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        x = self.ln_pre(x + self._positional_embedding(h, w).to(x.dtype))
+        return self.transformer(x), h, w
+
+    def forward_patches(self, image: Tensor) -> Tensor:
+        """Every patch token through the last block, ln_post and proj, so in the joint space.
+
+        Args:
+            image: (B, 3, H, W), normalised, H and W divisible by the patch size P.
+
+        Returns:
+            (B, D, H/P, W/P) in the dtype of the weights.
+        """
+        tokens, h, w = self._tokens(image)
+        patches = self.ln_post(tokens[:, 1:]) @ self.proj  # (B, h w, D)
+        return patches.transpose(1, 2).unflatten(2, (h, w))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, R, R) of the model's own resolution R -> (B, D), the projected class token."""
+        check_resolution(image, self.input_resolution)
+        tokens, _, _ = self._tokens(image)
+        return self.ln_post(tokens[:, 0]) @ self.proj
+
+
+class CLIP(nn.Module):
+    """Image and text encoder. `visual` is a ModifiedResNet or a VisionTransformer."""
+
+    visual: ModifiedResNet | VisionTransformer
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        a = architecture
+        if isinstance(a.vision_layers, tuple):
+            self.visual = ModifiedResNet(a.vision_layers, a.embed_dim, a.image_resolution, a.vision_width)
+        else:
+            if a.vision_patch_size is None:
+                raise ValueError("a vision transformer needs a vision_patch_size")
+            self.visual = VisionTransformer(
+                a.image_resolution, a.vision_patch_size, a.vision_width, a.vision_layers, a.embed_dim
+            )
+        width = a.transformer_width
+        self.context_length = a.context_length
+        self.transformer = Transformer(width, a.transformer_layers)
+        self.token_embedding = nn.Embedding(a.vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.randn(a.context_length, width) * 0.01)
+        self.ln_final = LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.randn(width, a.embed_dim) / width**0.5)
+        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What both encoders compute in: the dtype of the image encoder's weights."""
+        return self.visual.conv1.weight.dtype
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Pooled joint embedding, not normalised: (B, 3, R, R) -> (B, D), R = `visual.input_resolution`.
+
+        Raises:
+            ValueError: another shape; CLIP's pooling has positions for its own resolution only.
+        """
+        return self.visual(image)
+
+    def encode_patches(self, image: Tensor) -> Tensor:
+        """Dense features: (B, 3, H, W) -> (B, C, H/P, W/P) for any H, W divisible by P = `visual.patch_size`.
+
+        ModifiedResNet: layer4's output, C = 32 * width, P = 32, outside the joint space. Vision transformer: the
+        projected patch tokens, C = D, inside it.
+        """
+        return self.visual.forward_patches(image)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Joint embedding, not normalised, read at the end-of-text token (the largest id): (B, L) int -> (B, D).
+
+        Raises:
+            ValueError: `text` is not (B, L) with L = `context_length`.
+        """
+        if text.ndim != 2 or text.shape[1] != self.context_length:
+            raise ValueError(f"expected tokens of shape (B, {self.context_length}), got {tuple(text.shape)}")
+        length = self.context_length
+        causal = torch.full((length, length), float("-inf"), dtype=self.dtype, device=text.device).triu(1)
+        x = self.token_embedding(text).to(self.dtype) + self.positional_embedding.to(self.dtype)  # (B, L, width)
+        x = self.ln_final(self.transformer(x, causal))
+        end = x[torch.arange(len(x), device=x.device), text.argmax(dim=-1)]  # (B, width)
+        return end @ self.text_projection
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled cosine similarities: `(logits_per_image (B_image, B_text), logits_per_text (B_text, B_image))`."""
+        image_features = F.normalize(self.encode_image(image), dim=-1)
+        text_features = F.normalize(self.encode_text(text), dim=-1)
+        logits_per_image = self.logit_scale.exp() * image_features @ text_features.T
+        return logits_per_image, logits_per_image.T
+
+
+def check_image(image: Tensor, patch_size: int) -> None:
+    """Raises ValueError unless `image` is (B, 3, H, W) with H and W positive multiples of `patch_size`."""
+    if image.ndim != 4 or image.shape[1] != 3 or any(size == 0 or size % patch_size for size in image.shape[2:]):
+        raise ValueError(f"expected (B, 3, H, W) with H and W divisible by {patch_size}, got {tuple(image.shape)}")
+
+
+def check_resolution(image: Tensor, resolution: int) -> None:
+    """Raises ValueError unless `image` is (B, 3, resolution, resolution)."""
+    if image.ndim != 4 or tuple(image.shape[1:]) != (3, resolution, resolution):
+        raise ValueError(f"expected (B, 3, {resolution}, {resolution}), got {tuple(image.shape)}")
+
+
+def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
+    """The sizes of the CLIP whose state dict this is.
+
+    Raises:
+        ValueError: the keys are not those of a CLIP checkpoint.
+    """
+
+    def shape(key: str, rank: int) -> tuple[int, ...]:
+        if key not in state_dict:
+            raise ValueError(f"not a CLIP checkpoint: it has no entry {key}")
+        if state_dict[key].ndim != rank:
+            raise ValueError(f"not a CLIP checkpoint: {key} has shape {tuple(state_dict[key].shape)}, not rank {rank}")
+        return tuple(state_dict[key].shape)
+
+    def blocks(prefix: str) -> int:
+        count = len({key[len(prefix) :].split(".")[0] for key in state_dict if key.startswith(prefix)})
+        if count == 0:
+            raise ValueError(f"not a CLIP checkpoint: it has no entry {prefix}*")
+        return count
+
+    context_length, transformer_width = shape("positional_embedding", 2)
+    vision_layers: tuple[int, int, int, int] | int
+    if "visual.proj" in state_dict:
+        vision_width, _, _, patch_size = shape("visual.conv1.weight", 4)
+        vision_layers = blocks("visual.transformer.resblocks.")
+        stride = vision_patch_size = patch_size
+        positions = shape("visual.positional_embedding", 2)[0]
+    else:
+        vision_width = shape("visual.layer1.0.conv1.weight", 4)[0]
+        vision_layers = tuple(blocks(f"visual.layer{i}.") for i in (1, 2, 3, 4))  # type: ignore[assignment]
+        stride, vision_patch_size = RESNET_STRIDE, None
+        positions = shape("visual.attnpool.positional_embedding", 2)[0]
+    return Architecture(
+        embed_dim=shape("text_projection", 2)[1],
+        image_resolution=round((positions - 1) ** 0.5) * stride,
+        vision_layers=vision_layers,
+        vision_width=vision_width,
+        vision_patch_size=vision_patch_size,
+        context_length=context_length,
+        vocab_size=shape("token_embedding.weight", 2)[0],
+        transformer_width=transformer_width,
+        transformer_layers=blocks("transformer.resblocks."),
+    )
+
+
+def convert_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Puts the weights of convolutions, linear layers, attention and projections into `dtype`, in place.
+
+    Norms, embeddings and the logit scale go to fp32, as in OpenAI's half-precision models: they are cheap, and a batch
+    norm with fp32 statistics takes fp16 input on a GPU.
+    """
+    matrices: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention)):
+            matrices.update(id(parameter) for parameter in module.parameters())
+        elif isinstance(module, VisionTransformer):
+            matrices.add(id(module.proj))
+        elif isinstance(module, CLIP):
+            matrices.add(id(module.text_projection))
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype if id(tensor) in matrices else torch.float32)
+
+
+def build_model(state_dict: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> CLIP:
+    """The CLIP in evaluation mode whose weights are these, in `dtype` (see `convert_weights`).
+
+    The modules are made without storage and take over the tensors of `state_dict`, so nothing is initialised twice.
+
+    Raises:
+        ValueError: the entries are not exactly those of a CLIP; the message names what is missing, unexpected, of
+            another shape or dtype, or not finite. Nothing is loaded in part.
+    """
+    with torch.device("meta"):
+        model = CLIP(infer_architecture(state_dict))
+    check_state_dict(state_dict, model.state_dict())
+    model.load_state_dict(state_dict, strict=True, assign=True)
+    # Official quirk: OpenAI's package rounds these weights to fp16 whatever the file holds, then computes in fp32 on a
+    # CPU. Its own files hold fp16, so only an fp32 file shows it; the usual thing would be to use the file's values.
+    convert_weights(model, torch.float16)
+    convert_weights(model, dtype)
+    return model.eval().requires_grad_(False)
+
+
+def check_state_dict(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless `state_dict` has exactly the keys and shapes of `expected` and usable values.
+
+    Values are usable when floating entries are fp16, bf16 or fp32 and finite, counters are integers, and running
+    variances are not negative.
+    """
+
+    def listed(keys: set[str]) -> str:
+        names = sorted(keys)
+        return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+    if missing := expected.keys() - state_dict.keys():
+        raise ValueError(f"{len(missing)} entries are missing: {listed(missing)}")
+    if unexpected := state_dict.keys() - expected.keys():
+        raise ValueError(f"{len(unexpected)} entries are unexpected: {listed(unexpected)}")
+    for key, want in expected.items():
+        value = state_dict[key]
+        if value.shape != want.shape:
+            raise ValueError(f"{key} has shape {tuple(value.shape)}, expected {tuple(want.shape)}")
+        if want.is_floating_point():
+            if value.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+                raise ValueError(f"{key} has dtype {value.dtype}, expected float16 or float32")
+            if not torch.isfinite(value).all():
+                raise ValueError(f"{key} holds values that are not finite")
+            if key.endswith("running_var") and (value < 0).any():
+                raise ValueError(f"{key} holds negative variances")
+        elif value.dtype != want.dtype:
+            raise ValueError(f"{key} has dtype {value.dtype}, expected {want.dtype}")

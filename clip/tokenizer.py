@@ -1,0 +1,126 @@
+"""CLIP's tokenizer: byte-level byte-pair encoding of lower-cased text.
+
+Text is repaired (ftfy), its HTML entities are resolved, runs of white space become one space, and it is lower-cased.
+A pattern cuts it into words, numbers' digits and runs of other characters; the UTF-8 bytes of each piece are merged in
+the order of `bpe_simple_vocab_16e6.txt.gz` (MIT, Copyright (c) 2021 OpenAI; see NOTICE).
+"""
+
+import gzip
+import html
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import ftfy
+import regex
+import torch
+from torch import Tensor
+
+VOCABULARY = Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
+MERGES = 49152 - 256 - 2  # 49,408 ids less 256 bytes, 256 bytes that end a word, and two special tokens
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+PIECES = regex.compile(
+    rf"{regex.escape(START)}|{regex.escape(END)}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+",
+    regex.IGNORECASE,
+)
+
+
+def bytes_to_unicode() -> dict[int, str]:
+    """A printable character for each of the 256 bytes: itself where it is printable, else one from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {byte: chr(byte) for byte in printable}
+    table.update({byte: chr(256 + i) for i, byte in enumerate(others)})
+    return table
+
+
+def clean(text: str) -> str:
+    """`text` repaired, unescaped (twice: entities are often escaped themselves), on one line and in lower case."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    return regex.sub(r"\s+", " ", text).strip().lower()
+
+
+class Tokenizer:
+    """Encodes text to ids below 49,408 and decodes them; `tokenize` is what most callers want."""
+
+    def __init__(self, vocabulary: Path = VOCABULARY) -> None:
+        lines = gzip.decompress(vocabulary.read_bytes()).decode().split("\n")
+        merges = [tuple(line.split()) for line in lines[1 : MERGES + 1]]  # the first line is a version
+        self.byte_encoder = bytes_to_unicode()
+        self.byte_decoder = {character: byte for byte, character in self.byte_encoder.items()}
+        alphabet = list(self.byte_encoder.values())
+        tokens = alphabet + [c + WORD_END for c in alphabet] + ["".join(pair) for pair in merges] + [START, END]
+        self.encoder = {token: i for i, token in enumerate(tokens)}
+        self.decoder = dict(enumerate(tokens))
+        self.ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self.start, self.end = self.encoder[START], self.encoder[END]
+
+    def _merge(self, piece: str) -> list[int]:
+        """Ids of one piece (of characters that stand for bytes): merges its best-ranked pair until none is known."""
+        parts = [*piece[:-1], piece[-1] + WORD_END]
+        while len(parts) > 1:
+            best = min(pairwise(parts), key=lambda pair: self.ranks.get(pair, MERGES))
+            if best not in self.ranks:
+                break
+            merged, i = [], 0
+            while i < len(parts):
+                width = 2 if tuple(parts[i : i + 2]) == best else 1
+                merged.append("".join(parts[i : i + width]))
+                i += width
+            parts = merged
+        return [self.encoder[part] for part in parts]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without start and end token."""
+        ids: list[int] = []
+        for piece in PIECES.findall(clean(text)):
+            if piece in (START, END):
+                ids.append(self.encoder[piece])
+            else:
+                ids += self._merge("".join(self.byte_encoder[byte] for byte in piece.encode()))
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of `ids`; the end of a word becomes a space."""
+        characters = "".join(self.decoder[i] for i in ids)
+        text = bytes(self.byte_decoder[c] for c in characters).decode(errors="replace")
+        return text.replace(WORD_END, " ")
+
+
+@lru_cache(maxsize=1)
+def default_tokenizer() -> Tokenizer:
+    """The tokenizer of the vocabulary file that lies beside this module, read once."""
+    return Tokenizer()
+
+
+def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False) -> Tensor:
+    """Token ids with start and end token, padded with 0.
+
+    Args:
+        texts: one text or a list of B texts.
+        context_length: L, 77 for every CLIP of the paper.
+        truncate: cut a text that is too long and end it with the end token, instead of raising.
+
+    Returns:
+        (B, L) int32.
+
+    Raises:
+        RuntimeError: a text has more than L - 2 tokens and `truncate` is False (OpenAI's exception).
+    """
+    if isinstance(texts, str):
+        texts = [texts]
+    tokenizer = default_tokenizer()
+    result = torch.zeros(len(texts), context_length, dtype=torch.int32)
+    for row, text in zip(result, texts, strict=True):
+        ids = [tokenizer.start, *tokenizer.encode(text), tokenizer.end]
+        if len(ids) > context_length:
+            if not truncate:
+                shown = text if len(text) <= 60 else text[:57] + "..."
+                raise RuntimeError(
+                    f"text {shown!r} has {len(ids)} tokens with start and end, more than the context length of "
+                    f"{context_length}: shorten it or pass truncate=True"
+                )
+            ids = [*ids[: context_length - 1], tokenizer.end]
+        row[: len(ids)] = torch.tensor(ids, dtype=torch.int32)
+    return result

@@ -1,0 +1,186 @@
+"""The method of "Can Language Understand Depth?" (Zhang et al., ACM MM 2022, arXiv 2207.01077).
+
+CLIP, which was never shown depth, is asked of every image patch how well it fits "This object is close", "... far" and
+five more such prompts. The softmax over the seven answers, weighted by seven depths, is the patch's depth:
+
+    logits = 100 * f @ T / temperature          f: patch features, T: text features          (B, K, h, w)
+    depth  = sum_k softmax_k(logits) * bin_k    [m]                                          (B, 1, h, w)
+
+This file is the whole method. Left out: the encoders (clip/), the data (datasets/), the figures (calculate_error.py).
+
+Shapes, here and in all files: B images, H x W pixels, h = H/32 and w = W/32 patches, C channels of the image trunk
+(2048), D dimensions of the joint space (1024), K depth classes and bins (7), L text tokens (77).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import clip
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How depth is read out of CLIP: the paper's words and numbers, each of which may be replaced by one's own.
+
+    Paper: section 3 and its prompt and bin ablations; the defaults are its main result (table 1, "DepthCLIP").
+    """
+
+    depth_templates: tuple[str, ...] = ("This {} is {}",)  # filled with an object and a depth class
+    obj_classes: tuple[str, ...] = ("object",)
+    depth_classes: tuple[str, ...] = (
+        "giant",
+        "extremely close",
+        "close",
+        "not in distance",
+        "a little remote",
+        "far",
+        "unseen",
+    )
+    bin_list: tuple[float, ...] = (1.00, 1.50, 2.00, 2.25, 2.50, 2.75, 3.00)  # [m], one for each depth class
+    temperature: float = 0.1
+    logit_scale: float = 100.0  # CLIP's own exp(logit_scale), as a constant
+
+    # Official quirk: ImageNet's statistics, RGB in [0, 1]; CLIP was trained with clip.CLIP_MEAN and clip.CLIP_STD.
+    image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: words and bins do not match, or a value makes no depth."""
+        if len(self.depth_classes) != len(self.bin_list) or not self.bin_list:
+            raise ValueError(
+                f"{len(self.depth_classes)} depth classes and {len(self.bin_list)} bins: "
+                "every depth class needs one bin [m]"
+            )
+        if not all(0 < depth < float("inf") for depth in self.bin_list):
+            raise ValueError(f"bins must be positive and finite depths [m], got {list(self.bin_list)}")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"the temperature must be positive and finite, got {self.temperature}")
+        if not self.depth_templates or not self.obj_classes:
+            raise ValueError("at least one template and one object word are needed")
+        for template in self.depth_templates:
+            if template.count("{}") != 2:
+                raise ValueError(f"template {template!r} must hold {{}} twice: for the object and for the depth class")
+
+
+PAPER = Reading()
+
+
+def zeroshot_classifier(
+    clip_model: clip.CLIP,
+    depth_classes: Sequence[str] = PAPER.depth_classes,
+    obj_classes: Sequence[str] = PAPER.obj_classes,
+    depth_templates: Sequence[str] = PAPER.depth_templates,
+) -> Tensor:
+    """Text features T: one unit vector for each depth class, in the joint space.
+
+    For each class, its prompts (every template with every object word) are encoded and L2-normalised, and their mean
+    is L2-normalised again. All prompts go through the encoder as one batch.
+
+    Args:
+        clip_model: gives `encode_text` and says where and in which dtype to compute.
+        depth_classes: K words or phrases.
+        obj_classes: object words.
+        depth_templates: texts with `{}` twice, for the object and the depth class.
+
+    Returns:
+        (D, K) float32.
+
+    Paper: section 3.2; the pure function is CLIP's zero-shot classifier.
+    """
+    prompts = [t.format(o, c) for c in depth_classes for t in depth_templates for o in obj_classes]
+    device = clip_model.text_projection.device
+    with torch.no_grad():
+        text_features = clip_model.encode_text(clip.tokenize(prompts).to(device)).float()  # (K * templates, D)
+        text_features = F.normalize(text_features, dim=-1)
+        text_features = text_features.unflatten(0, (len(depth_classes), -1)).mean(dim=1)  # (K, D)
+        return F.normalize(text_features, dim=-1).T.contiguous()  # (D, K)
+
+
+class MonoCLIP(nn.Module):
+    """Depth from an image and words.
+
+    Args:
+        clip_model: RN50 in the paper; any CLIP of `clip.load` works. Its image encoder becomes `clip_vis`.
+        reading: words, bins and temperature.
+
+    Attributes:
+        text_features: (D, K) float32 buffer, from `zeroshot_classifier`.
+        bin_list: (K,) float32 buffer [m].
+    """
+
+    text_features: Tensor
+    bin_list: Tensor
+
+    def __init__(self, clip_model: clip.CLIP, reading: Reading = PAPER) -> None:
+        super().__init__()
+        self.clip_vis = clip_model.visual
+        self.reading = reading
+        text_features = zeroshot_classifier(
+            clip_model, reading.depth_classes, reading.obj_classes, reading.depth_templates
+        )
+        channels, joint = self.clip_vis.patch_dim, len(text_features)
+        if channels % joint:
+            raise ValueError(f"{channels} patch channels cannot be thinned evenly to {joint} joint dimensions")
+        self.channel_stride = channels // joint  # 2 for RN50
+        self.register_buffer("text_features", text_features)
+        self.register_buffer("bin_list", torch.tensor(reading.bin_list, device=text_features.device))
+
+    def patch_features(self, image: Tensor) -> Tensor:
+        """f: what CLIP sees in each patch. (B, 3, H, W), normalised -> (B, D, h, w) float32.
+
+        Official quirks: the features come from before CLIP's attention pool, so they are not in the joint space of
+        image and text; and every second channel stands for all, without a new normalisation, so that |f| < 1. The
+        usual thing would be the pool's value and output projections.
+
+        Raises:
+            ValueError: H or W is not divisible by 32 (by the patch size, for a vision transformer).
+
+        Paper: section 3.1.
+        """
+        features = self.clip_vis.forward_patches(image).float()  # (B, C, h, w)
+        features = F.normalize(features, dim=1)
+        return features[:, :: self.channel_stride]  # (B, D, h, w)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Scaled similarity of each patch to each depth class: (B, D, h, w) -> (B, K, h, w)."""
+        similarity = torch.einsum("bdhw,dk->bkhw", features, self.text_features)
+        return self.reading.logit_scale * similarity / self.reading.temperature
+
+    def probs(self, features: Tensor) -> Tensor:
+        """The K softmax weights of each patch, which sum to 1: (B, D, h, w) -> (B, K, h, w)."""
+        return self.logits(features).softmax(dim=1)
+
+    def depth(self, features: Tensor) -> Tensor:
+        """Depth of each patch, within the bins: (B, D, h, w) -> (B, 1, h, w) [m]. Paper: equations 3 and 4."""
+        return torch.einsum("bkhw,k->bhw", self.probs(features), self.bin_list)[:, None]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Depth of each patch of one view: (B, 3, H, W), normalised -> (B, 1, h, w) float32 [m]."""
+        return self.depth(self.patch_features(image))
+
+    def predict(self, image: Tensor) -> Tensor:
+        """Depth of each pixel: the mean of the image's and its mirror's depth, resized to the image.
+
+        Args:
+            image: (B, 3, H, W), normalised with the reading's statistics.
+
+        Returns:
+            (B, 1, H, W) float32 [m].
+        """
+        depth = mirror_average(self(with_mirror(image)))  # (B, 1, h, w)
+        return F.interpolate(depth, image.shape[2:], mode="bilinear", align_corners=True)
+
+
+def with_mirror(image: Tensor) -> Tensor:
+    """The images and their horizontal mirrors in one batch: (B, 3, H, W) -> (2B, 3, H, W)."""
+    return torch.cat([image, image.flip(-1)])
+
+
+def mirror_average(depth: Tensor) -> Tensor:
+    """Mean of each map and of its mirror's, mirrored back: (2B, 1, h, w) as from `with_mirror` -> (B, 1, h, w)."""
+    upright, mirrored = depth.chunk(2)
+    return (upright + mirrored.flip(-1)) / 2
