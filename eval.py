@@ -9,7 +9,6 @@ code 0: done; 1: the evaluation could not be finished; 2: wrong arguments or unu
 
 import argparse
 import dataclasses
-import hashlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,8 +24,19 @@ import clip
 import paper
 import report
 from calculate_error import NYU_CROP, NYU_FIGURES, NonFinitePredictionError, errors_NYU
+from clip.checkpoint import file_sha256, locate_checkpoint
 from clip.model import convert_weights
-from datasets.nyu import TEST_INDICES, DataError, NYUDepthV2, Sample, check_files, coverage, read_list, scan_folder
+from datasets.nyu import (
+    TEST_INDICES,
+    DataError,
+    NYUDepthV2,
+    NYUMat,
+    Sample,
+    check_files,
+    coverage,
+    read_list,
+    scan_folder,
+)
 from monoclip import PAPER, MonoCLIP, Reading
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -61,7 +71,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--data_path", type=Path, default=Path("nyu_depth_v2"), help="folder that holds official_splits/test"
+        "--data_path",
+        type=Path,
+        default=Path("nyu_depth_v2"),
+        help="folder that holds official_splits/test, or nyu_depth_v2_labeled.mat",
     )
     data.add_argument("--list_file", type=Path, help="text file of 'rgb depth' lines, relative to the test split")
     data.add_argument("--any_index", action="store_true", help="in --list_file, accept pairs with different indices")
@@ -113,10 +126,32 @@ def choose_device(name: str, gpu_num: str) -> torch.device:
     return device
 
 
+def open_dataset(args: argparse.Namespace, reading: Reading) -> NYUDepthV2 | NYUMat:
+    """The data that the arguments name, checked as far as that is possible without a model.
+
+    Raises:
+        UsageError: `--list_file` with a .mat.
+        DataError: the data cannot be used.
+    """
+    protocol = (NYU_CROP, reading.image_mean, reading.image_std)
+    if args.data_path.suffix == ".mat":
+        if args.list_file is not None:
+            raise UsageError(f"--list_file names files of a folder, but --data_path is {args.data_path}; drop one")
+        dataset = NYUMat(args.data_path, *protocol)
+        return NYUMat(args.data_path, *protocol, dataset.indices[: args.limit]) if args.limit else dataset
+    if args.list_file is None:
+        pairs = scan_folder(args.data_path)
+    else:
+        pairs = read_list(args.list_file, args.data_path, args.any_index)
+    pairs = pairs[: args.limit]
+    check_files(pairs, allow_empty=args.empty == "skip")
+    return NYUDepthV2(pairs, *protocol)
+
+
 class CaughtErrors(Dataset[Sample | DataError]):
     """A data set whose errors come out as items: a worker process would bury their sentence under its traceback."""
 
-    def __init__(self, dataset: NYUDepthV2) -> None:
+    def __init__(self, dataset: NYUDepthV2 | NYUMat) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -139,7 +174,7 @@ def collate(items: list[Sample | DataError]) -> Sample | DataError:
 
 def evaluate(
     model: MonoCLIP,
-    dataset: NYUDepthV2,
+    dataset: NYUDepthV2 | NYUMat,
     device: torch.device,
     batch_size: int = 1,
     workers: int = 0,
@@ -221,14 +256,8 @@ def run(args: argparse.Namespace) -> None:
     precision = args.precision if args.precision != "auto" else "fp32" if device.type == "cpu" else "fp16"
     workers = args.workers if args.workers is not None else 0 if device.type == "cpu" else 4
 
-    if args.list_file is None:
-        pairs = scan_folder(args.data_path)
-    else:
-        pairs = read_list(args.list_file, args.data_path, args.any_index)
-    pairs = pairs[: args.limit]
-    check_files(pairs, allow_empty=args.empty == "skip")
-    dataset = NYUDepthV2(pairs, NYU_CROP, reading.image_mean, reading.image_std)
-    extent = coverage([pair.index for pair in pairs])
+    dataset = open_dataset(args, reading)
+    extent = coverage(dataset.indices)
     print(f"data: {args.data_path}, {extent}")
 
     clip_model, _ = clip.load(args.clip_path, device="cpu")
@@ -274,13 +303,10 @@ def configuration(
     args: argparse.Namespace, reading: Reading, precision: str, workers: int, extent: str
 ) -> dict[str, Any]:
     """Everything that the figures depend on, as JSON can hold it."""
-    path = clip.checkpoint.locate_checkpoint(args.clip_path)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "reading": dataclasses.asdict(reading),
         "clip_path": str(args.clip_path),
-        "clip_sha256": sha256,
+        "clip_sha256": file_sha256(locate_checkpoint(args.clip_path)),
         "data_path": str(args.data_path),
         "list_file": args.list_file and str(args.list_file),
         "data": extent,

@@ -22,7 +22,6 @@ from calculate_error import NYU_FIGURES
 
 ROW_FIELDS = ("image", "scene", "index", "valid_pixels", "dropped_pixels", *NYU_FIGURES)
 ROWS_FILE, RESULTS_FILE = "per_image.csv", "results.json"
-PACKAGES = ("torch", "numpy", "pillow")
 
 Row = dict[str, Any]
 
@@ -78,7 +77,11 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Versions, commit (None outside a git checkout, "-dirty" with local changes), device and threads of this run."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **{package: metadata.version(package) for package in ("numpy", "pillow")},
+        },
         "commit": commit(),
         "device": {"type": str(device), "name": name, "threads": torch.get_num_threads()},
         "platform": platform.platform(),

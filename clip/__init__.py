@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clip.checkpoint import CHECKPOINTS, CheckpointError, locate_checkpoint, read_state_dict
+from clip.checkpoint import CHECKPOINTS, CheckpointError, file_sha256, locate_checkpoint, read_state_dict
 from clip.model import CLIP, build_model
 from clip.tokenizer import tokenize
 
@@ -82,9 +82,8 @@ def load(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
     path = locate_checkpoint(name_or_path, download_root)
-    state_dict = read_state_dict(path)
     try:
-        model = build_model(state_dict, torch.float32 if device.type == "cpu" else torch.float16)
+        model = build_model(read_state_dict(path), torch.float32 if device.type == "cpu" else torch.float16)
     except ValueError as error:
-        raise CheckpointError(path, str(error)) from error
+        raise CheckpointError(path, str(error), file_sha256(path)) from error
     return model.to(device), Preprocess(model.visual.input_resolution)

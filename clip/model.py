@@ -8,6 +8,7 @@ features that a pixel-level reading of CLIP starts from. Left out: training (los
 Shapes: B images or texts, H x W pixels, h x w patches, C channels of the trunk, D joint dimension, L text tokens.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -41,6 +42,15 @@ class Architecture:
 def heads_of(width: int) -> int:
     """Number of attention heads of a transformer of this width (one for widths below 64)."""
     return max(1, width // HEAD_WIDTH)
+
+
+def drawn(*shape: int, std: float) -> Tensor:
+    """Random start of a parameter: uniform with this standard deviation.
+
+    Not normal: drawing from a normal distribution on the meta device loads torch's compiler, which takes over a second.
+    """
+    bound = std * 3**0.5
+    return torch.empty(shape).uniform_(-bound, bound)
 
 
 class Bottleneck(nn.Module):
@@ -79,7 +89,7 @@ class AttentionPool2d(nn.Module):
 
     def __init__(self, grid: int, width: int, num_heads: int, output_dim: int) -> None:
         super().__init__()
-        self.positional_embedding = nn.Parameter(torch.randn(grid**2 + 1, width) / width**0.5)
+        self.positional_embedding = nn.Parameter(drawn(grid**2 + 1, width, std=width**-0.5))
         self.k_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
@@ -206,12 +216,12 @@ class VisionTransformer(nn.Module):
         self.patch_dim = output_dim
         grid = input_resolution // patch_size
         self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
-        self.class_embedding = nn.Parameter(torch.randn(width) / width**0.5)
-        self.positional_embedding = nn.Parameter(torch.randn(grid**2 + 1, width) / width**0.5)
+        self.class_embedding = nn.Parameter(drawn(width, std=width**-0.5))
+        self.positional_embedding = nn.Parameter(drawn(grid**2 + 1, width, std=width**-0.5))
         self.ln_pre = LayerNorm(width)
         self.transformer = Transformer(width, layers)
         self.ln_post = LayerNorm(width)
-        self.proj = nn.Parameter(torch.randn(width, output_dim) / width**0.5)
+        self.proj = nn.Parameter(drawn(width, output_dim, std=width**-0.5))
 
     def _positional_embedding(self, h: int, w: int) -> Tensor:
         """(1 + h w, width): the patch part resized bilinearly (align_corners=True) from its square grid to h x w."""
@@ -272,11 +282,11 @@ class CLIP(nn.Module):
         width = a.transformer_width
         self.context_length = a.context_length
         self.transformer = Transformer(width, a.transformer_layers)
-        self.token_embedding = nn.Embedding(a.vocab_size, width)
-        self.positional_embedding = nn.Parameter(torch.randn(a.context_length, width) * 0.01)
+        self.token_embedding = nn.Embedding.from_pretrained(drawn(a.vocab_size, width, std=0.02), freeze=False)
+        self.positional_embedding = nn.Parameter(drawn(a.context_length, width, std=0.01))
         self.ln_final = LayerNorm(width)
-        self.text_projection = nn.Parameter(torch.randn(width, a.embed_dim) / width**0.5)
-        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.text_projection = nn.Parameter(drawn(width, a.embed_dim, std=width**-0.5))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -411,6 +421,7 @@ def build_model(state_dict: Mapping[str, Tensor], dtype: torch.dtype = torch.flo
         model = CLIP(infer_architecture(state_dict))
     check_state_dict(state_dict, model.state_dict())
     model.load_state_dict(state_dict, strict=True, assign=True)
+    del state_dict  # if the caller kept no reference, each tensor is freed as soon as it is converted
     # Official quirk: OpenAI's package rounds these weights to fp16 whatever the file holds, then computes in fp32 on a
     # CPU. Its own files hold fp16, so only an fp32 file shows it; the usual thing would be to use the file's values.
     convert_weights(model, torch.float16)
@@ -440,7 +451,7 @@ def check_state_dict(state_dict: Mapping[str, Tensor], expected: Mapping[str, Te
         if want.is_floating_point():
             if value.dtype not in (torch.float16, torch.bfloat16, torch.float32):
                 raise ValueError(f"{key} has dtype {value.dtype}, expected float16 or float32")
-            if not torch.isfinite(value).all():
+            if value.numel() and not torch.stack(value.aminmax()).isfinite().all():
                 raise ValueError(f"{key} holds values that are not finite")
             if key.endswith("running_var") and (value < 0).any():
                 raise ValueError(f"{key} holds negative variances")

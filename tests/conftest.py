@@ -1,0 +1,140 @@
+"""What several test files need: a tiny CLIP, the released weights' stand-in, and folders in NYU's layout."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import clip
+from clip.model import CLIP, Architecture
+from datasets.nyu import TEST_INDICES
+from monoclip import MonoCLIP
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, np.ndarray]:
+    """What the released implementation computes with the seed-0 weights."""
+    with np.load(GOLDEN / "rn50_seed0.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="session")
+def seed0() -> dict[str, Tensor]:
+    """RN50's state dict, random, of seed 0 (fp32)."""
+    spec = importlib.util.spec_from_file_location("make_weights", GOLDEN / "make_weights.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.rn50_state_dict(0)
+
+
+@pytest.fixture(scope="session")
+def rn50(seed0: dict[str, Tensor]) -> CLIP:
+    return clip.build_model(seed0)
+
+
+@pytest.fixture(scope="session")
+def golden_inputs() -> dict[str, Tensor]:
+    """The inputs of the golden figures: image x, NYU ground truth gt, KITTI ground truth gk and prediction pk."""
+    rng = np.random.default_rng(1000)
+    x = torch.from_numpy(rng.integers(0, 256, (2, 3, 416, 544)).astype(np.float32) / 255)
+    x = torch.nn.functional.avg_pool2d(x, 9, stride=1, padding=4)
+    x = (x - torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)) / torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
+    gt = rng.uniform(0, 11, (2, 1, 480, 640)).astype(np.float32)
+    gt[gt < 0.3] = 0
+    gk = rng.uniform(0, 100, (2, 1, 352, 1216)).astype(np.float32)
+    gk[gk < 20] = 0
+    pk = rng.uniform(0, 90, (2, 1, 352, 1216)).astype(np.float32)
+    return {"x": x, **{name: torch.from_numpy(v) for name, v in (("gt", gt), ("gk", gk), ("pk", pk))}}
+
+
+@pytest.fixture(scope="session")
+def golden_prediction(rn50: CLIP, golden_inputs: dict[str, Tensor]) -> Tensor:
+    """Mirror-averaged prediction of the golden image, (2, 1, 416, 544)."""
+    with torch.inference_mode():
+        return MonoCLIP(rn50).predict(golden_inputs["x"])
+
+
+def random_clip(architecture: Architecture, seed: int = 0) -> CLIP:
+    """A CLIP of random weights that fp16 can hold, with batch-norm statistics that are not those of a new layer."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = CLIP(architecture)
+    state_dict = model.state_dict()
+    for key, value in state_dict.items():
+        if key.endswith("running_mean"):
+            value.normal_(0, 0.1, generator=generator)
+        elif key.endswith("running_var"):
+            value.uniform_(0.5, 1.5, generator=generator)
+        if value.is_floating_point():
+            value.copy_(value.half())
+    return model.eval().requires_grad_(False)
+
+
+TINY = Architecture(
+    embed_dim=64,
+    image_resolution=64,
+    vision_layers=(1, 1, 1, 1),
+    vision_width=4,
+    vision_patch_size=None,
+    context_length=77,
+    vocab_size=49408,
+    transformer_width=32,
+    transformer_layers=2,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip() -> CLIP:
+    """A ModifiedResNet of width 4 (C = 128, D = 64) with a text transformer of width 32."""
+    return random_clip(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_clip: CLIP, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
+    torch.save(tiny_clip.state_dict(), path)
+    return path
+
+
+def write_pair(folder: Path, index: int, seed: int | None = None) -> tuple[Path, Path]:
+    """Writes one image of noise in 40 px squares and its depth (0.6 to 9 m, with a hole) in NYU's layout."""
+    rng = np.random.default_rng(index if seed is None else seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    rgb, depth = folder / f"rgb_{index:05d}.jpg", folder / f"sync_depth_{index:05d}.png"
+    squares = np.ones((40, 40), dtype=np.uint8)
+    colours = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    Image.fromarray(np.stack([np.kron(colours[..., c], squares) for c in range(3)], axis=-1)).save(rgb, quality=95)
+    millimetres = np.kron(rng.integers(600, 9000, (12, 16)), np.ones((40, 40))).astype(np.uint16)
+    millimetres[100:150, 200:300] = 0
+    Image.fromarray(millimetres).save(depth)
+    return rgb, depth
+
+
+@pytest.fixture
+def nyu_folder(tmp_path: Path) -> Callable[..., Path]:
+    """`nyu_folder(n)` writes n pairs in two scenes, in the official layout, and returns the folder."""
+
+    def make(count: int = 5) -> Path:
+        for i, index in enumerate(TEST_INDICES[:count]):
+            write_pair(tmp_path / "nyu" / "official_splits" / "test" / ("bathroom", "kitchen")[i % 2], index)
+        return tmp_path / "nyu"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def nyu_mini() -> Path:
+    """The nine photographs behind the golden evaluation; they may not be distributed, so they lie elsewhere."""
+    folder = os.environ.get("NYU_MINI")
+    if not folder:
+        pytest.skip("the nine photographs of nyu_mini are not in the repository; NYU_MINI names their folder")
+    return Path(folder)

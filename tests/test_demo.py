@@ -1,0 +1,282 @@
+"""demo/train_clip.py, and what only a model that knows distance can do: the checkpoint on the held-out sample."""
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import clip
+from calculate_error import HIGHER_IS_BETTER, NYU_CROP, NYU_FIGURES
+from clip.checkpoint import read_state_dict
+from clip.model import CLIP, Architecture
+from datasets.nyu import NYUDepthV2, check_files, scan_folder
+from demo import rooms, train_clip
+from eval import evaluate
+from monoclip import PAPER, MonoCLIP, Reading
+
+DEMO = Path(train_clip.__file__).parent
+BINS = torch.tensor(PAPER.bin_list)
+RN50 = Architecture(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 12)
+
+
+@pytest.fixture(scope="module")
+def rooms_clip() -> CLIP:
+    return clip.load(DEMO / "rooms_clip.pt", device="cpu")[0]
+
+
+@pytest.fixture(scope="module")
+def sample() -> NYUDepthV2:
+    pairs = scan_folder(DEMO / "sample")
+    check_files(pairs)
+    return NYUDepthV2(pairs, NYU_CROP, PAPER.image_mean, PAPER.image_std)
+
+
+def figures_of(model: MonoCLIP, dataset: NYUDepthV2) -> dict[str, float]:
+    """Mean figures by the official evaluation."""
+    rows = [row for batch in evaluate(model, dataset, torch.device("cpu"), batch_size=4) for row in batch]
+    return {name: float(np.mean([row[name] for row in rows])) for name in NYU_FIGURES}
+
+
+@pytest.fixture(scope="module")
+def figures(rooms_clip, sample) -> dict[str, float]:
+    return figures_of(MonoCLIP(rooms_clip), sample)
+
+
+@pytest.fixture(scope="module")
+def patches(rooms_clip, sample) -> tuple[Tensor, Tensor]:
+    """Predicted and true depth (N,) [m] of all patches of the sample that were mostly measured; no mirror average."""
+    model = MonoCLIP(rooms_clip)
+    pred, true = [], []
+    for i in range(len(sample)):
+        image, depth = sample[i].image, sample[i].depth[0, NYU_CROP[0], NYU_CROP[1]].numpy()
+        mean, measured = train_clip.patch_depth(depth)
+        with torch.no_grad():
+            pred.append(model(image[None])[0, 0][torch.from_numpy(measured > 0.5)])
+        true.append(torch.from_numpy(mean[measured > 0.5]))
+    return torch.cat(pred), torch.cat(true)
+
+
+def better(name: str, a: dict[str, float], b: dict[str, float]) -> bool:
+    return a[name] > b[name] if name in HIGHER_IS_BETTER else a[name] < b[name]
+
+
+def readme_row(heading: str) -> dict[str, float]:
+    """The figures that demo/README.md states for the embedded CLIP below a heading."""
+    text = (DEMO / "README.md").read_text(encoding="utf-8")
+    section = text.split(f"### {heading}\n")[1]
+    titles, row = (
+        re.search(rf"^\| {start}(.*)\|$", section, re.MULTILINE)[1] for start in (r"\| ", r"embedded CLIP \|")
+    )
+    return dict(zip(titles.replace(" ", "").split("|"), map(float, row.split("|")), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------- values by hand
+
+
+@pytest.mark.parametrize(
+    ("depth", "shares"),
+    [
+        (1.0, [1, 0, 0, 0, 0, 0, 0]),
+        (1.25, [0.5, 0.5, 0, 0, 0, 0, 0]),
+        (1.9, [0, 0.2, 0.8, 0, 0, 0, 0]),
+        (2.25, [0, 0, 0, 1, 0, 0, 0]),
+        (3.0, [0, 0, 0, 0, 0, 0, 1]),
+        (0.6, [1, 0, 0, 0, 0, 0, 0]),
+        (4.2, [0, 0, 0, 0, 0, 0, 1]),
+    ],
+)
+def test_class_shares(depth, shares):
+    torch.testing.assert_close(train_clip.class_shares(torch.tensor([depth]), BINS)[0], torch.tensor(shares).float())
+
+
+def test_class_shares_have_the_depth_as_mean():
+    depth = torch.linspace(1, 3, 40).view(5, 8)
+    torch.testing.assert_close(train_clip.class_shares(depth, BINS) @ BINS, depth)
+
+
+def test_patch_depth_leaves_holes_out():
+    depth = np.zeros((64, 32), dtype=np.float32)
+    depth[:16] = 2.0
+    depth[16:24] = 3.0
+    mean, measured = train_clip.patch_depth(depth)
+    np.testing.assert_allclose(mean, [[(16 * 2 + 8 * 3) / 24], [0]])
+    np.testing.assert_allclose(measured, [[0.75], [0]])
+
+
+def test_ranks_and_spearman():
+    values = torch.tensor([3.0, 1.0, 3.0, 2.0])
+    torch.testing.assert_close(train_clip.ranks(values), torch.tensor([3.5, 1.0, 3.5, 2.0]).double())
+    rising = torch.linspace(0.1, 2, 9)
+    assert train_clip.spearman(rising, rising.exp()) == pytest.approx(1)
+    assert train_clip.spearman(rising, 1 / rising) == pytest.approx(-1)
+    # 1 - 6 * (1 + 1) / (3 * 8) = 0.5
+    assert train_clip.spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 1.0, 3.0])) == pytest.approx(0.5)
+
+
+def test_patch_loss_by_hand():
+    depth = torch.tensor([[[2.0, 1.0]]])  # (1, 1, 2)
+    measured = torch.tensor([[[1.0, 0.2]]])  # the second patch does not count
+    flat = torch.zeros(1, 7, 1, 2)
+    relative = abs(sum(PAPER.bin_list) / 7 - 2.0) / 2.0
+    expected = math.log(7) + train_clip.DEPTH_WEIGHT * relative
+    assert train_clip.patch_loss(flat, depth, measured, BINS).item() == pytest.approx(expected, rel=1e-5)
+    right = flat.clone()
+    right[:, 2] = 50
+    assert train_clip.patch_loss(right, depth, measured, BINS).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_learning_rate_share():
+    assert train_clip.learning_rate_share(0.025) == pytest.approx(0.5)
+    assert train_clip.learning_rate_share(0.5) == pytest.approx(0.5)
+    assert train_clip.learning_rate_share(1.0) == pytest.approx(0.0)
+
+
+def test_batches_mirror_image_and_depth_together():
+    ramp = np.linspace(40, 200, 544)
+    image = np.broadcast_to(ramp[None, None, :, None], (3, 416, 544, 3)).astype(np.uint8)
+    depth = torch.linspace(1, 3, 17).expand(3, 13, 17)
+    pictures = train_clip.Pictures(image, depth, torch.ones(3, 13, 17))
+    mirrored = 0
+    stream = train_clip.batches(pictures, 4, np.random.default_rng(0))
+    for _ in range(3):
+        image_batch, depth_batch, measured = next(stream)
+        assert image_batch.shape == (4, 3, 416, 544)
+        assert measured.shape == (4, 13, 17)
+        for x, y in zip(image_batch, depth_batch, strict=True):
+            assert (x[0, 0, 0] < x[0, 0, -1]) == (y[0, 0] < y[0, -1])
+            mirrored += int(y[0, 0] > y[0, -1])
+    assert 0 < mirrored < 12
+
+
+# ------------------------------------------------------------------------------------------------- what is embedded
+
+
+def test_checkpoint_has_the_keys_of_openai_in_fp16_and_at_most_5_mb(rooms_clip):
+    path = DEMO / "rooms_clip.pt"
+    assert path.stat().st_size <= 5_000_000
+    with torch.device("meta"):
+        official = set(CLIP(RN50).state_dict())
+    state_dict = read_state_dict(path)
+    assert set(state_dict) <= official
+    assert {re.sub(r"\d+", "#", key) for key in state_dict} == {re.sub(r"\d+", "#", key) for key in official}
+    for key, value in state_dict.items():
+        assert value.dtype == (torch.int64 if key.endswith("num_batches_tracked") else torch.float16)
+    assert rooms_clip.visual.patch_dim == 2 * rooms_clip.text_projection.shape[1]  # every second channel, as RN50
+    assert rooms_clip.visual.input_resolution == 224
+
+
+def test_sample_is_small_and_is_what_the_renderer_makes(sample):
+    assert sum(path.stat().st_size for path in (DEMO / "sample").rglob("*") if path.is_file()) <= 4_000_000
+    assert len(sample) == 16
+    assert len({pair.scene for pair in sample.pairs}) >= 4
+    scene, _, depth = rooms.render_scene(train_clip.SAMPLE_SEED, 0)
+    first = next(i for i, pair in enumerate(sample.pairs) if pair.index == 0)
+    assert sample.pairs[first].scene == scene
+    same = (sample[first].depth[0].numpy() - depth).__abs__() < 2e-3
+    assert same.mean() > 0.995  # another processor may round an edge otherwise
+
+
+def test_figures_are_those_of_the_readme(figures):
+    stated = readme_row("The sample: 16 pictures of seed 16000")
+    assert stated.keys() == figures.keys()
+    for name, value in figures.items():
+        assert value == pytest.approx(stated[name], abs=0.01), name
+
+
+def test_readme_keeps_its_promise():
+    held_out = readme_row("Held out: 64 pictures of seed 64000")
+    assert held_out["a1"] >= 0.60
+    assert held_out["abs_rel"] <= 0.22
+
+
+def test_measure_agrees_with_the_official_evaluation_and_beats_the_others(rooms_clip, figures):
+    table, correlation = train_clip.measure(rooms_clip, DEMO / "sample")
+    model, *others = table.values()
+    assert len(others) == 3
+    for name in NYU_FIGURES:
+        assert model[name] == pytest.approx(figures[name], rel=1e-4)
+        assert all(better(name, model, other) for other in others), name
+    assert correlation > 0.6
+
+
+# ------------------------------------------------------------------------------------------------- it knows distance
+
+
+def test_reversed_words_make_every_figure_worse(rooms_clip, sample, figures):
+    reversed_words = figures_of(MonoCLIP(rooms_clip, Reading(bin_list=PAPER.bin_list[::-1])), sample)
+    for name in NYU_FIGURES:
+        assert better(name, figures, reversed_words), name
+
+
+def test_words_that_say_nothing_of_distance_make_every_figure_worse(rooms_clip, sample, figures):
+    words = ("red", "a dog", "seven", "music", "thin", "yesterday", "wet")
+    other = figures_of(MonoCLIP(rooms_clip, Reading(depth_classes=words)), sample)
+    for name in NYU_FIGURES:
+        assert better(name, figures, other), name
+
+
+def test_near_patches_are_predicted_nearer_than_far_ones(patches):
+    pred, true = patches
+    means = [pred[(true >= low) & (true < high)].mean().item() for low, high in ((0, 1.5), (1.5, 2.25), (2.25, 9))]
+    assert means[0] + 0.2 < means[1]
+    assert means[1] + 0.2 < means[2]
+
+
+def test_mirrored_input_gives_the_mirrored_map(rooms_clip, sample):
+    model = MonoCLIP(rooms_clip)
+    images = torch.stack([sample[i].image for i in range(4)])
+    with torch.no_grad():
+        pred, mirrored = model.predict(images), model.predict(images.flip(-1)).flip(-1)
+        single, single_mirrored = model(images), model(images.flip(-1)).flip(-1)
+    torch.testing.assert_close(mirrored, pred, atol=1e-3, rtol=0)
+    # One view alone is no exact mirror, but nearer to it than to the map that was not mirrored back.
+    assert (single - single_mirrored).abs().mean() < 0.5 * (single - single_mirrored.flip(-1)).abs().mean()
+
+
+def test_pooled_embedding_ranks_whole_views_by_depth(rooms_clip, sample):
+    text_features = MonoCLIP(rooms_clip).text_features
+    views, depths = [], []
+    for i in range(len(sample)):
+        views.append(sample[i].image[:, 96:320, 160:384])
+        depth = sample[i].depth[0, NYU_CROP[0], NYU_CROP[1]][96:320, 160:384]
+        depths.append(depth[depth > 0].mean())
+    with torch.no_grad():
+        image_features = torch.nn.functional.normalize(rooms_clip.encode_image(torch.stack(views)), dim=-1)
+    pred = (rooms_clip.logit_scale.exp() * image_features @ text_features).softmax(1) @ BINS
+    assert train_clip.spearman(pred, torch.stack(depths)) > 0.5
+
+
+# ---------------------------------------------------------------------------------------------------- the command line
+
+
+def test_two_steps_end_to_end(tmp_path, capsys):
+    path = tmp_path / "tiny.pt"
+    small = ["--images", "2", "--steps", "2", "--batch_size", "2", "--held_out", "1", "--workers", "0"]
+    small += ["--threads", str(torch.get_num_threads())]
+    assert train_clip.main(["--output", str(path), *small]) == 0
+    printed = capsys.readouterr().out
+    assert "step 2 of 2: loss" in printed
+    assert "| embedded CLIP |" in printed
+    model, _ = clip.load(path, device="cpu")
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", str(train_clip.HELD_OUT_SEED)], "is that of pictures which training must not see"),
+        (["--seed", str(train_clip.SAMPLE_SEED)], "is that of pictures which training must not see"),
+        (["--seed", "-1"], "-1 is not 0 or more"),
+        (["--steps", "0"], "0 is not 1 or more"),
+        (["--output", "no/such/folder/clip.pt"], "does not exist; create it first"),
+    ],
+)
+def test_wrong_arguments(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        train_clip.main(["--output", str(tmp_path / "clip.pt"), *arguments])
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err

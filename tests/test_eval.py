@@ -1,0 +1,428 @@
+"""eval: the command line from files to figures, its outputs, and every input that it refuses."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import clip
+import eval as evaluation
+from calculate_error import NYU_CROP, NYU_FIGURES, compute_errors_NYU
+from datasets.nyu import TEST_INDICES, NYUDepthV2, scan_folder
+from monoclip import PAPER, MonoCLIP
+from tests.conftest import GOLDEN, write_pair
+from tests.test_nyu import FAULTS, spoil
+
+RELEASED_COMMAND = "--evaluate --batch_size 1 --dataset NYU --gpu_num 0 --encoder AST --other_method MonoCLIP"
+RELEASED = RELEASED_COMMAND.split()
+PROMPT_2 = ("extremely close", "very close", "close", "a little close", "a little far", "far", "unseen")
+BINS_3 = ("1.00", "1.25", "1.50", "1.75", "2.00", "2.25", "2.50")
+
+
+@pytest.fixture
+def run(tiny_checkpoint, nyu_folder, tmp_path, capsys):
+    """`run(*flags)` evaluates the tiny CLIP on five images and returns exit code, standard output and error."""
+    root = nyu_folder(5)
+
+    def call(*flags: str, data: Path = root, weights: Path | str = tiny_checkpoint) -> tuple[int, str, str]:
+        code = evaluation.main(["--data_path", str(data), "--clip_path", str(weights), "--device", "cpu", *flags])
+        return code, *capsys.readouterr()
+
+    call.root = root
+    call.split = root / "official_splits" / "test"
+    call.output = tmp_path / "out"
+    return call
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "per_image.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_released_command_line_prints_the_released_line_and_the_papers_row(run):
+    code, out, _ = run(*RELEASED)
+    assert code == 0
+    number = r"\d\.\d{3}"
+    line = ", ".join(f"{name} : {number}" for name in ("abs_diff", "a1", "a2", "a3", "abs_rel", "log10", "rmse"))
+    assert re.search(rf"^ \* Avg {line}$", out, re.MULTILINE)
+    assert re.search(r"delta1 +delta2 +delta3 +abs_rel +log10 +rmse\nthis run .*\npaper, DepthCLIP +0\.394", out)
+    assert "5 images: 5 of the 654 of the official test split" in out
+    assert "they do not compare" in out
+
+
+def test_figures_are_those_of_the_method(run, tiny_clip):
+    assert run("--output", str(run.output))[0] == 0
+    model = MonoCLIP(clip.build_model(tiny_clip.state_dict()))
+    dataset = NYUDepthV2(scan_folder(run.root), NYU_CROP, PAPER.image_mean, PAPER.image_std)
+    rows, means = rows_of(run.output), []
+    assert [row["image"] for row in rows] == [pair.name for pair in dataset.pairs]
+    for row, sample in zip(rows, (dataset[i] for i in range(5)), strict=True):
+        with torch.inference_mode():
+            expected = compute_errors_NYU(sample.depth[None], model.predict(sample.image[None]))
+        assert {name: float(row[name]) for name in NYU_FIGURES} == pytest.approx(expected, abs=1e-6)
+        assert (row["scene"], int(row["index"])) == (sample.scene, sample.index)
+        means.append(expected)
+    results = results_of(run.output)
+    assert results["figures"] == pytest.approx({n: np.mean([m[n] for m in means]) for n in NYU_FIGURES}, abs=1e-6)
+
+
+def test_results_say_what_they_were_made_with(run, tiny_checkpoint):
+    assert run("--output", str(run.output), "--batch_size", "2", "--limit", "3")[0] == 0
+    results, rows = results_of(run.output), rows_of(run.output)
+    assert results["images"] == len(rows) == 3
+    assert results["valid_pixels"] == sum(int(row["valid_pixels"]) for row in rows)
+    assert results["configuration"]["batch_size"] == 2
+    assert results["configuration"]["precision"] == "fp32"
+    assert results["configuration"]["clip_sha256"] == clip.checkpoint.file_sha256(tiny_checkpoint)
+    assert results["configuration"]["reading"]["bin_list"] == list(PAPER.bin_list)
+    assert results["versions"]["torch"] == torch.__version__
+    assert results["device"]["type"] == "cpu"
+    assert results["images_per_second"] > 0
+    assert results["paper"]["a1"] == 0.394
+    assert "commit" in results
+    assert {path.name for path in run.output.iterdir()} == {"results.json", "per_image.csv"}
+
+
+@pytest.mark.parametrize("flags", [("--batch_size", "2"), ("--batch_size", "5", "--workers", "2"), ("--workers", "1")])
+def test_batch_size_and_workers_change_nothing(run, flags):
+    assert run("--output", str(run.output))[0] == 0
+    assert run("--output", str(run.output / "other"), *flags)[0] == 0
+    for one, other in zip(rows_of(run.output), rows_of(run.output / "other"), strict=True):
+        assert one["image"] == other["image"]
+        for name in NYU_FIGURES:
+            assert float(one[name]) == pytest.approx(float(other[name]), abs=1e-5)
+
+
+def test_own_words_and_bins_equal_the_same_reading(run, tiny_clip):
+    flags = ["--depth_classes", "near", "far away", "--bin_list", "1", "4", "--temperature", "0.5"]
+    flags += ["--depth_templates", "a {} which is {}", "This {} is {}", "--obj_classes", "thing"]
+    assert run("--output", str(run.output), *flags)[0] == 0
+    reading = results_of(run.output)["configuration"]["reading"]
+    assert reading["depth_classes"] == ["near", "far away"]
+    assert reading["depth_templates"] == ["a {} which is {}", "This {} is {}"]
+    assert run("--output", str(run.output / "paper"))[0] == 0
+    assert results_of(run.output)["figures"] != results_of(run.output / "paper")["figures"]
+
+
+def test_list_file_chooses_the_images(run, tmp_path):
+    list_file = tmp_path / "list.txt"
+    list_file.write_text("kitchen/rgb_00013.jpg kitchen/sync_depth_00013.png 518.8\n")
+    assert run("--list_file", str(list_file), "--output", str(run.output))[0] == 0
+    assert [row["image"] for row in rows_of(run.output)] == ["kitchen/rgb_00013.jpg"]
+
+
+def test_without_output_nothing_is_written(run, tmp_path, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.chdir(tmp_path)
+    assert run()[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Fails the test if a model is built."""
+
+    def built(*_):
+        raise AssertionError("the model was built before the input was checked")
+
+    for module in ("clip.model", "clip"):
+        monkeypatch.setattr(f"{module}.build_model", built)
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_spoiled_data_are_one_sentence_before_the_model_is_built(run, no_model, kind):
+    pair = scan_folder(run.root)[2]
+    spoil(kind, pair.rgb, pair.depth)
+    code, out, err = run("--output", str(run.output))
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"eval\.py: .*{FAULTS[kind]}.*\n", err)
+    assert not run.output.exists()
+
+
+def test_missing_data_are_one_sentence(run, no_model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    pair = scan_folder(run.root)[0]
+    for folder, message in ((tmp_path / "nowhere", "no such folder"), (tmp_path / "empty", "no <scene>/rgb")):
+        code, _, err = run(data=folder)
+        assert code == 2
+        assert message in err
+        assert err.count("\n") == 1
+    pair.depth.unlink()
+    code, _, err = run()
+    assert code == 2
+    assert "its depth map sync_depth_00000.png is missing" in err
+    write_pair(pair.depth.parent, 0)
+    pair.rgb.unlink()
+    code, _, err = run()
+    assert code == 2
+    assert "its image rgb_00000.jpg is missing" in err
+
+
+def test_duplicate_and_mismatched_pairs_are_refused(run, no_model, tmp_path):
+    write_pair(run.split / "office", 13)
+    code, _, err = run()
+    assert code == 2
+    assert "index 13 occurs 2 times, in kitchen, office" in err
+    list_file = tmp_path / "list.txt"
+    list_file.write_text("kitchen/rgb_00013.jpg bathroom/sync_depth_00008.png\n")
+    code, _, err = run("--list_file", str(list_file))
+    assert code == 2
+    assert "do not carry the same index" in err
+
+
+def test_unusable_checkpoints_are_one_sentence(run, tiny_clip, tmp_path):
+    good = tmp_path / "good.pt"
+    torch.save(tiny_clip.state_dict(), good)
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
+    (tmp_path / "truncated.pt").write_bytes(good.read_bytes()[:100_000])
+    lacking = {k: v for k, v in tiny_clip.state_dict().items() if k != "visual.bn2.weight"}
+    torch.save(lacking, tmp_path / "lacking.pt")
+    (tmp_path / "page.pt").write_text("<html>404 Not Found</html>")
+    for name, message in (
+        ("other.pt", "not a CLIP checkpoint"),
+        ("truncated.pt", "truncated.pt"),
+        ("lacking.pt", "visual.bn2.weight"),
+        ("page.pt", "page.pt"),
+        ("missing.pt", "missing.pt"),
+    ):
+        code, _, err = run("--output", str(run.output), weights=tmp_path / name)
+        assert code == 2, name
+        assert message in err
+        assert str(tmp_path / name) in err
+        assert err.startswith("eval.py: ")
+        assert "Traceback" not in err
+        assert not run.output.exists()
+
+
+def test_a_model_that_is_not_there_says_what_to_bring(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("CLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CLIP_OFFLINE", "1")
+    code, _, err = run(weights="RN50")
+    assert code in (1, 2)
+    assert str(tmp_path / "cache" / "RN50.pt") in err
+    assert "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762" in err
+    assert "--clip_path" in err
+
+
+def beyond_range(pair) -> None:
+    """Depth that is there, but at 11 m everywhere: outside what counts."""
+    Image.fromarray(np.full((480, 640), 11000, dtype=np.uint16)).save(pair.depth)
+
+
+def test_an_image_without_a_valid_pixel_ends_the_run_and_keeps_its_rows(run):
+    beyond_range(scan_folder(run.root)[3])
+    code, out, err = run("--output", str(run.output))
+    assert code == 1
+    assert "Avg" not in out
+    assert "eval.py: kitchen/rgb_00001.jpg: no valid pixel, so no figures; remove it or pass --empty skip" in err
+    assert len(rows_of(run.output)) == 3
+    assert not (run.output / "results.json").exists()
+
+
+@pytest.mark.parametrize("batch_size", ["1", "4"])
+def test_images_without_a_valid_pixel_can_be_left_out(run, batch_size):
+    pairs = scan_folder(run.root)
+    beyond_range(pairs[3])
+    spoil("no depth", pairs[1].rgb, pairs[1].depth)
+    code, out, _ = run("--empty", "skip", "--output", str(run.output), "--batch_size", batch_size)
+    assert code == 0
+    assert "left out: 2 images without a valid pixel: bathroom/rgb_00008.jpg, kitchen/rgb_00001.jpg" in out
+    rows, results = rows_of(run.output), results_of(run.output)
+    assert [row["a1"] == "" for row in rows] == [False, True, False, True, False]
+    assert results["images_without_valid_pixel"] == ["bathroom/rgb_00008.jpg", "kitchen/rgb_00001.jpg"]
+    means = np.mean([[float(row[n]) for n in NYU_FIGURES] for row in rows if row["a1"]], axis=0)
+    assert list(results["figures"].values()) == pytest.approx(list(means), abs=1e-9)
+
+
+def test_no_image_with_a_valid_pixel_is_an_error_even_if_skipped(run):
+    for pair in scan_folder(run.root):
+        beyond_range(pair)
+    code, out, err = run("--empty", "skip")
+    assert code == 1
+    assert "Avg" not in out
+    assert "no image has a valid pixel" in err
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_predictions_that_are_not_finite_are_an_error_with_the_images_name(run, monkeypatch, value):
+    def spoiled(self, image):
+        depth = predict(self, image)
+        depth[image[:, 0, 0, 0] == target] = value
+        return depth
+
+    predict = MonoCLIP.predict
+    pairs = scan_folder(run.root)
+    target = NYUDepthV2(pairs, NYU_CROP, PAPER.image_mean, PAPER.image_std)[1].image[0, 0, 0]
+    assert run("--output", str(run.output / "honest"))[0] == 0
+    monkeypatch.setattr(MonoCLIP, "predict", spoiled)
+    code, out, err = run("--output", str(run.output))
+    assert code == 1
+    assert "Avg" not in out
+    assert f"NaN or infinite depth predicted for {pairs[1].name} (226,304 pixels)" in err
+    assert run("--output", str(run.output), "--nonfinite", "worst")[0] == 0
+    honest, worst = results_of(run.output / "honest")["figures"], results_of(run.output)["figures"]
+    assert worst["a1"] <= honest["a1"]
+    assert worst["rmse"] > honest["rmse"]
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_file_damaged_after_the_check_ends_the_run_with_its_name(run, monkeypatch, workers):
+    pair = scan_folder(run.root)[4]
+    spoil("half JPEG", pair.rgb, pair.depth)
+    monkeypatch.setattr(evaluation, "check_files", lambda *_, **__: None)
+    code, _, err = run("--workers", workers, "--output", str(run.output))
+    assert code == 1
+    assert "Traceback" not in err
+    assert re.search(r"eval\.py: .*kitchen/rgb_00013\.jpg: truncated or damaged", err)
+    assert len(rows_of(run.output)) == 4
+
+
+def test_pixels_dropped_for_a_prediction_of_zero_are_reported(run, monkeypatch):
+    monkeypatch.setattr(MonoCLIP, "predict", lambda self, image: torch.arange(2.0).repeat(416, 272)[None, None])
+    code, out, _ = run("--limit", "1")
+    assert code == 0
+    assert re.search(r"warning: \d\d\d,\d\d\d more pixels were not counted", out)
+
+
+def test_interrupted_run_says_how_far_it_came(run, monkeypatch):
+    calls = []
+
+    def interrupted(self, image):
+        calls.append(image)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return torch.full((1, 1, 416, 544), 2.0)
+
+    monkeypatch.setattr(MonoCLIP, "predict", interrupted)
+    code, out, err = run("--output", str(run.output))
+    assert code == 130
+    assert "interrupted: 2 of 5 images done" in err
+    assert "Avg" not in out
+    assert len(rows_of(run.output)) == 2
+    assert not (run.output / "results.json").exists()
+
+
+def test_results_of_an_earlier_run_do_not_outlive_a_new_one(run):
+    assert run("--output", str(run.output))[0] == 0
+    beyond_range(scan_folder(run.root)[0])
+    assert run("--output", str(run.output))[0] == 1
+    assert not (run.output / "results.json").exists()
+
+
+def test_output_that_cannot_be_written_is_one_sentence(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = run("--output", str(tmp_path / "file" / "out"))
+    assert code in (1, 2)
+    assert str(tmp_path / "file") in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--batch_size", "0"), "0 is not 1 or more"),
+        (("--workers", "-1"), "-1 is not 0 or more"),
+        (("--limit", "0"), "0 is not 1 or more"),
+        (("--dataset", "KITTI"), "invalid choice: 'KITTI'"),
+        (("--other_method", "DORN"), "invalid choice: 'DORN'"),
+        (("--precision", "int8"), "invalid choice: 'int8'"),
+        (("--bin_list", "one"), "invalid float value: 'one'"),
+    ],
+)
+def test_wrong_arguments_exit_with_2(flags, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        evaluation.main(list(flags))
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--bin_list", "1", "2"), "7 depth classes and 2 bins"),
+        (("--temperature", "0"), "temperature must be positive"),
+        (("--depth_templates", "far"), "must hold {} twice"),
+        (("--device", "cuda:99"), "--device cuda:99: not available here"),
+        (("--device", "abacus"), "--device abacus: not available here"),
+    ],
+)
+def test_arguments_that_cannot_be_followed_are_one_sentence(run, no_model, flags, message):
+    code, _, err = run(*flags)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_other_precisions_stay_close(run, precision):
+    assert run("--output", str(run.output))[0] == 0
+    assert run("--output", str(run.output / precision), "--precision", precision)[0] == 0
+    exact, rough = results_of(run.output)["figures"], results_of(run.output / precision)["figures"]
+    assert exact != rough
+    assert rough == pytest.approx(exact, abs=0.05)
+
+
+def test_as_a_program_from_another_folder(run, tiny_checkpoint, tmp_path):
+    command = [sys.executable, "-W", "error", str(Path(evaluation.__file__).resolve()), "--device", "cpu"]
+    command += ["--data_path", str(run.root), "--clip_path", str(tiny_checkpoint), "--limit", "1", "--workers", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert " * Avg abs_diff : " in done.stdout
+    assert "image/s" in done.stderr
+
+
+@pytest.mark.parametrize("batch_size", ["1", "4", "9"])
+@pytest.mark.parametrize(
+    ("expected", "flags"),
+    [
+        ("nyu_mini_expected.json", []),
+        ("nyu_mini_expected_prompt2_bins3.json", ["--depth_classes", *PROMPT_2, "--bin_list", *BINS_3]),
+    ],
+)
+def test_released_evaluation(nyu_mini, seed0, tmp_path, expected, flags, batch_size):
+    torch.save(seed0, tmp_path / "seed0.pt")
+    flags = [*RELEASED, "--data_path", str(nyu_mini), "--clip_path", str(tmp_path / "seed0.pt"), *flags]
+    flags += ["--device", "cpu", "--output", str(tmp_path), "--batch_size", batch_size]
+    assert evaluation.main(flags) == 0
+    released = json.loads((GOLDEN / expected).read_text())
+    for row, image in zip(rows_of(tmp_path), released["images"], strict=True):
+        assert row["image"] == image["image"]
+        assert {n: float(row[n]) for n in NYU_FIGURES} == pytest.approx({n: image[n] for n in NYU_FIGURES}, abs=1e-4)
+    assert results_of(tmp_path)["figures"] == pytest.approx(released["mean"], abs=1e-4)
+
+
+def test_released_depth_maps(nyu_mini, rn50):
+    dataset = NYUDepthV2(scan_folder(nyu_mini), NYU_CROP, PAPER.image_mean, PAPER.image_std)
+    with np.load(GOLDEN / "nyu_mini_expected_depth.npz") as file:
+        expected = np.concatenate([file[name] for name in file.files])
+    model = MonoCLIP(rn50)
+    with torch.inference_mode():
+        maps = [(model(s.image[None]) + model(s.image[None].flip(-1)).flip(-1)) / 2 for s in (dataset[0], dataset[8])]
+    for ours, released in zip(maps, expected.reshape(-1, 13, 17)[[0, 8]], strict=True):
+        assert np.abs(ours[0, 0].numpy() - released).max() < 1e-3
+
+
+@pytest.mark.weights
+@pytest.mark.nyu
+def test_the_papers_row(tmp_path):
+    data, weights = os.environ.get("NYU_PATH"), os.environ.get("CLIP_PATH")
+    if not data or not weights:
+        pytest.skip("needs the real RN50 and NYU Depth V2: CLIP_PATH and NYU_PATH name them")
+    assert len(scan_folder(Path(data))) == len(TEST_INDICES)
+    assert evaluation.main(["--data_path", data, "--clip_path", weights, "--output", str(tmp_path)]) == 0
+    figures = results_of(tmp_path)["figures"]
+    # an independent run of the release (MoA-DepthCLIP, arXiv 2604.01118)
+    published = {"a1": 0.390, "a2": 0.680, "a3": 0.848, "abs_rel": 0.393, "log10": 0.158, "rmse": 1.176}
+    assert {name: figures[name] for name in published} == pytest.approx(published, abs=0.01)

@@ -1,0 +1,225 @@
+"""clip.model: the networks, their sizes from a state dict, and agreement with open_clip and the released code."""
+
+from dataclasses import replace
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+import clip
+from clip.model import CLIP, Architecture, build_model, check_state_dict, convert_weights, infer_architecture
+from tests.conftest import TINY, random_clip
+
+TEXT = {"context_length": 77, "vocab_size": 49408}
+RN, VIT = dict(TEXT, vision_patch_size=None), TEXT
+PAPER_MODELS = {
+    "RN50": Architecture(1024, 224, (3, 4, 6, 3), 64, transformer_width=512, transformer_layers=12, **RN),
+    "RN101": Architecture(512, 224, (3, 4, 23, 3), 64, transformer_width=512, transformer_layers=12, **RN),
+    "RN50x4": Architecture(640, 288, (4, 6, 10, 6), 80, transformer_width=640, transformer_layers=12, **RN),
+    "RN50x16": Architecture(768, 384, (6, 8, 18, 8), 96, transformer_width=768, transformer_layers=12, **RN),
+    "RN50x64": Architecture(1024, 448, (3, 15, 36, 10), 128, transformer_width=1024, transformer_layers=12, **RN),
+    "ViT-B/32": Architecture(512, 224, 12, 768, 32, transformer_width=512, transformer_layers=12, **VIT),
+    "ViT-B/16": Architecture(512, 224, 12, 768, 16, transformer_width=512, transformer_layers=12, **VIT),
+    "ViT-L/14": Architecture(768, 224, 24, 1024, 14, transformer_width=768, transformer_layers=12, **VIT),
+    "ViT-L/14@336px": Architecture(768, 336, 24, 1024, 14, transformer_width=768, transformer_layers=12, **VIT),
+}
+TINY_VIT = replace(TINY, vision_layers=2, vision_width=64, vision_patch_size=16)
+
+
+def test_models_of_the_paper_are_those_that_are_available():
+    assert clip.available_models() == list(PAPER_MODELS)
+
+
+@pytest.mark.parametrize("name", PAPER_MODELS)
+def test_architecture_is_inferred_from_the_state_dict(name):
+    with torch.device("meta"):
+        model = CLIP(PAPER_MODELS[name])
+        rebuilt = CLIP(infer_architecture(model.state_dict()))
+    assert infer_architecture(model.state_dict()) == PAPER_MODELS[name]
+    assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("RN50", 102.0), ("RN101", 119.7), ("RN50x4", 178.3), ("RN50x16", 291.0), ("RN50x64", 623.3)]
+    + [("ViT-B/32", 151.3), ("ViT-B/16", 149.6), ("ViT-L/14", 427.6), ("ViT-L/14@336px", 427.9)],
+)
+def test_number_of_parameters(name, millions):
+    # as open_clip's table of models states them
+    with torch.device("meta"):
+        count = sum(p.numel() for p in CLIP(PAPER_MODELS[name]).parameters())
+    assert count / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+def test_keys_of_rn50_are_openais(seed0):
+    with torch.device("meta"):
+        model = CLIP(PAPER_MODELS["RN50"])
+    assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == {k: tuple(v.shape) for k, v in seed0.items()}
+
+
+def open_clip_twin(model: CLIP, architecture: Architecture) -> torch.nn.Module:
+    """open_clip's model of the same sizes with the same weights."""
+    a = architecture
+    layers = list(a.vision_layers) if isinstance(a.vision_layers, tuple) else a.vision_layers
+    twin = open_clip.CLIP(
+        embed_dim=a.embed_dim,
+        vision_cfg=open_clip.CLIPVisionCfg(
+            layers=layers, width=a.vision_width, patch_size=a.vision_patch_size, image_size=a.image_resolution
+        ),
+        text_cfg=open_clip.CLIPTextCfg(
+            width=a.transformer_width, heads=max(1, a.transformer_width // 64), layers=a.transformer_layers
+        ),
+        quick_gelu=True,
+    )
+    twin.load_state_dict(model.state_dict())
+    return twin.eval()
+
+
+@pytest.mark.parametrize("kind", ["RN50", "ViT"])
+def test_embeddings_agree_with_open_clip(kind, rn50):
+    architecture = PAPER_MODELS["RN50"] if kind == "RN50" else replace(PAPER_MODELS["ViT-B/32"], vision_layers=4)
+    model = rn50 if kind == "RN50" else random_clip(architecture)
+    twin = open_clip_twin(model, architecture)
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(2, 3, 224, 224, generator=generator)
+    text = clip.tokenize(["This object is giant", "a photo of a far, far away planet 🪐"])
+    with torch.inference_mode():
+        for ours, theirs in (
+            (model.encode_image(image), twin.encode_image(image)),
+            (model.encode_text(text), twin.encode_text(text)),
+        ):
+            assert_close(F.normalize(ours, dim=-1), F.normalize(theirs, dim=-1), atol=1e-5, rtol=0)
+            assert_close(ours, theirs, atol=1e-5 * theirs.abs().max().item(), rtol=0)
+        logits_per_image, logits_per_text = model(image, text)
+        theirs = twin.get_logits(image, text)
+    assert_close(logits_per_image, theirs[0], atol=1e-3, rtol=0)
+    assert_close(logits_per_text, theirs[1], atol=1e-3, rtol=0)
+
+
+def test_layer4_features_are_the_released_ones(rn50, golden, golden_inputs):
+    with torch.inference_mode():
+        features = rn50.encode_patches(golden_inputs["x"])
+    assert features.shape == (2, 2048, 13, 17)
+    expected = golden["features_slice"]
+    ours = features.flatten(2).permute(2, 0, 1)[::20, :, ::64].numpy()
+    assert np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_weights_are_rounded_to_fp16_as_by_openais_package(tiny_clip):
+    # Official quirk: true also where the file holds fp32 and the model computes in fp32.
+    state_dict = {k: v.clone() for k, v in tiny_clip.state_dict().items()}
+    between = 1 + 2**-13  # fp16 has nothing between 1 and 1 + 2**-10
+    for key in ("visual.conv1.weight", "visual.bn1.weight", "text_projection", "positional_embedding"):
+        state_dict[key].fill_(between)
+    built = build_model(state_dict).state_dict()
+    assert all(value.dtype == torch.float32 for value in built.values() if value.is_floating_point())
+    assert built["visual.conv1.weight"].unique().item() == 1.0
+    assert built["text_projection"].unique().item() == 1.0
+    assert built["visual.bn1.weight"].unique().item() == between
+    assert built["positional_embedding"].unique().item() == between
+
+
+@pytest.mark.parametrize("architecture", [TINY, TINY_VIT], ids=["resnet", "vit"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_build_model_equals_the_model_built_the_usual_way(architecture, dtype):
+    usual = random_clip(architecture)
+    built = build_model(usual.state_dict(), dtype)
+    assert not any(t.is_meta for t in [*built.parameters(), *built.buffers()])
+    assert not built.training
+    assert built.dtype == dtype
+    image, text = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), clip.tokenize(["a", "b c"])
+    tolerance = 0 if dtype == torch.float32 else 0.05
+    with torch.inference_mode():
+        for ours, theirs in (
+            (built.encode_image(image), usual.encode_image(image)),
+            (built.encode_text(text), usual.encode_text(text)),
+            (built.encode_patches(image), usual.encode_patches(image)),
+        ):
+            assert ours.dtype == dtype
+            assert_close(ours.float(), theirs, atol=tolerance * theirs.abs().max().item(), rtol=0)
+
+
+def test_convert_weights_leaves_norms_and_embeddings_in_fp32(tiny_clip):
+    model = build_model(tiny_clip.state_dict(), torch.float16)
+    half = {k for k, v in model.state_dict().items() if v.dtype == torch.float16}
+    assert {"visual.conv1.weight", "visual.attnpool.q_proj.bias", "text_projection"} <= half
+    assert {"transformer.resblocks.0.attn.in_proj_weight", "transformer.resblocks.0.mlp.c_fc.bias"} <= half
+    assert not any("bn" in k or "ln_" in k or "embedding" in k or k == "logit_scale" for k in half)
+    convert_weights(model, torch.float32)
+    assert all(v.dtype == torch.float32 for v in model.state_dict().values() if v.is_floating_point())
+
+
+@pytest.mark.parametrize("architecture", [TINY, TINY_VIT], ids=["resnet", "vit"])
+def test_a_batch_equals_its_singles_at_any_size(architecture):
+    model = random_clip(architecture)
+    image = torch.randn(3, 3, 96, 160, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        batch = model.encode_patches(image)
+        singles = torch.cat([model.encode_patches(one[None]) for one in image])
+    p = model.visual.patch_size
+    assert batch.shape == (3, model.visual.patch_dim, 96 // p, 160 // p)
+    assert_close(batch, singles, atol=1e-5, rtol=1e-5)
+
+
+def test_vit_patches_at_its_own_resolution_use_the_embedding_as_it_is():
+    model = random_clip(TINY_VIT)
+    own = model.visual._positional_embedding(4, 4)
+    wide = model.visual._positional_embedding(4, 7)
+    assert_close(own, model.visual.positional_embedding, atol=0, rtol=0)
+    assert_close(wide[0], own[0], atol=0, rtol=0)  # the class token's stays
+    corners = [0, 6, 21, 27]  # align_corners: the corners of 4 x 7 are the corners of 4 x 4
+    assert_close(wide[1:][corners], own[1:][[0, 3, 12, 15]], atol=1e-6, rtol=0)
+
+
+def test_text_does_not_see_what_comes_after_it(tiny_clip):
+    # the mask is causal, so tokens behind the end token change nothing
+    text = clip.tokenize(["close"])
+    other = text.clone()
+    other[0, 10:20] = 1000
+    with torch.inference_mode():
+        assert_close(tiny_clip.encode_text(text), tiny_clip.encode_text(other), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 3, 60, 64), (1, 3, 0, 64)])
+def test_patches_of_other_shapes_are_refused(tiny_clip, shape):
+    with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\) with H and W divisible by 32, got"):
+        tiny_clip.encode_patches(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("architecture", [TINY, TINY_VIT], ids=["resnet", "vit"])
+def test_pooled_embedding_of_another_resolution_is_refused(architecture):
+    with pytest.raises(ValueError, match=r"expected \(B, 3, 64, 64\), got \(1, 3, 96, 64\)"):
+        random_clip(architecture).encode_image(torch.zeros(1, 3, 96, 64))
+
+
+def test_tokens_of_another_shape_are_refused(tiny_clip):
+    with pytest.raises(ValueError, match=r"expected tokens of shape \(B, 77\)"):
+        tiny_clip.encode_text(torch.zeros(1, 76, dtype=torch.int32))
+
+
+def test_every_defect_of_a_state_dict_has_its_own_error(tiny_clip):
+    good = tiny_clip.state_dict()
+    check_state_dict(good, good)
+    key, norm = "visual.conv2.weight", "visual.bn1.running_var"
+    nan = good[key].clone()
+    nan[0, 0, 0, 0] = float("nan")
+    for bad, message in (
+        ({k: v for k, v in good.items() if k != key}, f"1 entries are missing: {key}"),
+        ({**good, "more": good[key]}, "1 entries are unexpected: more"),
+        ({**good, "visual.conv3.weight": good["visual.conv3.weight"].transpose(0, 1)}, "has shape"),
+        ({**good, key: nan}, f"{key} holds values that are not finite"),
+        ({**good, key: good[key].double()}, "dtype torch.float64"),
+        ({**good, norm: -good[norm]}, f"{norm} holds negative variances"),
+        ({**good, "visual.bn1.num_batches_tracked": torch.tensor(1.0)}, "num_batches_tracked has dtype"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_state_dict(bad, good)
+
+
+@pytest.mark.parametrize("state_dict", [{}, {"weight": torch.zeros(3)}, {"positional_embedding": torch.zeros(3)}])
+def test_what_is_not_clip_is_said_to_be_none(state_dict):
+    with pytest.raises(ValueError, match="not a CLIP checkpoint"):
+        build_model(state_dict)

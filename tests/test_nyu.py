@@ -1,0 +1,321 @@
+"""datasets.nyu: what it reads, in which order, and everything it refuses."""
+
+import itertools
+import resource
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile
+from torch.testing import assert_close
+
+from calculate_error import NYU_CROP
+from datasets.nyu import (
+    TEST_INDICES,
+    DataError,
+    NYUDepthV2,
+    check_files,
+    coverage,
+    read_list,
+    scan_folder,
+)
+from monoclip import PAPER
+from tests.conftest import write_pair
+
+STATISTICS = (PAPER.image_mean, PAPER.image_std)
+
+
+def test_official_indices():
+    assert len(TEST_INDICES) == len(set(TEST_INDICES)) == 654
+    assert TEST_INDICES[:9] == (0, 1, 8, 13, 14, 15, 16, 17, 20)
+    assert TEST_INDICES[-1] == 1448
+
+
+def test_a_sample_by_hand(tmp_path):
+    folder = tmp_path / "official_splits" / "test" / "kitchen"
+    rgb, depth = write_pair(folder, 45)
+    millimetres = np.zeros((480, 640), dtype=np.uint16)
+    millimetres[7, 11], millimetres[8, 12] = 1234, 12000
+    Image.fromarray(millimetres).save(depth)
+    sample = NYUDepthV2(scan_folder(tmp_path), NYU_CROP, *STATISTICS)[0]
+    assert (sample.name, sample.scene, sample.index) == ("kitchen/rgb_00045.jpg", "kitchen", 45)
+    assert sample.depth.shape == (1, 480, 640)
+    assert sample.depth[0, 7, 11].item() == pytest.approx(1.234)
+    assert sample.depth[0, 8, 12].item() == 10.0  # clipped
+    assert sample.depth.count_nonzero() == 2
+    pixels = np.asarray(Image.open(rgb), dtype=np.float64)
+    assert sample.image.shape == (3, 416, 544)
+    for channel, y, x in itertools.product(range(3), (0, 100, 415), (0, 333, 543)):
+        expected = (pixels[56 + y, 60 + x, channel] / 255 - PAPER.image_mean[channel]) / PAPER.image_std[channel]
+        assert sample.image[channel, y, x].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_order_is_scene_then_file_name_and_the_root_may_be_the_split(nyu_folder):
+    root = nyu_folder(5)
+    names = [pair.name for pair in scan_folder(root)]
+    assert names == [
+        "bathroom/rgb_00000.jpg",
+        "bathroom/rgb_00008.jpg",
+        "bathroom/rgb_00014.jpg",
+        "kitchen/rgb_00001.jpg",
+        "kitchen/rgb_00013.jpg",
+    ]
+    assert [pair.name for pair in scan_folder(root / "official_splits" / "test")] == names
+
+
+def test_coverage_of_the_official_split():
+    assert coverage(TEST_INDICES) == "all 654 images of the official test split"
+    assert coverage([0, 1]) == "2 images: 2 of the 654 of the official test split"
+    assert coverage([0, 2, 3]) == "3 images: 1 of the 654 of the official test split, and 2 that do not belong to it"
+
+
+def test_no_folder_and_empty_folder(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no such folder; give the folder that holds official_splits/test"):
+        scan_folder(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"no <scene>/rgb_\*\.jpg with sync_depth_\*\.png in it; write them with"):
+        scan_folder(tmp_path)
+
+
+def test_every_problem_of_a_folder_is_listed(nyu_folder):
+    root = nyu_folder(5)
+    scenes = root / "official_splits" / "test"
+    (scenes / "bathroom" / "sync_depth_00000.png").unlink()
+    (scenes / "kitchen" / "rgb_00001.jpg").unlink()
+    write_pair(scenes / "study", 8)
+    (scenes / "kitchen" / "rgb_final.jpg").write_bytes(b"")
+    (scenes / "bathroom" / "rgb_14.jpg").write_bytes(b"")
+    with pytest.raises(DataError) as error:
+        scan_folder(root)
+    text = str(error.value)
+    assert text.startswith("5 problems in the data:\n")
+    assert "rgb_00000.jpg: its depth map sync_depth_00000.png is missing" in text
+    assert "sync_depth_00001.png: its image rgb_00001.jpg is missing" in text
+    assert "index 8 occurs 2 times, in bathroom, study" in text
+    assert "rgb_final.jpg: expected a name like rgb_00045.jpg" in text
+    assert "rgb_14.jpg: a second file of index 14, beside rgb_00014.jpg" in text
+
+
+def huge_png(path: Path, side: int, bits: int) -> None:
+    """A grey PNG that claims side x side pixels of `bits` bits; a few bytes of them follow."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, bits, 0, 0, 0, 0)
+    data = zlib.compress(bytes(100_000))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+
+
+def spoil(kind: str, rgb: Path, depth: Path) -> None:
+    """Does to a pair what `kind` says."""
+    millimetres = np.asarray(Image.open(depth)).copy()
+    if kind == "half JPEG":
+        rgb.write_bytes(rgb.read_bytes()[: rgb.stat().st_size // 2])
+    elif kind == "half PNG":
+        depth.write_bytes(depth.read_bytes()[: depth.stat().st_size // 2])
+    elif kind == "no image":
+        rgb.write_text("<html>404</html>")
+    elif kind == "empty file":
+        rgb.write_bytes(b"")
+    elif kind == "8-bit depth":
+        Image.fromarray((millimetres // 256).astype(np.uint8)).save(depth)
+    elif kind == "RGB depth":
+        Image.fromarray(np.stack([millimetres.astype(np.uint8)] * 3, axis=-1)).save(depth)
+    elif kind == "small depth":
+        Image.fromarray(millimetres[::2, ::2].copy()).save(depth)
+    elif kind == "float TIFF":
+        Image.fromarray(millimetres.astype(np.float32)).save(depth, format="TIFF")
+    elif kind == "depth in metres":
+        Image.fromarray((millimetres // 1000).astype(np.uint16)).save(depth)
+    elif kind == "depth too large":
+        Image.fromarray(np.full((480, 640), 65100, dtype=np.uint16)).save(depth)
+    elif kind == "no depth":
+        Image.fromarray(np.zeros((480, 640), dtype=np.uint16)).save(depth)
+    elif kind == "small RGB":
+        Image.open(rgb).resize((320, 240)).save(rgb)
+    elif kind == "grey RGB":
+        Image.open(rgb).convert("L").save(rgb)
+    elif kind == "100 megapixels":
+        huge_png(depth, 10_000, 16)
+    elif kind == "400 megapixels":
+        huge_png(depth, 20_000, 16)
+
+
+FAULTS = {
+    "half JPEG": r"rgb_\d+\.jpg: truncated or damaged \(",
+    "half PNG": r"sync_depth_\d+\.png: truncated or damaged \(",
+    "no image": r"rgb_\d+\.jpg: not a readable image",
+    "empty file": r"rgb_\d+\.jpg: not a readable image",
+    "8-bit depth": r"png: has mode L and format PNG, expected a 16-bit single-channel PNG",
+    "RGB depth": r"png: has mode RGB and format PNG, expected a 16-bit single-channel PNG",
+    "float TIFF": r"png: has mode F and format TIFF, expected a 16-bit single-channel PNG",
+    "small depth": r"png: is 320x240, expected 640x480",
+    "depth in metres": r"png: its largest depth is 0.00\d m, so it does not hold millimetres",
+    "depth too large": r"png: its largest depth is 65.1 m, so it does not hold millimetres",
+    "no depth": r"png: no valid pixel, every depth is 0",
+    "small RGB": r"jpg: is 320x240, expected 640x480",
+    "grey RGB": r"jpg: has mode L and format JPEG, expected an RGB image",
+    "100 megapixels": r"png: claims more than 4,000,000 pixels, so it is not decoded",
+    "400 megapixels": r"png: claims more than 4,000,000 pixels, so it is not decoded",
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_spoiled_files_are_refused_before_and_while_reading(nyu_folder, kind, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as some packages do at import
+    pairs = scan_folder(nyu_folder(3))
+    spoil(kind, pairs[1].rgb, pairs[1].depth)
+    with pytest.raises(DataError, match=FAULTS[kind]):
+        check_files(pairs)
+    dataset = NYUDepthV2(pairs, NYU_CROP, *STATISTICS)
+    assert dataset[0].name == pairs[0].name
+    if kind == "no depth":  # the metrics name it; nothing is wrong with the file
+        check_files(pairs, allow_empty=True)
+        assert dataset[1].depth.count_nonzero() == 0
+    else:
+        with pytest.raises(DataError, match=FAULTS[kind]):
+            dataset[1]
+
+
+def test_all_problems_are_reported_at_once(nyu_folder):
+    pairs = scan_folder(nyu_folder(5))
+    for kind, pair in zip(("half JPEG", "8-bit depth", "small depth", "no image"), pairs, strict=False):
+        spoil(kind, pair.rgb, pair.depth)
+    pairs[4].depth.unlink()
+    with pytest.raises(DataError) as error:
+        check_files(pairs)
+    lines = str(error.value).splitlines()
+    assert lines[0] == "5 problems in the data:"
+    assert [line.split(":")[0].strip() for line in lines[1:]] == [
+        str(pair.depth if i in (1, 2, 4) else pair.rgb) for i, pair in enumerate(pairs)
+    ]
+
+
+def test_a_whole_jpeg_followed_by_other_bytes_is_accepted(nyu_folder):
+    pairs = scan_folder(nyu_folder(1))
+    pairs[0].rgb.write_bytes(pairs[0].rgb.read_bytes() + b"thumbnail")
+    check_files(pairs)
+
+
+def test_400_megapixels_cost_neither_time_nor_memory(tmp_path):
+    pair_files = write_pair(tmp_path / "kitchen", 0)
+    huge_png(pair_files[1], 20_000, 16)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    with pytest.raises(DataError, match="4,000,000"):
+        check_files(scan_folder(tmp_path))
+    assert time.perf_counter() - start < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
+
+
+def list_of(root: Path, lines: list[str]) -> Path:
+    path = root / "list.txt"
+    path.write_text("\n".join(lines), newline="")
+    return path
+
+
+def test_a_list_gives_the_folders_pairs_in_its_order(nyu_folder):
+    root = nyu_folder(4)
+    scanned = scan_folder(root)
+    lines = [f"{pair.name} {pair.scene}/{pair.depth.name} 518.86\r" for pair in reversed(scanned)]
+    pairs = read_list(list_of(root, ["", *lines, "  "]), root)
+    assert [(p.rgb, p.depth, p.scene, p.index) for p in pairs] == [(p.rgb, p.depth, p.scene, p.index) for p in scanned]
+    assert [pair.origin for pair in pairs] == ["line 5", "line 4", "line 3", "line 2"]
+    check_files(pairs)
+
+
+def test_every_wrong_line_is_named(nyu_folder):
+    root = nyu_folder(2)
+    lines = [
+        "bathroom/rgb_00000.jpg bathroom/sync_depth_00000.png",
+        "bathroom/rgb_00000.jpg",
+        "bathroom/rgb_00000.jpg bathroom/sync_depth_00008.png",
+        "kitchen/rgb_00001.jpg kitchen/sync_depth_00002.png",
+        "kitchen/rgb_00001.jpg kitchen/sync_depth_00001.png 1 2",
+        "/etc/rgb_00001.jpg kitchen/sync_depth_00001.png",
+    ]
+    with pytest.raises(DataError) as error:
+        read_list(list_of(root, lines), root)
+    text = str(error.value)
+    assert text.startswith("5 problems in the data:")
+    assert "line 2: 1 columns, expected" in text
+    assert "line 3: bathroom/rgb_00000.jpg stands in line 1 already" in text
+    assert "line 4: rgb_00001.jpg and sync_depth_00002.png do not carry the same index" in text
+    assert "line 5: 4 columns, expected" in text
+    assert "line 6: '/etc/rgb_00001.jpg' is not a plain relative path" in text
+
+
+def test_files_of_a_list_are_reported_with_their_lines(nyu_folder):
+    root = nyu_folder(2)
+    lines = [
+        "bathroom/rgb_00000.jpg bathroom/sync_depth_00000.png",
+        "office/rgb_00007.jpg office/sync_depth_00007.png",
+    ]
+    with pytest.raises(DataError, match=r"line 2: .*rgb_00007\.jpg: no such file"):
+        check_files(read_list(list_of(root, lines), root))
+
+
+def test_pairs_of_other_data_sets_may_carry_other_indices(nyu_folder):
+    root = nyu_folder(1)
+    lines = ["a/rgb_1.jpg a/sync_depth_2.png"]
+    with pytest.raises(DataError, match="do not carry the same index"):
+        read_list(list_of(root, lines), root)
+    assert read_list(list_of(root, lines), root, any_index=True)[0].name == "a/rgb_1.jpg"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/a/rgb_1.jpg",
+        "../a/rgb_1.jpg",
+        "s/../../x/rgb_1.jpg",
+        "s/../rgb_1.jpg",
+        "C:/a/rgb_1.jpg",
+        "C:a/rgb_1.jpg",
+        "\\a\\rgb_1.jpg",
+        "a\0b/rgb_1.jpg",
+        "out/rgb_1.jpg",
+    ],
+)
+def test_paths_that_leave_the_folder_are_refused(tmp_path, path):
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (root / "out").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"list\.txt, line 1: .* (is not a plain relative path|leads out of)"):
+        read_list(list_of(root, [f"{path} a/sync_depth_1.png"]), root)
+
+
+def test_plain_paths_and_a_symlinked_root_are_accepted(nyu_folder, tmp_path):
+    root = nyu_folder(1)
+    (tmp_path / "link").symlink_to(root)
+    lines = ["./bathroom/./rgb_00000.jpg bathroom/sync_depth_00000.png"]
+    pairs = read_list(list_of(root, lines), tmp_path / "link")
+    check_files(pairs)
+    assert pairs[0].name == "bathroom/rgb_00000.jpg"
+
+
+def test_an_unreadable_or_empty_list_is_an_error(nyu_folder):
+    root = nyu_folder(1)
+    with pytest.raises(DataError, match="names no image"):
+        read_list(list_of(root, ["", ""]), root)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_list(root / "missing.txt", root)
+    (root / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_list(root / "binary", root)
+
+
+def test_nothing_is_written(nyu_folder):
+    root = nyu_folder(2)
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    pairs = scan_folder(root)
+    check_files(pairs)
+    dataset = NYUDepthV2(pairs, NYU_CROP, *STATISTICS)
+    assert_close(dataset[0].image, dataset[0].image)
+    assert torch.isfinite(dataset[1].depth).all()
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before

@@ -1,0 +1,126 @@
+"""clip.tokenizer: token for token what OpenAI's gives (through open_clip's copy of it), lengths and errors."""
+
+import hashlib
+import random
+
+import open_clip
+import pytest
+import torch
+
+import clip
+from clip.tokenizer import VOCABULARY, clean, default_tokenizer
+from monoclip import PAPER
+
+
+def test_vocabulary_is_openais():
+    assert hashlib.sha256(VOCABULARY.read_bytes()).hexdigest() == (
+        "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
+    )
+
+
+def test_tokens_of_the_papers_prompts(golden):
+    prompts = [PAPER.depth_templates[0].format(PAPER.obj_classes[0], word) for word in PAPER.depth_classes]
+    assert torch.equal(clip.tokenize(prompts), torch.from_numpy(golden["tokens"]).int())
+
+
+def test_tokens_by_hand():
+    # "a" + end of word is 320 in CLIP's vocabulary, start and end are its last two ids
+    tokens = clip.tokenize("a A")
+    assert tokens.shape == (1, 77)
+    assert tokens.dtype == torch.int32
+    assert tokens[0, :5].tolist() == [49406, 320, 320, 49407, 0]
+    assert tokens[0, 4:].count_nonzero() == 0
+
+
+def random_texts(count: int) -> list[str]:
+    """Texts of words, numbers, entities, emoji, many scripts, white space, quotes and bytes that look broken."""
+    rng = random.Random(0)
+    ranges = [(0x20, 0x7F), (0xA0, 0x250), (0x370, 0x530), (0x590, 0x700), (0x900, 0xA00), (0xE00, 0xE80)]
+    ranges += [(0x1E00, 0x2100), (0x2190, 0x2800), (0x3040, 0x3100), (0x4E00, 0x5000), (0xAC00, 0xAD00)]
+    ranges += [(0xFF00, 0xFFF0), (0x1F300, 0x1F700), (0x1F900, 0x1FA00), (0x10000, 0x10100), (0x300, 0x370)]
+    words = ["giant", "extremely close", "it's", "they'll", "don't", "I'VE", "Far-Away", "3.14159", "2026", "x_y"]
+    words += [
+        "&amp;",
+        "&lt;b&gt;",
+        "&amp;amp;",
+        "&eacute;",
+        "&#128512;",
+        "&nbsp;",
+        "<br/>",
+        "cafÃ©",
+        "schÃ¶n",
+        "â€œquoteâ€",
+    ]
+    words += [
+        "👩‍👩‍👧‍👦",
+        "🇩🇪",
+        "❤️",
+        "naïve",
+        "ﬁne",
+        "ＷＩＤＥ",
+        "ß",
+        "İstanbul",
+        "ǅ",
+        "…",
+        "—",
+        "\u200b",
+        "\t",
+        "\n\n",
+        "\x00",
+        "¼",
+        "①",
+    ]
+    words += ["donaudampfschifffahrtsgesellschaft" * 3, "a" * 90]
+
+    def piece() -> str:
+        if rng.random() < 0.6:
+            return rng.choice(words)
+        low, high = rng.choice(ranges)
+        return "".join(chr(rng.randrange(low, high)) for _ in range(rng.randrange(1, 12)))
+
+    return [rng.choice([" ", "", "  "]).join(piece() for _ in range(rng.randrange(0, 9))) for _ in range(count)]
+
+
+def test_tokens_agree_with_openais_tokenizer():
+    theirs, ours = open_clip.tokenizer.SimpleTokenizer(), default_tokenizer()
+    texts = random_texts(2500)
+    assert len(set(texts)) > 2000
+    different = [text for text in texts if ours.encode(text) != theirs.encode(text)]
+    assert different == []
+    assert sum(len(ours.encode(text)) > 77 for text in texts) > 50  # long ones are among them
+
+
+def test_special_tokens_in_a_text_are_openais():
+    # by hand: open_clip spells them otherwise, so the comparison above has none
+    assert default_tokenizer().encode("<|startoftext|> a <|ENDOFTEXT|>") == [49406, 320, 49407]
+
+
+def test_decoding_gives_the_cleaned_text_back():
+    tokenizer = default_tokenizer()
+    assert (
+        tokenizer.decode(tokenizer.encode("This  object is\nExtremely close!")) == "this object is extremely close ! "
+    )
+    assert tokenizer.decode(tokenizer.encode("schön 🪐")) == "schön 🪐 "
+    assert tokenizer.decode([tokenizer.start, tokenizer.end]) == "<|startoftext|><|endoftext|>"
+
+
+def test_cleaning():
+    assert clean("  A &amp;lt; B\n\tC ") == "a < b c"
+    assert clean("schÃ¶n") == "schön"
+
+
+def test_length_limit():
+    fits, too_long = "close " * 75, "close " * 76
+    assert clip.tokenize(fits)[0, 76] == 49407
+    with pytest.raises(RuntimeError, match=r"'close close .*\.\.\.' has 78 tokens .* context length of 77: shorten it"):
+        clip.tokenize(["fine", too_long])
+    cut = clip.tokenize(too_long, truncate=True)
+    assert torch.equal(cut, clip.tokenize(fits))
+    close = cut[0, 1].item()
+    short = clip.tokenize("close close close", context_length=4, truncate=True)
+    assert short.tolist() == [[49406, close, close, 49407]]
+
+
+def test_no_text_gives_no_row():
+    assert clip.tokenize([]).shape == (0, 77)
+    assert clip.tokenize("")[0, :3].tolist() == [49406, 49407, 0]
