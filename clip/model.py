@@ -77,6 +77,7 @@ class Bottleneck(nn.Module):
             self.downsample.add_module("1", nn.BatchNorm2d(outplanes))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, inplanes, H, W) -> (B, 4 planes, H/stride, W/stride)."""
         identity = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
@@ -110,7 +111,7 @@ class AttentionPool2d(nn.Module):
 
 
 class ModifiedResNet(nn.Module):
-    """CLIP's ResNet: three-convolution stem with an average pool, anti-aliased strides, an attention pool at the end."""
+    """CLIP's ResNet: three-convolution stem with an average pool, anti-aliased strides, an attention pool."""
 
     def __init__(self, layers: tuple[int, int, int, int], output_dim: int, input_resolution: int, width: int) -> None:
         super().__init__()
@@ -164,6 +165,7 @@ class LayerNorm(nn.LayerNorm):
     """Layer norm computed in fp32 whatever the dtype of its input."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """(..., width) -> the same shape and dtype."""
         return super().forward(input.float()).to(input.dtype)
 
 
@@ -171,6 +173,7 @@ class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), the approximation of GELU that CLIP was trained with."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Any shape -> the same shape."""
         return x * torch.sigmoid(1.702 * x)
 
 
@@ -188,6 +191,7 @@ class ResidualAttentionBlock(nn.Module):
         self.ln_2 = LayerNorm(width)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None) -> Tensor:
+        """(B, L, width) -> (B, L, width)."""
         y = self.ln_1(x)
         x = x + self.attn(y, y, y, need_weights=False, attn_mask=attn_mask)[0]
         return x + self.mlp(self.ln_2(x))
@@ -201,6 +205,7 @@ class Transformer(nn.Module):
         self.resblocks = nn.ModuleList(ResidualAttentionBlock(width) for _ in range(layers))
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """(B, L, width) -> (B, L, width)."""
         for block in self.resblocks:
             x = block(x, attn_mask)
         return x

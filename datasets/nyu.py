@@ -54,7 +54,7 @@ class Sample(NamedTuple):
     depth: Tensor
     name: str
     scene: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
 
 def depth_in_metres(millimetres: np.ndarray, name: str) -> Tensor:

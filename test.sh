@@ -1,0 +1,95 @@
+#!/bin/sh
+# The paper's evaluation with one command:  sh test.sh
+# The same on the embedded default, without weights, data or network:  sh test.sh --demo
+#
+# 1. An environment with the packages of requirements.txt, set up only if the current one lacks something.
+# 2. CLIP's RN50 (256 MB): --clip_path FILE or $CLIP_PATH, else from the cache (~/.cache/clip), else downloaded.
+# 3. NYU Depth V2: --data_path PATH or $NYU_PATH (a folder with official_splits/test, or the .mat), else ./nyu_depth_v2
+#    beside this script, else downloaded (2.97 GB) and prepared there. --no_download downloads nothing, and says what to
+#    bring.
+# 4. eval.py, with all other arguments handed on to it. Results go to --output, else to results/ beside this script
+#    (results_demo/ for the demo).
+set -eu
+root=$(cd "$(dirname "$0")" && pwd)
+demo= clip_path=${CLIP_PATH:-} data_path=${NYU_PATH:-} no_download=${NO_DOWNLOAD:-} output=
+
+needs_value() { # needs_value FLAG NUMBER_OF_ARGUMENTS_LEFT
+    [ "$2" -ge 2 ] || { echo "test.sh: $1 needs a value; see the top of $root/test.sh" >&2; exit 2; }
+}
+
+left=$#
+while [ "$left" -gt 0 ]; do
+    argument=$1
+    shift
+    left=$((left - 1))
+    case $argument in
+        -h | --help) sed -n '2,/^set -eu/{/^#/s/^# \{0,1\}//p;}' "$root/test.sh"; exit 0 ;;
+        --demo) demo=yes ;;
+        --no_download) no_download=yes ;;
+        --clip_path | --data_path | --output)
+            needs_value "$argument" $((left + 1))
+            case $argument in
+                --clip_path) clip_path=$1 ;;
+                --data_path) data_path=$1 ;;
+                --output) output=$1 ;;
+            esac
+            shift
+            left=$((left - 1))
+            ;;
+        *) set -- "$@" "$argument" ;; # for eval.py, kept in order
+    esac
+done
+
+. "$root/environment.sh"
+choose_python "$root/requirements.txt"
+PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH
+
+if [ -n "$demo" ]; then
+    exec "$PYTHON" "$root/eval.py" --clip_path "$root/demo/rooms_clip.pt" --data_path "$root/demo/sample" \
+        --output "${output:-$root/results_demo}" "$@"
+fi
+
+if [ -n "$no_download" ]; then
+    CLIP_OFFLINE=1
+    export CLIP_OFFLINE
+fi
+missing=
+cache=${CLIP_CACHE:-$HOME/.cache/clip}
+if [ -z "$clip_path" ]; then
+    clip_path=RN50
+    if [ ! -f "$cache/RN50.pt" ] && [ ! -f "$cache/RN50.safetensors" ]; then
+        echo "Weights: RN50.pt (256 MB) is not in $cache${no_download:+, and nothing is to be downloaded}" >&2
+        "$PYTHON" - <<'PYTHON_CODE' || missing="$missing RN50.pt"
+import sys
+from clip.checkpoint import CheckpointError, locate_checkpoint
+try:
+    locate_checkpoint("RN50")
+except CheckpointError as error:
+    sys.exit(f"test.sh: {error}")
+PYTHON_CODE
+    fi
+fi
+if [ -z "$data_path" ]; then
+    data_path=$root/nyu_depth_v2
+    mat=$data_path/nyu_depth_v2_labeled.mat
+    splits=$data_path/official_splits
+    # Ready: prepared to the end here (manifest.json), or brought by the user (a test folder, and no manifest.part).
+    if [ ! -f "$splits/manifest.json" ] && { [ -f "$splits/manifest.part" ] || [ ! -d "$splits/test" ]; }; then
+        if [ -n "$no_download" ] && [ ! -f "$mat" ]; then
+            echo "test.sh: NYU Depth V2 is not in $data_path, and nothing is to be downloaded. Bring the file" \
+                "nyu_depth_v2_labeled.mat (2.97 GB, https://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/) to $mat," \
+                "or name it, or a folder with official_splits/test: --data_path PATH" >&2
+            missing="$missing nyu_depth_v2_labeled.mat"
+        else
+            [ -f "$mat" ] || echo "Data: downloading NYU Depth V2, 2.97 GB, to $mat (Ctrl-C stops, a new start goes on)" >&2
+            "$PYTHON" -m datasets.prepare_nyu --output "$data_path" || missing="$missing nyu_depth_v2_labeled.mat"
+        fi
+    fi
+fi
+if [ -n "$missing" ]; then
+    echo "test.sh: nothing was evaluated; missing:$missing (see above for where each belongs)" >&2
+    exit 1
+fi
+exec "$PYTHON" "$root/eval.py" --evaluate --batch_size 1 --dataset NYU --gpu_num 0 --encoder AST \
+    --other_method MonoCLIP --clip_path "$clip_path" --data_path "$data_path" --output "${output:-$root/results}" "$@"
