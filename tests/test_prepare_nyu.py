@@ -268,7 +268,9 @@ def test_files_of_another_mat_are_not_trusted(mat: Path, tmp_path: Path) -> None
 
 def test_half_a_journal_line_is_ignored(mat: Path, tmp_path: Path) -> None:
     (tmp_path / "manifest.part").write_bytes(b'{"path": "test/bedroom/rgb_00000.jpg", "sha')
-    assert extract(mat, tmp_path, [(0, "rgb"), (1, "rgb")], "0") == 2
+    with pytest.raises(DataError, match=f"image {TOO_FAR}"):
+        extract(mat, tmp_path, [(0, "rgb"), (TOO_FAR, "sync_depth")], "0")
+    assert extract(mat, tmp_path, [(0, "rgb"), (1, "rgb")], "0") == 1  # image 0 was recorded after the half line
     assert not (tmp_path / "manifest.part").exists()
 
 
