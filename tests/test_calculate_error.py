@@ -21,6 +21,7 @@ from calculate_error import (
     errors_KITTI,
     errors_NYU,
 )
+
 NYU_GT, NYU_PRED = (480, 640), (416, 544)
 EVERY_COUNTED = (slice(56, 471), slice(60, 601))  # what crop and placement leave
 

@@ -103,7 +103,7 @@ def test_patch_depth_leaves_holes_out():
     depth[:16] = 2.0
     depth[16:24] = 3.0
     mean, measured = train_clip.patch_depth(depth)
-    np.testing.assert_allclose(mean, [[(16 * 2 + 8 * 3) / 24], [0]])
+    np.testing.assert_allclose(mean, [[(2**16 * 3**8) ** (1 / 24)], [1]])  # 16 rows of 2 m, 8 rows of 3 m
     np.testing.assert_allclose(measured, [[0.75], [0]])
 
 
@@ -121,8 +121,8 @@ def test_patch_loss_by_hand():
     depth = torch.tensor([[[2.0, 1.0]]])  # (1, 1, 2)
     measured = torch.tensor([[[1.0, 0.2]]])  # the second patch does not count
     flat = torch.zeros(1, 7, 1, 2)
-    relative = abs(sum(PAPER.bin_list) / 7 - 2.0) / 2.0
-    expected = math.log(7) + train_clip.DEPTH_WEIGHT * relative
+    log_error = math.log(sum(PAPER.bin_list) / 7) - math.log(2.0)
+    expected = math.log(7) + train_clip.DEPTH_WEIGHT * log_error
     assert train_clip.patch_loss(flat, depth, measured, BINS).item() == pytest.approx(expected, rel=1e-5)
     right = flat.clone()
     right[:, 2] = 50
@@ -251,6 +251,20 @@ def test_pooled_embedding_ranks_whole_views_by_depth(rooms_clip, sample):
 
 
 # ---------------------------------------------------------------------------------------------------- the command line
+
+
+def test_training_repeats_from_its_seed():
+    pictures = train_clip.training_set(7, 2, workers=0)
+    weights = []
+    for seed in (7, 7, 8):
+        torch.manual_seed(seed)
+        model = train_clip.new_clip(train_clip.ROOMS_CLIP)
+        train_clip.train(model, pictures, 2, 2, seed, torch.device("cpu"))
+        weights.append(model.state_dict())
+    first, again, other = weights
+    for key, value in first.items():
+        torch.testing.assert_close(again[key], value, msg=key)
+    assert (other["visual.conv1.weight"] - first["visual.conv1.weight"]).abs().max() > 1e-3
 
 
 def test_two_steps_end_to_end(tmp_path, capsys):

@@ -31,6 +31,9 @@ def test_numbers_of_the_paper():
     assert PAPER.bin_list == (1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)
     assert math.isclose(sum(PAPER.bin_list) / 7, 15 / 7)
     assert PAPER.logit_scale / PAPER.temperature == pytest.approx(1000)
+    # Official quirk: ImageNet's statistics, not those that CLIP was trained with
+    assert (PAPER.image_mean, PAPER.image_std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (clip.CLIP_MEAN, clip.CLIP_STD) != (PAPER.image_mean, PAPER.image_std)
 
 
 def test_depth_by_hand(tiny_clip):

@@ -29,6 +29,7 @@ import torch
 from PIL import Image, JpegImagePlugin
 from torch.utils.data import DataLoader
 
+import eval as evaluation
 from datasets import download as download_module
 from datasets import prepare_nyu
 from datasets.download import download, file_sha256, locked
@@ -510,6 +511,18 @@ def test_workers_read_the_mat(mat: Path, method: str, workers: int) -> None:
         assert torch.equal(found.depth[0], expected.depth)
         assert list(found.name) == [expected.name]
     assert torch.equal(dataset[0].image, alone[0].image)
+
+
+def test_mat_and_folder_are_evaluated_to_the_same_figures(
+    tree: Path, mat: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    assert NYUMat(mat, NYU_CROP, MEAN, STD).indices[0] in WITH_CONTENT  # so that --limit 2 sees more than fill values
+    for data, output in ((tree, "folder"), (mat, "mat")):
+        flags = ["--data_path", str(data), "--clip_path", str(tiny_checkpoint), "--limit", "2"]
+        assert evaluation.main([*flags, "--device", "cpu", "--output", str(tmp_path / output)]) == 0
+    folder, single = ((tmp_path / output / "per_image.csv").read_text() for output in ("folder", "mat"))
+    assert folder == single
+    assert len(folder.splitlines()) == 3
 
 
 def test_pickle_leaves_the_handle_behind(mat: Path) -> None:
