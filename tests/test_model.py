@@ -26,6 +26,7 @@ PAPER_MODELS = {
     "ViT-L/14": Architecture(768, 224, 24, 1024, 14, transformer_width=768, transformer_layers=12, **VIT),
     "ViT-L/14@336px": Architecture(768, 336, 24, 1024, 14, transformer_width=768, transformer_layers=12, **VIT),
 }
+MILLIONS = dict(zip(PAPER_MODELS, (102.0, 119.7, 178.3, 291.0, 623.3, 151.3, 149.6, 427.6, 427.9), strict=True))
 TINY_VIT = replace(TINY, vision_layers=2, vision_width=64, vision_patch_size=16)
 
 
@@ -42,11 +43,7 @@ def test_architecture_is_inferred_from_the_state_dict(name):
     assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
-@pytest.mark.parametrize(
-    ("name", "millions"),
-    [("RN50", 102.0), ("RN101", 119.7), ("RN50x4", 178.3), ("RN50x16", 291.0), ("RN50x64", 623.3)]
-    + [("ViT-B/32", 151.3), ("ViT-B/16", 149.6), ("ViT-L/14", 427.6), ("ViT-L/14@336px", 427.9)],
-)
+@pytest.mark.parametrize(("name", "millions"), MILLIONS.items())
 def test_number_of_parameters(name, millions):
     # as open_clip's table of models states them
     with torch.device("meta"):
@@ -78,9 +75,9 @@ def open_clip_twin(model: CLIP, architecture: Architecture) -> torch.nn.Module:
     return twin.eval()
 
 
-@pytest.mark.parametrize("kind", ["RN50", "ViT"])
+@pytest.mark.parametrize("kind", ["RN50", "ViT-B/32"])
 def test_embeddings_agree_with_open_clip(kind, rn50):
-    architecture = PAPER_MODELS["RN50"] if kind == "RN50" else replace(PAPER_MODELS["ViT-B/32"], vision_layers=4)
+    architecture = PAPER_MODELS[kind]
     model = rn50 if kind == "RN50" else random_clip(architecture)
     twin = open_clip_twin(model, architecture)
     generator = torch.Generator().manual_seed(1)

@@ -1,0 +1,130 @@
+"""test.sh and environment.sh: from any directory, every step skippable, and a clear word when something is missing."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def script(tmp_path):
+    """`script(*flags, **variables)` runs a copy of test.sh, so that nothing is found or left beside the real one."""
+    copy = tmp_path / "clone with a space"
+    copy.mkdir()
+    for entry in ROOT.iterdir():
+        if entry.name in ("test.sh", "environment.sh", "requirements.txt") or entry.suffix == ".py":
+            shutil.copy(entry, copy)
+    for package in ("clip", "datasets"):
+        (copy / package).symlink_to(ROOT / package)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def run(*flags: str, **variables: str) -> subprocess.CompletedProcess:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path / "home"),
+            "PYTHON": sys.executable,
+            **variables,
+        }
+        return subprocess.run(
+            ["sh", str(copy / "test.sh"), *flags],
+            cwd=elsewhere,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    run.copy, run.elsewhere = copy, elsewhere
+    return run
+
+
+def test_from_weights_and_data_to_the_figures(script, tiny_checkpoint, nyu_folder):
+    (script.elsewhere / "nyu").symlink_to(nyu_folder(2))  # relative to where the user stands
+    done = script("--limit", "1", "--data_path", "nyu", "--obj_classes", "large object", CLIP_PATH=str(tiny_checkpoint))
+    assert done.returncode == 0, done.stderr
+    assert " * Avg abs_diff : " in done.stdout
+    assert "1 of the 654" in done.stdout
+    assert (script.copy / "results" / "results.json").is_file()
+    assert '"large object"' in (script.copy / "results" / "results.json").read_text()
+    assert [path.name for path in script.elsewhere.iterdir()] == ["nyu"]
+
+
+def test_where_the_results_go(script, tiny_checkpoint, nyu_folder):
+    flags = ["--output", "out", "--limit", "1", "--clip_path", str(tiny_checkpoint)]
+    done = script(*flags, NYU_PATH=str(nyu_folder(1)))
+    assert done.returncode == 0, done.stderr
+    assert (script.elsewhere / "out" / "results.json").is_file()
+    assert not (script.copy / "results").exists()
+
+
+def test_both_missing_files_are_named(script, tmp_path):
+    done = script("--no_download")
+    assert done.returncode == 1
+    assert "Avg" not in done.stdout
+    assert str(tmp_path / "home" / ".cache" / "clip" / "RN50.pt") in done.stderr
+    assert "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762" in done.stderr
+    assert str(script.copy / "nyu_depth_v2" / "nyu_depth_v2_labeled.mat") in done.stderr
+    assert "missing: RN50.pt nyu_depth_v2_labeled.mat" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_weights_alone_missing(script, nyu_folder, tmp_path):
+    done = script("--no_download", "--data_path", str(nyu_folder(1)), CLIP_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 1
+    assert str(tmp_path / "cache" / "RN50.pt") in done.stderr
+    assert done.stderr.rstrip().endswith("missing: RN50.pt (see above for where each belongs)")
+
+
+def test_errors_of_the_evaluation_come_through(script, tiny_checkpoint, tmp_path):
+    done = script("--clip_path", str(tiny_checkpoint), "--data_path", str(tmp_path / "nowhere"))
+    assert done.returncode == 2
+    assert "nowhere: no such folder" in done.stderr
+
+
+def test_a_flag_without_its_value(script):
+    done = script("--limit", "1", "--clip_path")
+    assert done.returncode == 2
+    assert "--clip_path needs a value" in done.stderr
+
+
+def test_help(script):
+    done = script("--help")
+    assert done.returncode == 0
+    assert "sh test.sh --demo" in done.stdout
+    assert "set -eu" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("lines", "satisfied"),
+    [
+        ("# nothing\n", True),
+        ("numpy>=1.0  # a reason\npillow>=9\n", True),
+        ("-r other.txt\n", False),
+        ("numpy>=999.0\n", False),
+        ("numpy==1.0\n", False),
+        ("no-such-package>=1\n", False),
+    ],
+)
+def test_requirements_are_compared_with_what_is_installed(tmp_path, lines, satisfied):
+    (tmp_path / "requirements.txt").write_text(lines)
+    (tmp_path / "other.txt").write_text("torch>=999\n")
+    command = f'. "{ROOT}/environment.sh"; has_requirements "{sys.executable}" "{tmp_path}/requirements.txt"'
+    assert (subprocess.run(["sh", "-c", command], timeout=60).returncode == 0) == satisfied
+
+
+def test_an_old_python_is_refused(tmp_path):
+    old = tmp_path / "python"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    command = f'root="{tmp_path}"; . "{ROOT}/environment.sh"; choose_python "{ROOT}/requirements.txt"'
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": str(old)}
+    shutil.copy(old, tmp_path / "python3")
+    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "is not Python 3.11 or newer" in done.stderr
