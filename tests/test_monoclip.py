@@ -33,7 +33,7 @@ def test_numbers_of_the_paper():
     assert PAPER.logit_scale / PAPER.temperature == pytest.approx(1000)
     # Official quirk: ImageNet's statistics, not those that CLIP was trained with
     assert (PAPER.image_mean, PAPER.image_std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert (clip.CLIP_MEAN, clip.CLIP_STD) != (PAPER.image_mean, PAPER.image_std)
+    assert (PAPER.image_mean, PAPER.image_std) != (clip.CLIP_MEAN, clip.CLIP_STD)
 
 
 def test_depth_by_hand(tiny_clip):
