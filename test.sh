@@ -10,11 +10,13 @@
 # 4. eval.py, with all other arguments handed on to it. Results go to --output, else to results/ beside this script
 #    (results_demo/ for the demo).
 set -eu
-root=$(cd "$(dirname "$0")" && pwd)
-demo= clip_path=${CLIP_PATH:-} data_path=${NYU_PATH:-} no_download=${NO_DOWNLOAD:-} output=
+root=$(cd "$(dirname "$(readlink -f "$0" 2>/dev/null || echo "$0")")" && pwd)
+demo= clip_path=${CLIP_PATH:-} data_path=${NYU_PATH:-} no_download=${NO_DOWNLOAD:-} output= given=
+[ "$no_download" != 0 ] || no_download=
 
-needs_value() { # needs_value FLAG NUMBER_OF_ARGUMENTS_LEFT
-    [ "$2" -ge 2 ] || { echo "test.sh: $1 needs a value; see the top of $root/test.sh" >&2; exit 2; }
+fail() { # fail MESSAGE: a wrong argument
+    echo "test.sh: $1; see sh test.sh --help" >&2
+    exit 2
 }
 
 left=$#
@@ -27,15 +29,14 @@ while [ "$left" -gt 0 ]; do
         --demo) demo=yes ;;
         --no_download) no_download=yes ;;
         --clip_path | --data_path | --output)
-            needs_value "$argument" $((left + 1))
-            case $argument in
-                --clip_path) clip_path=$1 ;;
-                --data_path) data_path=$1 ;;
-                --output) output=$1 ;;
-            esac
+            [ "$left" -gt 0 ] || fail "$argument needs a value"
+            piece=$argument=$1
             shift
-            left=$((left - 1))
+            set -- "$piece" "$@" # looked at next, as one piece
             ;;
+        --clip_path=*) clip_path=${argument#*=} given=$argument ;;
+        --data_path=*) data_path=${argument#*=} given=$argument ;;
+        --output=*) output=${argument#*=} ;;
         *) set -- "$@" "$argument" ;; # for eval.py, kept in order
     esac
 done
@@ -46,6 +47,7 @@ PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONPATH
 
 if [ -n "$demo" ]; then
+    [ -z "$given" ] || fail "--demo brings its own weights and data; drop --clip_path and --data_path"
     exec "$PYTHON" "$root/eval.py" --clip_path "$root/demo/rooms_clip.pt" --data_path "$root/demo/sample" \
         --output "${output:-$root/results_demo}" "$@"
 fi

@@ -171,6 +171,9 @@ def _as_state_dict(loaded: object) -> dict[str, Tensor]:
 def _load_weights(path: Path, mmap: bool) -> object:
     """`torch.load` with `weights_only=True`, and no second try without it."""
     try:
+        if path.suffix == ".safetensors":  # torch.load would believe the name
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
         return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         unsafe = re.search(r"GLOBAL (\S+)", str(error))

@@ -10,6 +10,7 @@ The one exception is the last source of RN50, the hub's `open_clip_model.safeten
 other bytes, whose SHA-256 is not known here. It is stored as `RN50.safetensors`. What vouches for it is https to the
 hub, a header that accounts for every byte, and a check, before it gets its name, that its entries are exactly RN50's
 in name and shape, and finite. A changed weight would pass: whoever minds brings OpenAI's own file (`--clip_path`).
+After that look its SHA-256 is recorded beside it, so that later changes are noticed.
 
 Environment: `CLIP_CACHE` (folder), `CLIP_MIRRORS` (addresses separated by spaces, tried first), `CLIP_OFFLINE=1` (open
 no connection), and urllib's own `https_proxy`, `no_proxy` and `SSL_CERT_FILE`. How a file is read: `archive.py`.
@@ -28,6 +29,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -155,7 +157,7 @@ def locate_checkpoint(
             found = file_sha256(target)
             if found == checkpoint.sha256:
                 return target
-        if checkpoint.hub and _hub_target(checkpoint, folder).is_file():
+        if checkpoint.hub and _is_verified(_hub_target(checkpoint, folder), checkpoint.hub.architecture):
             return _hub_target(checkpoint, folder)
     except OSError as error:
         raise CheckpointError(target, f"it cannot be read: {error.strerror}") from error
@@ -212,6 +214,26 @@ def download(
 
 def _hub_target(checkpoint: Checkpoint, folder: Path) -> Path:
     return (folder / checkpoint.file).with_suffix(".safetensors")
+
+
+def _is_verified(path: Path, architecture: Architecture) -> bool:
+    """Whether the hub's file is there and holds such weights: looked at once, then told by its recorded SHA-256."""
+    if not path.is_file():
+        return False
+    record, found = _record(path), file_sha256(path)
+    if record.is_file():
+        return record.read_text().strip() == found
+    try:
+        _check_weights(path, architecture)
+    except _SourceError:
+        return False
+    with suppress(OSError):  # a cache that cannot be written is looked at again next time
+        record.write_text(found + "\n")
+    return True
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
 
 
 def _by_hand(checkpoint: Checkpoint, folder: Path) -> str:
@@ -300,6 +322,7 @@ def _fetch(
             _check_weights(path, expected)
         elif sha256 != expected:
             raise _SourceError(f"it sent a file with sha256 {sha256}, expected {expected}")
+        _record(target).unlink(missing_ok=True)
         os.replace(path, target)
     finally:
         path.unlink(missing_ok=True)

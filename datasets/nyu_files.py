@@ -5,7 +5,8 @@ the labelled data set; `prepare_nyu.py` writes it. RGB is 640x480; depth is a 16
 no measurement.
 
 Nothing is repaired silently: `check_files` looks at every file before a model is built and reports all that is wrong at
-once, and a file that does not decode to the end raises. Nothing is ever written here, and torch is not needed.
+once, and a file that does not decode to the end raises. What no decoder can tell, bytes changed inside a whole JPEG,
+`prepare_nyu.py --check` finds by the hashes it recorded. Nothing is ever written here, and torch is not needed.
 """
 
 import re
@@ -60,7 +61,7 @@ class Pair:
     depth: Path
     scene: str
     index: int
-    origin: str = ""  # "line 7" when it comes from a list file
+    origin: str = ""  # "list.txt, line 7" when it comes from a list file
 
     @property
     def name(self) -> str:
@@ -134,7 +135,7 @@ def read_list(list_file: Path, root: Path, any_index: bool = False) -> list[Pair
     """
     folder = test_split_folder(root)
     try:
-        text = list_file.read_text(encoding="utf-8")
+        text = list_file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{list_file}: cannot be read ({error}); give a text file of 'rgb depth' lines") from error
     pairs: list[Pair] = []
@@ -157,13 +158,13 @@ def read_list(list_file: Path, root: Path, any_index: bool = False) -> list[Pair
                 wrong.append(f"{column} stands in {seen[key]} already")
             seen.setdefault(key, f"line {number}")
         rgb, depth = (PurePosixPath(column) for column in columns[:2])
-        indices = [re.search(r"(\d+)$", path.stem) for path in (rgb, depth)]
+        indices = [re.search(r"(\d{1,9})$", path.stem) for path in (rgb, depth)]
         if not wrong and not any_index and (not all(indices) or len({int(i[1]) for i in indices if i}) != 1):
             wrong.append(f"{rgb.name} and {depth.name} do not carry the same index")
         problems += [f"{where}: {reason}" for reason in wrong]
         if not wrong:
             index = int(indices[0][1]) if indices[0] else -1
-            pairs.append(Pair(folder / rgb, folder / depth, rgb.parent.name, index, f"line {number}"))
+            pairs.append(Pair(folder / rgb, folder / depth, rgb.parent.name, index, where))
     if not pairs and not problems:
         problems.append(f"{list_file}: names no image")
     raise_problems(problems)
@@ -189,11 +190,14 @@ def raise_problems(problems: Sequence[str]) -> None:
 
 
 def open_image(path: Path, mode: str) -> Image.Image:
-    """The image, opened but not decoded, of mode RGB (a JPEG) or I;16 (a 16-bit PNG) and of 640x480 pixels.
+    """The image, opened but not decoded, a JPEG of mode RGB or a PNG of mode I;16 (16 bits), and of 640x480 pixels.
 
     Raises:
         DataError: it cannot be opened, has another format, mode or size, or claims more than 4 million pixels.
     """
+    form, expected = ("JPEG", "an RGB JPEG") if mode == "RGB" else ("PNG", "a 16-bit single-channel PNG")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: not a regular file; put the image there")
     try:
         image = Image.open(path)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -203,10 +207,9 @@ def open_image(path: Path, mode: str) -> Image.Image:
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: not a readable image ({error}); write it again") from error
     height, width = FRAME
-    expected = "an RGB image" if mode == "RGB" else "a 16-bit single-channel PNG"
     if image.width * image.height > MAX_PIXELS:
         problem = f"claims {image.width}x{image.height} pixels, so it is not decoded; remove it"
-    elif image.mode != mode:
+    elif (image.mode, image.format) != (mode, form):
         problem = f"has mode {image.mode} and format {image.format}, expected {expected} (mode {mode}); write it again"
     elif image.size != (width, height):
         problem = f"is {image.width}x{image.height}, expected {width}x{height}; do not resize NYU's images"

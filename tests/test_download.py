@@ -379,6 +379,28 @@ def test_the_hubs_file_is_the_last_source_and_has_its_own_name(
     assert len(server.hits) == 2
 
 
+def test_the_hubs_file_in_the_cache_is_looked_at_and_remembered(
+    server: Server, folder: Path, hub: HubFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"W": checkpoint(server.url("missing"), hub=hub)})
+    target = locate_checkpoint("W", folder, mirrors=())
+    assert locate_checkpoint("W", folder) == target
+    record = folder / "w.safetensors.sha256"
+    assert record.read_text().strip() == hashlib.sha256(server.hub_file).hexdigest()
+    content = bytearray(target.read_bytes())
+    content[-1] ^= 1  # a weight that stays finite
+    target.write_bytes(content)
+    monkeypatch.setenv("CLIP_OFFLINE", "1")
+    with pytest.raises(DownloadError, match="CLIP_OFFLINE"):
+        locate_checkpoint("W", folder)
+    record.unlink()
+    target.write_bytes(b"no weights")  # brought by hand, under the right name
+    with pytest.raises(DownloadError, match="CLIP_OFFLINE"):
+        locate_checkpoint("W", folder)
+    target.write_bytes(server.hub_file)
+    assert locate_checkpoint("W", folder) == target
+
+
 def test_a_hub_file_with_other_weights_is_refused(server: Server, folder: Path, hub: HubFile) -> None:
     state_dict = CLIP(TINY).state_dict()
     name = "visual.conv1.weight"

@@ -1,6 +1,6 @@
 """datasets.nyu: what it reads, in which order, and everything it refuses."""
 
-import itertools
+import os
 import resource
 import struct
 import time
@@ -38,6 +38,8 @@ def test_official_indices():
 def test_a_sample_by_hand(tmp_path):
     folder = tmp_path / "official_splits" / "test" / "kitchen"
     rgb, depth = write_pair(folder, 45)
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(rgb, quality=95)
     millimetres = np.zeros((480, 640), dtype=np.uint16)
     millimetres[7, 11], millimetres[8, 12] = 1234, 12000
     Image.fromarray(millimetres).save(depth)
@@ -47,11 +49,10 @@ def test_a_sample_by_hand(tmp_path):
     assert sample.depth[0, 7, 11].item() == pytest.approx(1.234)
     assert sample.depth[0, 8, 12].item() == 10.0  # clipped
     assert sample.depth.count_nonzero() == 2
-    pixels = np.asarray(Image.open(rgb), dtype=np.float64)
+    pixels = np.asarray(Image.open(rgb), dtype=np.float64)[56:472, 60:604] / 255
+    expected = ((pixels - PAPER.image_mean) / PAPER.image_std).transpose(2, 0, 1)
     assert sample.image.shape == (3, 416, 544)
-    for channel, y, x in itertools.product(range(3), (0, 100, 415), (0, 333, 543)):
-        expected = (pixels[56 + y, 60 + x, channel] / 255 - PAPER.image_mean[channel]) / PAPER.image_std[channel]
-        assert sample.image[channel, y, x].item() == pytest.approx(expected, abs=1e-5)
+    assert np.abs(sample.image.numpy() - expected).max() < 1e-5
 
 
 def test_order_is_scene_then_file_name_and_the_root_may_be_the_split(nyu_folder):
@@ -139,6 +140,13 @@ def spoil(kind: str, rgb: Path, depth: Path) -> None:
         Image.open(rgb).resize((320, 240)).save(rgb)
     elif kind == "grey RGB":
         Image.open(rgb).convert("L").save(rgb)
+    elif kind == "PNG as RGB":
+        Image.open(rgb).copy().save(rgb, format="PNG")
+    elif kind == "not a file":
+        rgb.unlink()
+        os.mkfifo(rgb)
+    elif kind == "9 megapixels":
+        huge_png(depth, 3_000, 16)
     elif kind == "100 megapixels":
         huge_png(depth, 10_000, 16)
     elif kind == "400 megapixels":
@@ -158,7 +166,10 @@ FAULTS = {
     "depth too large": r"png: its largest depth is 65.1 m, so it does not hold millimetres",
     "no depth": r"png: no valid pixel, every depth is 0",
     "small RGB": r"jpg: is 320x240, expected 640x480",
-    "grey RGB": r"jpg: has mode L and format JPEG, expected an RGB image",
+    "grey RGB": r"jpg: has mode L and format JPEG, expected an RGB JPEG",
+    "PNG as RGB": r"jpg: has mode RGB and format PNG, expected an RGB JPEG",
+    "not a file": r"jpg: not a regular file",
+    "9 megapixels": r"png: claims 3000x3000 pixels, so it is not decoded",
     "100 megapixels": r"png: claims more than 4,000,000 pixels, so it is not decoded",
     "400 megapixels": r"png: claims more than 4,000,000 pixels, so it is not decoded",
 }
@@ -224,7 +235,7 @@ def test_a_list_gives_the_folders_pairs_in_its_order(nyu_folder):
     lines = [f"{pair.name} {pair.scene}/{pair.depth.name} 518.86\r" for pair in reversed(scanned)]
     pairs = read_list(list_of(root, ["", *lines, "  "]), root)
     assert [(p.rgb, p.depth, p.scene, p.index) for p in pairs] == [(p.rgb, p.depth, p.scene, p.index) for p in scanned]
-    assert [pair.origin for pair in pairs] == ["line 5", "line 4", "line 3", "line 2"]
+    assert [pair.origin for pair in pairs] == [f"{root / 'list.txt'}, line {n}" for n in (5, 4, 3, 2)]
     check_files(pairs)
 
 
@@ -255,7 +266,7 @@ def test_files_of_a_list_are_reported_with_their_lines(nyu_folder):
         "bathroom/rgb_00000.jpg bathroom/sync_depth_00000.png",
         "office/rgb_00007.jpg office/sync_depth_00007.png",
     ]
-    with pytest.raises(DataError, match=r"line 2: .*rgb_00007\.jpg: no such file"):
+    with pytest.raises(DataError, match=r"list\.txt, line 2: .*rgb_00007\.jpg: no such file"):
         check_files(read_list(list_of(root, lines), root))
 
 
@@ -297,6 +308,12 @@ def test_plain_paths_and_a_symlinked_root_are_accepted(nyu_folder, tmp_path):
     pairs = read_list(list_of(root, lines), tmp_path / "link")
     check_files(pairs)
     assert pairs[0].name == "bathroom/rgb_00000.jpg"
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(nyu_folder):
+    root = nyu_folder(1)
+    path = list_of(root, ["\ufeffbathroom/rgb_00000.jpg bathroom/sync_depth_00000.png"])
+    assert read_list(path, root)[0].index == 0
 
 
 def test_an_unreadable_or_empty_list_is_an_error(nyu_folder):

@@ -93,6 +93,18 @@ def test_a_flag_without_its_value(script):
     assert "--clip_path needs a value" in done.stderr
 
 
+def test_flags_may_be_written_with_an_equals_sign(script, tmp_path):
+    done = script(f"--data_path={tmp_path}/nowhere", f"--clip_path={tmp_path}/none.pt", NO_DOWNLOAD="1")
+    assert done.returncode == 2
+    assert "nowhere: no such folder" in done.stderr
+
+
+def test_the_demo_takes_no_other_weights(script, tmp_path):
+    done = script("--demo", "--clip_path", f"{tmp_path}/none.pt")
+    assert done.returncode == 2
+    assert "--demo brings its own weights and data" in done.stderr
+
+
 def test_help(script):
     done = script("--help")
     assert done.returncode == 0

@@ -18,7 +18,7 @@ def test_vocabulary_is_openais():
     )
 
 
-def test_tokens_of_the_papers_prompts(golden):
+def test_tokens_are_the_released_ones(golden):
     prompts = [PAPER.depth_templates[0].format(PAPER.obj_classes[0], word) for word in PAPER.depth_classes]
     assert torch.equal(clip.tokenize(prompts), torch.from_numpy(golden["tokens"]).int())
 
