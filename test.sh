@@ -48,8 +48,13 @@ export PYTHONPATH
 
 if [ -n "$demo" ]; then
     [ -z "$given" ] || fail "--demo brings its own weights and data; drop --clip_path and --data_path"
-    exec "$PYTHON" "$root/eval.py" --clip_path "$root/demo/rooms_clip.pt" --data_path "$root/demo/sample" \
-        --output "${output:-$root/results_demo}" "$@"
+    echo "Demo: 16 rendered rooms, and a toy CLIP that was taught distance on purpose. It shows that the pipeline works;"
+    echo "it says nothing about the real CLIP or the paper's claim (demo/README.md)."
+    output=${output:-$root/results_demo}
+    "$PYTHON" "$root/eval.py" --clip_path "$root/demo/rooms_clip.pt" --data_path "$root/demo/sample" \
+        --output "$output" --figures "$@"
+    echo "The pictures, their true and their predicted depth: $output/qualitative.png"
+    exit
 fi
 
 if [ -n "$no_download" ]; then
