@@ -6,20 +6,25 @@ five more such prompts. The softmax over the seven answers, weighted by seven de
     logits = 100 * f @ T / temperature          f: patch features, T: text features          (B, K, h, w)
     depth  = sum_k softmax_k(logits) * bin_k    [m]                                          (B, 1, h, w)
 
-This file is the whole method. Left out: the encoders (clip/), the data (datasets/), the figures (calculate_error.py).
+This file is the whole method. Left out: the encoders (clip/), the data (datasets/), how a picture file becomes pixels
+(pictures.py), the figures (calculate_error.py).
 
 Shapes, here and in all files: B images, H x W pixels, h = H/32 and w = W/32 patches, C channels of the image trunk
 (2048), D dimensions of the joint space (1024), K depth classes and bins (7), L text tokens (77).
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 import clip
+from pictures import read_picture, resized, working_size
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Reading:
         if not self.depth_templates or not self.obj_classes:
             raise ValueError("at least one template and one object word are needed")
         for template in self.depth_templates:
-            if template.count("{}") != 2:
+            if template.count("{}") != 2 or template.count("{") != 2 or template.count("}") != 2:
                 raise ValueError(f"template {template!r} must hold {{}} twice: for the object and for the depth class")
 
 
@@ -92,9 +97,10 @@ def zeroshot_classifier(
     Paper: section 3.2; the pure function is CLIP's zero-shot classifier.
     """
     prompts = [t.format(o, c) for c in depth_classes for t in depth_templates for o in obj_classes]
+    tokens = clip.tokenize(prompts, clip_model.context_length)  # (K * templates, L)
     device = clip_model.text_projection.device
     with torch.no_grad():
-        text_features = clip_model.encode_text(clip.tokenize(prompts).to(device)).float()  # (K * templates, D)
+        text_features = clip_model.encode_text(tokens.to(device)).float()  # (K * templates, D)
         text_features = F.normalize(text_features, dim=-1)
         text_features = text_features.unflatten(0, (len(depth_classes), -1)).mean(dim=1)  # (K, D)
         return F.normalize(text_features, dim=-1).T.contiguous()  # (D, K)
@@ -141,9 +147,11 @@ class MonoCLIP(nn.Module):
 
         Paper: section 3.1.
         """
-        features = self.clip_vis.forward_patches(image).float()  # (B, C, h, w)
-        features = F.normalize(features, dim=1)
-        return features[:, :: self.channel_stride]  # (B, D, h, w)
+        return self.channel_features(image)[:, :: self.channel_stride]  # (B, D, h, w)
+
+    def channel_features(self, image: Tensor) -> Tensor:
+        """All normalised channels, of which `patch_features` keeps every second: -> (B, C, h, w) float32."""
+        return F.normalize(self.clip_vis.forward_patches(image).float(), dim=1)
 
     def logits(self, features: Tensor) -> Tensor:
         """Scaled similarity of each patch to each depth class: (B, D, h, w) -> (B, K, h, w)."""
@@ -171,8 +179,32 @@ class MonoCLIP(nn.Module):
         Returns:
             (B, 1, H, W) float32 [m].
         """
-        depth = mirror_average(self(with_mirror(image)))  # (B, 1, h, w)
-        return F.interpolate(depth, image.shape[2:], mode="bilinear", align_corners=True)
+        return upsampled(mirror_average(self(with_mirror(image))), image.shape[2:])
+
+    @torch.inference_mode()
+    def infer_image(self, image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarray:
+        """Depth of each pixel of one picture of any size and kind, as `predict` gives it for its own sizes.
+
+        Args:
+            image: a file, a PIL image, or an array (H, W, 3) uint8, RGB.
+
+        Returns:
+            (H, W) float32 [m], of the picture's size once it is turned upright as EXIF says.
+
+        Raises:
+            PictureError, ValueError: as `pictures.read_picture`.
+        """
+        pixels = read_picture(image)
+        depth = mirror_average(self(with_mirror(self.prepare(pixels))))  # (1, 1, h, w)
+        return upsampled(depth, pixels.shape[:2])[0, 0].cpu().numpy()
+
+    def prepare(self, pixels: np.ndarray) -> Tensor:
+        """The picture as the encoder takes it: (H, W, 3) uint8, RGB -> (1, 3, H', W') by `pictures.working_size`."""
+        height, width, _ = pixels.shape
+        view = resized(pixels, working_size(height, width, self.clip_vis.patch_size))
+        x = torch.from_numpy(np.array(view)).to(self.bin_list.device).permute(2, 0, 1).float() / 255  # (3, H', W')
+        mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (self.reading.image_mean, self.reading.image_std))
+        return ((x - mean) / std)[None]
 
 
 def with_mirror(image: Tensor) -> Tensor:
@@ -184,3 +216,8 @@ def mirror_average(depth: Tensor) -> Tensor:
     """Mean of each map and of its mirror's, mirrored back: (2B, 1, h, w) as from `with_mirror` -> (B, 1, h, w)."""
     upright, mirrored = depth.chunk(2)
     return (upright + mirrored.flip(-1)) / 2
+
+
+def upsampled(depth: Tensor, size: Sequence[int]) -> Tensor:
+    """Depth of each pixel from that of each patch, bilinear between their corners: (B, 1, h, w) -> (B, 1, *size)."""
+    return F.interpolate(depth, tuple(size), mode="bilinear", align_corners=True)

@@ -1,0 +1,39 @@
+"""MonoCLIP through torch.hub.
+
+    model = torch.hub.load("OWNER/REPOSITORY", "monoclip")                       # the paper's; fetches RN50 once
+    model = torch.hub.load("FOLDER", "monoclip_demo", source="local")            # the embedded toy; offline
+    depth = model.infer_image("photo.jpg")                                       # (H, W) float32 [m]
+
+The repository's own `clip` and `datasets` must be importable: in a Python that has already imported another package of
+that name (OpenAI's, Hugging Face's), load this first or start a new one.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import clip
+from monoclip import MonoCLIP, Reading
+
+dependencies = ["torch", "numpy", "PIL", "ftfy", "regex", "tqdm"]
+
+
+def monoclip(clip_path: str | Path = "RN50", device: str | None = None, **reading: Any) -> MonoCLIP:
+    """MonoCLIP in evaluation mode.
+
+    Args:
+        clip_path: a checkpoint, or one of CLIP's names, whose file is then fetched into the cache if need be.
+        device: None takes the GPU if there is one. fp32 on a CPU, fp16 elsewhere.
+        reading: `depth_classes`, `bin_list`, `temperature` and the other fields of `monoclip.Reading`.
+
+    Raises:
+        clip.CheckpointError: the checkpoint is not there or cannot be used.
+        ValueError, TypeError: a reading that makes no depth, or a field that there is not.
+    """
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in reading.items()}
+    clip_model, _ = clip.load(clip_path, device)
+    return MonoCLIP(clip_model, Reading(**fields)).eval()
+
+
+def monoclip_demo(device: str | None = None, **reading: Any) -> MonoCLIP:
+    """MonoCLIP with the small CLIP of `demo/`, which was taught distance on rendered rooms: to try things out with."""
+    return monoclip(Path(__file__).parent / "demo" / "rooms_clip.pt", device, **reading)

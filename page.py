@@ -1,0 +1,212 @@
+"""One self-contained HTML page to look into a run: what each patch answers to each word, and what follows from it.
+
+The page holds its style, its script and its data, asks for nothing from anywhere (its content security policy forbids
+it), and opens from the disk. For each picture it stores the similarities behind the prediction, so temperature and bins
+can be changed in the page and every map follows. `web/` holds its HTML, CSS and JavaScript. Here nothing is written.
+
+    cards = [card("kitchen/rgb_00001.jpg", "kitchen", pixels, logits, reading, truth, figures), ...]
+    path.write_text(build("NYU Depth V2", cards, reading, table, [subset_note(len(cards), 654)]), encoding="utf-8")
+"""
+
+import base64
+import hashlib
+import html
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from calculate_error import NYU_CROP
+from datasets.nyu import Sample
+from depth_images import colour_table, to_millimetres
+from monoclip import Reading
+
+WEB = Path(__file__).parent / "web"
+DEFAULT_IMAGES = 24  # of a longer run; the page redraws them all while a slider moves
+MAX_CARD_BYTES = 150_000
+THUMBNAIL_SIDE = 544  # px at most: NYU's crop as it is
+MAX_JPEG_BYTES = 45_000
+TRUTH_SIDE = 136  # px at most, of the ground truth as a map; its means over the patches are exact
+
+Card = dict[str, Any]
+
+
+def spread(total: int, count: int) -> list[int]:
+    """`count` of the indices 0 ... total - 1, evenly spread and in order; all of them if there are no more."""
+    count = min(total, count)
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
+def subset_note(shown: int, total: int) -> str:
+    """What the page says about its choice of pictures."""
+    if shown == total:
+        return f"all {total} pictures of the run"
+    return f"{shown} of the run's {total} pictures, spread evenly over it"
+
+
+def card(
+    name: str,
+    scene: str,
+    pixels: np.ndarray,
+    logits: np.ndarray,
+    reading: Reading,
+    truth: np.ndarray | None = None,
+    figures: Mapping[str, float | None] | None = None,
+) -> Card:
+    """What the page stores of one picture, at most 150 kB, ready for JSON.
+
+    Args:
+        name: as in every table.
+        scene: to sort by; "" if there is none.
+        pixels: (H, W, 3) uint8, RGB, the picture as the depth map covers it.
+        logits: (V, K, h, w) float32: `MonoCLIP.logits` of the picture and, if V is 2, of its mirror (not turned back).
+        reading: what the logits were computed with.
+        truth: (H, W) float32 [m], 0 where nothing was measured.
+        figures: shown beside the name and to sort by; the same names for every picture of a page.
+
+    Raises:
+        ValueError: shapes that do not fit, or logits that are not finite.
+    """
+    views, classes, h, w = logits.shape
+    if classes != len(reading.depth_classes) or views not in (1, 2):
+        raise ValueError(f"expected logits (1 or 2, {len(reading.depth_classes)}, h, w), got {logits.shape}")
+    if not np.isfinite(logits).all():
+        raise ValueError(f"{name}: logits that are not finite")
+    # Relative to each patch's best word, which softmax does not notice and half precision does: what matters is near 0.
+    similarity = (logits - logits.max(axis=1, keepdims=True)) * reading.temperature
+    similarity[1:] = similarity[1:, ..., ::-1]
+    stored: Card = {
+        "name": name,
+        "scene": scene,
+        "size": list(pixels.shape[:2]),
+        "grid": [h, w],
+        "views": views,
+        "similarity": encoded(similarity.clip(-60000, 0).astype("<f2")),
+        "truth": None,
+        "figures": {key: None if value is None else float(value) for key, value in (figures or {}).items()},
+    }
+    if truth is not None:
+        if truth.shape != pixels.shape[:2]:
+            raise ValueError(f"{name}: true depth of {truth.shape}, but a picture of {pixels.shape[:2]}")
+        small = nearest(truth, TRUTH_SIDE)
+        stored["truth"] = {
+            "size": list(small.shape),
+            "map": encoded(to_millimetres(small).astype("<u2")),
+            "patches": encoded(to_millimetres(patch_means(truth, h, w)).astype("<u2")),
+        }
+    left = (MAX_CARD_BYTES - len(json.dumps(stored))) * 3 // 4 - 1000
+    stored["jpeg"] = base64.b64encode(thumbnail(pixels, min(MAX_JPEG_BYTES, left))).decode()
+    return stored
+
+
+def sample_card(sample: Sample, logits: np.ndarray, reading: Reading, figures: Mapping[str, float | None]) -> Card:
+    """`card` of an image of the evaluation: the crop that the method saw, and its ground truth there.
+
+    Args:
+        sample: as the data set gives it, normalised with the reading's statistics.
+        logits: as for `card`.
+        reading: as for `card`.
+        figures: as for `card`.
+    """
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (reading.image_mean, reading.image_std))
+    pixels = ((sample.image * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()  # (H, W, 3)
+    return card(sample.name, sample.scene, pixels, logits, reading, sample.depth[0][NYU_CROP].numpy(), figures)
+
+
+def encoded(array: np.ndarray) -> str:
+    """The bytes of the array in base64."""
+    return base64.b64encode(array.tobytes()).decode()
+
+
+def nearest(array: np.ndarray, side: int) -> np.ndarray:
+    """Every n-th row and column, with the least n that leaves at most `side` of the longer ones."""
+    step = -(-max(array.shape[:2]) // side)
+    return array[step // 2 :: step, step // 2 :: step] if min(array.shape[:2]) > step // 2 else array[::step, ::step]
+
+
+def patch_means(truth: np.ndarray, h: int, w: int) -> np.ndarray:
+    """Mean of the measured depths in each of h x w patches, (h, w) [m]; 0 where there is none."""
+    height, width = truth.shape
+    rows, columns = np.arange(height) * h // height, np.arange(width) * w // width
+    patch = (rows[:, None] * w + columns).ravel()
+    total = np.bincount(patch, truth.ravel().astype(np.float64), h * w)
+    count = np.bincount(patch, truth.ravel() > 0, h * w)
+    return (total / np.maximum(count, 1)).reshape(h, w)
+
+
+def thumbnail(pixels: np.ndarray, limit: int) -> bytes:
+    """A JPEG of the picture, at most 544 px long and `limit` bytes large, as far as a JPEG of 32 px can be."""
+    side = THUMBNAIL_SIDE
+    while True:
+        image = Image.fromarray(pixels)
+        image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        for quality in (85, 70, 50):
+            file = io.BytesIO()
+            image.save(file, "JPEG", quality=quality, optimize=True)
+            if file.tell() <= limit or side <= 32:
+                return file.getvalue()
+        side = side * 3 // 4
+
+
+def build(
+    title: str,
+    cards: Sequence[Card],
+    reading: Reading,
+    figures: Mapping[str, Mapping[str, float | None]] | None = None,
+    notes: Sequence[str] = (),
+) -> str:
+    """The page as text; everything that came from a user stands in it as data, never as markup.
+
+    Args:
+        title: of the page.
+        cards: from `card`, in the order of the run.
+        reading: its words, bins and temperature are where the sliders start.
+        figures: the table at the top: for each named row, the value of each column; all rows name the same columns.
+        notes: short statements below the title.
+    """
+    style, script, page = ((WEB / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "page.html"))
+    template, obj = reading.depth_templates[0], reading.obj_classes[0]
+    prompts = [f"“{template.format(obj, word)}”" for word in reading.depth_classes]
+    if (others := len(reading.depth_templates) * len(reading.obj_classes) - 1) > 0:
+        prompts.append(f"and each word in {others} more sentences")
+    columns = list(next(iter(figures.values()))) if figures else []
+    content: dict[str, Any] = {
+        "title": title,
+        "notes": list(notes),
+        "reading": {
+            "words": list(reading.depth_classes),
+            "bins": list(reading.bin_list),
+            "temperature": reading.temperature,
+            "prompts": prompts,
+        },
+        "figures": figures
+        and {"columns": columns, "rows": [[name, [row[c] for c in columns]] for name, row in figures.items()]},
+        "colours": encoded(colour_table()),
+        "images": list(cards),
+    }
+    parts = {
+        "title": html.escape(title),
+        "style": style,
+        "style_hash": policy_hash(style),
+        "script": script,
+        "script_hash": policy_hash(script),
+        "data": embedded_json(content),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
+
+
+def policy_hash(text: str) -> str:
+    """The source expression that lets a content security policy accept exactly this inline text."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def embedded_json(value: Any) -> str:
+    """JSON that can stand inside a script element: nothing in it can end the element or begin another."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

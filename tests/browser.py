@@ -1,0 +1,163 @@
+"""A headless Chromium or Chrome for tests, driven through its debugging pipe: no driver, no port, no Python package."""
+
+import base64
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+MACOS = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+
+# Becomes the browser, with its pipe at descriptors 3 and 4, where it is expected.
+LAUNCH = """
+import fcntl, os, sys
+read, write = (fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3])
+os.dup2(read, 3)
+os.dup2(write, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+def find_browser() -> str | None:
+    """The Chromium or Chrome of this machine; `$CHROME` names another."""
+    names = (os.environ["CHROME"],) if os.environ.get("CHROME") else (*NAMES, MACOS)
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+class Browser:
+    """One tab. What the page logs, throws and requests is kept in `errors` and `requests`."""
+
+    def __init__(self, executable: str, profile: Path) -> None:
+        to_browser, self.write_end = os.pipe()
+        self.read_end, from_browser = os.pipe()
+        flags = ["--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+        flags += ["--disable-dev-shm-usage", "--hide-scrollbars", f"--user-data-dir={profile}"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, str(to_browser), str(from_browser), executable, *flags, "about:blank"],
+            pass_fds=(to_browser, from_browser),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(to_browser)
+        os.close(from_browser)
+        self.buffer, self.number, self.session = b"", 0, None
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, timeout: float = 60, **params: Any) -> dict[str, Any]:
+        """Sends one command and returns its result; events on the way are kept."""
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": params}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.write_end, json.dumps(message).encode() + b"\0")
+        deadline = time.monotonic() + timeout
+        while True:
+            answer = self.receive(deadline)
+            if answer.get("id") == self.number:
+                if "error" in answer:
+                    raise RuntimeError(f"{method}: {answer['error']}")
+                return answer["result"]
+
+    def receive(self, deadline: float) -> dict[str, Any]:
+        """The next message; events are kept."""
+        while b"\0" not in self.buffer:
+            if not select.select([self.read_end], [], [], max(0, deadline - time.monotonic()))[0]:
+                raise TimeoutError("the browser does not answer")
+            chunk = os.read(self.read_end, 1 << 20)
+            if not chunk:
+                raise RuntimeError(f"the browser ended ({self.process.poll()})")
+            self.buffer += chunk
+        text, self.buffer = self.buffer.split(b"\0", 1)
+        message = json.loads(text)
+        params = message.get("params", {})
+        match message.get("method"):
+            case "Runtime.exceptionThrown":
+                self.errors.append(json.dumps(params["exceptionDetails"]))
+            case "Runtime.consoleAPICalled" if params["type"] in ("error", "warning", "assert"):
+                self.errors.append(json.dumps(params["args"]))
+            case "Log.entryAdded" if params["entry"]["level"] in ("error", "warning"):
+                self.errors.append(params["entry"]["text"])
+            case "Network.requestWillBeSent":
+                self.requests.append(params["request"]["url"])
+        return message
+
+    def open(self, url: str) -> None:
+        """Goes to `url` and waits until the page is loaded and has drawn."""
+        self.call("Page.navigate", url=url)
+        deadline = time.monotonic() + 60
+        while self.receive(deadline).get("method") != "Page.loadEventFired":
+            pass
+        self.settle()
+
+    def settle(self) -> None:
+        """Waits until the page has drawn what was asked of it."""
+        self.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
+
+    def js(self, expression: str) -> Any:
+        """The value of a JavaScript expression (awaited), as JSON can hold it."""
+        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in result:
+            raise RuntimeError(result["exceptionDetails"]["exception"].get("description"))
+        return result["result"].get("value")
+
+    def place(self, selector: str, x: float, y: float) -> dict[str, float]:
+        """Scrolls the first such element into view and returns a place in it, in the window's pixels."""
+        area = self.js(
+            f"(e => (e.scrollIntoView({{block: 'center'}}), e.getBoundingClientRect().toJSON()))"
+            f"(document.querySelector({json.dumps(selector)}))"
+        )
+        return {"x": area["left"] + x * area["width"], "y": area["top"] + y * area["height"]}
+
+    def hover(self, selector: str, x: float, y: float) -> None:
+        """Moves the mouse to a place of the first such element: fractions of its width and height."""
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", **self.place(selector, x, y))
+        self.settle()
+
+    def tap(self, selector: str, x: float, y: float) -> None:
+        """Touches a place of the first such element."""
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[self.place(selector, x, y)])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        self.settle()
+
+    def press(self, key: str) -> None:
+        """Presses and releases one key where the focus is."""
+        code = {"Tab": 9, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code[key])
+        self.settle()
+
+    def show(self, width: int, height: int, dark: bool = False, phone: bool = False) -> None:
+        """Sets the window's size, the colour scheme, and whether it is a phone's screen."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
+        self.call("Emulation.setDeviceMetricsOverride", **metrics)
+        self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.settle()
+
+    def screenshot(self, path: Path) -> None:
+        """Writes what the window shows as a PNG."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+    def close(self) -> None:
+        """Ends the browser."""
+        try:
+            self.session = None
+            self.call("Browser.close", timeout=10)
+        except (RuntimeError, TimeoutError, OSError):
+            self.process.kill()
+        finally:
+            os.close(self.write_end)
+            os.close(self.read_end)
+            self.process.wait(timeout=30)

@@ -1,0 +1,40 @@
+"""hubconf: MonoCLIP through torch.hub, from a folder."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import clip
+from monoclip import PAPER, MonoCLIP
+
+ROOT = str(Path(__file__).parents[1])
+
+
+def load(entry: str, **options: object) -> MonoCLIP:
+    return torch.hub.load(ROOT, entry, source="local", device="cpu", **options)
+
+
+def test_the_hubs_model_is_the_methods(tiny_checkpoint, tiny_clip):
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    model = load("monoclip", clip_path=tiny_checkpoint)
+    assert model.reading == PAPER
+    assert not model.training
+    np.testing.assert_allclose(model.infer_image(pixels), MonoCLIP(tiny_clip).infer_image(pixels), atol=1e-5)
+
+
+def test_words_of_ones_own(tiny_checkpoint):
+    model = load("monoclip", clip_path=tiny_checkpoint, depth_classes=["near", "far"], bin_list=[1.0, 5.0])
+    assert model.reading.depth_classes == ("near", "far")
+    assert model.text_features.shape == (64, 2)
+    with pytest.raises(ValueError, match="every depth class needs one bin"):
+        load("monoclip", clip_path=tiny_checkpoint, bin_list=[1.0, 5.0])
+    with pytest.raises(clip.CheckpointError, match=r"nothing\.pt"):
+        load("monoclip", clip_path="nothing.pt")
+
+
+def test_the_demo_is_loaded():
+    model = load("monoclip_demo", temperature=0.2)
+    assert model.reading.temperature == 0.2
+    assert model.infer_image(np.zeros((40, 50, 3), np.uint8)).shape == (40, 50)

@@ -1,0 +1,365 @@
+"""page: what it stores, and how it behaves in a browser, where nothing is drawn that Python would not draw."""
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import page
+import predict
+from calculate_error import NYU_CROP
+from datasets.nyu import NYUDepthV2, Pair
+from depth_images import coloured
+from monoclip import PAPER, Reading, mirror_average
+from pictures import read_picture
+from tests.browser import Browser, find_browser
+from tests.conftest import write_pair
+from tests.test_predict import noise, save
+
+HOSTILE = "</script><script>window.attacked = 1</script><img src=http://127.0.0.1:9/x onerror=window.attacked=1>"
+GRID = (3, 4)
+
+
+def logits_of(seed: int, classes: int = 7, views: int = 2, grid: tuple[int, int] = GRID) -> np.ndarray:
+    """Random logits with a spread like the method's, (V, K, h, w) float32."""
+    return np.random.default_rng(seed).normal(200, 3, (views, classes, *grid)).astype(np.float32)
+
+
+def depth_of(logits: np.ndarray, bins: tuple[float, ...]) -> Tensor:
+    """The patches' depth by definition, (h, w) [m]."""
+    depth = torch.einsum("vkhw,k->vhw", torch.from_numpy(logits).double().softmax(1), torch.tensor(bins).double())
+    return (mirror_average(depth[:, None]) if len(logits) == 2 else depth[:, None])[0, 0]
+
+
+def true_depth() -> np.ndarray:
+    """(96, 128) float32 [m]: one depth for each patch, the first not measured, the last beyond the bins."""
+    patches = np.linspace(0, 4.4, 12, dtype=np.float32).reshape(GRID)
+    return patches.repeat(32, axis=0).repeat(32, axis=1)
+
+
+@pytest.fixture(scope="module")
+def cards() -> list[page.Card]:
+    names = [("b/2.jpg", "b", 0.3), ("a/10.jpg", "a", None), ("a/9.jpg", "a", 0.1), (HOSTILE, HOSTILE, 0.2)]
+    return [
+        page.card(
+            name, scene, noise(96, 128, i), logits_of(i), PAPER, true_depth() if i < 3 else None, {"abs_rel": figure}
+        )
+        for i, (name, scene, figure) in enumerate(names)
+    ]
+
+
+@pytest.fixture(scope="module")
+def html(cards) -> str:
+    rows = {"this run": {"a1": 0.5, "rmse": None}, HOSTILE: {"a1": 0.394, "rmse": 1.167}}
+    return page.build(f"Rooms {HOSTILE}", cards, PAPER, rows, [page.subset_note(4, 654), HOSTILE])
+
+
+# What is stored
+
+
+def test_spread_by_hand():
+    assert page.spread(10, 3) == [1, 5, 8]
+    assert page.spread(3, 5) == [0, 1, 2]
+    assert page.spread(5, 0) == page.spread(0, 5) == []
+    assert page.spread(654, 24)[0] == 13
+
+
+def test_patch_means_by_hand():
+    truth = np.array([[0, 2, 1, 1], [0, 4, 1, 2], [0, 0, 5, 5]], dtype=np.float32)
+    assert page.patch_means(truth, 1, 2).tolist() == [[3.0, 2.5]]
+    assert page.patch_means(truth, 3, 2).tolist() == [[2, 1], [4, 1.5], [0, 5]]
+    assert page.patch_means(truth[:1, :1] + 1, 2, 2).sum() == 1  # fewer pixels than patches: the rest is unknown
+
+
+def test_similarities_are_stored_to_half_precision_near_the_best_word():
+    logits = logits_of(0)
+    stored = page.card("a", "", noise(96, 128), logits, PAPER)
+    values = np.frombuffer(base64.b64decode(stored["similarity"]), "<f2").astype(np.float64).reshape(logits.shape)
+    assert (values.max(axis=1) == 0).all()
+    back = values / PAPER.temperature
+    back[1] = back[1, ..., ::-1]
+    np.testing.assert_allclose(back, logits - logits.max(axis=1, keepdims=True), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(416, 544), (480, 640), (3000, 4000), (1, 3000), (1, 1)])
+def test_a_card_is_at_most_150_kilobytes(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)  # the worst case for JPEG
+    truth = np.random.default_rng(0).uniform(0, 10, size).astype(np.float32)
+    for classes, grid in ((7, (13, 17)), (40, (15, 20))):
+        reading = Reading(depth_classes=tuple(map(str, range(classes))), bin_list=tuple(range(1, classes + 1)))
+        stored = page.card("a", "", pixels, logits_of(0, classes, grid=grid), reading, truth)
+        assert len(json.dumps(stored)) <= 150_000
+
+
+def test_an_image_of_the_evaluation_is_the_crop_that_the_method_saw(tmp_path, monkeypatch):
+    rgb, depth = write_pair(tmp_path / "kitchen", 0)
+    sample = NYUDepthV2([Pair(rgb, depth, "kitchen", 0)], NYU_CROP, PAPER.image_mean, PAPER.image_std)[0]
+    seen = []
+    monkeypatch.setattr(page, "thumbnail", lambda pixels, limit: seen.append(pixels) or b"")
+    stored = page.sample_card(sample, logits_of(0, grid=(13, 17)), PAPER, {"abs_rel": 0.5})
+    assert (seen[0] == read_picture(rgb)[NYU_CROP]).all()
+    assert (stored["name"], stored["scene"], stored["size"]) == ("kitchen/rgb_00000.jpg", "kitchen", [416, 544])
+    patches = np.frombuffer(base64.b64decode(stored["truth"]["patches"]), "<u2").reshape(13, 17)
+    measured = sample.depth[0, 56 + 32 * 4 : 56 + 32 * 5, 60 : 60 + 32]
+    assert patches[4, 0] == pytest.approx(1000 * float(measured.mean()), abs=0.6)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    for arguments in (
+        (noise(96, 128), logits_of(0, classes=6), PAPER),
+        (noise(96, 128), logits_of(0, views=2).repeat(2, axis=0), PAPER),
+        (noise(96, 128), logits_of(0), PAPER, np.zeros((480, 640), np.float32)),
+        (noise(96, 128), logits_of(0) * np.nan, PAPER),
+    ):
+        with pytest.raises(ValueError, match=r"expected|true depth|not finite"):
+            page.card("a", "", *arguments)
+
+
+def test_words_and_names_are_data_and_nothing_leaves_the_page(html):
+    assert "<script>window.attacked" not in html
+    assert html.count("<script") == 2
+    assert html.count("</script>") == 2
+    assert "default-src 'none'" in html
+    assert re.findall(r"<[^>]*(?:src|href|action)=[^>]*>", html.split('id="data"')[0]) == [
+        '<link rel="icon" href="data:,">'
+    ]
+    for path in page.WEB.iterdir():
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", path.read_text(encoding="utf-8"))
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    executable = find_browser()
+    if executable is None:
+        pytest.skip("no Chromium or Chrome on this machine; install one, or name it in $CHROME")
+    opened = Browser(executable, tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def opened(browser, html, tmp_path):
+    """The browser with the page open; afterwards, nothing may have gone wrong or been asked for."""
+    path = tmp_path / "page.html"
+    path.write_text(html, encoding="utf-8")
+    browser.errors.clear()
+    browser.requests.clear()
+    browser.show(1280, 900)
+    browser.open(path.as_uri())
+    yield browser
+    assert browser.errors == []
+    assert {url for url in browser.requests if not url.startswith("data:")} == {path.as_uri()}
+    assert browser.js("window.attacked === undefined")
+    assert browser.js("performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length") == 0
+
+
+def names(browser: Browser) -> list[str]:
+    return browser.js("[...document.querySelectorAll('.card h2')].map(e => e.textContent)")
+
+
+def set_slider(browser: Browser, number: int, value: float) -> None:
+    """Moves a slider as a user does: 0 is the temperature (its decimal logarithm), then the bins."""
+    browser.js(
+        f"(e => {{ e.value = {value}; e.dispatchEvent(new Event('input', {{bubbles: true}})); }})"
+        f"(document.querySelectorAll('#sliders input')[{number}])"
+    )
+    browser.settle()
+
+
+def maps(browser: Browser) -> list[Tensor]:
+    return [
+        torch.tensor(m, dtype=torch.float64).reshape(GRID) for m in browser.js("depthclip.cards.map(c => [...c.depth])")
+    ]
+
+
+def test_maps_equal_pythons_also_after_moving_the_sliders(opened):
+    def expected(bins: tuple[float, ...], temperature: float) -> list[Tensor]:
+        return [depth_of(logits_of(i) * PAPER.temperature / temperature, bins) for i in range(4)]
+
+    changed = (*PAPER.bin_list[:-1], 7.5)
+    for bins, exponent in ((PAPER.bin_list, -1.0), (PAPER.bin_list, 0.5), (PAPER.bin_list, -2.5), (changed, -0.3)):
+        set_slider(opened, 0, exponent)
+        set_slider(opened, 7, bins[-1])
+        for got, want in zip(maps(opened), expected(bins, 10**exponent), strict=True):
+            torch.testing.assert_close(got, want, atol=1e-3, rtol=0)
+    assert opened.js("document.getElementById('far').textContent") == "7.50 m"
+    assert "those of the run" in opened.js("document.getElementById('changed').textContent")
+    opened.js("document.getElementById('reset').click()")
+    opened.settle()
+    torch.testing.assert_close(maps(opened), expected(PAPER.bin_list, 0.1), atol=1e-3, rtol=0)
+    assert opened.js("document.getElementById('changed').textContent") == ""
+
+
+def test_pixels_of_the_map_are_pythons(opened):
+    height, width = opened.js("(c => [c.mapCanvas.height, c.mapCanvas.width])(depthclip.cards[0])")
+    full = F.interpolate(
+        depth_of(logits_of(0), PAPER.bin_list)[None, None], (height, width), mode="bilinear", align_corners=True
+    )
+    got = torch.tensor(opened.js("[...depthclip.cards[0].map]"), dtype=torch.float64).reshape(height, width)
+    torch.testing.assert_close(got, full[0, 0], atol=1e-3, rtol=0)
+    image = "(c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data])(depthclip.cards[0].mapCanvas)"
+    drawn = np.array(opened.js(image)).reshape(height, width, 4)[..., :3]
+    assert np.abs(drawn - coloured(full[0, 0].numpy(), 1.0, 3.0).astype(int)).max() <= 3  # one step of the colours
+
+
+def shown(browser: Browser, card: int = 0) -> str:
+    return browser.js(f"document.querySelectorAll('.card .key')[{card}].textContent")
+
+
+def bars(browser: Browser, card: int = 0) -> list[float]:
+    """Heights of the bars, as probabilities."""
+    drawn = f"[...document.querySelectorAll('.card')[{card}].querySelectorAll('.bar')]"
+    return browser.js(f"{drawn}.map(e => e.getAttribute('height') / 138)")
+
+
+def test_hover_tap_and_keys_choose_the_patch_whose_answers_are_shown(opened):
+    depth = depth_of(logits_of(0), PAPER.bin_list)
+    both = torch.from_numpy(logits_of(0)).softmax(1)
+    probabilities = (both[0] + both[1].flip(-1)) / 2  # (K, h, w)
+
+    def check(row: int, column: int, truth: str) -> None:
+        text = shown(opened)
+        assert f"row {row + 1}, column {column + 1}" in text
+        assert f"predicted {depth[row, column]:.2f} m" in text
+        assert f"true{truth}" in text
+        np.testing.assert_allclose(bars(opened), probabilities[:, row, column], atol=1e-3)
+
+    opened.hover(".card .frame canvas", 0.01, 0.01)
+    check(0, 0, ": not measured")
+    opened.hover(".card .frame img", 0.99, 0.99)
+    check(2, 3, " 4.40 m")
+    assert "beyond" in opened.js("document.querySelector('.card .chart svg').textContent")
+    opened.hover(".card .frame img", 0.3, 0.5)
+    check(1, 1, " 2.00 m")
+    boxes = opened.js(
+        "[...document.querySelectorAll('.card')[0].querySelectorAll('.box')].map(e => [e.style.left, e.style.width])"
+    )
+    assert boxes == [["25%", "25%"]] * 3
+
+    opened.js("document.querySelector('.card [tabindex]').focus()")
+    for key, (row, column) in {
+        "ArrowRight": (1, 2),
+        "ArrowUp": (0, 2),
+        "End": (0, 3),
+        "ArrowDown": (1, 3),
+        "Home": (1, 0),
+        "ArrowLeft": (1, 0),
+    }.items():
+        opened.press(key)
+        assert f"row {row + 1}, column {column + 1}" in shown(opened)
+
+    opened.show(390, 800, phone=True)
+    opened.tap(".card .frame img", 0.6, 0.9)
+    assert "row 3, column 3" in shown(opened)
+    assert "true" not in shown(opened, 3)
+
+
+def test_sorting(opened):
+    def sort(key: str) -> list[str]:
+        choose = f"e.value = {json.dumps(key)}; e.dispatchEvent(new Event('change'))"
+        opened.js(f"(e => {{ {choose} }})(document.getElementById('sort'))")
+        return names(opened)
+
+    assert names(opened) == ["b/2.jpg", "a/10.jpg", "a/9.jpg", HOSTILE]
+    assert sort("name") == [HOSTILE, "a/9.jpg", "a/10.jpg", "b/2.jpg"]
+    assert sort("scene") == [HOSTILE, "a/10.jpg", "a/9.jpg", "b/2.jpg"]
+    assert sort("figure:abs_rel") == ["a/9.jpg", HOSTILE, "b/2.jpg", "a/10.jpg"]
+    opened.js("document.getElementById('direction').click()")
+    assert names(opened) == ["b/2.jpg", HOSTILE, "a/9.jpg", "a/10.jpg"]
+    assert sort("run") == [HOSTILE, "a/9.jpg", "a/10.jpg", "b/2.jpg"]
+
+
+def test_everything_is_reached_by_the_tab_key_and_has_a_name(opened):
+    reached = set()
+    opened.js("document.activeElement.blur()")
+    for _ in range(16):
+        opened.press("Tab")
+        reached.add(opened.js("(e => e.id || e.type || e.getAttribute('role') || e.tagName)(document.activeElement)"))
+    assert {"sort", "direction", "SUMMARY", "slider-0", "slider-7", "application"} <= reached
+    unnamed = """[...document.querySelectorAll('input, select, button, [tabindex]')].filter(
+        e => !(e.labels?.[0]?.textContent || (e.tagName === 'BUTTON' && e.textContent) || e.getAttribute('aria-label'))
+    ).length"""
+    assert opened.js(unnamed) == 0
+
+
+# Contrast of the inks with the ground, as WCAG defines it.
+CONTRASTS = """(() => {
+    const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const luminance = colour => colour.match(/[\\d.]+/g).slice(0, 3)
+        .reduce((sum, v, i) => sum + linear(v / 255) * [0.2126, 0.7152, 0.0722][i], 0);
+    const ground = luminance(getComputedStyle(document.body).backgroundColor);
+    return ['body', '.quiet', '.key .predicted', '.key .true']
+        .map(selector => luminance(getComputedStyle(document.querySelector(selector)).color))
+        .map(ink => (Math.max(ink, ground) + 0.05) / (Math.min(ink, ground) + 0.05));
+})()"""
+
+
+@pytest.mark.parametrize(
+    ("width", "dark", "phone"), [(1280, False, False), (1280, True, False), (390, False, True), (320, True, True)]
+)
+def test_it_fits_and_can_be_read(opened, width, dark, phone):
+    opened.show(width, 800, dark, phone)
+    assert opened.js("document.documentElement.scrollWidth") <= width
+    assert min(opened.js(CONTRASTS)) >= 4.5  # WCAG's for text
+    assert opened.js("getComputedStyle(document.body).colorScheme") == "light dark"
+    assert opened.js("matchMedia('(prefers-color-scheme: dark)').matches") is dark
+
+
+def check_corners(browser: Browser, path: Path) -> None:
+    """The page's maps begin and end like the arrays beside it."""
+    browser.errors.clear()
+    browser.show(1280, 900)
+    browser.open(path.as_uri())
+    got = browser.js("depthclip.cards.map(c => [c.map[0], c.map.at(-1)])")
+    arrays = [np.load(path.parent / name.replace(".jpg", "_depth.npy")) for name in names(browser)]
+    np.testing.assert_allclose(got, [[array[0, 0], array[-1, -1]] for array in arrays], atol=1e-3)
+    assert browser.errors == []
+
+
+def test_the_page_of_predict(browser, tiny_checkpoint, tmp_path, capsys):
+    for i in range(5):
+        save(tmp_path / "in" / f"scene{i % 2}" / f"{i}.jpg", noise(100, 140, i))
+    flags = [
+        "-i",
+        str(tmp_path / "in"),
+        "-o",
+        str(tmp_path / "out"),
+        "--clip_path",
+        str(tiny_checkpoint),
+        "--device",
+        "cpu",
+    ]
+    assert predict.main([*flags, "--html", "2", "--batch_size", "5"]) == 0
+    path = tmp_path / "out" / "depth.html"
+    assert "2 of the run's 5 pictures" in capsys.readouterr().out
+    check_corners(browser, path)
+    first = path.read_bytes()
+    assert predict.main([*flags, "--html"]) == 0
+    assert path.read_bytes() == first
+    assert "kept" in capsys.readouterr().out
+    assert predict.main([*flags, "--html", "--overwrite", "--no_mirror"]) == 0
+    check_corners(browser, path)
+    assert names(browser) == ["scene0/0.jpg", "scene0/2.jpg", "scene0/4.jpg", "scene1/1.jpg", "scene1/3.jpg"]
+    assert "all 5 pictures of the run" in browser.js("document.getElementById('notes').textContent")
+
+
+def test_no_word_is_too_odd(browser, tmp_path):
+    reading = Reading(depth_classes=("ünder “1 m” & <b>", "遠い"), bin_list=(2.0, 2.0), temperature=3.0)
+    stored = page.card("a.jpg", "", noise(40, 50), logits_of(0, 2, 1, (1, 1)), reading)
+    path = Path(tmp_path / "odd.html")
+    path.write_text(page.build("odd", [stored], reading), encoding="utf-8")
+    browser.errors.clear()
+    browser.open(path.as_uri())
+    labels = browser.js("[...document.querySelectorAll('.slider span')].map(e => e.textContent)")
+    assert labels == ["temperature", *reading.depth_classes]
+    assert browser.js("[...depthclip.cards[0].depth]") == pytest.approx([2.0])
+    assert browser.errors == []
