@@ -1,6 +1,8 @@
 """Evaluates MonoCLIP on the official test split of NYU Depth V2 and prints its figures beside the paper's.
 
     python eval.py --data_path NYU_FOLDER --clip_path RN50.pt --output results
+    python eval.py ... --output results --paper --controls --figures     all that the paper reports, and what it lacks
+    python eval.py ... --depth_classes close "a little far" far --bin_list 1 2 3                       one's own words
 
 The flags of the release are accepted: `--evaluate --batch_size 1 --dataset NYU --gpu_num 0 --encoder AST
 --other_method MonoCLIP`. Everything that can be wrong with the input is looked for before the model is built. Exit
@@ -9,105 +11,50 @@ code 0: done; 1: the evaluation could not be finished; 2: wrong arguments or unu
 
 import argparse
 import dataclasses
+import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch import Tensor
 from tqdm import tqdm
 
 import clip
-import paper
 import report
-from calculate_error import NYU_CROP, NYU_FIGURES, NonFinitePredictionError, errors_NYU
-from clip.checkpoint import file_sha256, locate_checkpoint
+from arguments import PRECISIONS, UsageError, build_parser, load_readings
+from batch_error import FIGURES
+from calculate_error import NYU_CROP
 from clip.model import convert_weights
+from controls import (
+    THIS_RUN,
+    Predictor,
+    Suite,
+    mean_training_depth,
+    plain_suite,
+    with_bin_response,
+    with_controls,
+    with_paper,
+)
 from datasets.nyu import (
     TEST_INDICES,
     DataError,
     NYUDepthV2,
     NYUMat,
-    Sample,
     check_files,
     coverage,
     read_list,
     scan_folder,
 )
-from monoclip import PAPER, MonoCLIP, Reading
-
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-class UsageError(Exception):
-    """The arguments cannot be followed; the message is one sentence for the user."""
-
-
-class EvaluationError(Exception):
-    """The evaluation cannot go on; the message is one sentence for the user."""
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-
-    def positive(text: str) -> int:
-        value = int(text)
-        if value < 1:
-            raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-        return value
-
-    def natural(text: str) -> int:
-        value = int(text)
-        if value < 0:
-            raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-        return value
-
-    parser = argparse.ArgumentParser(
-        description="Evaluate MonoCLIP on the official test split of NYU Depth V2, beside the paper's figures.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data_path",
-        type=Path,
-        default=Path("nyu_depth_v2"),
-        help="folder that holds official_splits/test, or nyu_depth_v2_labeled.mat",
-    )
-    data.add_argument("--list_file", type=Path, help="text file of 'rgb depth' lines, relative to the test split")
-    data.add_argument("--any_index", action="store_true", help="in --list_file, accept pairs with different indices")
-    data.add_argument("--limit", type=positive, metavar="N", help="evaluate the first N images only")
-    data.add_argument("--empty", choices=("error", "skip"), default="error", help="images without a valid pixel")
-
-    model = parser.add_argument_group("model")
-    model.add_argument("--clip_path", default="RN50", help="CLIP checkpoint: a file, or a name in the cache")
-    model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if any")
-    model.add_argument(
-        "--precision", choices=("auto", *PRECISIONS), default="auto", help="auto: fp32 on a CPU, fp16 on a GPU"
-    )
-    model.add_argument("--nonfinite", choices=("error", "worst"), default="error", help="NaN or infinite predictions")
-
-    reading = parser.add_argument_group("reading")
-    reading.add_argument("--depth_classes", nargs="+", metavar="WORD", default=PAPER.depth_classes, help="words")
-    reading.add_argument("--bin_list", nargs="+", type=float, metavar="M", default=PAPER.bin_list, help="depths [m]")
-    reading.add_argument("--depth_templates", nargs="+", metavar="T", default=PAPER.depth_templates, help="sentences")
-    reading.add_argument("--obj_classes", nargs="+", metavar="WORD", default=PAPER.obj_classes, help="objects")
-    reading.add_argument("--temperature", type=float, default=PAPER.temperature, help="of the softmax")
-
-    run = parser.add_argument_group("run")
-    run.add_argument("--batch_size", type=positive, default=1, help="images at once; does not change the figures")
-    run.add_argument("--workers", type=natural, help="processes that read images (default: 0 on a CPU, else 4)")
-    run.add_argument("--output", type=Path, help="folder for results.json and per_image.csv; none: print only")
-
-    released = parser.add_argument_group("flags of the release")
-    released.add_argument("--evaluate", action="store_true", help="accepted; evaluation is all there is")
-    released.add_argument("--dataset", choices=("NYU",), default="NYU", help="the data set")
-    released.add_argument("--gpu_num", default="0", help="index of the GPU that 'auto' and 'cuda' mean")
-    released.add_argument("--encoder", choices=("AST",), default="AST", help="accepted; without effect in the release")
-    released.add_argument("--other_method", choices=("MonoCLIP",), default="MonoCLIP", help="the method")
-    return parser
+from encode import CacheError, Encoded, FeatureFile, FeatureWriter, encode
+from fingerprint import choose_shown, features_fingerprint, names_and_scenes, run_fingerprint
+from journal import JOURNAL_FILE, Journal, JournalError, locked
+from monoclip import MonoCLIP, Reading, zeroshot_classifier
+from results import Results
+from scoring import EvaluationError, score_all
 
 
 def choose_device(name: str, gpu_num: str) -> torch.device:
@@ -137,39 +84,62 @@ def open_dataset(args: argparse.Namespace, reading: Reading) -> NYUDepthV2 | NYU
     if args.data_path.suffix == ".mat":
         if args.list_file is not None:
             raise UsageError(f"--list_file names files of a folder, but --data_path is {args.data_path}; drop one")
-        dataset = NYUMat(args.data_path, *protocol)
-        return NYUMat(args.data_path, *protocol, dataset.indices[: args.limit]) if args.limit else dataset
+        mat = NYUMat(args.data_path, *protocol)
+        kept = choose_scenes(list(zip(mat.indices, mat.scenes, strict=True)), lambda pair: pair[1], args.scene)
+        return NYUMat(args.data_path, *protocol, [index for index, _ in kept[: args.limit]])
     if args.list_file is None:
         pairs = scan_folder(args.data_path)
     else:
         pairs = read_list(args.list_file, args.data_path, args.any_index)
-    pairs = pairs[: args.limit]
+    pairs = choose_scenes(pairs, lambda pair: pair.scene, args.scene)[: args.limit]
     check_files(pairs, allow_empty=args.empty == "skip")
     return NYUDepthV2(pairs, *protocol)
 
 
-class CaughtErrors(Dataset[Sample | DataError]):
-    """A data set whose errors come out as items: a worker process would bury their sentence under its traceback."""
-
-    def __init__(self, dataset: NYUDepthV2 | NYUMat) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, item: int) -> Sample | DataError:
-        try:
-            return self.dataset[item]
-        except DataError as error:
-            return error
+def describe(data_path: Path, indices: Sequence[int]) -> str:
+    """What the figures are over, as the tables' caption says it."""
+    if set(indices) == set(TEST_INDICES) and len(indices) == len(TEST_INDICES):
+        return f"Over the official test split, {len(indices)} images."
+    return (
+        f"Over {len(indices)} images of {data_path}, not the official test split of {len(TEST_INDICES)}: "
+        "the paper's figures are over other images and do not compare."
+    )
 
 
-def collate(items: list[Sample | DataError]) -> Sample | DataError:
-    """A batch of samples as one Sample of stacked tensors and lists, or the first error among them."""
-    for item in items:
-        if isinstance(item, DataError):
-            return item
-    return default_collate(items)
+def choose_scenes(items: list[Any], scene_of: Callable[[Any], str], wanted: Sequence[str] | None) -> list[Any]:
+    """The items of the wanted scenes; all if none are named. Raises UsageError for a scene that is not there."""
+    if not wanted:
+        return items
+    there = sorted({scene_of(item) for item in items})
+    if unknown := [scene for scene in wanted if scene not in there]:
+        raise UsageError(f"--scene {' '.join(unknown)}: no such scene here; there are {', '.join(there)}")
+    return [item for item in items if scene_of(item) in wanted]
+
+
+def build_suite(args: argparse.Namespace, reading: Reading, channels: bool) -> Suite:
+    """The rows that the arguments ask for.
+
+    Args:
+        args: the command line.
+        reading: of its flags.
+        channels: whether the encoder has channels to choose from.
+
+    Raises:
+        UsageError: `--readings` is no file of readings.
+        DataError: the training split is damaged.
+    """
+    try:
+        suite = plain_suite(reading, load_readings(args.readings) if args.readings else None)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if args.paper:
+        suite = with_paper(suite)
+    if args.controls:
+        mean_image = mean_training_depth(args.data_path) if args.data_path.is_dir() else None
+        suite = with_controls(suite, channels, mean_image)
+    if args.figures:
+        suite = with_bin_response(suite)
+    return suite
 
 
 def evaluate(
@@ -181,7 +151,7 @@ def evaluate(
     nonfinite: str = "error",
     empty: str = "error",
 ) -> Iterator[list[report.Row]]:
-    """The rows of each batch, in the order of `dataset`.
+    """The figures of one model with its own reading: the rows of each batch, in the order of `dataset`.
 
     Args:
         model: on `device`.
@@ -195,55 +165,31 @@ def evaluate(
     Raises:
         EvaluationError: a file is damaged, a prediction is not finite, or an image has no valid pixel.
     """
-    loader = DataLoader(
-        CaughtErrors(dataset),
-        batch_size,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=device.type == "cuda",
-    )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise EvaluationError(str(batch)) from batch
-        yield score(model, batch, device, nonfinite, empty)
+    predictor = Predictor(prompt_encoder(model), plain_suite(model.reading), model.clip_vis.patch_dim)
+    for records in score_all(encode(model, dataset, device, batch_size, workers), predictor, nonfinite, empty):
+        yield [
+            {key: record[key] for key in ("image", "scene", "index")}
+            | dict(zip(("valid_pixels", "dropped_pixels", *FIGURES), record["rows"][THIS_RUN], strict=True))
+            for record in records
+        ]
 
 
-@torch.inference_mode()
-def score(model: MonoCLIP, batch: Sample, device: torch.device, nonfinite: str, empty: str) -> list[report.Row]:
-    """Predicts and scores one batch; arguments and errors as in `evaluate`."""
-    pred = model.predict(batch.image.to(device, non_blocking=True))  # (B, 1, 416, 544)
+def prompt_encoder(model: MonoCLIP, clip_model: clip.CLIP | None = None) -> Callable[..., Tensor]:
+    """What encodes prompts for a `Predictor`; the model's own are encoded already."""
+    own = (model.reading.depth_classes, model.reading.obj_classes, model.reading.depth_templates)
+
+    def encode_prompts(*words: tuple[str, ...]) -> Tensor:
+        if words == own or clip_model is None:
+            return model.text_features
+        return zeroshot_classifier(clip_model, *words)
+
+    return encode_prompts
+
+
+def own_reading(args: argparse.Namespace) -> Reading:
+    """The reading of the flags. Raises UsageError if it makes no sense."""
     try:
-        errors = errors_NYU(batch.depth.to(device, non_blocking=True), pred, nonfinite=nonfinite)
-    except NonFinitePredictionError as error:
-        images = ", ".join(f"{batch.name[i]} ({count:,} pixels)" for i, count in error.counts.items())
-        raise EvaluationError(
-            f"NaN or infinite depth predicted for {images}; use --precision fp32, or count it as the worst "
-            "with --nonfinite worst"
-        ) from error
-    columns = {name: value.tolist() for name, value in errors.figures.items()}
-    columns |= {"valid_pixels": errors.valid_pixels.tolist(), "dropped_pixels": errors.dropped_pixels.tolist()}
-    rows = []
-    for i, image in enumerate(batch.name):
-        row = {"image": image, "scene": batch.scene[i], "index": int(batch.index[i])}
-        row |= {name: column[i] for name, column in columns.items()}
-        if not row["valid_pixels"]:
-            if empty == "error":
-                raise EvaluationError(f"{image}: no valid pixel, so no figures; remove it or pass --empty skip")
-            row |= dict.fromkeys(NYU_FIGURES)
-        rows.append(row)
-    return rows
-
-
-def run(args: argparse.Namespace) -> None:
-    """Does what the command line says: checks the input, evaluates, writes and prints.
-
-    Raises:
-        UsageError, DataError, clip.CheckpointError: the input cannot be used; nothing was computed or written.
-        EvaluationError: the evaluation stopped; the rows so far are in `--output`.
-        OSError: the output cannot be written.
-    """
-    try:
-        reading = Reading(
+        return Reading(
             depth_templates=tuple(args.depth_templates),
             obj_classes=tuple(args.obj_classes),
             depth_classes=tuple(args.depth_classes),
@@ -252,86 +198,172 @@ def run(args: argparse.Namespace) -> None:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def run(args: argparse.Namespace) -> None:
+    """Does what the command line says: checks the input, evaluates, writes and prints.
+
+    Raises:
+        UsageError, DataError, CacheError, JournalError, clip.CheckpointError: the input cannot be used; nothing was
+            computed or written.
+        EvaluationError: the evaluation stopped; the rows so far are in `--output`.
+        OSError: the output cannot be written.
+    """
+    for flag in ("resume", "figures"):
+        if getattr(args, flag) and not args.output:
+            raise UsageError(f"--{flag} needs --output, the folder that it works in")
+    reading = own_reading(args)
+    build_suite(args, reading, channels=False)  # its errors come before the model
     device = choose_device(args.device, args.gpu_num)
     precision = args.precision if args.precision != "auto" else "fp32" if device.type == "cpu" else "fp16"
-    workers = args.workers if args.workers is not None else 0 if device.type == "cpu" else 4
 
     dataset = open_dataset(args, reading)
-    extent = coverage(dataset.indices)
-    print(f"data: {args.data_path}, {extent}")
+    caption = describe(args.data_path, dataset.indices)
+    say(f"data: {args.data_path}, {coverage(dataset.indices)}")
 
     clip_model, _ = clip.load(args.clip_path, device="cpu")
     convert_weights(clip_model, PRECISIONS[precision])
     model = MonoCLIP(clip_model.to(device), reading)
-    print(f"model: {args.clip_path} on {device} in {precision}")
+    say(f"model: {args.clip_path} on {device} in {precision}")
+    suite = build_suite(args, reading, channels=model.channel_stride > 1)
+    predictor = Predictor(prompt_encoder(model, clip_model), suite, model.clip_vis.patch_dim)
 
-    rows: list[report.Row] = []
-    start = time.perf_counter()
-    try:
-        with report.RowWriter(args.output) if args.output else nullcontext() as writer:
-            batches = evaluate(model, dataset, device, args.batch_size, workers, args.nonfinite, args.empty)
-            with tqdm(total=len(dataset), unit="image") as progress:
-                for batch in batches:
-                    rows += batch
-                    if writer:
-                        writer.write(batch)
+    with ExitStack() as stack:
+        features = features_fingerprint(args.clip_path, dataset, precision) if args.output or args.feature_cache else {}
+        shown = choose_shown(*names_and_scenes(dataset)) if args.figures else []
+        journal = open_journal(args, features | run_fingerprint(args, suite, device, shown), dataset, stack)
+        records = journal.records if journal else []
+        start, before = time.perf_counter(), len(records)
+        batches = encoded(args, model, dataset, device, features, suite.all_channels, before, stack)
+        try:
+            with tqdm(total=len(dataset), initial=before, unit="image") as progress:
+                for batch in score_all(batches, predictor, args.nonfinite, args.empty, shown):
+                    if journal:
+                        journal.write(batch)
+                    records += batch
                     progress.update(len(batch))
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"{len(rows)} of {len(dataset)} images done") from error
-    seconds = time.perf_counter() - start
+        except KeyboardInterrupt as error:
+            hint = "; resume with the same command and --resume" if args.output else ""
+            raise KeyboardInterrupt(f"{len(records)} of {len(dataset)} images done{hint}") from error
+        seconds, new = time.perf_counter() - start, len(records) - before
 
-    if not any(row["valid_pixels"] for row in rows):
-        raise EvaluationError(f"{args.data_path}: no image has a valid pixel, so there are no figures")
-    figures = report.mean_figures(rows)
-    if args.output:
-        results = {
-            "figures": figures,
-            "paper": dict(paper.DEPTHCLIP),
-            "images": len(rows),
-            "images_without_valid_pixel": [row["image"] for row in rows if not row["valid_pixels"]],
-            "valid_pixels": sum(row["valid_pixels"] for row in rows),
-            "dropped_pixels": sum(row["dropped_pixels"] for row in rows),
-            "configuration": configuration(args, reading, precision, workers, extent),
-            "images_per_second": len(rows) / seconds,
-            **report.environment(device),
-        }
-        report.write_json(args.output / report.RESULTS_FILE, results)
-    print_results(rows, figures, len(dataset))
+        results = Results(records, suite.constants)
+        if not results.counted.any():
+            raise EvaluationError(f"{args.data_path}: no image has a valid pixel, so there are no figures")
+        if args.output:
+            timing = {"images": new, "seconds": seconds, "images_per_second": new / seconds}
+            report.write_json(args.output / report.TIMING_FILE, timing)
+            setting = configuration(args, reading, precision, coverage(dataset.indices), features)
+            report.write_all(
+                args.output, results, suite, caption, {"configuration": setting, **report.environment(device)}
+            )
+            if args.figures:
+                import figures  # matplotlib takes a second to import
+
+                figures.draw_all(args.output, results, suite, records, dataset, shown, caption)
+    print_results(results, suite, caption)
+
+
+def open_journal(
+    args: argparse.Namespace, fingerprint: dict[str, Any], dataset: NYUDepthV2 | NYUMat, stack: ExitStack
+) -> Journal | None:
+    """The journal in `--output`, held until `stack` is left; None without `--output`.
+
+    Results of an earlier run are removed from the folder: they would not belong to these rows.
+    """
+    if not args.output:
+        return None
+    stack.enter_context(locked(args.output))
+    unfinished = (args.output / JOURNAL_FILE).exists() and not (args.output / report.RESULTS_FILE).exists()
+    names, _ = names_and_scenes(dataset)
+    journal = Journal(args.output, fingerprint, args.resume, args.batch_size, names)
+    stack.enter_context(closing(journal))
+    report.remove_results(args.output)
+    if args.resume:
+        say(f"resuming: {len(journal.records)} of {len(names)} images are done")
+    elif unfinished:
+        say(f"starting anew: the rows of an unfinished run in {args.output} are replaced (--resume goes on instead)")
+    return journal
+
+
+def encoded(
+    args: argparse.Namespace,
+    model: MonoCLIP,
+    dataset: NYUDepthV2 | NYUMat,
+    device: torch.device,
+    fingerprint: dict[str, Any],
+    all_channels: bool,
+    start: int,
+    stack: ExitStack,
+) -> Iterable[Encoded]:
+    """The features of the images from `start` on: from the feature cache, else computed, and cached on the way.
+
+    Raises:
+        CacheError: the cache cannot be used.
+    """
+    path: Path | None = args.feature_cache
+    if path and path.exists():
+        cache = FeatureFile(path, fingerprint, all_channels)
+        say(f"features: read from {path}")
+        return cache.batches(*names_and_scenes(dataset), dataset.indices, device, args.batch_size, start)
+    workers = args.workers if args.workers is not None else 0 if device.type == "cpu" else 4
+    batches = encode(model, dataset, device, args.batch_size, workers, all_channels, start)
+    if path and start:
+        say(f"features: not kept in {path}, because {start} images were encoded by an earlier run")
+    elif path:
+        writer = FeatureWriter(path, fingerprint | {"all_channels": all_channels}, len(dataset))
+        say(f"features: to be kept in {path}, {len(dataset) * (3.6 if all_channels else 1.8):,.0f} MB for RN50")
+        return stack.enter_context(writer).kept(batches)
+    return batches
 
 
 def configuration(
-    args: argparse.Namespace, reading: Reading, precision: str, workers: int, extent: str
+    args: argparse.Namespace, reading: Reading, precision: str, extent: str, features: dict[str, Any]
 ) -> dict[str, Any]:
     """Everything that the figures depend on, as JSON can hold it."""
     return {
         "reading": dataclasses.asdict(reading),
+        "paper": args.paper,
+        "controls": args.controls,
         "clip_path": str(args.clip_path),
-        "clip_sha256": file_sha256(locate_checkpoint(args.clip_path)),
+        "clip_sha256": features["weights"],
         "data_path": str(args.data_path),
+        "data_sha256": features["data"],
         "list_file": args.list_file and str(args.list_file),
+        "scenes": args.scene,
         "data": extent,
         "limit": args.limit,
         "precision": precision,
         "batch_size": args.batch_size,
-        "workers": workers,
         "nonfinite": args.nonfinite,
         "empty": args.empty,
     }
 
 
-def print_results(rows: Sequence[report.Row], figures: dict[str, float], images: int) -> None:
-    """Prints what was counted, the released line, and the paper's columns with the paper's row beside ours."""
-    valid, dropped = (sum(row[key] for row in rows) for key in ("valid_pixels", "dropped_pixels"))
-    print(f"counted: {len(rows)} images, {valid:,} valid pixels")
-    if skipped := [row["image"] for row in rows if not row["valid_pixels"]]:
-        print(f"left out: {len(skipped)} images without a valid pixel: {', '.join(skipped)}")
+def print_results(results: Results, suite: Suite, caption: str) -> None:
+    """Prints what was counted, the released line, and the tables that were asked for."""
+    valid, dropped = (int(pixels[THIS_RUN].sum()) for pixels in (results.valid, results.dropped))
+    say(f"counted: {len(results.images)} images, {valid:,} valid pixels")
+    if skipped := [name for name, counted in zip(results.images, results.counted, strict=True) if not counted]:
+        say(f"left out: {len(skipped)} images without a valid pixel: {', '.join(skipped)}")
     if dropped:
-        print(f"warning: {dropped:,} more pixels were not counted because the predicted depth is at most 1 mm")
-    print(report.released_line(figures))
-    print()
-    print(report.table({"this run": figures, "paper, DepthCLIP": paper.DEPTHCLIP}))
-    if images != len(TEST_INDICES):
-        print(f"The paper's row is over {len(TEST_INDICES)} images, this run's over {images}: they do not compare.")
+        say(f"warning: {dropped:,} more pixels were not counted because the predicted depth is at most 1 mm")
+    say(report.released_line(results.mean(THIS_RUN)) + "\n")
+    tables = report.tables(results, suite, caption)
+    say(report.as_text(tables[0], title=False))
+    if len(results.images) != len(TEST_INDICES):
+        count = len(results.images)
+        say(f"The paper's row is over {len(TEST_INDICES)} images, this run's over {count}: they do not compare.")
+    for table in tables[1:]:
+        say("\n" + report.as_text(table))
+
+
+def say(text: str) -> None:
+    """Prints to stdout. A reader that has gone, as in `| head`, ends the printing and nothing else."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for the rest of the process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -339,7 +371,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         run(args)
-    except (UsageError, DataError, clip.CheckpointError) as error:
+    except (UsageError, DataError, CacheError, JournalError, clip.CheckpointError) as error:
         return fail(str(error), 2)
     except EvaluationError as error:
         return fail(str(error), 1)

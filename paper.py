@@ -1,13 +1,132 @@
-"""What the paper publishes, as data: "Can Language Understand Depth?", ACM MM 2022, arXiv 2207.01077."""
+"""What the paper publishes, as data: "Can Language Understand Depth?", ACM MM 2022, arXiv 2207.01077.
+
+Every row of its tables with the setting behind it, so that an evaluation can print its own figures beside them. All are
+over NYU Depth V2, official test split, 654 images. Figures are in the order of `COLUMNS`; None where none is published.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+
+from monoclip import PAPER, Reading
 
 # The paper's columns, by the names of calculate_error.
 COLUMNS = ("a1", "a2", "a3", "abs_rel", "log10", "rmse")
 COLUMN_TITLES = ("delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")
 
-# Table 1, row DepthCLIP: NYU Depth V2, official test split, 654 images.
-DEPTHCLIP: Mapping[str, float] = MappingProxyType(
-    {"a1": 0.394, "a2": 0.683, "a3": 0.851, "abs_rel": 0.388, "log10": 0.156, "rmse": 1.167}
+TABLE_1 = "Table 1: methods"
+PROMPTS = "Prompt ablation (original bins)"
+BINS = "Depth-bin ablation (original prompts)"
+SCENES = ("bathroom", "classroom")  # that the bin ablation is repeated on
+LOWER_BOUND = "Lower Bound"
+MEAN_IMAGE = "Mean training depth image"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published row.
+
+    Attributes:
+        table: the table it stands in.
+        name: as the table calls it.
+        figures: in the order of `COLUMNS`, None where none is published.
+        reading: what makes the row in this project; None for rows of other methods and of random depth.
+        scene: the images of one scene only; None for all.
+        note: supervision, or where the row comes from.
+    """
+
+    table: str
+    name: str
+    figures: tuple[float | None, ...]
+    reading: Reading | None = None
+    scene: str | None = None
+    note: str = ""
+
+    def by_column(self) -> dict[str, float | None]:
+        """Figure name -> value."""
+        return dict(zip(COLUMNS, self.figures, strict=True))
+
+
+def _words(text: str) -> Reading:
+    return replace(PAPER, depth_classes=tuple(text.split(", ")))
+
+
+def _metres(*bins: float) -> Reading:
+    return replace(PAPER, bin_list=bins)
+
+
+PROMPT_SETS: Mapping[str, Reading] = MappingProxyType(
+    {
+        "original": PAPER,
+        "prompt 1": _words("extremely close, close, middle, a little far, far, quite far, unseen"),
+        "prompt 2": _words("extremely close, very close, close, a little close, a little far, far, unseen"),
+        "prompt 3": _words("giant, close, a little close, not in distance, a bit remote, far, unseen"),
+    }
 )
+
+BIN_SETS: Mapping[str, Reading] = MappingProxyType(
+    {
+        "original": PAPER,
+        "class-dependent 1": _metres(1.00, 2.00, 2.25, 2.50, 2.75, 3.00, 4.00),
+        "class-dependent 2": _metres(1.00, 1.50, 2.00, 2.50, 3.00, 3.50, 4.00),
+        "class-dependent 3": _metres(1.00, 1.25, 1.50, 1.75, 2.00, 2.25, 2.50),
+        "class-dependent 4": _metres(2.00, 2.50, 3.00, 3.25, 3.50, 3.75, 4.00),
+    }
+)
+
+# The paper's figure "semantic bin response": prompt 3 with class-dependent bins 1.
+BIN_RESPONSE = replace(PROMPT_SETS["prompt 3"], bin_list=BIN_SETS["class-dependent 1"].bin_list)
+BIN_RESPONSE_DEPTHS = ((3.117, 3.567), (1.502, 1.328))  # [m] predicted and true, of its two patches
+
+_ORIGINAL = (0.394, 0.683, 0.851, 0.388, 0.156, 1.167)
+_OTHER = "other work, not in the paper"
+
+PUBLISHED: tuple[Published, ...] = (
+    Published(TABLE_1, "Make3D", (0.447, 0.745, 0.897, 0.349, None, 1.214), note="depth"),
+    Published(TABLE_1, "DORN", (0.828, 0.965, 0.992, 0.115, 0.051, 0.509), note="depth"),
+    Published(TABLE_1, "ASTransformer", (0.902, 0.985, 0.997, 0.103, 0.044, 0.374), note="depth"),
+    Published(TABLE_1, "DepthFormer", (0.921, 0.989, 0.998, 0.096, 0.041, 0.339), note="depth"),
+    Published(TABLE_1, "RPSF", (0.952, 0.989, 0.997, 0.072, 0.029, 0.267), note="depth"),
+    Published(TABLE_1, LOWER_BOUND, (0.140, 0.297, 0.471, 1.327, 0.323, 2.934), note="random 0-10 m"),
+    Published(TABLE_1, "vid2depth", (0.268, 0.507, 0.695, 0.572, None, 1.637), note="video, KITTI"),
+    Published(TABLE_1, "Zhang et al.", (0.350, 0.617, 0.799, 0.513, 0.529, 1.457), note="video, KITTI"),
+    Published(TABLE_1, "DepthCLIP", _ORIGINAL, PAPER, note="language"),
+    # An independent run of the release: MoA-DepthCLIP, arXiv 2604.01118.
+    Published(TABLE_1, "DepthCLIP, run by MoA-DepthCLIP", (0.390, 0.680, 0.848, 0.393, 0.158, 1.176), note=_OTHER),
+    # Eigen et al. 2014: no input at all; other crop, filled ground truth.
+    Published(TABLE_1, MEAN_IMAGE, (0.418, 0.711, 0.874, 0.408, None, 1.244), note=f"{_OTHER}: Eigen et al. 2014"),
+    Published(PROMPTS, "original", _ORIGINAL, PROMPT_SETS["original"]),
+    Published(PROMPTS, "prompt 1", (0.341, 0.623, 0.816, 0.379, 0.175, 1.274), PROMPT_SETS["prompt 1"]),
+    Published(PROMPTS, "prompt 2", (0.377, 0.667, 0.845, 0.385, 0.161, 1.196), PROMPT_SETS["prompt 2"]),
+    Published(PROMPTS, "prompt 3", (0.380, 0.670, 0.846, 0.375, 0.160, 1.196), PROMPT_SETS["prompt 3"]),
+    *(
+        Published(BINS, name, figures, BIN_SETS[name], scene)
+        for scene, rows in {
+            None: (
+                _ORIGINAL,
+                (0.373, 0.653, 0.828, 0.467, 0.166, 1.228),
+                (0.366, 0.641, 0.819, 0.496, 0.170, 1.248),
+                (0.333, 0.621, 0.818, 0.353, 0.176, 1.290),
+                (0.288, 0.548, 0.752, 0.663, 0.201, 1.439),
+            ),
+            "bathroom": (
+                (0.333, 0.631, 0.814, 0.549, 0.175, 0.922),
+                (0.248, 0.490, 0.699, 0.754, 0.219, 1.237),
+                (0.236, 0.460, 0.675, 0.801, 0.229, 1.308),
+                (0.425, 0.723, 0.893, 0.373, 0.141, 0.745),
+                (0.129, 0.302, 0.535, 1.072, 0.287, 1.682),
+            ),
+            "classroom": (
+                (0.308, 0.533, 0.742, 0.372, 0.193, 1.826),
+                (0.312, 0.565, 0.820, 0.383, 0.179, 1.694),
+                (0.310, 0.583, 0.830, 0.397, 0.175, 1.636),
+                (0.231, 0.452, 0.600, 0.407, 0.246, 2.138),
+                (0.276, 0.637, 0.844, 0.461, 0.173, 1.544),
+            ),
+        }.items()
+        for name, figures in zip(BIN_SETS, rows, strict=True)
+    ),
+)
+
+# Table 1, row DepthCLIP.
+DEPTHCLIP: Mapping[str, float] = MappingProxyType(dict(zip(COLUMNS, _ORIGINAL, strict=True)))

@@ -1,0 +1,141 @@
+"""What the paper's tables and the controls cost beside one plain evaluation of the same images.
+
+    python -m benchmarks.paper_pass [--images 8] [--output FILE.json]
+
+CLIP RN50 with random weights of a seed, synthetic images, nothing read from the disk. The three variants score every
+image in turn, interleaved, so that the machine's state is the same for all; ratios are of the medians. What a run does
+once (encoding prompts, intervals, tables) is timed apart and added as it falls on the 654 images of the test split.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import clip
+import report
+from batch_error import MapScorer
+from calculate_error import errors_NYU
+from clip.model import CLIP, Architecture
+from controls import Predictor, Suite, plain_suite, with_controls, with_paper
+from datasets.nyu import TEST_INDICES
+from encode import Encoded
+from journal import Record
+from monoclip import PAPER, MonoCLIP, with_mirror, zeroshot_classifier
+from results import Results
+from scoring import score
+
+RN50 = Architecture(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 12)
+SUITES = ("--paper", "--paper --controls")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=8, help="how many images each variant scores")
+    parser.add_argument("--threads", type=int, help="of torch (default: as torch chooses)")
+    parser.add_argument("--output", type=Path, help="JSON file for what was measured")
+    return parser
+
+
+def random_rn50(seed: int = 0) -> CLIP:
+    """RN50's architecture with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = CLIP(RN50)
+    return clip.build_model(model.state_dict())
+
+
+def synthetic(rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """One image (1, 3, 416, 544), normalised, and its depth (1, 1, 480, 640) [m], a tenth of it not measured."""
+    image = torch.from_numpy(rng.normal(size=(1, 3, 416, 544)).astype(np.float32))
+    coarse = torch.from_numpy(rng.uniform(0.8, 6, (1, 1, 12, 16)).astype(np.float32))
+    depth = torch.nn.functional.interpolate(coarse, (480, 640), mode="bilinear", align_corners=True)
+    depth = (depth * 1000).round() / 1000
+    depth[torch.from_numpy(rng.random((1, 1, 480, 640)) < 0.1)] = 0
+    return image, depth
+
+
+def suites() -> dict[str, Suite]:
+    """The two suites that are measured."""
+    published = with_paper(plain_suite(PAPER))
+    controlled = with_controls(published, channels=True, mean_image=torch.full((416, 544), 2.5))
+    return dict(zip(SUITES, (published, controlled), strict=True))
+
+
+def measure(images: int) -> dict[str, Any]:
+    """Seconds for each image and variant, and for what happens once in a run."""
+    clip_model = random_rn50()
+    model = MonoCLIP(clip_model)
+    once: dict[str, dict[str, float]] = {}
+    predictors = {}
+    for name, suite in suites().items():
+        start = time.perf_counter()
+        predictors[name] = Predictor(
+            lambda *words: zeroshot_classifier(clip_model, *words), suite, model.clip_vis.patch_dim
+        )
+        once[name] = {"prompts": time.perf_counter() - start}
+    rng = np.random.default_rng(0)
+    seconds: dict[str, list[float]] = {name: [] for name in ("plain", *SUITES)}
+    records: dict[str, list[Record]] = {name: [] for name in SUITES}
+    scorer = MapScorer((13, 17), torch.device("cpu"))
+    with torch.inference_mode():
+        model.predict(synthetic(rng)[0])  # the first forward is slower
+        for i in range(images):
+            image, depth = synthetic(rng)
+            start = time.perf_counter()
+            errors_NYU(depth, model.predict(image))
+            seconds["plain"].append(time.perf_counter() - start)
+            for name, predictor in predictors.items():
+                start = time.perf_counter()
+                encode = model.channel_features if predictor.suite.all_channels else model.patch_features
+                batch = Encoded(encode(with_mirror(image)), depth, [f"office/{i}"], ["office"], [i])
+                records[name] += score(batch, predictor, scorer, "error")
+                seconds[name].append(time.perf_counter() - start)
+            print(f"image {i + 1} of {images}", file=sys.stderr, flush=True)
+    for name, suite in suites().items():
+        copies = [record | {"image": f"{i}"} for i, record in enumerate(records[name] * len(TEST_INDICES))]
+        start = time.perf_counter()
+        results = Results(copies[: len(TEST_INDICES)], suite.constants)
+        with tempfile.TemporaryDirectory() as folder:
+            report.write_all(Path(folder), results, suite, "synthetic", {})
+        once[name]["intervals and tables"] = time.perf_counter() - start
+    return {"seconds": seconds, "once": once, "rows": {n: len(s.predicted) for n, s in suites().items()}}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures and prints; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    measured = measure(args.images)
+    medians = {name: float(np.median(values)) for name, values in measured["seconds"].items()}
+    plain = medians["plain"]
+    split = len(TEST_INDICES)
+    print(f"{args.images} images, {torch.get_num_threads()} threads, torch {torch.__version__}; medians, interleaved")
+    print(f"{'':<22}{'rows':>6}{'ms/image':>10}{'ratio':>7}{'once [s]':>10}{f'ratio, {split} images':>20}")
+    print(f"{'plain evaluation':<22}{1:>6}{plain * 1e3:>10.0f}{1:>7.2f}{'-':>10}{1:>20.2f}")
+    measured["ratio"], measured["ratio_of_the_test_split"] = {}, {}
+    for name in SUITES:
+        once = sum(measured["once"][name].values())
+        measured["ratio"][name] = medians[name] / plain
+        measured["ratio_of_the_test_split"][name] = (medians[name] + once / split) / plain
+        print(
+            f"{name:<22}{measured['rows'][name]:>6}{medians[name] * 1e3:>10.0f}{measured['ratio'][name]:>7.2f}"
+            f"{once:>10.1f}{measured['ratio_of_the_test_split'][name]:>20.2f}"
+        )
+    if args.output:
+        report.write_json(args.output, measured)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

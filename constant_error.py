@@ -1,0 +1,82 @@
+"""The figures of every constant depth, exactly, from the histogram of the ground truth in millimetres.
+
+A constant is what the method gives if language says nothing. Its figures need sums over the histogram only, so that all
+constants of a range cost less than one prediction.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batch_error import COLUMNS, ROWS, SCALED
+from calculate_error import MIN_DEPTH, NYU_FIGURES, NYU_MAX_DEPTH
+
+MAX_MILLIMETRES = round(NYU_MAX_DEPTH * 1000)
+
+
+def depth_histogram(gt: Tensor) -> np.ndarray:
+    """(1, 480, 640) [m], in whole millimetres -> (10000,) int64: counted pixels of 0, 1, ... 9999 mm."""
+    window = gt[0, ROWS, COLUMNS]
+    counted = window[(window > MIN_DEPTH) & (window < NYU_MAX_DEPTH)]
+    millimetres = (counted * 1000).round().long()
+    return torch.bincount(millimetres, minlength=MAX_MILLIMETRES).cpu().numpy()[:MAX_MILLIMETRES]
+
+
+class ConstantErrors:
+    """Figures of any constant depth on one image, from sums over its depth histogram (10000,): no pixel is visited."""
+
+    def __init__(self, histogram: np.ndarray) -> None:
+        millimetres = np.arange(len(histogram))
+        depth = np.maximum(millimetres, 1) / 1000
+        self.n = int(histogram.sum())
+
+        def below(value: np.ndarray | float) -> np.ndarray:
+            """Sums over the pixels below 0, 1, ... 10000 mm."""
+            return np.concatenate([[0], np.cumsum(histogram * value)])
+
+        self.pixels, self.depths, self.inverses, self.logs = (
+            below(1),
+            below(depth),
+            below(1 / depth),
+            below(np.log(depth)),
+        )
+        self.square = (histogram * depth**2).sum() / self.n
+        log_mean = self.logs[-1] / self.n
+        self.silog = math.sqrt(max(0.0, (histogram * np.log(depth) ** 2).sum() / self.n - log_mean**2))
+        self.median = int(np.searchsorted(self.pixels, (self.n - 1) // 2 + 1) - 1) / 1000
+
+    def paper_figures(self, depth: np.ndarray) -> np.ndarray:
+        """`NYU_FIGURES` of C constants: (C,) [m] -> (C, 7); NaN at or below 1 mm."""
+        depth = np.minimum(depth, NYU_MAX_DEPTH)
+        millimetres = np.round(depth * 1000, 6)  # 2.3 * 1000 is not 2300
+        place = np.minimum(np.floor(millimetres).astype(int) + 1, MAX_MILLIMETRES)  # sums below it are sums up to depth
+        n, up_to = self.n, self.pixels[place]
+
+        def within(millimetres: np.ndarray, t: float) -> np.ndarray:
+            gt, pred = np.maximum(millimetres, 1).astype(np.float32) / np.float32(1000), depth.astype(np.float32)
+            return np.maximum(gt / pred, pred / gt) < np.float32(t)
+
+        def share(t: float) -> np.ndarray:
+            """Of pixels with max(gt / c, c / gt) < t; at the two ends the fp32 of errors_NYU decides."""
+            low = np.floor(np.round(millimetres / t, 6)).astype(int)
+            high = np.minimum(np.ceil(np.round(millimetres * t, 6)).astype(int), MAX_MILLIMETRES)
+            low = low + ~within(low, t)
+            high = np.minimum(high + within(high, t), MAX_MILLIMETRES)
+            return (self.pixels[high] - self.pixels[low]) / n
+
+        def distance(sums: np.ndarray, value: np.ndarray) -> np.ndarray:
+            return (value * (2 * up_to - n) + sums[-1] - 2 * sums[place]) / n
+
+        relative = (depth * (2 * self.inverses[place] - self.inverses[-1]) + n - 2 * up_to) / n
+        squared = self.square - 2 * depth * self.depths[-1] / n + depth**2
+        columns = [distance(self.depths, depth), share(1.25), share(1.25**2), share(1.25**3), relative]
+        columns += [distance(self.logs, np.log(depth)) / math.log(10), np.sqrt(np.maximum(squared, 0))]
+        return np.where(depth[:, None] > MIN_DEPTH, np.stack(columns, axis=1), np.nan)
+
+    def figures(self, depth: np.ndarray) -> np.ndarray:
+        """`FIGURES` of C constants: (C,) [m] -> (C, len(FIGURES))."""
+        scaled = self.paper_figures(np.array([self.median]))[0, [NYU_FIGURES.index(name) for name in SCALED]]
+        extra = np.array([0.0, 0.0, self.silog, *scaled])
+        return np.concatenate([self.paper_figures(depth), np.tile(extra, (len(depth), 1))], axis=1)

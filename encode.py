@@ -1,0 +1,224 @@
+"""From a data set to patch features: the only expensive step of an evaluation, done once for each image.
+
+`encode` runs the image encoder; `FeatureFile` keeps what it gave in an HDF5 file, so that new words on the same images
+take seconds. Both give `Encoded` batches.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from datasets.nyu import DataError, NYUDepthV2, NYUMat, Sample
+from monoclip import MonoCLIP, with_mirror
+
+MILLIMETRES = 1000
+
+
+class Encoded(NamedTuple):
+    """B images: features (2B, C, h, w), theirs and then their mirrors'; depth (B, 1, 480, 640) [m]; what they are."""
+
+    features: Tensor
+    depth: Tensor
+    name: list[str]
+    scene: list[str]
+    index: list[int]  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+
+
+class Part(Dataset[Sample | DataError]):
+    """The samples of a data set from one on. Errors come out as items: a worker would bury them under its traceback."""
+
+    def __init__(self, dataset: NYUDepthV2 | NYUMat, start: int) -> None:
+        self.dataset, self.start = dataset, start
+
+    def __len__(self) -> int:
+        return len(self.dataset) - self.start
+
+    def __getitem__(self, item: int) -> Sample | DataError:
+        try:
+            return self.dataset[self.start + item]
+        except DataError as error:
+            return error
+
+
+def collate(items: list[Sample | DataError]) -> Sample | DataError:
+    """A batch of samples as one Sample of stacked tensors and lists, or the first error among them."""
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+    return default_collate(items)
+
+
+def encode(
+    model: MonoCLIP,
+    dataset: NYUDepthV2 | NYUMat,
+    device: torch.device,
+    batch_size: int = 1,
+    workers: int = 0,
+    all_channels: bool = False,
+    start: int = 0,
+) -> Iterator[Encoded]:
+    """The features of `dataset` from image `start` on, batch by batch, in its order.
+
+    Args:
+        model: on `device`.
+        dataset: gives `Sample`s.
+        device: where the encoder runs.
+        batch_size: images at once; their mirrors come on top.
+        workers: processes that read images, 0 for none.
+        all_channels: all C normalised channels, instead of the D that MonoCLIP keeps.
+        start: images before it are left out.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    loader = DataLoader(
+        Part(dataset, start),
+        batch_size,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+    )
+    features_of = model.channel_features if all_channels else model.patch_features
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        with torch.inference_mode():
+            features = features_of(with_mirror(batch.image.to(device, non_blocking=True)))
+            depth = batch.depth.to(device, non_blocking=True)
+        yield Encoded(features, depth, batch.name, batch.scene, batch.index.tolist())  # type: ignore[attr-defined]
+
+
+class CacheError(Exception):
+    """The feature cache cannot be used; the message is one sentence for the user."""
+
+
+class FeatureWriter:
+    """Writes a feature cache: complete under its name, or not there.
+
+    Args:
+        path: of the file.
+        fingerprint: what the features depend on, as JSON can hold it.
+        count: N images.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, fingerprint: Mapping[str, Any], count: int) -> None:
+        import h5py  # optional: only a run with a feature cache needs it
+
+        self.path, self.fingerprint, self.count, self.done = path, fingerprint, count, 0
+        self.temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+        self.file = h5py.File(self.temporary, "x")
+
+    def kept(self, batches: Iterable[Encoded]) -> Iterator[Encoded]:
+        """The batches, each written on the way; after the last, the file is put under its name."""
+        for batch in batches:
+            try:
+                self.write(batch)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror or str(error), str(self.path)) from error
+            yield batch
+        self.finish()
+
+    def write(self, batch: Encoded) -> None:
+        """Appends a batch."""
+        images = len(batch.name)
+        features = batch.features.unflatten(0, (2, images)).transpose(0, 1).cpu().numpy()  # (B, 2, C, h, w)
+        depth = (batch.depth * MILLIMETRES).round()[:, 0].to(torch.int32).cpu().numpy().astype("uint16")
+        if not self.done:
+            for name, array in (("features", features), ("depth_mm", depth)):
+                options = {"compression": "lzf"} if name == "depth_mm" else {}
+                self.file.create_dataset(
+                    name, (self.count, *array.shape[1:]), array.dtype, chunks=(1, *array.shape[1:]), **options
+                )
+        self.file["features"][self.done : self.done + images] = features
+        self.file["depth_mm"][self.done : self.done + images] = depth
+        self.done += images
+
+    def finish(self) -> None:
+        """Puts the file, with all images in it, under its name."""
+        self.file.attrs["fingerprint"] = json.dumps(self.fingerprint)
+        self.file.close()
+        with self.temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        self.temporary.replace(self.path)
+
+    def __enter__(self) -> "FeatureWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.file.close()
+        self.temporary.unlink(missing_ok=True)
+
+
+class FeatureFile:
+    """A complete feature cache.
+
+    Args:
+        path: of the file.
+        fingerprint: what its features must have been made with.
+        all_channels: whether all C channels are needed.
+
+    Raises:
+        CacheError: it is no feature cache, damaged, or made with something else.
+    """
+
+    def __init__(self, path: Path, fingerprint: Mapping[str, Any], all_channels: bool) -> None:
+        import h5py
+
+        try:
+            self.file = h5py.File(path, "r")
+            made_with = json.loads(self.file.attrs["fingerprint"])
+            self.features, self.depth = self.file["features"], self.file["depth_mm"]
+        except (OSError, KeyError, ValueError) as error:
+            raise CacheError(f"{path}: no feature cache, or a damaged one; delete it or name another file") from error
+        wanted = json.loads(json.dumps(fingerprint))
+        changed = [key for key in wanted if key != "all_channels" and made_with.get(key, self) != wanted[key]]
+        if changed:
+            raise CacheError(
+                f"{path}: made with another {', '.join(changed)}, so its features are not those of this run; "
+                "name another --feature_cache, or delete the file to make it anew"
+            )
+        if all_channels and not made_with["all_channels"]:
+            raise CacheError(
+                f"{path}: holds every second channel only, but --controls needs all; "
+                "name another --feature_cache, or delete the file to make it anew with --controls"
+            )
+
+    def batches(
+        self,
+        names: Sequence[str],
+        scenes: Sequence[str],
+        indices: Sequence[int],
+        device: torch.device,
+        batch_size: int,
+        start: int = 0,
+    ) -> Iterator[Encoded]:
+        """What `encode` gave, image files untouched; `names` and so on are of all images.
+
+        Raises:
+            DataError: the file is damaged inside.
+        """
+        for first in range(start, len(names), batch_size):
+            part = slice(first, min(first + batch_size, len(names)))
+            try:
+                features, depth = torch.from_numpy(self.features[part]), torch.from_numpy(self.depth[part].astype("f4"))
+            except OSError as error:
+                raise DataError(f"{self.file.filename}: damaged; delete it to make it anew") from error
+            yield Encoded(
+                features.transpose(0, 1).flatten(0, 1).to(device),
+                (depth / MILLIMETRES)[:, None].to(device),
+                list(names[part]),
+                list(scenes[part]),
+                list(indices[part]),
+            )

@@ -1,0 +1,83 @@
+"""What the features and the rows of a run depend on: two runs may share them only if all of it is equal."""
+
+import argparse
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calculate_error import NYU_CROP
+from clip.checkpoint import file_sha256, locate_checkpoint
+from controls import Suite
+from datasets.nyu import NYUDepthV2, NYUMat
+
+# The files that figures depend on, relative to this folder.
+CODE = (
+    "scoring.py",
+    "batch_error.py",
+    "constant_error.py",
+    "controls.py",
+    "encode.py",
+    "monoclip.py",
+    "calculate_error.py",
+    "clip/*.py",
+    "datasets/nyu*.py",
+)
+
+
+def names_and_scenes(dataset: NYUDepthV2 | NYUMat) -> tuple[list[str], list[str]]:
+    """Name and scene of every image, in the order of `dataset`."""
+    if isinstance(dataset, NYUMat):
+        return dataset.names, dataset.scenes
+    return [pair.name for pair in dataset.pairs], [pair.scene for pair in dataset.pairs]
+
+
+def choose_shown(names: Sequence[str], scenes: Sequence[str], count: int = 4) -> list[str]:
+    """Images for the figures: the first of each scene, a classroom before all others, then any."""
+    first = {scene: name for name, scene in reversed(list(zip(names, scenes, strict=True)))}
+    order = sorted(first, key=lambda scene: (scene != "classroom", list(scenes).index(scene)))
+    return list(dict.fromkeys([*(first[scene] for scene in order), *names]))[:count]
+
+
+def features_fingerprint(clip_path: str, dataset: NYUDepthV2 | NYUMat, precision: str) -> dict[str, Any]:
+    """What the encoder's features depend on."""
+    data = hashlib.sha256(repr(names_and_scenes(dataset)).encode())
+    if isinstance(dataset, NYUMat):
+        stat = dataset.path.stat()
+        data.update(repr((stat.st_size, stat.st_mtime_ns)).encode())
+    else:
+        for pair in dataset.pairs:
+            for path in (pair.rgb, pair.depth):
+                data.update(hashlib.sha256(path.read_bytes()).digest())
+    return {
+        "weights": file_sha256(locate_checkpoint(clip_path)),
+        "data": data.hexdigest(),
+        "precision": precision,
+        "geometry": repr((NYU_CROP, dataset.mean, dataset.std)),
+    }
+
+
+def run_fingerprint(
+    args: argparse.Namespace, suite: Suite, device: torch.device, shown: Sequence[str]
+) -> dict[str, Any]:
+    """What the rows depend on besides the features."""
+    folder = Path(__file__).parent
+    code = hashlib.sha256()
+    for path in sorted(path for pattern in CODE for path in folder.glob(pattern)):
+        code.update(path.read_bytes())
+    rows = hashlib.sha256(repr((suite.settings, suite.randoms)).encode())
+    for name, depth in suite.maps.items():
+        rows.update(name.encode() + depth.numpy().tobytes())
+    return {
+        "set of readings": rows.hexdigest(),
+        "code": code.hexdigest(),
+        "torch version": torch.__version__,
+        "device": str(device),
+        "number of threads": torch.get_num_threads(),
+        "--batch_size": args.batch_size,
+        "--nonfinite": args.nonfinite,
+        "--empty": args.empty,
+        "--figures": list(shown),
+    }
