@@ -10,6 +10,7 @@ import torch
 from controls import BEST, THIS_RUN, UNIFORM
 from monoclip import PAPER, Reading
 
+HTML_IMAGES = 24  # of a longer run on the page, which redraws them all while a slider moves
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -78,6 +79,14 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--workers", type=natural, help="processes that read images (default: 0 on a CPU, else 4)")
     run.add_argument("--output", type=Path, help="folder for rows, tables and results.json; none: print only")
     run.add_argument("--figures", action="store_true", help="also draw figures, as PNG, into --output")
+    run.add_argument(
+        "--html",
+        nargs="?",
+        type=positive,
+        const=HTML_IMAGES,
+        metavar="N",
+        help=f"also write depth.html, a page to look into the answers of N images (if not given: {HTML_IMAGES})",
+    )
     run.add_argument("--resume", action="store_true", help="go on from the rows that a stopped run left in --output")
     run.add_argument(
         "--feature_cache",

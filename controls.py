@@ -278,11 +278,14 @@ class Predictor:
         parts = torch.cat(logits, dim=1).unflatten(2, features.shape[2:]).split(self.sizes, dim=1)
         return dict(zip(self.sources, parts, strict=True))
 
+    def logits_of(self, features: Tensor, reading: Reading) -> Tensor:
+        """Logits of the words of one of the suite's readings: features as for a call -> (2B, K, h, w)."""
+        words = (reading.depth_classes, reading.obj_classes, reading.depth_templates)
+        return self.logits(features)[_Source(words, reading.logit_scale / reading.temperature, None)]
+
     def weights(self, features: Tensor, reading: Reading) -> Tensor:
         """Softmax weights of the words of one of the suite's readings: features as for a call -> (2B, K, h, w)."""
-        words = (reading.depth_classes, reading.obj_classes, reading.depth_templates)
-        source = _Source(words, reading.logit_scale / reading.temperature, None)
-        return self.logits(features)[source].softmax(dim=1)
+        return self.logits_of(features, reading).softmax(dim=1)
 
     def __call__(self, features: Tensor, names: Sequence[str]) -> Tensor:
         """Depth of the rows that live on the grid, for B images.

@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import clip
+import page
 import report
 from arguments import PRECISIONS, UsageError, build_parser, load_readings
 from batch_error import FIGURES
@@ -209,7 +210,7 @@ def run(args: argparse.Namespace) -> None:
         EvaluationError: the evaluation stopped; the rows so far are in `--output`.
         OSError: the output cannot be written.
     """
-    for flag in ("resume", "figures"):
+    for flag in ("resume", "figures", "html"):
         if getattr(args, flag) and not args.output:
             raise UsageError(f"--{flag} needs --output, the folder that it works in")
     reading = own_reading(args)
@@ -230,14 +231,16 @@ def run(args: argparse.Namespace) -> None:
 
     with ExitStack() as stack:
         features = features_fingerprint(args.clip_path, dataset, precision) if args.output or args.feature_cache else {}
-        shown = choose_shown(*names_and_scenes(dataset)) if args.figures else []
-        journal = open_journal(args, features | run_fingerprint(args, suite, device, shown), dataset, stack)
+        names, scenes = names_and_scenes(dataset)
+        shown = choose_shown(names, scenes) if args.figures else []
+        paged = [names[i] for i in page.spread(len(names), args.html or 0)]
+        journal = open_journal(args, features | run_fingerprint(args, suite, device, shown, paged), dataset, stack)
         records = journal.records if journal else []
         start, before = time.perf_counter(), len(records)
         batches = encoded(args, model, dataset, device, features, suite.all_channels, before, stack)
         try:
             with tqdm(total=len(dataset), initial=before, unit="image") as progress:
-                for batch in score_all(batches, predictor, args.nonfinite, args.empty, shown):
+                for batch in score_all(batches, predictor, args.nonfinite, args.empty, shown, paged):
                     if journal:
                         journal.write(batch)
                     records += batch
@@ -261,6 +264,9 @@ def run(args: argparse.Namespace) -> None:
                 import figures  # matplotlib takes a second to import
 
                 figures.draw_all(args.output, results, suite, records, dataset, shown, caption)
+            if args.html:
+                text = page.of_evaluation(results, records, dataset, reading, caption)
+                report.write_whole(args.output / report.PAGE_FILE, lambda file: file.write(text))
     print_results(results, suite, caption)
 
 

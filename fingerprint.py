@@ -60,7 +60,7 @@ def features_fingerprint(clip_path: str, dataset: NYUDepthV2 | NYUMat, precision
 
 
 def run_fingerprint(
-    args: argparse.Namespace, suite: Suite, device: torch.device, shown: Sequence[str]
+    args: argparse.Namespace, suite: Suite, device: torch.device, shown: Sequence[str], paged: Sequence[str] = ()
 ) -> dict[str, Any]:
     """What the rows depend on besides the features."""
     folder = Path(__file__).parent
@@ -80,4 +80,5 @@ def run_fingerprint(
         "--nonfinite": args.nonfinite,
         "--empty": args.empty,
         "--figures": list(shown),
+        "--html": list(paged),
     }

@@ -22,16 +22,21 @@ import numpy as np
 import torch
 from PIL import Image
 
+import paper
+from batch_error import FIGURES
 from calculate_error import NYU_CROP
-from datasets.nyu import Sample
+from controls import THIS_RUN, UNIFORM
+from datasets.nyu import NYUDepthV2, NYUMat, Sample
 from depth_images import colour_table, to_millimetres
 from monoclip import Reading
+from report import TITLES
+from results import Results
 
 WEB = Path(__file__).parent / "web"
-DEFAULT_IMAGES = 24  # of a longer run; the page redraws them all while a slider moves
 MAX_CARD_BYTES = 150_000
 THUMBNAIL_SIDE = 544  # px at most: NYU's crop as it is
 MAX_JPEG_BYTES = 45_000
+CARD_FIGURES = ("abs_rel", "rmse", "a1", "spearman")
 TRUTH_SIDE = 136  # px at most, of the ground truth as a map; its means over the patches are exact
 
 Card = dict[str, Any]
@@ -199,6 +204,34 @@ def build(
         "data": embedded_json(content),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
+
+
+def of_evaluation(
+    results: Results,
+    records: Sequence[Mapping[str, Any]],
+    dataset: NYUDepthV2 | NYUMat,
+    reading: Reading,
+    caption: str,
+) -> str:
+    """The page of an evaluation.
+
+    Args:
+        results: of the run.
+        records: of all images; those to show hold `logits` (see `scoring`).
+        dataset: the images, in the order of the records.
+        reading: of this run.
+        caption: what the figures are over.
+    """
+    cards = []
+    for i, record in enumerate(records):
+        if "logits" in record:
+            figures = dict(zip(FIGURES, record["rows"][THIS_RUN][2:], strict=True))
+            shown = {TITLES[name]: figures[name] for name in CARD_FIGURES}
+            cards.append(sample_card(dataset[i], np.array(record["logits"], dtype=np.float32), reading, shown))
+    rows = {**{name: results.mean(name) for name in (THIS_RUN, UNIFORM)}, "paper, DepthCLIP": paper.DEPTHCLIP}
+    table = {name: {TITLES[column]: row[column] for column in paper.COLUMNS} for name, row in rows.items()}
+    notes = [caption, subset_note(len(cards), len(records))]
+    return build("MonoCLIP on NYU Depth V2", cards, reading, table, notes)
 
 
 def policy_hash(text: str) -> str:

@@ -38,15 +38,16 @@ from tqdm import tqdm
 
 import clip
 import page
+from arguments import HTML_IMAGES, PRECISIONS, UsageError
 from clip.model import convert_weights
 from depth_images import MAX_MILLIMETRES, MILLIMETRES_PER_METRE, coloured, side_by_side, to_millimetres, with_legend
-from eval import PRECISIONS, UsageError, choose_device
+from eval import choose_device, own_reading
 from monoclip import PAPER, MonoCLIP, Reading, mirror_average, upsampled, with_mirror
 from pictures import Found, PictureError, find_files, read_picture
+from report import PAGE_FILE as PAGE
 
 DEMO = Path(__file__).parent / "demo"
 NPY, MILLIMETRES, COLOURS, SIDE_BY_SIDE = "_depth.npy", "_depth_mm.png", "_depth.png", "_side_by_side.png"
-PAGE = "depth.html"
 # What a folder's search passes by: what this script writes, and the depth maps of NYU's layout.
 LEFT_OUT = (f"*{NPY}", f"*{MILLIMETRES}", f"*{COLOURS}", f"*{SIDE_BY_SIDE}", PAGE, "sync_depth_*.png")
 
@@ -83,9 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--html",
         nargs="?",
         type=positive,
-        const=page.DEFAULT_IMAGES,
+        const=HTML_IMAGES,
         metavar="N",
-        help=f"write {PAGE}, with N pictures spread evenly over all (N: {page.DEFAULT_IMAGES} unless given)",
+        help=f"write {PAGE}, with N pictures spread evenly over all (N: {HTML_IMAGES} unless given)",
     )
 
     model = parser.add_argument_group("model")
@@ -251,20 +252,6 @@ def write_outputs(
             writer.write(path, savers[kind])
 
 
-def reading_of(args: argparse.Namespace) -> Reading:
-    """The words, bins and temperature of the command line. Raises UsageError: they make no reading."""
-    try:
-        return Reading(
-            depth_templates=tuple(args.depth_templates),
-            obj_classes=tuple(args.obj_classes),
-            depth_classes=tuple(args.depth_classes),
-            bin_list=tuple(args.bin_list),
-            temperature=args.temperature,
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
 def jobs_of(args: argparse.Namespace, output: Path) -> list[Job]:
     """The pictures that the command line names.
 
@@ -291,7 +278,7 @@ def run(args: argparse.Namespace) -> None:
         UsageError, clip.CheckpointError: arguments that cannot be followed; no picture was read.
         PredictionError: no picture could be used, or the output cannot be written; what was written stays.
     """
-    reading = reading_of(args)
+    reading = own_reading(args)
     device = choose_device(args.device, "0")
     precision = args.precision if args.precision != "auto" else "fp32" if device.type == "cpu" else "fp16"
     clip_path = DEMO / "rooms_clip.pt" if args.demo else args.clip_path

@@ -25,8 +25,8 @@ from results import Results
 
 ROW_FIELDS = ("image", "scene", "index", "reading", "valid_pixels", "dropped_pixels", *FIGURES)
 ROWS_FILE, RESULTS_FILE, TIMING_FILE = "per_image.csv", "results.json", "timing.json"
-MARKDOWN_FILE, LATEX_FILE = "tables.md", "tables.tex"
-FILES = (ROWS_FILE, RESULTS_FILE, TIMING_FILE, MARKDOWN_FILE, LATEX_FILE)
+MARKDOWN_FILE, LATEX_FILE, PAGE_FILE = "tables.md", "tables.tex", "depth.html"
+FILES = (ROWS_FILE, RESULTS_FILE, TIMING_FILE, MARKDOWN_FILE, LATEX_FILE, PAGE_FILE)
 
 TITLES = dict(zip(paper.COLUMNS, paper.COLUMN_TITLES, strict=True)) | {
     name: name.replace("scaled_a", "scaled delta") if name[:-1] == "scaled_a" else name.replace("_", " ", 1)
@@ -302,7 +302,7 @@ def write_all(folder: Path, results: Results, suite: Suite, caption: str, made_w
 
 
 def remove_results(folder: Path) -> None:
-    """Removes the files of `write_all` from `folder`."""
+    """Removes the files of `write_all`, and the page, from `folder`."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
 

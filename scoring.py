@@ -3,7 +3,8 @@
 A record is a dictionary that JSON can hold: `image`, `scene`, `index`, the packed `histogram` of the counted ground
 truth, and `rows`: name -> [valid pixels, dropped pixels, *FIGURES], None where a figure is undefined. Images that a
 figure will show also have `depth`, the (h, w) map of this run, and `weights`, the (K, h, w) bin weights of the image
-without its mirror in the paper's bin-response figure.
+without its mirror in the paper's bin-response figure. Images that the page will show also have `logits`, those of this
+run's reading, (2, K, h, w) of the image and of its mirror.
 """
 
 import math
@@ -30,7 +31,12 @@ class EvaluationError(Exception):
 
 
 def score_all(
-    batches: Iterable[Encoded], predictor: Predictor, nonfinite: str, empty: str, shown: Collection[str] = ()
+    batches: Iterable[Encoded],
+    predictor: Predictor,
+    nonfinite: str,
+    empty: str,
+    shown: Collection[str] = (),
+    paged: Collection[str] = (),
 ) -> Iterator[list[Record]]:
     """The records of each batch.
 
@@ -40,6 +46,7 @@ def score_all(
         nonfinite: as in `errors_NYU`.
         empty: "error" raises for an image without a valid pixel, "skip" gives it rows without figures.
         shown: names of the images that figures will show.
+        paged: names of the images that the page will show.
 
     Raises:
         EvaluationError: a file is damaged, a prediction is not finite, or an image has no valid pixel.
@@ -50,14 +57,19 @@ def score_all(
             if scorer is None:
                 height, width = batch.features.shape[2:]
                 scorer = MapScorer((height, width), batch.features.device, nonfinite)
-            yield score(batch, predictor, scorer, empty, shown)
+            yield score(batch, predictor, scorer, empty, shown, paged)
     except DataError as error:
         raise EvaluationError(str(error)) from error
 
 
 @torch.inference_mode()
 def score(
-    batch: Encoded, predictor: Predictor, scorer: MapScorer, empty: str, shown: Collection[str] = ()
+    batch: Encoded,
+    predictor: Predictor,
+    scorer: MapScorer,
+    empty: str,
+    shown: Collection[str] = (),
+    paged: Collection[str] = (),
 ) -> list[Record]:
     """Predicts and scores every row of one batch; arguments and errors as in `score_all`."""
     names = predictor.suite.predicted
@@ -79,6 +91,9 @@ def score(
         if image in shown:
             weights = predictor.weights(batch.features[i : i + 1], paper.BIN_RESPONSE)[0]  # (K, h, w)
             record |= {"depth": rounded(depth[i, 0]), "weights": rounded(weights)}
+        if image in paged:
+            views = batch.features[i :: len(batch.name)]  # the image and its mirror
+            record["logits"] = rounded(predictor.logits_of(views, predictor.suite.settings[0].reading))
         records.append(record)
     return records
 

@@ -11,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import clip
+import eval as evaluation
 import page
+import paper
 import predict
 from calculate_error import NYU_CROP
-from datasets.nyu import NYUDepthV2, Pair
+from datasets.nyu import NYUDepthV2, Pair, scan_folder
 from depth_images import coloured
-from monoclip import PAPER, Reading, mirror_average
+from monoclip import PAPER, MonoCLIP, Reading, mirror_average, with_mirror
 from pictures import read_picture
 from tests.browser import Browser, find_browser
 from tests.conftest import write_pair
@@ -363,3 +366,36 @@ def test_no_word_is_too_odd(browser, tmp_path):
     assert labels == ["temperature", *reading.depth_classes]
     assert browser.js("[...depthclip.cards[0].depth]") == pytest.approx([2.0])
     assert browser.errors == []
+
+
+def test_the_page_of_an_evaluation(browser, tiny_checkpoint, nyu_folder, tmp_path, capsys):
+    root, out = nyu_folder(5), tmp_path / "out"
+    flags = ["--data_path", str(root), "--clip_path", str(tiny_checkpoint), "--device", "cpu", "--batch_size", "2"]
+    assert evaluation.main([*flags, "--html"]) == 2
+    assert "--html needs --output" in capsys.readouterr().err
+    assert evaluation.main([*flags, "--output", str(out), "--html", "3", "--controls"]) == 0
+    path = out / "depth.html"
+    browser.errors.clear()
+    browser.show(1280, 900)
+    browser.open(path.as_uri())
+    pairs = [pair for i, pair in enumerate(scan_folder(root)) if i in page.spread(5, 3)]
+    assert names(browser) == [pair.name for pair in pairs]
+    assert "3 of the run's 5 pictures" in browser.js("document.getElementById('notes').textContent")
+
+    model = MonoCLIP(clip.load(tiny_checkpoint, device="cpu")[0])
+    results = json.loads((out / "results.json").read_text())
+    table = browser.js("[...document.querySelectorAll('#figures tr')].map(r => [...r.cells].map(c => c.textContent))")
+    assert table[0] == ["", "delta1", "delta2", "delta3", "abs_rel", "log10", "rmse"]
+    assert table[1] == ["this run", *(f"{results['figures'][c]:.3f}" for c in paper.COLUMNS)]
+    assert table[3][:2] == ["paper, DepthCLIP", "0.394"]
+    for i, sample in enumerate(NYUDepthV2(pairs, NYU_CROP, PAPER.image_mean, PAPER.image_std)):
+        with torch.inference_mode():
+            expected = mirror_average(model(with_mirror(sample.image[None])))[0, 0]
+        got = torch.tensor(browser.js(f"[...depthclip.cards[{i}].depth]")).reshape(13, 17)
+        torch.testing.assert_close(got, expected, atol=1e-3, rtol=0)
+    assert browser.errors == []
+    first = path.read_bytes()
+    assert evaluation.main([*flags, "--output", str(out), "--html", "3", "--controls", "--resume"]) == 0
+    assert path.read_bytes() == first
+    assert evaluation.main([*flags, "--output", str(out)]) == 0
+    assert not path.exists()  # it would not belong to these figures
