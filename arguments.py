@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Evaluate MonoCLIP on the official test split of NYU Depth V2, beside the paper's figures.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
     data = parser.add_argument_group("data")
     data.add_argument(

@@ -57,6 +57,9 @@ from monoclip import MonoCLIP, Reading, zeroshot_classifier
 from results import Results
 from scoring import EvaluationError, score_all
 
+# tqdm's own, but always images a second, also where an image takes longer than one
+PROGRESS = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+
 
 def choose_device(name: str, gpu_num: str) -> torch.device:
     """The device of `--device` and `--gpu_num`.
@@ -68,6 +71,8 @@ def choose_device(name: str, gpu_num: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(f"cuda:{gpu_num}" if name == "cuda" else name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise NotImplementedError(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"--device {name}: not available here; use --device cpu or auto") from error
@@ -97,9 +102,47 @@ def open_dataset(args: argparse.Namespace, reading: Reading) -> NYUDepthV2 | NYU
     return NYUDepthV2(pairs, *protocol)
 
 
+def check_output(folder: Path | None) -> None:
+    """Raises UsageError if it can be told, without making `folder`, that nothing can be written there."""
+    if folder is None:
+        return
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(f"--output {folder}: {there} is no folder that can be written; choose another one")
+
+
+def load_model(
+    args: argparse.Namespace, device: torch.device, precision: str, reading: Reading
+) -> tuple[clip.CLIP, MonoCLIP]:
+    """The CLIP of the arguments on `device`, and its MonoCLIP.
+
+    Raises:
+        UsageError: this CLIP does not fit NYU's images, or cannot be read as depth.
+        clip.CheckpointError: the checkpoint cannot be used.
+    """
+    clip_model, _ = clip.load(args.clip_path, device="cpu")
+    height, width = (axis.stop - axis.start for axis in NYU_CROP)
+    patch = clip_model.visual.patch_size
+    if height % patch or width % patch:
+        raise UsageError(
+            f"--clip_path {args.clip_path}: patches of {patch} px do not fit the {height}x{width} images of the "
+            "protocol; use a ResNet or a ViT with patches of 32 or 16"
+        )
+    convert_weights(clip_model, PRECISIONS[precision])
+    try:
+        return clip_model, MonoCLIP(clip_model.to(device), reading)
+    except ValueError as error:
+        raise UsageError(f"--clip_path {args.clip_path}: {error}; use a CLIP of clip.available_models()") from error
+
+
+def is_official(indices: Sequence[int]) -> bool:
+    """Whether these are the images of the official test split, each once."""
+    return sorted(indices) == sorted(TEST_INDICES)
+
+
 def describe(data_path: Path, indices: Sequence[int]) -> str:
     """What the figures are over, as the tables' caption says it."""
-    if set(indices) == set(TEST_INDICES) and len(indices) == len(TEST_INDICES):
+    if is_official(indices):
         return f"Over the official test split, {len(indices)} images."
     return (
         f"Over {len(indices)} images of {data_path}, not the official test split of {len(TEST_INDICES)}: "
@@ -133,6 +176,13 @@ def build_suite(args: argparse.Namespace, reading: Reading, channels: bool) -> S
         suite = plain_suite(reading, load_readings(args.readings) if args.readings else None)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    try:
+        for setting in suite.settings:
+            words = setting.reading
+            for template in words.depth_templates:
+                clip.tokenize([template.format(o, c) for o in words.obj_classes for c in words.depth_classes])
+    except RuntimeError as error:
+        raise UsageError(f"a prompt is too long: {error}") from error
     if args.paper:
         suite = with_paper(suite)
     if args.controls:
@@ -222,9 +272,8 @@ def run(args: argparse.Namespace) -> None:
     caption = describe(args.data_path, dataset.indices)
     say(f"data: {args.data_path}, {coverage(dataset.indices)}")
 
-    clip_model, _ = clip.load(args.clip_path, device="cpu")
-    convert_weights(clip_model, PRECISIONS[precision])
-    model = MonoCLIP(clip_model.to(device), reading)
+    check_output(args.output)
+    clip_model, model = load_model(args, device, precision, reading)
     say(f"model: {args.clip_path} on {device} in {precision}")
     suite = build_suite(args, reading, channels=model.channel_stride > 1)
     predictor = Predictor(prompt_encoder(model, clip_model), suite, model.clip_vis.patch_dim)
@@ -239,7 +288,7 @@ def run(args: argparse.Namespace) -> None:
         start, before = time.perf_counter(), len(records)
         batches = encoded(args, model, dataset, device, features, suite.all_channels, before, stack)
         try:
-            with tqdm(total=len(dataset), initial=before, unit="image") as progress:
+            with tqdm(total=len(dataset), initial=before, unit=" images", bar_format=PROGRESS) as progress:
                 for batch in score_all(batches, predictor, args.nonfinite, args.empty, shown, paged):
                     if journal:
                         journal.write(batch)
@@ -267,7 +316,7 @@ def run(args: argparse.Namespace) -> None:
             if args.html:
                 text = page.of_evaluation(results, records, dataset, reading, caption)
                 report.write_whole(args.output / report.PAGE_FILE, lambda file: file.write(text))
-    print_results(results, suite, caption)
+    print_results(results, suite, caption, is_official(dataset.indices) and bool(results.counted.all()))
 
 
 def open_journal(
@@ -346,8 +395,11 @@ def configuration(
     }
 
 
-def print_results(results: Results, suite: Suite, caption: str) -> None:
-    """Prints what was counted, the released line, and the tables that were asked for."""
+def print_results(results: Results, suite: Suite, caption: str, comparable: bool) -> None:
+    """Prints what was counted, the released line, and the tables that were asked for.
+
+    `comparable` says whether the figures are over the images that the paper's are over.
+    """
     valid, dropped = (int(pixels[THIS_RUN].sum()) for pixels in (results.valid, results.dropped))
     say(f"counted: {len(results.images)} images, {valid:,} valid pixels")
     if skipped := [name for name, counted in zip(results.images, results.counted, strict=True) if not counted]:
@@ -357,9 +409,8 @@ def print_results(results: Results, suite: Suite, caption: str) -> None:
     say(report.released_line(results.mean(THIS_RUN)) + "\n")
     tables = report.tables(results, suite, caption)
     say(report.as_text(tables[0], title=False))
-    if len(results.images) != len(TEST_INDICES):
-        count = len(results.images)
-        say(f"The paper's row is over {len(TEST_INDICES)} images, this run's over {count}: they do not compare.")
+    if not comparable:
+        say("The paper's row is over the official test split, this run's is not: they do not compare.")
     for table in tables[1:]:
         say("\n" + report.as_text(table))
 
@@ -384,7 +435,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except torch.OutOfMemoryError:
         return fail(f"not enough memory for --batch_size {args.batch_size}; use a smaller one", 1)
     except OSError as error:
-        return fail(f"{error.filename or args.output}: {error.strerror or error}; nothing else was lost", 1)
+        what = f"{error.filename or args.output}: {error.strerror or error}"
+        return fail(f"{what}; make room or choose another --output, and go on with --resume", 1)
     except KeyboardInterrupt as error:
         return fail(f"interrupted: {error}", 130)
     return 0

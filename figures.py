@@ -1,6 +1,6 @@
 """The figures of a run, as PNG: the qualitative strip, the paper's semantic bin response, and a chart of all rows.
 
-matplotlib is imported with this file and nowhere else, so that a run without figures does not wait for it.
+A run without figures does not import this file, so that it does not wait for matplotlib.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ from batch_error import CROP_SIZE, Counted
 from calculate_error import NYU_CROP
 from controls import Suite
 from datasets.nyu import NYUDepthV2, NYUMat, Sample
+from depth_images import COLOURS
 from report import THIS_RUN, TITLES, UNIFORM, group_range
 from results import Results
 
 STRIP_FILE, RESPONSE_FILE, CHART_FILE = "qualitative.png", "bin_response.png", "rows.png"
 FILES = (STRIP_FILE, RESPONSE_FILE, CHART_FILE)
-DEPTH_COLOURS = "magma_r"  # bright is near
 CHARTED = ("a1", "abs_rel", "rmse", "spearman")
 BETTER = {
     "a1": "higher is better",
@@ -105,7 +105,7 @@ def draw_strip(
         row[0].imshow(pixels(sample, mean, std))
         for axis, depth in ((row[1], truth), (row[2], pred)):
             axis.set_facecolor("0.75")
-            drawn = axis.imshow(depth, cmap=DEPTH_COLOURS, vmin=bottom, vmax=top)
+            drawn = axis.imshow(depth, cmap=COLOURS, vmin=bottom, vmax=top)
         row[0].text(8, 10, sample.name, fontsize=8, va="top", bbox={"facecolor": "white", "alpha": 0.8, "pad": 2})
         for axis in row:
             axis.set(xticks=[], yticks=[])

@@ -94,10 +94,17 @@ def zeroshot_classifier(
     Returns:
         (D, K) float32.
 
+    Raises:
+        RuntimeError: a prompt has too many tokens.
+        ValueError: the model was made for another tokenizer.
+
     Paper: section 3.2; the pure function is CLIP's zero-shot classifier.
     """
     prompts = [t.format(o, c) for c in depth_classes for t in depth_templates for o in obj_classes]
     tokens = clip.tokenize(prompts, clip_model.context_length)  # (K * templates, L)
+    if tokens.numel() and int(tokens.max()) >= clip_model.token_embedding.num_embeddings:
+        known = clip_model.token_embedding.num_embeddings
+        raise ValueError(f"a text encoder of {known} tokens, where CLIP's tokenizer has more")
     device = clip_model.text_projection.device
     with torch.no_grad():
         text_features = clip_model.encode_text(tokens.to(device)).float()  # (K * templates, D)

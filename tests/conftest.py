@@ -120,7 +120,7 @@ def write_pair(folder: Path, index: int, seed: int | None = None) -> tuple[Path,
     colours = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
     Image.fromarray(np.stack([np.kron(colours[..., c], squares) for c in range(3)], axis=-1)).save(rgb, quality=95)
     millimetres = np.kron(rng.integers(600, 9000, (12, 16)), np.ones((40, 40))).astype(np.uint16)
-    millimetres[100:150, 200:300] = 0
+    millimetres[100 : 120 + 10 * (index % 17), 200:300] = 0  # so that images differ in their number of valid pixels
     Image.fromarray(millimetres).save(depth)
     return rgb, depth
 
