@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from controls import BEST, THIS_RUN, UNIFORM
+from evaluation.controls import BEST, THIS_RUN, UNIFORM
 from monoclip import PAPER, Reading
 
 HTML_IMAGES = 24  # of a longer run on the page, which redraws them all while a slider moves

@@ -27,19 +27,8 @@ import clip
 import page
 import report
 from arguments import PRECISIONS, UsageError, build_parser, load_readings
-from batch_error import FIGURES
 from calculate_error import NYU_CROP
 from clip.model import convert_weights
-from controls import (
-    THIS_RUN,
-    Predictor,
-    Suite,
-    mean_training_depth,
-    plain_suite,
-    with_bin_response,
-    with_controls,
-    with_paper,
-)
 from datasets.nyu import (
     TEST_INDICES,
     DataError,
@@ -50,12 +39,23 @@ from datasets.nyu import (
     read_list,
     scan_folder,
 )
-from encode import CacheError, Encoded, FeatureFile, FeatureWriter, encode
-from fingerprint import choose_shown, features_fingerprint, names_and_scenes, run_fingerprint
-from journal import JOURNAL_FILE, Journal, JournalError, locked
+from evaluation.batch_error import FIGURES
+from evaluation.controls import (
+    THIS_RUN,
+    Predictor,
+    Suite,
+    mean_training_depth,
+    plain_suite,
+    with_bin_response,
+    with_controls,
+    with_paper,
+)
+from evaluation.encode import CacheError, Encoded, FeatureFile, FeatureWriter, encode
+from evaluation.fingerprint import choose_shown, features_fingerprint, names_and_scenes, run_fingerprint
+from evaluation.journal import JOURNAL_FILE, Journal, JournalError, locked
+from evaluation.results import Results
+from evaluation.scoring import EvaluationError, score_all
 from monoclip import MonoCLIP, Reading, zeroshot_classifier
-from results import Results
-from scoring import EvaluationError, score_all
 
 # tqdm's own, but always images a second, also where an image takes longer than one
 PROGRESS = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
@@ -310,7 +310,7 @@ def run(args: argparse.Namespace) -> None:
                 args.output, results, suite, caption, {"configuration": setting, **report.environment(device)}
             )
             if args.figures:
-                import figures  # matplotlib takes a second to import
+                from evaluation import figures  # matplotlib takes a second to import
 
                 figures.draw_all(args.output, results, suite, records, dataset, shown, caption)
             if args.html:

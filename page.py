@@ -23,14 +23,14 @@ import torch
 from PIL import Image
 
 import paper
-from batch_error import FIGURES
 from calculate_error import NYU_CROP
-from controls import THIS_RUN, UNIFORM
 from datasets.nyu import NYUDepthV2, NYUMat, Sample
 from depth_images import colour_table, to_millimetres
+from evaluation.batch_error import FIGURES
+from evaluation.controls import THIS_RUN, UNIFORM
+from evaluation.results import Results
 from monoclip import Reading
 from report import TITLES
-from results import Results
 
 WEB = Path(__file__).parent / "web"
 MAX_CARD_BYTES = 150_000

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 import paper
-from batch_error import EXTRA_FIGURES, FIGURES
 from calculate_error import NYU_FIGURES
-from controls import BEST, MEAN_IMAGE, THIS_RUN, UNIFORM, Suite
-from results import Results
+from evaluation.batch_error import EXTRA_FIGURES, FIGURES
+from evaluation.controls import BEST, MEAN_IMAGE, THIS_RUN, UNIFORM, Suite
+from evaluation.results import Results
 
 ROW_FIELDS = ("image", "scene", "index", "reading", "valid_pixels", "dropped_pixels", *FIGURES)
 ROWS_FILE, RESULTS_FILE, TIMING_FILE = "per_image.csv", "results.json", "timing.json"

@@ -20,16 +20,16 @@ import torch
 
 import clip
 import report
-from batch_error import MapScorer
 from calculate_error import errors_NYU
 from clip.model import CLIP, Architecture
-from controls import Predictor, Suite, plain_suite, with_controls, with_paper
 from datasets.nyu import TEST_INDICES
-from encode import Encoded
-from journal import Record
+from evaluation.batch_error import MapScorer
+from evaluation.controls import Predictor, Suite, plain_suite, with_controls, with_paper
+from evaluation.encode import Encoded
+from evaluation.journal import Record
+from evaluation.results import Results
+from evaluation.scoring import score
 from monoclip import PAPER, MonoCLIP, with_mirror, zeroshot_classifier
-from results import Results
-from scoring import score
 
 RN50 = Architecture(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 12)
 SUITES = ("--paper", "--paper --controls")

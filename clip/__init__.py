@@ -1,7 +1,7 @@
 """CLIP with the public interface of OpenAI's package: `load`, `tokenize`, `available_models`.
 
 It knows nothing of depth. `model.py` holds the networks, `tokenizer.py` the byte-pair encoding, `checkpoint.py` where
-weights come from and how they are read.
+weights come from and how they are read, `inference.py` the form of a model that is fastest to evaluate.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from clip.checkpoint import CHECKPOINTS, CheckpointError, file_sha256, locate_checkpoint, read_state_dict
+from clip.inference import optimize_for_inference
 from clip.model import CLIP, build_model
 from clip.tokenizer import tokenize
 
@@ -25,6 +26,7 @@ __all__ = [
     "available_models",
     "build_model",
     "load",
+    "optimize_for_inference",
     "tokenize",
 ]
 

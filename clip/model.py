@@ -295,7 +295,7 @@ class CLIP(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What both encoders compute in: the dtype of the image encoder's weights."""
+        """What the image encoder computes in: the dtype of its weights."""
         return self.visual.conv1.weight.dtype
 
     def encode_image(self, image: Tensor) -> Tensor:
@@ -322,9 +322,9 @@ class CLIP(nn.Module):
         """
         if text.ndim != 2 or text.shape[1] != self.context_length:
             raise ValueError(f"expected tokens of shape (B, {self.context_length}), got {tuple(text.shape)}")
-        length = self.context_length
-        causal = torch.full((length, length), float("-inf"), dtype=self.dtype, device=text.device).triu(1)
-        x = self.token_embedding(text).to(self.dtype) + self.positional_embedding.to(self.dtype)  # (B, L, width)
+        length, dtype = self.context_length, self.text_projection.dtype
+        causal = torch.full((length, length), float("-inf"), dtype=dtype, device=text.device).triu(1)
+        x = self.token_embedding(text).to(dtype) + self.positional_embedding.to(dtype)  # (B, L, width)
         x = self.ln_final(self.transformer(x, causal))
         end = x[torch.arange(len(x), device=x.device), text.argmax(dim=-1)]  # (B, width)
         return end @ self.text_projection
@@ -430,6 +430,9 @@ def build_model(state_dict: Mapping[str, Tensor], dtype: torch.dtype = torch.flo
     # Official quirk: OpenAI's package rounds these weights to fp16 whatever the file holds, then computes in fp32 on a
     # CPU. Its own files hold fp16, so only an fp32 file shows it; the usual thing would be to use the file's values.
     convert_weights(model, torch.float16)
+    for key, value in model.state_dict().items():
+        if value.dtype == torch.float16 and not torch.stack(value.aminmax()).isfinite().all():
+            raise ValueError(f"{key} holds values beyond fp16's range, which no CLIP has; fetch the checkpoint again")
     convert_weights(model, dtype)
     return model.eval().requires_grad_(False)
 
@@ -457,7 +460,7 @@ def check_state_dict(state_dict: Mapping[str, Tensor], expected: Mapping[str, Te
             if value.dtype not in (torch.float16, torch.bfloat16, torch.float32):
                 raise ValueError(f"{key} has dtype {value.dtype}, expected float16 or float32")
             if value.numel() and not torch.stack(value.aminmax()).isfinite().all():
-                raise ValueError(f"{key} holds values that are not finite")
+                raise ValueError(f"{key} holds values that are not finite; fetch the checkpoint again")
             if key.endswith("running_var") and (value < 0).any():
                 raise ValueError(f"{key} holds negative variances")
         elif value.dtype != want.dtype:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the tests: sh tests/run.sh [pytest's arguments]. Sets up an environment first if the current one lacks something.
+# Checks the style and runs the tests: sh tests/run.sh [pytest's arguments]. Sets up an environment first if the current one lacks something.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/environment.sh"
@@ -8,4 +8,5 @@ cd "$root"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
-exec "$PYTHON" -m pytest "$@"
+# Two processes of one thread each: most tests are too small for more threads.
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$PYTHON" -m pytest -n 2 --dist loadfile "$@"

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from batch_error import FIGURES, NYU_FIGURES, SCALED, MapScorer, lower_median, ranks
 from calculate_error import NonFinitePredictionError, errors_NYU
-from constant_error import ConstantErrors, depth_histogram
+from evaluation.batch_error import FIGURES, NYU_FIGURES, SCALED, MapScorer, lower_median, ranks
+from evaluation.constant_error import ConstantErrors, depth_histogram
 
 GRID = (13, 17)
 CPU = torch.device("cpu")

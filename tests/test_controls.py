@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import controls
 import paper
 from arguments import load_readings
-from batch_error import FIGURES
 from calculate_error import NYU_FIGURES, errors_NYU
 from clip.model import CLIP
-from constant_error import depth_histogram
-from controls import (
+from evaluation import controls
+from evaluation.batch_error import FIGURES
+from evaluation.constant_error import depth_histogram
+from evaluation.controls import (
     BEST,
     GRID,
     MIRRORED,
@@ -29,8 +29,8 @@ from controls import (
     with_controls,
     with_paper,
 )
+from evaluation.results import Results, bootstrap, pack_histogram, resampling_weights, unpack_histogram
 from monoclip import PAPER, MonoCLIP, Reading, with_mirror, zeroshot_classifier
-from results import Results, bootstrap, pack_histogram, resampling_weights, unpack_histogram
 
 NAMES = ["kitchen/rgb_00001.jpg", "office/rgb_00002.jpg"]
 

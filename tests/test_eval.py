@@ -17,8 +17,8 @@ from PIL import Image
 import clip
 import eval as evaluation
 from calculate_error import NYU_CROP, NYU_FIGURES, compute_errors_NYU
-from controls import Predictor
 from datasets.nyu import TEST_INDICES, NYUDepthV2, scan_folder
+from evaluation.controls import Predictor
 from monoclip import PAPER, MonoCLIP, Reading
 from tests.conftest import GOLDEN, TINY, random_clip, write_pair
 from tests.test_nyu import FAULTS, spoil

@@ -5,6 +5,7 @@ block) and a few images with content; all others are HDF5's fill value. Tests th
 those files only, which is what the command line does with whole splits.
 """
 
+import csv
 import hashlib
 import io
 import os
@@ -522,7 +523,7 @@ def test_mat_and_folder_are_evaluated_to_the_same_figures(
         assert evaluation.main([*flags, "--device", "cpu", "--output", str(tmp_path / output)]) == 0
     folder, single = ((tmp_path / output / "per_image.csv").read_text() for output in ("folder", "mat"))
     assert folder == single
-    assert len(folder.splitlines()) == 3
+    assert len({row["image"] for row in csv.DictReader(folder.splitlines())}) == 2
 
 
 def test_pickle_leaves_the_handle_behind(mat: Path) -> None:

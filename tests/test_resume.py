@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import encode
 import eval as evaluation
-import scoring
+from evaluation import encode, fingerprint, scoring
 from tests.conftest import TINY, random_clip, write_pair
 
 TABLES = ("results.json", "per_image.csv", "tables.md", "tables.tex", "per_image.jsonl")
@@ -84,7 +83,7 @@ def test_killed_and_resumed_is_byte_identical(run, tmp_path):
     assert run("--output", tmp_path / "whole")[0] == 0
     command = [sys.executable, str(Path(evaluation.__file__)), *run.arguments("--output", run.output)]
     slow = (
-        "import sys, time, runpy, scoring; real = scoring.score\n"
+        "import sys, time, runpy; from evaluation import scoring; real = scoring.score\n"
         "def score(*a, **k):\n    time.sleep(0.5); return real(*a, **k)\n"
         "scoring.score = score; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
@@ -278,3 +277,8 @@ def test_controls_from_a_cache_of_all_channels(run, tmp_path):
     assert run(*flags)[0] == 0
     one, two = (json.loads((tmp_path / name / "results.json").read_text())["groups"] for name in ("one", "two"))
     assert one == two
+
+
+def test_the_code_that_the_rows_depend_on_is_found():
+    for pattern in fingerprint.CODE:
+        assert list(Path(evaluation.__file__).parent.glob(pattern)), pattern

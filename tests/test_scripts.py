@@ -19,7 +19,7 @@ def script(tmp_path):
     for entry in ROOT.iterdir():
         if entry.name in ("test.sh", "environment.sh", "requirements.txt") or entry.suffix == ".py":
             shutil.copy(entry, copy)
-    for package in ("clip", "datasets"):
+    for package in ("clip", "datasets", "evaluation", "web"):
         (copy / package).symlink_to(ROOT / package)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

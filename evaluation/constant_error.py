@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batch_error import COLUMNS, ROWS, SCALED
 from calculate_error import MIN_DEPTH, NYU_FIGURES, NYU_MAX_DEPTH
+from evaluation.batch_error import COLUMNS, ROWS, SCALED
 
 MAX_MILLIMETRES = round(NYU_MAX_DEPTH * 1000)
 

@@ -10,16 +10,16 @@ import torch
 
 from calculate_error import NYU_CROP
 from clip.checkpoint import file_sha256, locate_checkpoint
-from controls import Suite
 from datasets.nyu import NYUDepthV2, NYUMat
+from evaluation.controls import Suite
 
-# The files that figures depend on, relative to this folder.
+# The files that figures depend on, relative to the repository.
 CODE = (
-    "scoring.py",
-    "batch_error.py",
-    "constant_error.py",
-    "controls.py",
-    "encode.py",
+    "evaluation/scoring.py",
+    "evaluation/batch_error.py",
+    "evaluation/constant_error.py",
+    "evaluation/controls.py",
+    "evaluation/encode.py",
     "monoclip.py",
     "calculate_error.py",
     "clip/*.py",
@@ -63,7 +63,7 @@ def run_fingerprint(
     args: argparse.Namespace, suite: Suite, device: torch.device, shown: Sequence[str], paged: Sequence[str] = ()
 ) -> dict[str, Any]:
     """What the rows depend on besides the features."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     code = hashlib.sha256()
     for path in sorted(path for pattern in CODE for path in folder.glob(pattern)):
         code.update(path.read_bytes())

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 import paper
-from batch_error import CROP_SIZE, Counted, MapErrors, MapScorer
 from calculate_error import NonFinitePredictionError
-from constant_error import depth_histogram
-from controls import Predictor
 from datasets.nyu import DataError
-from encode import Encoded
-from journal import Record
-from results import pack_histogram
+from evaluation.batch_error import CROP_SIZE, Counted, MapErrors, MapScorer
+from evaluation.constant_error import depth_histogram
+from evaluation.controls import Predictor
+from evaluation.encode import Encoded
+from evaluation.journal import Record
+from evaluation.results import pack_histogram
 
 SHOWN_DIGITS = 5  # of the maps and weights that figures show
 

@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 import paper
-from batch_error import CROP_SIZE, Counted
 from calculate_error import NYU_CROP
-from controls import Suite
 from datasets.nyu import NYUDepthV2, NYUMat, Sample
 from depth_images import COLOURS
+from evaluation.batch_error import CROP_SIZE, Counted
+from evaluation.controls import Suite
+from evaluation.results import Results
 from report import THIS_RUN, TITLES, UNIFORM, group_range
-from results import Results
 
 STRIP_FILE, RESPONSE_FILE, CHART_FILE = "qualitative.png", "bin_response.png", "rows.png"
 FILES = (STRIP_FILE, RESPONSE_FILE, CHART_FILE)

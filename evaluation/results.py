@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from batch_error import FIGURES
 from calculate_error import HIGHER_IS_BETTER, NYU_FIGURES
-from constant_error import MAX_MILLIMETRES, ConstantErrors
-from controls import BEST, UNIFORM
+from evaluation.batch_error import FIGURES
+from evaluation.constant_error import MAX_MILLIMETRES, ConstantErrors
+from evaluation.controls import BEST, UNIFORM
 
 RESAMPLES = 10_000
 INTERVAL = (2.5, 97.5)  # percentiles

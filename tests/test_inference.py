@@ -1,0 +1,197 @@
+"""clip.inference: the fast form of the image encoder computes what the plain network computes."""
+
+import copy
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import clip
+from clip.inference import FusedBottleneck, FusedConv2d, has_onednn_kernel
+from clip.model import CLIP, Bottleneck
+from monoclip import MonoCLIP
+from tests.conftest import random_clip
+from tests.test_model import TINY_VIT
+
+ROOT = Path(__file__).parents[1]
+
+
+def optimised(model: CLIP, dtype: torch.dtype | None = None) -> CLIP:
+    return clip.optimize_for_inference(copy.deepcopy(model), dtype)
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    return torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_folding_by_hand():
+    # conv: 3 x; batch norm: (y - 1) / sqrt(4) * 5 + 2 = 7.5 x - 0.5; other: +4
+    conv, bn = nn.Conv2d(1, 1, 1, bias=False).eval(), nn.BatchNorm2d(1, eps=0).eval()
+    nn.init.constant_(conv.weight, 3)
+    bn.load_state_dict(
+        {"weight": torch.tensor([5.0]), "bias": torch.tensor([2.0])}
+        | {"running_mean": torch.tensor([1.0]), "running_var": torch.tensor([4.0])}
+        | {"num_batches_tracked": torch.tensor(1)}
+    )
+    x = torch.tensor([[[[2.0, -2.0]]]])
+    with torch.no_grad():
+        assert FusedConv2d(conv, bn, relu=False)(x).flatten().tolist() == [14.5, -15.5]
+        assert FusedConv2d(conv, bn, relu=True)(x).flatten().tolist() == [14.5, 0]
+        assert FusedConv2d(conv, bn, relu=False)(x, torch.full_like(x, 4)).flatten().tolist() == [18.5, -11.5]
+        assert FusedConv2d(conv, bn, relu=True)(x, torch.full_like(x, 4)).flatten().tolist() == [18.5, 0]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("inplanes", [16, 8])
+def test_a_block_equals_the_plain_block(stride, inplanes):
+    generator = torch.Generator().manual_seed(0)
+    block = Bottleneck(inplanes, 4, stride).eval().requires_grad_(False)
+    for parameter in [*block.parameters(), *block.buffers()]:
+        if parameter.is_floating_point():
+            parameter.uniform_(0.5, 1.5, generator=generator)
+    x = torch.randn(2, inplanes, 6, 8, generator=generator)
+    assert_close(FusedBottleneck(block)(x.clone()), block(x), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (64, 96)])
+def test_features_of_a_tiny_resnet_at_any_size(tiny_clip, size):
+    image = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected, patches = tiny_clip.encode_patches(image), optimised(tiny_clip).encode_patches(image)
+    assert patches.shape == expected.shape == (3, 128, size[0] // 32, size[1] // 32)
+    assert_close(patches, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_depth_of_rn50_is_that_of_the_plain_network(rn50, golden_inputs, golden_prediction):
+    with torch.inference_mode():
+        depth = MonoCLIP(optimised(rn50)).predict(golden_inputs["x"])
+    assert_close(depth, golden_prediction, rtol=0, atol=1e-5)
+
+
+def test_depth_of_a_tiny_clip_is_that_of_the_plain_network(tiny_clip, image):
+    with torch.inference_mode():
+        assert_close(
+            MonoCLIP(optimised(tiny_clip)).predict(image), MonoCLIP(tiny_clip).predict(image), rtol=0, atol=1e-5
+        )
+
+
+def test_without_onednn_the_features_are_the_same(tiny_clip, image, monkeypatch):
+    model = optimised(tiny_clip)
+    with torch.inference_mode():
+        expected = tiny_clip.encode_patches(image)
+        monkeypatch.setattr(clip.inference, "has_onednn_kernel", lambda x: False)
+        assert_close(model.encode_patches(image), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_onednn_is_for_the_cpu_and_has_no_gradient():
+    x = torch.zeros(1, 3, 32, 32)
+    assert not has_onednn_kernel(x.to("meta"))
+    assert not has_onednn_kernel(x.double())
+    assert not has_onednn_kernel(x.clone().requires_grad_())
+
+
+def test_gradients_of_the_image_pass_through(tiny_clip, image):
+    gradients = []
+    for model in (tiny_clip, optimised(tiny_clip)):
+        x = image.clone().requires_grad_()
+        model.encode_patches(x).square().mean().backward()
+        gradients.append(x.grad)
+    assert gradients[0].abs().max() > 0
+    assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.03), (torch.float16, 0.003)])
+def test_half_precision_stays_close_and_leaves_the_text_alone(tiny_clip, image, dtype, tolerance):
+    model = optimised(tiny_clip, dtype)
+    tokens = clip.tokenize(["This object is close", "This object is far"])
+    with torch.inference_mode():
+        expected, patches = tiny_clip.encode_patches(image), model.encode_patches(image)
+        assert torch.equal(model.encode_text(tokens), tiny_clip.encode_text(tokens))
+    assert patches.dtype == model.dtype == dtype
+    assert 0 < (patches.float() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_pooled_embedding_is_kept(tiny_clip):
+    image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        assert_close(optimised(tiny_clip).encode_image(image), tiny_clip.encode_image(image), rtol=1e-5, atol=1e-5)
+
+
+def test_a_second_call_changes_nothing_but_the_dtype(tiny_clip, image):
+    model = optimised(tiny_clip)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert clip.optimize_for_inference(model) is model
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert clip.optimize_for_inference(model, torch.bfloat16).encode_patches(image).dtype == torch.bfloat16
+
+
+def test_no_batch_norm_and_no_bare_convolution_is_left(tiny_clip):
+    model = optimised(tiny_clip)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    convolutions = [module for module in model.modules() if isinstance(module, FusedConv2d)]
+    # 3 of the stem, 3 of each of the 4 blocks, and 4 that match the widths of residuals
+    assert len(convolutions) == 3 + 3 * 4 + 4
+    assert sum(isinstance(module, nn.Conv2d) for module in model.modules()) == len(convolutions)
+    assert all(conv.weight.is_contiguous(memory_format=torch.channels_last) for conv in convolutions)
+
+
+def test_a_vision_transformer_keeps_its_features(image):
+    model = random_clip(TINY_VIT)
+    with torch.inference_mode():
+        assert torch.equal(optimised(model).encode_patches(image), model.encode_patches(image))
+        half = optimised(model, torch.bfloat16).encode_patches(image)
+    assert half.dtype == torch.bfloat16
+
+
+def test_other_images_of_a_batch_do_not_change_the_features(tiny_clip, image):
+    model = optimised(tiny_clip)
+    with torch.inference_mode():
+        singles = torch.cat([model.encode_patches(one[None]) for one in image])
+        assert_close(model.encode_patches(image), singles, rtol=1e-5, atol=1e-5)
+
+
+def test_the_image_is_not_overwritten(tiny_clip, image):
+    before = image.clone()
+    with torch.inference_mode():
+        optimised(tiny_clip).encode_patches(image.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(image, before)
+
+
+def test_a_model_in_training_mode_is_refused(tiny_clip):
+    with pytest.raises(ValueError, match="training mode"):
+        clip.optimize_for_inference(copy.deepcopy(tiny_clip).train())
+
+
+PAGE_FAULTS = """
+import ctypes, resource, sys
+from clip.inference import keep_freed_memory
+import torch
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+x = torch.ones(2**24)  # 64 MiB
+for _ in range(2):
+    y = x + 1
+    del y
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    y = x + 1
+    del y
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc")
+def test_freed_memory_is_not_faulted_in_again():
+    def faults(mode: str) -> int:
+        command = [sys.executable, "-c", PAGE_FAULTS, mode]
+        return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=100).stdout)
+
+    assert faults("keep") < 100 < faults("default")
