@@ -1,4 +1,4 @@
-"""The command line of eval.py: its flags, and the file of readings that one of them names."""
+"""The command line of eval.py: its flags, which predict.py shares in part, and the file of readings."""
 
 import argparse
 import json
@@ -18,21 +18,41 @@ class UsageError(Exception):
     """The arguments cannot be followed; the message is one sentence for the user."""
 
 
+def positive(text: str) -> int:
+    """A whole number of 1 or more, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def natural(text: str) -> int:
+    """A whole number of 0 or more, for argparse."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return value
+
+
+def add_device_arguments(model: argparse._ArgumentGroup) -> None:
+    """Adds where and how the encoder computes."""
+    model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if any")
+    model.add_argument(
+        "--precision", choices=("auto", *PRECISIONS), default="auto", help="auto: fp32 on a CPU, fp16 on a GPU"
+    )
+
+
+def add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
+    """Adds the words, bins and temperature of a `Reading`; their defaults are the paper's."""
+    reading.add_argument("--depth_classes", nargs="+", metavar="WORD", default=PAPER.depth_classes, help="words")
+    reading.add_argument("--bin_list", nargs="+", type=float, metavar="M", default=PAPER.bin_list, help="depths [m]")
+    reading.add_argument("--depth_templates", nargs="+", metavar="T", default=PAPER.depth_templates, help="sentences")
+    reading.add_argument("--obj_classes", nargs="+", metavar="WORD", default=PAPER.obj_classes, help="objects")
+    reading.add_argument("--temperature", type=float, default=PAPER.temperature, help="of the softmax")
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-
-    def positive(text: str) -> int:
-        value = int(text)
-        if value < 1:
-            raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-        return value
-
-    def natural(text: str) -> int:
-        value = int(text)
-        if value < 0:
-            raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-        return value
-
+    """The command line of eval.py."""
     parser = argparse.ArgumentParser(
         description="Evaluate MonoCLIP on the official test split of NYU Depth V2, beside the paper's figures.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -53,18 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     model = parser.add_argument_group("model")
     model.add_argument("--clip_path", default="RN50", help="CLIP checkpoint: a file, or a name in the cache")
-    model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if any")
-    model.add_argument(
-        "--precision", choices=("auto", *PRECISIONS), default="auto", help="auto: fp32 on a CPU, fp16 on a GPU"
-    )
+    add_device_arguments(model)
     model.add_argument("--nonfinite", choices=("error", "worst"), default="error", help="NaN or infinite predictions")
 
     reading = parser.add_argument_group("reading")
-    reading.add_argument("--depth_classes", nargs="+", metavar="WORD", default=PAPER.depth_classes, help="words")
-    reading.add_argument("--bin_list", nargs="+", type=float, metavar="M", default=PAPER.bin_list, help="depths [m]")
-    reading.add_argument("--depth_templates", nargs="+", metavar="T", default=PAPER.depth_templates, help="sentences")
-    reading.add_argument("--obj_classes", nargs="+", metavar="WORD", default=PAPER.obj_classes, help="objects")
-    reading.add_argument("--temperature", type=float, default=PAPER.temperature, help="of the softmax")
+    add_reading_arguments(reading)
     reading.add_argument(
         "--readings",
         type=Path,

@@ -38,11 +38,18 @@ from tqdm import tqdm
 
 import clip
 import page
-from arguments import HTML_IMAGES, PRECISIONS, UsageError
+from arguments import (
+    HTML_IMAGES,
+    PRECISIONS,
+    UsageError,
+    add_device_arguments,
+    add_reading_arguments,
+    positive,
+)
 from clip.model import convert_weights
 from depth_images import MAX_MILLIMETRES, MILLIMETRES_PER_METRE, coloured, side_by_side, to_millimetres, with_legend
 from eval import choose_device, own_reading
-from monoclip import PAPER, MonoCLIP, Reading, mirror_average, upsampled, with_mirror
+from monoclip import MonoCLIP, Reading, mirror_average, upsampled, with_mirror
 from pictures import Found, PictureError, find_files, read_picture
 from report import PAGE_FILE as PAGE
 
@@ -58,13 +65,6 @@ class PredictionError(Exception):
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line. The flags of model and reading are those of eval.py, with the same defaults."""
-
-    def positive(text: str) -> int:
-        value = int(text)
-        if value < 1:
-            raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-        return value
-
     parser = argparse.ArgumentParser(
         description="Depth [m] of your own pictures: .npy, 16-bit PNG, colours, a page to look into.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -93,19 +93,11 @@ def build_parser() -> argparse.ArgumentParser:
     weights = model.add_mutually_exclusive_group()
     weights.add_argument("--clip_path", default="RN50", help="CLIP checkpoint: a file, or a name in the cache")
     weights.add_argument("--demo", action="store_true", help="the embedded toy checkpoint; no download")
-    model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if any")
-    model.add_argument(
-        "--precision", choices=("auto", *PRECISIONS), default="auto", help="auto: fp32 on a CPU, fp16 on a GPU"
-    )
+    add_device_arguments(model)
     model.add_argument("--batch_size", type=positive, default=1, help="pictures at once, if of one working size")
     model.add_argument("--no_mirror", action="store_true", help="do not average with the mirrored picture")
 
-    reading = parser.add_argument_group("reading")
-    reading.add_argument("--depth_classes", nargs="+", metavar="WORD", default=PAPER.depth_classes, help="words")
-    reading.add_argument("--bin_list", nargs="+", type=float, metavar="M", default=PAPER.bin_list, help="depths [m]")
-    reading.add_argument("--depth_templates", nargs="+", metavar="T", default=PAPER.depth_templates, help="sentences")
-    reading.add_argument("--obj_classes", nargs="+", metavar="WORD", default=PAPER.obj_classes, help="objects")
-    reading.add_argument("--temperature", type=float, default=PAPER.temperature, help="of the softmax")
+    add_reading_arguments(parser.add_argument_group("reading"))
     return parser
 
 

@@ -25,22 +25,12 @@ from safetensors.torch import save
 
 import clip.checkpoint
 from clip.checkpoint import Checkpoint, DownloadError, HubFile, download, locate_checkpoint
-from clip.model import CLIP, Architecture
+from clip.model import CLIP
+from tests.test_checkpoint import TINY
 
 CONTENT = bytes(range(256)) * 1500  # 384,000 bytes
 HALF = len(CONTENT) // 2
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-TINY = Architecture(
-    embed_dim=16,
-    image_resolution=32,
-    vision_layers=(1, 1, 1, 1),
-    vision_width=8,
-    vision_patch_size=None,
-    context_length=77,
-    vocab_size=64,
-    transformer_width=64,
-    transformer_layers=1,
-)
 
 
 class Handler(BaseHTTPRequestHandler):
