@@ -316,6 +316,7 @@ def run(args: argparse.Namespace) -> None:
             if args.html:
                 text = page.of_evaluation(results, records, dataset, reading, caption)
                 report.write_whole(args.output / report.PAGE_FILE, lambda file: file.write(text))
+                say(f"page: {args.output / report.PAGE_FILE}, {page.subset_note(len(paged), len(names))}")
     print_results(results, suite, caption, is_official(dataset.indices) and bool(results.counted.all()))
 
 

@@ -51,7 +51,7 @@ def spread(total: int, count: int) -> list[int]:
 def subset_note(shown: int, total: int) -> str:
     """What the page says about its choice of pictures."""
     if shown == total:
-        return f"all {total} pictures of the run"
+        return f"all {total} pictures of the run" if total > 1 else "the one picture of the run"
     return f"{shown} of the run's {total} pictures, spread evenly over it"
 
 

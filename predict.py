@@ -319,7 +319,9 @@ def run(args: argparse.Namespace) -> None:
         text = page.build("Depth from words", cards, reading, notes=notes).encode()
         writer.write(output / PAGE, lambda file: save_bytes(file, text))
         print(f"page: {output / PAGE}, {notes[-1]}, {len(text) / 1e6:.1f} MB")
-    print(f"done: {done} pictures in {output}, depth in metres (.npy, float32) and millimetres (16-bit .png)")
+    print(
+        f"done: {done} picture{'s' if done != 1 else ''} in {output}, depth in metres (.npy, float32) and millimetres (16-bit .png)"
+    )
 
 
 def card_of(prediction: Prediction, reading: Reading) -> page.Card:

@@ -26,7 +26,9 @@ from evaluation.results import Results
 ROW_FIELDS = ("image", "scene", "index", "reading", "valid_pixels", "dropped_pixels", *FIGURES)
 ROWS_FILE, RESULTS_FILE, TIMING_FILE = "per_image.csv", "results.json", "timing.json"
 MARKDOWN_FILE, LATEX_FILE, PAGE_FILE = "tables.md", "tables.tex", "depth.html"
-FILES = (ROWS_FILE, RESULTS_FILE, TIMING_FILE, MARKDOWN_FILE, LATEX_FILE, PAGE_FILE)
+STRIP_FILE, RESPONSE_FILE, CHART_FILE = "qualitative.png", "bin_response.png", "rows.png"  # of evaluation/figures.py
+FIGURE_FILES = (STRIP_FILE, RESPONSE_FILE, CHART_FILE)
+FILES = (ROWS_FILE, RESULTS_FILE, TIMING_FILE, MARKDOWN_FILE, LATEX_FILE, PAGE_FILE, *FIGURE_FILES)
 
 TITLES = dict(zip(paper.COLUMNS, paper.COLUMN_TITLES, strict=True)) | {
     name: name.replace("scaled_a", "scaled delta") if name[:-1] == "scaled_a" else name.replace("_", " ", 1)
@@ -302,7 +304,7 @@ def write_all(folder: Path, results: Results, suite: Suite, caption: str, made_w
 
 
 def remove_results(folder: Path) -> None:
-    """Removes the files of `write_all`, and the page, from `folder`."""
+    """Removes what an earlier run left in `folder`: the files of `write_all`, the figures and the page."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
 

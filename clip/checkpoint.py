@@ -240,7 +240,8 @@ def _by_hand(checkpoint: Checkpoint, folder: Path) -> str:
     """What a user without a connection has to do."""
     return (
         f"fetch {checkpoint.urls[0]} by other means and put it at {folder / checkpoint.file} "
-        f"(sha256 {checkpoint.sha256}), or name a checkpoint that you have with --clip_path"
+        f"(sha256 {checkpoint.sha256}), or name a checkpoint that you have with --clip_path "
+        "(from Python: its path instead of the name)"
     )
 
 

@@ -22,10 +22,8 @@ from depth_images import COLOURS
 from evaluation.batch_error import CROP_SIZE, Counted
 from evaluation.controls import Suite
 from evaluation.results import Results
-from report import THIS_RUN, TITLES, UNIFORM, group_range
+from report import CHART_FILE, RESPONSE_FILE, STRIP_FILE, THIS_RUN, TITLES, UNIFORM, group_range
 
-STRIP_FILE, RESPONSE_FILE, CHART_FILE = "qualitative.png", "bin_response.png", "rows.png"
-FILES = (STRIP_FILE, RESPONSE_FILE, CHART_FILE)
 CHARTED = ("a1", "abs_rel", "rmse", "spearman")
 BETTER = {
     "a1": "higher is better",
