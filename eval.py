@@ -41,6 +41,7 @@ from datasets.nyu import (
 )
 from evaluation.batch_error import FIGURES
 from evaluation.controls import (
+    BEST,
     THIS_RUN,
     Predictor,
     Suite,
@@ -102,13 +103,13 @@ def open_dataset(args: argparse.Namespace, reading: Reading) -> NYUDepthV2 | NYU
     return NYUDepthV2(pairs, *protocol)
 
 
-def check_output(folder: Path | None) -> None:
+def check_output(flag: str, folder: Path | None) -> None:
     """Raises UsageError if it can be told, without making `folder`, that nothing can be written there."""
     if folder is None:
         return
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UsageError(f"--output {folder}: {there} is no folder that can be written; choose another one")
+        raise UsageError(f"{flag} {folder}: {there} is no folder that can be written; choose another one")
 
 
 def load_model(
@@ -169,20 +170,15 @@ def build_suite(args: argparse.Namespace, reading: Reading, channels: bool) -> S
         channels: whether the encoder has channels to choose from.
 
     Raises:
-        UsageError: `--readings` is no file of readings.
+        UsageError: `--readings` is no file of readings, one has another row's name, or a prompt is too long.
         DataError: the training split is damaged.
     """
     try:
         suite = plain_suite(reading, load_readings(args.readings) if args.readings else None)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    try:
-        for setting in suite.settings:
-            words = setting.reading
-            for template in words.depth_templates:
-                clip.tokenize([template.format(o, c) for o in words.obj_classes for c in words.depth_classes])
-    except RuntimeError as error:
-        raise UsageError(f"a prompt is too long: {error}") from error
+    except OSError as error:
+        raise UsageError(f"--readings {args.readings}: cannot be read ({error.strerror})") from error
     if args.paper:
         suite = with_paper(suite)
     if args.controls:
@@ -190,7 +186,21 @@ def build_suite(args: argparse.Namespace, reading: Reading, channels: bool) -> S
         suite = with_controls(suite, channels, mean_image)
     if args.figures:
         suite = with_bin_response(suite)
+    for setting in suite.settings:
+        check_prompts(setting.reading)
+    names = [*suite.predicted, *suite.constants, BEST, *suite.groups]
+    if taken := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"--readings: {', '.join(taken)} is the name of another row of this run; choose another")
     return suite
+
+
+def check_prompts(reading: Reading) -> None:
+    """Raises UsageError if a prompt of `reading` has too many tokens for CLIP."""
+    try:
+        for template in reading.depth_templates:
+            clip.tokenize([template.format(o, c) for o in reading.obj_classes for c in reading.depth_classes])
+    except RuntimeError as error:
+        raise UsageError(f"a prompt is too long: {error}") from error
 
 
 def evaluate(
@@ -240,7 +250,7 @@ def prompt_encoder(model: MonoCLIP, clip_model: clip.CLIP | None = None) -> Call
 def own_reading(args: argparse.Namespace) -> Reading:
     """The reading of the flags. Raises UsageError if it makes no sense."""
     try:
-        return Reading(
+        reading = Reading(
             depth_templates=tuple(args.depth_templates),
             obj_classes=tuple(args.obj_classes),
             depth_classes=tuple(args.depth_classes),
@@ -249,6 +259,8 @@ def own_reading(args: argparse.Namespace) -> Reading:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+    check_prompts(reading)
+    return reading
 
 
 def run(args: argparse.Namespace) -> None:
@@ -258,11 +270,13 @@ def run(args: argparse.Namespace) -> None:
         UsageError, DataError, CacheError, JournalError, clip.CheckpointError: the input cannot be used; nothing was
             computed or written.
         EvaluationError: the evaluation stopped; the rows so far are in `--output`.
-        OSError: the output cannot be written.
+        OSError: the output, or the feature cache, cannot be written.
     """
     for flag in ("resume", "figures", "html"):
         if getattr(args, flag) and not args.output:
             raise UsageError(f"--{flag} needs --output, the folder that it works in")
+    if args.nonfinite == "worst" and (args.figures or args.html):
+        raise UsageError("--nonfinite worst cannot be drawn; leave out --figures and --html")
     reading = own_reading(args)
     build_suite(args, reading, channels=False)  # its errors come before the model
     device = choose_device(args.device, args.gpu_num)
@@ -272,7 +286,8 @@ def run(args: argparse.Namespace) -> None:
     caption = describe(args.data_path, dataset.indices)
     say(f"data: {args.data_path}, {coverage(dataset.indices)}")
 
-    check_output(args.output)
+    check_output("--output", args.output)
+    check_output("--feature_cache", args.feature_cache and args.feature_cache.parent)
     clip_model, model = load_model(args, device, precision, reading)
     say(f"model: {args.clip_path} on {device} in {precision}")
     suite = build_suite(args, reading, channels=model.channel_stride > 1)
@@ -439,7 +454,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = f"{error.filename or args.output}: {error.strerror or error}"
         return fail(f"{what}; make room or choose another --output, and go on with --resume", 1)
     except KeyboardInterrupt as error:
-        return fail(f"interrupted: {error}", 130)
+        return fail(f"interrupted: {error or 'before the first image'}", 130)
     return 0
 
 

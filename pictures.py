@@ -171,6 +171,8 @@ def find_files(inputs: Sequence[str], left_out: Sequence[str] = (), without: Pat
     files: list[Path] = []
     shared: list[str] = []  # folders named by the user, and those of the files
     for text in inputs:
+        if not text:
+            raise PictureError("-i: an empty name (an unset variable?); name a picture, a folder or a pattern")
         path = Path(os.path.abspath(Path(text).expanduser()))  # not resolve(): a link keeps its place
         if path.is_dir():
             shared.append(str(path))

@@ -48,7 +48,7 @@ from arguments import (
 )
 from clip.model import convert_weights
 from depth_images import MAX_MILLIMETRES, MILLIMETRES_PER_METRE, coloured, side_by_side, to_millimetres, with_legend
-from eval import choose_device, own_reading
+from eval import choose_device, own_reading, say
 from monoclip import MonoCLIP, Reading, mirror_average, upsampled, with_mirror
 from pictures import Found, PictureError, find_files, read_picture
 from report import PAGE_FILE as PAGE
@@ -281,21 +281,24 @@ def run(args: argparse.Namespace) -> None:
     kinds = [NPY, MILLIMETRES, COLOURS] + ([SIDE_BY_SIDE] if args.side_by_side else [])
     shown = {jobs[i].stem for i in page.spread(len(jobs), args.html or 0)}
     if shown and os.path.lexists(output / PAGE) and not args.overwrite:
-        print(f"kept: {output / PAGE}, as it was (--overwrite makes it again)")
+        say(f"kept: {output / PAGE}, as it was (--overwrite makes it again)")
         shown = set()
     missing = {job.stem for job in jobs if args.overwrite or not all(map(os.path.lexists, job.outputs(kinds)))}
     todo = [job for job in jobs if job.stem in missing | shown]
     if kept := len(jobs) - len(missing):
-        print(f"kept: the files of {kept} pictures, as they were (--overwrite computes them again)")
+        say(f"kept: the files of {kept} pictures, as they were (--overwrite computes them again)")
     if not todo:
         return
 
     clip_model, _ = clip.load(clip_path, device="cpu")
     convert_weights(clip_model, PRECISIONS[precision])
-    model = MonoCLIP(clip_model.to(device), reading)
-    print(f"model: {clip_path} on {device} in {precision}")
+    try:
+        model = MonoCLIP(clip_model.to(device), reading)
+    except ValueError as error:
+        raise UsageError(f"--clip_path {clip_path}: {error}; use a CLIP of clip.available_models()") from error
+    say(f"model: {clip_path} on {device} in {precision}")
     if max(reading.bin_list) * MILLIMETRES_PER_METRE > MAX_MILLIMETRES:
-        print(f"warning: 16 bits of millimetres end at 65.535 m; what is deeper is 65.535 m in *{MILLIMETRES}")
+        say(f"warning: 16 bits of millimetres end at 65.535 m; what is deeper is 65.535 m in *{MILLIMETRES}")
 
     done, cards = 0, []
     with tqdm(total=len(todo), unit="picture", disable=None) as progress:
@@ -309,7 +312,8 @@ def run(args: argparse.Namespace) -> None:
             if prediction.job.stem in shown:
                 cards.append(card_of(prediction, reading))
             (height, width), depth = prediction.depth.shape, prediction.depth
-            progress.write(f"{prediction.job.name}: {width}x{height}, {depth.min():.3f} to {depth.max():.3f} m")
+            with progress.external_write_mode():
+                say(f"{prediction.job.name}: {width}x{height}, {depth.min():.3f} to {depth.max():.3f} m")
             progress.update()
             done += 1
     if not done and not kept:
@@ -318,10 +322,9 @@ def run(args: argparse.Namespace) -> None:
         notes = [f"{Path(clip_path).name} in {precision}", page.subset_note(len(cards), len(jobs))]
         text = page.build("Depth from words", cards, reading, notes=notes).encode()
         writer.write(output / PAGE, lambda file: save_bytes(file, text))
-        print(f"page: {output / PAGE}, {notes[-1]}, {len(text) / 1e6:.1f} MB")
-    print(
-        f"done: {done} picture{'s' if done != 1 else ''} in {output}, depth in metres (.npy, float32) and millimetres (16-bit .png)"
-    )
+        say(f"page: {output / PAGE}, {notes[-1]}, {len(text) / 1e6:.1f} MB")
+    pictures = "1 picture" if done == 1 else f"{done} pictures"
+    say(f"done: {pictures} in {output}, depth in metres (.npy, float32) and millimetres (16-bit .png)")
 
 
 def card_of(prediction: Prediction, reading: Reading) -> page.Card:

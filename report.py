@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +28,10 @@ ROWS_FILE, RESULTS_FILE, TIMING_FILE = "per_image.csv", "results.json", "timing.
 MARKDOWN_FILE, LATEX_FILE, PAGE_FILE = "tables.md", "tables.tex", "depth.html"
 STRIP_FILE, RESPONSE_FILE, CHART_FILE = "qualitative.png", "bin_response.png", "rows.png"  # of evaluation/figures.py
 FIGURE_FILES = (STRIP_FILE, RESPONSE_FILE, CHART_FILE)
+LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%#_${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+)
 FILES = (ROWS_FILE, RESULTS_FILE, TIMING_FILE, MARKDOWN_FILE, LATEX_FILE, PAGE_FILE, *FIGURE_FILES)
 
 TITLES = dict(zip(paper.COLUMNS, paper.COLUMN_TITLES, strict=True)) | {
@@ -125,15 +129,13 @@ def minus(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
 
 
-def overview(
-    title: str, results: Results, suite: Suite, columns: Sequence[str], caption: str, left_out: Collection[str] = ()
-) -> Table:
-    """Every row but those `left_out`, groups as minimum, median and maximum of each figure over their members."""
+def overview(title: str, results: Results, suite: Suite, columns: Sequence[str], caption: str) -> Table:
+    """Every row, groups as minimum, median and maximum of each figure over their members."""
     table = Table(title, caption, tuple(columns))
     groups = suite.groups
     grouped = {name for names in groups.values() for name in names}
     for name in results.rows:
-        if name not in grouped and name not in left_out:
+        if name not in grouped:
             table.add(name, OURS, results.mean(name))
     for group, names in groups.items():
         for kind, values in group_range(results, names).items():
@@ -198,10 +200,10 @@ def as_markdown(tables: Iterable[Table], heading: str) -> str:
     """One section for each table."""
     parts = [f"# {heading}\n"]
     for table in tables:
-        parts.append(f"## {table.title}\n\n{table.caption}\n")
+        parts.append(f"## {markdown(table.title)}\n\n{markdown(table.caption)}\n")
         lines = ["| row | | " + " | ".join(TITLES[c] for c in table.columns) + " |"]
         lines.append("|---|---|" + "---:|" * len(table.columns))
-        lines += [f"| {line.name} | {line.kind} | " + " | ".join(line.cells) + " |" for line in table.lines]
+        lines += [f"| {markdown(line.name)} | {line.kind} | " + " | ".join(line.cells) + " |" for line in table.lines]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
@@ -222,16 +224,22 @@ def as_latex(tables: Iterable[Table]) -> str:
     return "\n".join(parts)
 
 
+def markdown(text: str) -> str:
+    """Text for a cell or a line of Markdown: nothing in it ends the cell or begins a tag."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
 def escape(text: str) -> str:
     """Text for LaTeX: its special characters escaped, minus signs of numbers as minus signs."""
-    for plain in "&%#_$":
-        text = text.replace(plain, f"\\{plain}")
+    text = text.translate(LATEX)
     return f"${text}$" if text[:1] in "+-" and text[1:2].isdigit() else text
 
 
 def results_json(results: Results, suite: Suite, intervals: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of every row, over all images and for each scene, with intervals."""
     uniform = results.mean(UNIFORM)
+    grouped = {name for names in suite.groups.values() for name in names}
+    scene_rows = [name for name in results.rows if name not in grouped]
     rows = {}
     for name in results.rows:
         mean = results.mean(name)
@@ -253,7 +261,14 @@ def results_json(results: Results, suite: Suite, intervals: Mapping[str, Any]) -
         "constants": dict(suite.constants),
         "best_constants": results.best,
         "scenes": {
-            str(scene): {name: results.mean(name, scene) for name in results.rows}
+            str(scene): {
+                name: {
+                    "figures": results.mean(name, scene),
+                    "interval_95": own,
+                    "less_uniform_weights_interval_95": less,
+                }
+                for name, (own, less) in results.intervals(scene_rows, scene).items()
+            }
             for scene in dict.fromkeys(results.scenes.tolist())
         },
         "images": len(results.images),

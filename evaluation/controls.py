@@ -166,8 +166,9 @@ def with_controls(suite: Suite, channels: bool, mean_image: Tensor | None) -> Su
         permuted = replace(reading, bin_list=tuple(bins[j] for j in order))
         settings.append(Setting(f"permutation {i}", permuted, group))
     for name, words in (("colour words", COLOUR_WORDS), ("unrelated words", UNRELATED_WORDS)):
-        if len(words) == len(bins):
-            settings.append(Setting(name, replace(reading, depth_classes=words)))
+        if 1 < len(bins) <= len(words):  # as many words as bins, spread evenly; there are no more than seven
+            chosen = tuple(words[round(i * (len(words) - 1) / (len(bins) - 1))] for i in range(len(bins)))
+            settings.append(Setting(name, replace(reading, depth_classes=chosen)))
     settings += [Setting(f"shuffled patches {i}", reading, "shuffled patches", shuffle=i) for i in range(SHUFFLES)]
     if channels:
         group = "random channels"

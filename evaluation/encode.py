@@ -116,6 +116,7 @@ class FeatureWriter:
 
         self.path, self.fingerprint, self.count, self.done = path, fingerprint, count, 0
         self.temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.file = h5py.File(self.temporary, "x")
 
     def kept(self, batches: Iterable[Encoded]) -> Iterator[Encoded]:
@@ -179,6 +180,8 @@ class FeatureFile:
         try:
             self.file = h5py.File(path, "r")
             made_with = json.loads(self.file.attrs["fingerprint"])
+            if not isinstance(made_with, dict) or "all_channels" not in made_with:
+                raise ValueError("its fingerprint is none")
             self.features, self.depth = self.file["features"], self.file["depth_mm"]
         except (OSError, KeyError, ValueError) as error:
             raise CacheError(f"{path}: no feature cache, or a damaged one; delete it or name another file") from error

@@ -13,7 +13,8 @@ from clip.checkpoint import file_sha256, locate_checkpoint
 from datasets.nyu import NYUDepthV2, NYUMat
 from evaluation.controls import Suite
 
-# The files that figures depend on, relative to the repository.
+# The files that features, and rows, depend on, relative to the repository.
+FEATURE_CODE = ("evaluation/encode.py", "monoclip.py", "clip/*.py", "datasets/nyu*.py")
 CODE = (
     "evaluation/scoring.py",
     "evaluation/batch_error.py",
@@ -52,6 +53,7 @@ def features_fingerprint(clip_path: str, dataset: NYUDepthV2 | NYUMat, precision
             for path in (pair.rgb, pair.depth):
                 data.update(hashlib.sha256(path.read_bytes()).digest())
     return {
+        "code of the encoder": code_sha256(FEATURE_CODE),
         "weights": file_sha256(locate_checkpoint(clip_path)),
         "data": data.hexdigest(),
         "precision": precision,
@@ -59,20 +61,25 @@ def features_fingerprint(clip_path: str, dataset: NYUDepthV2 | NYUMat, precision
     }
 
 
+def code_sha256(patterns: Sequence[str]) -> str:
+    """SHA-256 of the files that match `patterns` below the repository."""
+    folder = Path(__file__).parents[1]
+    code = hashlib.sha256()
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+        code.update(path.read_bytes())
+    return code.hexdigest()
+
+
 def run_fingerprint(
     args: argparse.Namespace, suite: Suite, device: torch.device, shown: Sequence[str], paged: Sequence[str] = ()
 ) -> dict[str, Any]:
     """What the rows depend on besides the features."""
-    folder = Path(__file__).parents[1]
-    code = hashlib.sha256()
-    for path in sorted(path for pattern in CODE for path in folder.glob(pattern)):
-        code.update(path.read_bytes())
     rows = hashlib.sha256(repr((suite.settings, suite.randoms)).encode())
     for name, depth in suite.maps.items():
         rows.update(name.encode() + depth.numpy().tobytes())
     return {
         "set of readings": rows.hexdigest(),
-        "code": code.hexdigest(),
+        "code": code_sha256(CODE),
         "torch version": torch.__version__,
         "device": str(device),
         "number of threads": torch.get_num_threads(),

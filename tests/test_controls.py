@@ -153,7 +153,8 @@ def test_random_rows_depend_on_name_and_seed_alone(tiny_clip, images):
 def test_few_bins_have_few_permutations():
     suite = with_controls(plain_suite(Reading(depth_classes=("a", "b", "c"), bin_list=(1, 2, 3))), False, None)
     assert len(suite.groups["word-to-bin permutations"]) == 5
-    assert "colour words" not in suite.predicted
+    colours = next(setting for setting in suite.settings if setting.name == "colour words")
+    assert colours.reading.depth_classes == ("very red", "not in colour", "very green")
     assert "random channels" not in suite.groups
 
 

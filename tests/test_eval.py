@@ -115,6 +115,21 @@ def test_batch_size_and_workers_change_nothing(run, flags):
             assert float(one[name]) == pytest.approx(float(other[name]), abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["prompt 1", "reversed bins", "permutation 3", "bin 1 m alone"])
+def test_a_reading_may_not_take_the_name_of_another_row(run, no_model, tmp_path, name):
+    readings = tmp_path / "readings.json"
+    readings.write_text(json.dumps([{"name": name, "depth_classes": ["far", "close"], "bin_list": [9, 8]}]))
+    code, _, err = run("--readings", str(readings), "--paper", "--controls")
+    assert code == 2
+    assert f"--readings: {name} is the name of another row of this run" in err
+
+
+def test_controls_of_three_words_have_three_colours(run):
+    flags = ["--depth_classes", "close", "a little far", "far", "--bin_list", "1", "2", "3", "--controls"]
+    assert run("--output", str(run.output), "--limit", "1", *flags)[0] == 0
+    assert {"colour words", "unrelated words"} <= results_of(run.output)["rows"].keys()
+
+
 def test_own_words_and_bins_equal_the_same_reading(run, tiny_clip):
     flags = ["--depth_classes", "near", "far away", "--bin_list", "1", "4", "--temperature", "0.5"]
     flags += ["--depth_templates", "a {} which is {}", "This {} is {}", "--obj_classes", "thing"]
@@ -385,6 +400,9 @@ def test_wrong_arguments_exit_with_2(flags, message, capsys):
         (("--device", "abacus"), "--device abacus: not available here"),
         (("--device", "meta"), "--device meta: not available here"),
         (("--obj_classes", "far " * 80), "a prompt is too long: text 'This far far"),
+        (("--nonfinite", "worst", "--figures", "--output", "x"), "--nonfinite worst cannot be drawn"),
+        (("--readings", "/nowhere.json"), "--readings /nowhere.json: cannot be read (No such file or directory)"),
+        (("--feature_cache", "/proc/version/x.h5"), "--feature_cache /proc/version: /proc/version is no folder"),
         (("--output", "/proc/version/out"), "/proc/version is no folder that can be written"),
     ],
 )
@@ -477,7 +495,15 @@ def test_paper_controls_and_figures_in_one_pass(run, monkeypatch):
     assert (
         results["groups"]["word-to-bin permutations"]["min"]["a1"] <= results["rows"]["permutation 3"]["figures"]["a1"]
     )
-    assert results["scenes"]["bathroom"]["prompt 1"]["rmse"] > 0
+    bathroom = results["scenes"]["bathroom"]["bins class-dependent 3"]["figures"]
+    with (run.output / "per_image.csv").open(newline="") as file:
+        there = [row for row in csv.DictReader(file) if row["reading"] == "bins class-dependent 3"]
+    mean = {n: np.mean([float(r[n]) for r in there if r["scene"] == "bathroom"]) for n in ("a1", "rmse")}
+    assert {n: bathroom[n] for n in mean} == pytest.approx(mean, abs=1e-9)
+    assert bathroom["rmse"] != pytest.approx(np.mean([float(r["rmse"]) for r in there]), abs=1e-4)
+    tables = (run.output / "tables.md").read_text()
+    scene_table = tables[tables.index("## Depth-bin ablation (original prompts), bathroom") :]
+    assert f"| class-dependent 3 | ours | {mean['a1']:.3f} |" in scene_table
     prompt_2 = results["rows"]["prompt 2"]
     assert prompt_2["interval_95"]["rmse"][0] <= prompt_2["figures"]["rmse"] <= prompt_2["interval_95"]["rmse"][1]
     alone = run("--depth_classes", *PROMPT_2, "--output", str(run.output / "alone"))[0]

@@ -6,7 +6,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const { words, temperature, bins } = data.reading;
 const LONG_SIDE = 272;  // px of a drawn map; the page scales it
-const state = { temperature, bins: [...bins], sort: "", descending: false };
+const state = { temperature, bins: [...bins], descending: false };
 const byId = (id) => document.getElementById(id);
 
 // --- Reading the data -----------------------------------------------------------------------------------------------
