@@ -496,8 +496,7 @@ def test_paper_controls_and_figures_in_one_pass(run, monkeypatch):
         results["groups"]["word-to-bin permutations"]["min"]["a1"] <= results["rows"]["permutation 3"]["figures"]["a1"]
     )
     bathroom = results["scenes"]["bathroom"]["bins class-dependent 3"]["figures"]
-    with (run.output / "per_image.csv").open(newline="") as file:
-        there = [row for row in csv.DictReader(file) if row["reading"] == "bins class-dependent 3"]
+    there = rows_of(run.output, "bins class-dependent 3")
     mean = {n: np.mean([float(r[n]) for r in there if r["scene"] == "bathroom"]) for n in ("a1", "rmse")}
     assert {n: bathroom[n] for n in mean} == pytest.approx(mean, abs=1e-9)
     assert bathroom["rmse"] != pytest.approx(np.mean([float(r["rmse"]) for r in there]), abs=1e-4)

@@ -492,3 +492,26 @@ def test_help_names_every_flag():
     shared = {"clip_path", "device", "precision", "batch_size", "depth_classes", "bin_list", "temperature"}
     defaults = vars(release.build_parser().parse_args([]))
     assert {name: evaluation[name] for name in shared} == {name: defaults[name] for name in shared}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["-i", ""], "-i: an empty name"),
+        (["--demo", "--depth_classes", "very " * 100, "far", "--bin_list", "1", "2"], "a prompt is too long"),
+    ],
+)
+def test_unusable_names_and_words_are_one_sentence(tmp_path, capsys, flags, message):
+    assert predict.main([*flags, "-o", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"predict.py: {message}")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reader_that_goes_early_loses_nothing(tmp_path):
+    script = Path(predict.__file__)
+    command = f'"{sys.executable}" -u "{script}" --demo -o "{tmp_path}" | head -1'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=300)
+    assert "Traceback" not in done.stderr
+    assert len(list(tmp_path.glob("**/*_depth.npy"))) == 16
