@@ -161,17 +161,17 @@ def choose_scenes(items: list[Any], scene_of: Callable[[Any], str], wanted: Sequ
     return [item for item in items if scene_of(item) in wanted]
 
 
-def build_suite(args: argparse.Namespace, reading: Reading, channels: bool) -> Suite:
+def build_suite(args: argparse.Namespace, reading: Reading, channels: bool, mean_image: Tensor | None) -> Suite:
     """The rows that the arguments ask for.
 
     Args:
         args: the command line.
         reading: of its flags.
         channels: whether the encoder has channels to choose from.
+        mean_image: mean training depth, for the controls; None where there is none.
 
     Raises:
         UsageError: `--readings` is no file of readings, one has another row's name, or a prompt is too long.
-        DataError: the training split is damaged.
     """
     try:
         suite = plain_suite(reading, load_readings(args.readings) if args.readings else None)
@@ -182,7 +182,6 @@ def build_suite(args: argparse.Namespace, reading: Reading, channels: bool) -> S
     if args.paper:
         suite = with_paper(suite)
     if args.controls:
-        mean_image = mean_training_depth(args.data_path) if args.data_path.is_dir() else None
         suite = with_controls(suite, channels, mean_image)
     if args.figures:
         suite = with_bin_response(suite)
@@ -278,7 +277,8 @@ def run(args: argparse.Namespace) -> None:
     if args.nonfinite == "worst" and (args.figures or args.html):
         raise UsageError("--nonfinite worst cannot be drawn; leave out --figures and --html")
     reading = own_reading(args)
-    build_suite(args, reading, channels=False)  # its errors come before the model
+    mean_image = mean_training_depth(args.data_path) if args.controls and args.data_path.is_dir() else None
+    build_suite(args, reading, False, mean_image)  # its errors come before the model
     device = choose_device(args.device, args.gpu_num)
     precision = args.precision if args.precision != "auto" else "fp32" if device.type == "cpu" else "fp16"
 
@@ -290,7 +290,7 @@ def run(args: argparse.Namespace) -> None:
     check_output("--feature_cache", args.feature_cache and args.feature_cache.parent)
     clip_model, model = load_model(args, device, precision, reading)
     say(f"model: {args.clip_path} on {device} in {precision}")
-    suite = build_suite(args, reading, channels=model.channel_stride > 1)
+    suite = build_suite(args, reading, model.channel_stride > 1, mean_image)
     predictor = Predictor(prompt_encoder(model, clip_model), suite, model.clip_vis.patch_dim)
 
     with ExitStack() as stack:
