@@ -112,28 +112,36 @@ def check_output(flag: str, folder: Path | None) -> None:
         raise UsageError(f"{flag} {folder}: {there} is no folder that can be written; choose another one")
 
 
+def choose_precision(name: str, device: torch.device) -> str:
+    """The precision of `--precision`: auto is fp32 on a CPU and fp16 elsewhere."""
+    return name if name != "auto" else "fp32" if device.type == "cpu" else "fp16"
+
+
 def load_model(
-    args: argparse.Namespace, device: torch.device, precision: str, reading: Reading
+    clip_path: str | Path, device: torch.device, precision: str, reading: Reading
 ) -> tuple[clip.CLIP, MonoCLIP]:
-    """The CLIP of the arguments on `device`, and its MonoCLIP.
+    """The CLIP of `clip_path` on `device`, in one of `PRECISIONS`, and its MonoCLIP.
 
     Raises:
-        UsageError: this CLIP does not fit NYU's images, or cannot be read as depth.
+        UsageError: this CLIP cannot be read as depth.
         clip.CheckpointError: the checkpoint cannot be used.
     """
-    clip_model, _ = clip.load(args.clip_path, device="cpu")
-    height, width = (axis.stop - axis.start for axis in NYU_CROP)
-    patch = clip_model.visual.patch_size
-    if height % patch or width % patch:
-        raise UsageError(
-            f"--clip_path {args.clip_path}: patches of {patch} px do not fit the {height}x{width} images of the "
-            "protocol; use a ResNet or a ViT with patches of 32 or 16"
-        )
+    clip_model, _ = clip.load(clip_path, device="cpu")
     convert_weights(clip_model, PRECISIONS[precision])
     try:
         return clip_model, MonoCLIP(clip_model.to(device), reading)
     except ValueError as error:
-        raise UsageError(f"--clip_path {args.clip_path}: {error}; use a CLIP of clip.available_models()") from error
+        raise UsageError(f"--clip_path {clip_path}: {error}; use a CLIP of clip.available_models()") from error
+
+
+def check_patches(clip_path: str | Path, patch: int) -> None:
+    """Raises UsageError if patches of this many pixels do not fit the images of the protocol."""
+    height, width = (axis.stop - axis.start for axis in NYU_CROP)
+    if height % patch or width % patch:
+        raise UsageError(
+            f"--clip_path {clip_path}: patches of {patch} px do not fit the {height}x{width} images of the "
+            "protocol; use a ResNet or a ViT with patches of 32 or 16"
+        )
 
 
 def is_official(indices: Sequence[int]) -> bool:
@@ -185,8 +193,9 @@ def build_suite(args: argparse.Namespace, reading: Reading, channels: bool, mean
         suite = with_controls(suite, channels, mean_image)
     if args.figures:
         suite = with_bin_response(suite)
-    for setting in suite.settings:
-        check_prompts(setting.reading)
+    # Most rows share their prompts with others, and tokenising is not free.
+    for reading in {s.reading.words: s.reading for s in suite.settings}.values():
+        check_prompts(reading)
     names = [*suite.predicted, *suite.constants, BEST, *suite.groups]
     if taken := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"--readings: {', '.join(taken)} is the name of another row of this run; choose another")
@@ -236,10 +245,9 @@ def evaluate(
 
 def prompt_encoder(model: MonoCLIP, clip_model: clip.CLIP | None = None) -> Callable[..., Tensor]:
     """What encodes prompts for a `Predictor`; the model's own are encoded already."""
-    own = (model.reading.depth_classes, model.reading.obj_classes, model.reading.depth_templates)
 
     def encode_prompts(*words: tuple[str, ...]) -> Tensor:
-        if words == own or clip_model is None:
+        if words == model.reading.words or clip_model is None:
             return model.text_features
         return zeroshot_classifier(clip_model, *words)
 
@@ -280,7 +288,7 @@ def run(args: argparse.Namespace) -> None:
     mean_image = mean_training_depth(args.data_path) if args.controls and args.data_path.is_dir() else None
     build_suite(args, reading, False, mean_image)  # its errors come before the model
     device = choose_device(args.device, args.gpu_num)
-    precision = args.precision if args.precision != "auto" else "fp32" if device.type == "cpu" else "fp16"
+    precision = choose_precision(args.precision, device)
 
     dataset = open_dataset(args, reading)
     caption = describe(args.data_path, dataset.indices)
@@ -288,7 +296,8 @@ def run(args: argparse.Namespace) -> None:
 
     check_output("--output", args.output)
     check_output("--feature_cache", args.feature_cache and args.feature_cache.parent)
-    clip_model, model = load_model(args, device, precision, reading)
+    clip_model, model = load_model(args.clip_path, device, precision, reading)
+    check_patches(args.clip_path, model.clip_vis.patch_size)
     say(f"model: {args.clip_path} on {device} in {precision}")
     suite = build_suite(args, reading, model.channel_stride > 1, mean_image)
     predictor = Predictor(prompt_encoder(model, clip_model), suite, model.clip_vis.patch_dim)

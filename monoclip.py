@@ -70,6 +70,11 @@ class Reading:
             if template.count("{}") != 2 or template.count("{") != 2 or template.count("}") != 2:
                 raise ValueError(f"template {template!r} must hold {{}} twice: for the object and for the depth class")
 
+    @property
+    def words(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        """What the text features depend on, in `zeroshot_classifier`'s order: depth classes, objects, templates."""
+        return self.depth_classes, self.obj_classes, self.depth_templates
+
 
 PAPER = Reading()
 
@@ -132,9 +137,7 @@ class MonoCLIP(nn.Module):
         super().__init__()
         self.clip_vis = clip_model.visual
         self.reading = reading
-        text_features = zeroshot_classifier(
-            clip_model, reading.depth_classes, reading.obj_classes, reading.depth_templates
-        )
+        text_features = zeroshot_classifier(clip_model, *reading.words)
         channels, joint = self.clip_vis.patch_dim, len(text_features)
         if channels % joint:
             raise ValueError(f"{channels} patch channels cannot be thinned evenly to {joint} joint dimensions")

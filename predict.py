@@ -40,15 +40,13 @@ import clip
 import page
 from arguments import (
     HTML_IMAGES,
-    PRECISIONS,
     UsageError,
     add_device_arguments,
     add_reading_arguments,
     positive,
 )
-from clip.model import convert_weights
 from depth_images import MAX_MILLIMETRES, MILLIMETRES_PER_METRE, coloured, side_by_side, to_millimetres, with_legend
-from eval import choose_device, own_reading, say
+from eval import choose_device, choose_precision, load_model, own_reading, say
 from monoclip import MonoCLIP, Reading, mirror_average, upsampled, with_mirror
 from pictures import Found, PictureError, find_files, read_picture
 from report import PAGE_FILE as PAGE
@@ -272,7 +270,7 @@ def run(args: argparse.Namespace) -> None:
     """
     reading = own_reading(args)
     device = choose_device(args.device, "0")
-    precision = args.precision if args.precision != "auto" else "fp32" if device.type == "cpu" else "fp16"
+    precision = choose_precision(args.precision, device)
     clip_path = DEMO / "rooms_clip.pt" if args.demo else args.clip_path
     output = Path(os.path.abspath(args.output.expanduser()))
     jobs = jobs_of(args, output)
@@ -290,12 +288,7 @@ def run(args: argparse.Namespace) -> None:
     if not todo:
         return
 
-    clip_model, _ = clip.load(clip_path, device="cpu")
-    convert_weights(clip_model, PRECISIONS[precision])
-    try:
-        model = MonoCLIP(clip_model.to(device), reading)
-    except ValueError as error:
-        raise UsageError(f"--clip_path {clip_path}: {error}; use a CLIP of clip.available_models()") from error
+    _, model = load_model(clip_path, device, precision, reading)
     say(f"model: {clip_path} on {device} in {precision}")
     if max(reading.bin_list) * MILLIMETRES_PER_METRE > MAX_MILLIMETRES:
         say(f"warning: 16 bits of millimetres end at 65.535 m; what is deeper is 65.535 m in *{MILLIMETRES}")

@@ -244,7 +244,7 @@ class Predictor:
         self.bins: dict[_Source, list[tuple[int, tuple[float, ...]]]] = {}
         for i, setting in enumerate(suite.settings):
             r = setting.reading
-            words = (r.depth_classes, r.obj_classes, r.depth_templates)
+            words = r.words
             if words not in texts:
                 texts[words] = encode_prompts(*words)  # (D, K)
             source = _Source(words, r.logit_scale / r.temperature, setting.channels)
@@ -281,7 +281,7 @@ class Predictor:
 
     def logits_of(self, features: Tensor, reading: Reading) -> Tensor:
         """Logits of the words of one of the suite's readings: features as for a call -> (2B, K, h, w)."""
-        words = (reading.depth_classes, reading.obj_classes, reading.depth_templates)
+        words = reading.words
         return self.logits(features)[_Source(words, reading.logit_scale / reading.temperature, None)]
 
     def weights(self, features: Tensor, reading: Reading) -> Tensor:
