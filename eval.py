@@ -3,6 +3,7 @@
     python eval.py --data_path NYU_FOLDER --clip_path RN50.pt --output results
     python eval.py ... --output results --paper --controls --figures     all that the paper reports, and what it lacks
     python eval.py ... --depth_classes close "a little far" far --bin_list 1 2 3                       one's own words
+    torchrun --nproc_per_node 8 eval.py ...                              the images shared by 8 GPUs, the same figures
 
 The flags of the release are accepted: `--evaluate --batch_size 1 --dataset NYU --gpu_num 0 --encoder AST
 --other_method MonoCLIP`. Everything that can be wrong with the input is looked for before the model is built. Exit
@@ -26,9 +27,9 @@ from tqdm import tqdm
 import clip
 import page
 import report
-from arguments import PRECISIONS, UsageError, build_parser, load_readings
+from arguments import UsageError, build_parser, load_readings
 from calculate_error import NYU_CROP
-from clip.model import convert_weights
+from clip.inference import keep_freed_memory
 from datasets.nyu import (
     TEST_INDICES,
     DataError,
@@ -51,33 +52,20 @@ from evaluation.controls import (
     with_controls,
     with_paper,
 )
+from evaluation.distributed import LostProcessError, OtherProcessError, Processes
 from evaluation.encode import CacheError, Encoded, FeatureFile, FeatureWriter, encode
 from evaluation.fingerprint import choose_shown, features_fingerprint, names_and_scenes, run_fingerprint
 from evaluation.journal import JOURNAL_FILE, Journal, JournalError, locked
 from evaluation.results import Results
 from evaluation.scoring import EvaluationError, score_all
+from loading import BATCH_SIZE, WORKERS, choose_device, choose_precision, load_model
 from monoclip import MonoCLIP, Reading, zeroshot_classifier
+
+INPUT_ERRORS = (UsageError, DataError, CacheError, JournalError, clip.CheckpointError)  # exit code 2
+RUN_ERRORS = (EvaluationError, torch.OutOfMemoryError, OSError)  # exit code 1
 
 # tqdm's own, but always images a second, also where an image takes longer than one
 PROGRESS = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-
-
-def choose_device(name: str, gpu_num: str) -> torch.device:
-    """The device of `--device` and `--gpu_num`.
-
-    Raises:
-        UsageError: no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(f"cuda:{gpu_num}" if name == "cuda" else name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise NotImplementedError(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {name}: not available here; use --device cpu or auto") from error
-    return device
 
 
 def open_dataset(args: argparse.Namespace, reading: Reading) -> NYUDepthV2 | NYUMat:
@@ -110,28 +98,6 @@ def check_output(flag: str, folder: Path | None) -> None:
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UsageError(f"{flag} {folder}: {there} is no folder that can be written; choose another one")
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """The precision of `--precision`: auto is fp32 on a CPU and fp16 elsewhere."""
-    return name if name != "auto" else "fp32" if device.type == "cpu" else "fp16"
-
-
-def load_model(
-    clip_path: str | Path, device: torch.device, precision: str, reading: Reading
-) -> tuple[clip.CLIP, MonoCLIP]:
-    """The CLIP of `clip_path` on `device`, in one of `PRECISIONS`, and its MonoCLIP.
-
-    Raises:
-        UsageError: this CLIP cannot be read as depth.
-        clip.CheckpointError: the checkpoint cannot be used.
-    """
-    clip_model, _ = clip.load(clip_path, device="cpu")
-    convert_weights(clip_model, PRECISIONS[precision])
-    try:
-        return clip_model, MonoCLIP(clip_model.to(device), reading)
-    except ValueError as error:
-        raise UsageError(f"--clip_path {clip_path}: {error}; use a CLIP of clip.available_models()") from error
 
 
 def check_patches(clip_path: str | Path, patch: int) -> None:
@@ -211,6 +177,11 @@ def check_prompts(reading: Reading) -> None:
         raise UsageError(f"a prompt is too long: {error}") from error
 
 
+def network_form(args: argparse.Namespace) -> str:
+    """Of the model that `load_model` gives, in a word."""
+    return "plain" if args.exact else "compiled" if args.compile else "fast"
+
+
 def evaluate(
     model: MonoCLIP,
     dataset: NYUDepthV2 | NYUMat,
@@ -270,6 +241,19 @@ def own_reading(args: argparse.Namespace) -> Reading:
     return reading
 
 
+def check_flags(args: argparse.Namespace, processes: Processes) -> None:
+    """Raises UsageError for flags that do not go together."""
+    for flag in ("resume", "figures", "html"):
+        if getattr(args, flag) and not args.output:
+            raise UsageError(f"--{flag} needs --output, the folder that it works in")
+    if args.nonfinite == "worst" and (args.figures or args.html):
+        raise UsageError("--nonfinite worst cannot be drawn; leave out --figures and --html")
+    if args.exact and args.compile:
+        raise UsageError("--exact keeps the plain network, and --compile changes it; drop one")
+    if args.feature_cache and processes.count > 1:
+        raise UsageError("--feature_cache is written and read by a single process; start without torchrun")
+
+
 def run(args: argparse.Namespace) -> None:
     """Does what the command line says: checks the input, evaluates, writes and prints.
 
@@ -278,49 +262,78 @@ def run(args: argparse.Namespace) -> None:
             computed or written.
         EvaluationError: the evaluation stopped; the rows so far are in `--output`.
         OSError: the output, or the feature cache, cannot be written.
+        OtherProcessError, LostProcessError: of several processes, another one could not go on.
     """
-    for flag in ("resume", "figures", "html"):
-        if getattr(args, flag) and not args.output:
-            raise UsageError(f"--{flag} needs --output, the folder that it works in")
-    if args.nonfinite == "worst" and (args.figures or args.html):
-        raise UsageError("--nonfinite worst cannot be drawn; leave out --figures and --html")
-    reading = own_reading(args)
-    mean_image = mean_training_depth(args.data_path) if args.controls and args.data_path.is_dir() else None
-    build_suite(args, reading, False, mean_image)  # its errors come before the model
-    device = choose_device(args.device, args.gpu_num)
-    precision = choose_precision(args.precision, device)
+    processes = Processes.from_environment()
+    device = choose_device(args.device, args.gpu_num if processes.count == 1 else processes.local_rank)
+    args.batch_size = args.batch_size or BATCH_SIZE[device.type]
+    with processes.connected(device):
+        run_on(device, args, processes)
 
-    dataset = open_dataset(args, reading)
+
+def run_on(device: torch.device, args: argparse.Namespace, processes: Processes) -> None:
+    """What `run` does once the device is known: this process's share of the images, and in the first one the rest."""
+
+    def inputs() -> tuple[Reading, Tensor | None, NYUDepthV2 | NYUMat]:
+        check_flags(args, processes)
+        reading = own_reading(args)
+        mean_image = mean_training_depth(args.data_path) if args.controls and args.data_path.is_dir() else None
+        build_suite(args, reading, False, mean_image)  # its errors come before the model
+        return reading, mean_image, open_dataset(args, reading)
+
+    reading, mean_image, dataset = processes.agreed(inputs, INPUT_ERRORS)
     caption = describe(args.data_path, dataset.indices)
     say(f"data: {args.data_path}, {coverage(dataset.indices)}")
 
-    check_output("--output", args.output)
-    check_output("--feature_cache", args.feature_cache and args.feature_cache.parent)
-    clip_model, model = load_model(args.clip_path, device, precision, reading)
-    check_patches(args.clip_path, model.clip_vis.patch_size)
-    say(f"model: {args.clip_path} on {device} in {precision}")
+    precision = choose_precision(args.precision, device)
+
+    def networks() -> tuple[clip.CLIP, MonoCLIP]:
+        check_output("--output", args.output)
+        check_output("--feature_cache", args.feature_cache and args.feature_cache.parent)
+        networks = load_model(args.clip_path, device, precision, reading, args.exact, args.compile)
+        check_patches(args.clip_path, networks[1].clip_vis.patch_size)
+        return networks
+
+    clip_model, model = processes.agreed(networks, INPUT_ERRORS)
+    shared = f", the images shared by {processes.count} processes" if processes.count > 1 else ""
+    say(f"model: {args.clip_path} on {device} in {precision}{shared}")
     suite = build_suite(args, reading, model.channel_stride > 1, mean_image)
     predictor = Predictor(prompt_encoder(model, clip_model), suite, model.clip_vis.patch_dim)
 
     with ExitStack() as stack:
-        features = features_fingerprint(args.clip_path, dataset, precision) if args.output or args.feature_cache else {}
         names, scenes = names_and_scenes(dataset)
         shown = choose_shown(names, scenes) if args.figures else []
         paged = [names[i] for i in page.spread(len(names), args.html or 0)]
-        journal = open_journal(args, features | run_fingerprint(args, suite, device, shown, paged), dataset, stack)
+
+        def started() -> tuple[dict[str, Any], Journal | None]:
+            if processes.rank or not (args.output or args.feature_cache):
+                return {}, None
+            features = features_fingerprint(args.clip_path, dataset, precision, network_form(args))
+            fingerprint = features | run_fingerprint(args, suite, device, shown, paged)
+            return features, open_journal(args, fingerprint, dataset, stack)
+
+        features, journal = processes.agreed(started, (*INPUT_ERRORS, OSError))
         records = journal.records if journal else []
-        start, before = time.perf_counter(), len(records)
-        batches = encoded(args, model, dataset, device, features, suite.all_channels, before, stack)
+        start, before = time.perf_counter(), processes.told_by_the_first(len(records))
+        items = processes.share(before, len(dataset), args.batch_size)
+        batches = encoded(args, model, dataset, device, features, suite.all_channels, items, stack)
+        own = score_all(batches, predictor, args.nonfinite, args.empty, shown, paged)
+        images = len(dataset) - before
         try:
-            with tqdm(total=len(dataset), initial=before, unit=" images", bar_format=PROGRESS) as progress:
-                for batch in score_all(batches, predictor, args.nonfinite, args.empty, shown, paged):
+            with tqdm(
+                total=len(dataset), initial=before, unit=" images", bar_format=PROGRESS, disable=processes.rank > 0
+            ) as progress:
+                for batch in processes.in_turn(own, images, args.batch_size, RUN_ERRORS):
                     if journal:
                         journal.write(batch)
-                    records += batch
+                    if not processes.rank:
+                        records += batch
                     progress.update(len(batch))
         except KeyboardInterrupt as error:
             hint = "; resume with the same command and --resume" if args.output else ""
             raise KeyboardInterrupt(f"{len(records)} of {len(dataset)} images done{hint}") from error
+        if processes.rank:
+            return
         seconds, new = time.perf_counter() - start, len(records) - before
 
         results = Results(records, suite.constants)
@@ -373,21 +386,22 @@ def encoded(
     device: torch.device,
     fingerprint: dict[str, Any],
     all_channels: bool,
-    start: int,
+    items: Sequence[int],
     stack: ExitStack,
 ) -> Iterable[Encoded]:
-    """The features of the images from `start` on: from the feature cache, else computed, and cached on the way.
+    """The features of the images `items`: from the feature cache, else computed, and cached if it is all images.
 
     Raises:
         CacheError: the cache cannot be used.
     """
     path: Path | None = args.feature_cache
+    start = len(dataset) - len(items)  # with a feature cache, which is for a single process
     if path and path.exists():
         cache = FeatureFile(path, fingerprint, all_channels)
         say(f"features: read from {path}")
         return cache.batches(*names_and_scenes(dataset), dataset.indices, device, args.batch_size, start)
-    workers = args.workers if args.workers is not None else 0 if device.type == "cpu" else 4
-    batches = encode(model, dataset, device, args.batch_size, workers, all_channels, start)
+    workers = args.workers if args.workers is not None else WORKERS[device.type]
+    batches = encode(model, dataset, device, args.batch_size, workers, all_channels, items)
     if path and start:
         say(f"features: not kept in {path}, because {start} images were encoded by an earlier run")
     elif path:
@@ -414,6 +428,7 @@ def configuration(
         "data": extent,
         "limit": args.limit,
         "precision": precision,
+        "network": network_form(args),
         "batch_size": args.batch_size,
         "nonfinite": args.nonfinite,
         "empty": args.empty,
@@ -441,7 +456,9 @@ def print_results(results: Results, suite: Suite, caption: str, comparable: bool
 
 
 def say(text: str) -> None:
-    """Prints to stdout. A reader that has gone, as in `| head`, ends the printing and nothing else."""
+    """Prints to stdout, in the first process. A reader that has gone, as in `| head`, ends the printing only."""
+    if Processes.from_environment().rank:
+        return
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -453,9 +470,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         run(args)
-    except (UsageError, DataError, CacheError, JournalError, clip.CheckpointError) as error:
+    except INPUT_ERRORS as error:
         return fail(str(error), 2)
-    except EvaluationError as error:
+    except OtherProcessError:
+        return 1  # that process has said why
+    except (EvaluationError, LostProcessError) as error:
         return fail(str(error), 1)
     except torch.OutOfMemoryError:
         return fail(f"not enough memory for --batch_size {args.batch_size}; use a smaller one", 1)
@@ -474,4 +493,5 @@ def fail(message: str, code: int) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

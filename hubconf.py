@@ -17,12 +17,15 @@ from monoclip import MonoCLIP, Reading
 dependencies = ["torch", "numpy", "PIL", "ftfy", "regex", "tqdm"]
 
 
-def monoclip(clip_path: str | Path = "RN50", device: str | None = None, **reading: Any) -> MonoCLIP:
+def monoclip(
+    clip_path: str | Path = "RN50", device: str | None = None, exact: bool = False, **reading: Any
+) -> MonoCLIP:
     """MonoCLIP in evaluation mode.
 
     Args:
         clip_path: a checkpoint, or one of CLIP's names, whose file is then fetched into the cache if need be.
         device: None takes the GPU if there is one. fp32 on a CPU, fp16 elsewhere.
+        exact: keep the plain network, bit for bit, instead of the form of `clip.optimize_for_inference`.
         reading: `depth_classes`, `bin_list`, `temperature` and the other fields of `monoclip.Reading`.
 
     Raises:
@@ -31,9 +34,11 @@ def monoclip(clip_path: str | Path = "RN50", device: str | None = None, **readin
     """
     fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in reading.items()}
     clip_model, _ = clip.load(clip_path, device)
+    if not exact:
+        clip.optimize_for_inference(clip_model)
     return MonoCLIP(clip_model, Reading(**fields)).eval()
 
 
-def monoclip_demo(device: str | None = None, **reading: Any) -> MonoCLIP:
+def monoclip_demo(device: str | None = None, exact: bool = False, **reading: Any) -> MonoCLIP:
     """MonoCLIP with the small CLIP of `demo/`, which was taught distance on rendered rooms: to try things out with."""
-    return monoclip(Path(__file__).parent / "demo" / "rooms_clip.pt", device, **reading)
+    return monoclip(Path(__file__).parent / "demo" / "rooms_clip.pt", device, exact, **reading)

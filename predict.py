@@ -45,8 +45,10 @@ from arguments import (
     add_reading_arguments,
     positive,
 )
+from clip.inference import keep_freed_memory
 from depth_images import MAX_MILLIMETRES, MILLIMETRES_PER_METRE, coloured, side_by_side, to_millimetres, with_legend
-from eval import choose_device, choose_precision, load_model, own_reading, say
+from eval import own_reading, say
+from loading import choose_device, choose_precision, load_model
 from monoclip import MonoCLIP, Reading, mirror_average, upsampled, with_mirror
 from pictures import Found, PictureError, find_files, read_picture
 from report import PAGE_FILE as PAGE
@@ -288,7 +290,7 @@ def run(args: argparse.Namespace) -> None:
     if not todo:
         return
 
-    _, model = load_model(clip_path, device, precision, reading)
+    _, model = load_model(clip_path, device, precision, reading, args.exact)
     say(f"model: {clip_path} on {device} in {precision}")
     if max(reading.bin_list) * MILLIMETRES_PER_METRE > MAX_MILLIMETRES:
         say(f"warning: 16 bits of millimetres end at 65.535 m; what is deeper is 65.535 m in *{MILLIMETRES}")
@@ -356,4 +358,5 @@ def fail(message: str, code: int) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

@@ -453,6 +453,12 @@ def processes(data: Path, weights: Path, device: torch.device, images: int, batc
     rows = [process("eval.py --help", [*script, "--help"])]
     for count in dict.fromkeys((1, images // 2, images)):
         rows.append(process(f"eval.py, images: {count}", [*run, "--limit", str(count)]))
+    count = torch.cuda.device_count() if device.type == "cuda" else 2
+    if count > 1:
+        threads = max(1, torch.get_num_threads() // count)
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", str(ROOT / "eval.py")]
+        command = ["env", f"OMP_NUM_THREADS={threads}", sys.executable, *torchrun, *run[2:], "--limit", str(images)]
+        rows.append(process(f"torchrun, {count} processes, images: {images}", command))
     return rows
 
 

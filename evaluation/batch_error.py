@@ -12,9 +12,10 @@ each pixel and map. Beside the figures of the paper, of each image and map:
               clamped again (lower median for an even number)
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,7 @@ from calculate_error import (
     NonFinitePredictionError,
     errors_NYU,
 )
+from evaluation.concurrency import to_device
 
 SCALED = ("a1", "a2", "a3", "abs_rel", "log10", "rmse")  # the paper's columns
 SCALED_FIGURES = tuple(f"scaled_{name}" for name in SCALED)
@@ -46,18 +48,8 @@ ROWS, COLUMNS = (
 TIE = 1e-4  # [m] mean depths of patches are compared in steps of 0.1 mm
 MEASURED_SHARE = 0.5  # of a patch's pixels, at least, for it to count in a correlation
 Resize = Callable[[Tensor], Tensor]
-MAPS_AT_ONCE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}  # what a core's cache holds, what a GPU needs to be busy
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch works in one thread: each of the many short steps is over before a second thread would have woken."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+MAPS_AT_ONCE = (8, 256)  # on a CPU and on a GPU
+BLOCK = (1 << 16, 1 << 26)  # values of a block: what a core's cache holds, what keeps a GPU busy
 
 
 class MapErrors(NamedTuple):
@@ -68,32 +60,60 @@ class MapErrors(NamedTuple):
     dropped_pixels: np.ndarray
 
 
+@dataclass(frozen=True)
 class Counted:
-    """The counted pixels of one image's ground truth, N of them, with what every map's figures need of them.
+    """The counted pixels of one image's ground truth, N of them in P patches, and what every map's figures need.
 
-    Args:
-        gt: (1, 480, 640) float [m], 0 = no measurement.
-        grid: (h, w) patches of the prediction.
+    Attributes:
+        places: (N,) int64, into the window `ROWS`, `COLUMNS`.
+        depth: (N,) float32 [m].
+        inverse: (N,) 1 / depth.
+        median: () [m].
+        patches: (P,) int64, into the grid.
+        patch_depth: (1, P) mean depth [m].
+        patch_ranks: (1, P) its ranks.
     """
 
-    def __init__(self, gt: Tensor, grid: tuple[int, int]) -> None:
+    places: Tensor
+    depth: Tensor
+    inverse: Tensor
+    median: Tensor
+    patches: Tensor
+    patch_depth: Tensor
+    patch_ranks: Tensor
+
+    @classmethod
+    def of(cls, gt: Tensor, grid: tuple[int, int]) -> "Counted":
+        """From gt (1, 480, 640) float [m] on the CPU, 0 = no measurement, and the (h, w) patches of the prediction."""
         if tuple(gt.shape) != (1, *NYU_FRAME):
             raise ValueError(f"expected gt of shape (1, {NYU_FRAME[0]}, {NYU_FRAME[1]}), got {tuple(gt.shape)}")
-        self.gt = gt
-        window = gt[0, ROWS, COLUMNS]
+        window = np.ascontiguousarray(gt[0, ROWS, COLUMNS])  # in numpy: several times faster than torch's masks
         counted = (window > MIN_DEPTH) & (window < NYU_MAX_DEPTH)
-        self.places = counted.flatten().nonzero()[:, 0]  # (N,) into the window
-        self.depth = window.flatten()[self.places]  # (N,)
-        self.median = lower_median(self.depth[None])[0] if len(self.depth) else self.depth.new_zeros(())
-        missing = (0, CROP_SIZE[1] - window.shape[1], 0, CROP_SIZE[0] - window.shape[0])
-        share = block_means(F.pad(counted.float(), missing)[None], grid)[0]  # (h w,)
-        mean = block_means(F.pad(window * counted, missing)[None], grid)[0] / share
-        self.patches = (share >= MEASURED_SHARE).nonzero()[:, 0]  # (P,) into the grid
-        self.patch_depth = mean[self.patches][None]  # (1, P)
-        self.patch_ranks = ranks(self.patch_depth)
+        places = np.flatnonzero(counted)
+        depth = torch.from_numpy(window.ravel().take(places))
+        sizes = [whole // n for whole, n in zip(CROP_SIZE, grid, strict=True)]
+        pixels = patch_sums(counted.astype(np.float32), sizes)
+        patches = (pixels >= MEASURED_SHARE * sizes[0] * sizes[1]).nonzero()[:, 0]
+        patch_depth = (patch_sums(window * counted, sizes) / pixels)[patches][None]
+        median = lower_median(depth[None])[0] if len(depth) else depth.new_zeros(())
+        return cls(torch.from_numpy(places), depth, 1 / depth, median, patches, patch_depth, ranks(patch_depth))
 
-    def __len__(self) -> int:
+    @property
+    def pixels(self) -> int:
+        """N."""
         return len(self.depth)
+
+    def to(self, device: torch.device) -> "Counted":
+        """The same on a device."""
+        return replace(self, **{f.name: to_device(getattr(self, f.name), device) for f in fields(self)})
+
+    def gt(self) -> Tensor:
+        """(1, 1, 480, 640) [m], 0 where no pixel is counted."""
+        frame = self.depth.new_zeros(1, 1, *NYU_FRAME)
+        window = frame.new_zeros(ROWS.stop - ROWS.start, COLUMNS.stop - COLUMNS.start)
+        window.view(-1)[self.places] = self.depth
+        frame[0, 0, ROWS, COLUMNS] = window
+        return frame
 
 
 class MapScorer:
@@ -106,9 +126,8 @@ class MapScorer:
     """
 
     def __init__(self, grid: tuple[int, int], device: torch.device, nonfinite: str = "error") -> None:
-        self.grid, self.nonfinite = grid, nonfinite
-        self._memory = torch.empty(0)
-        self.budget = MAPS_AT_ONCE_ELEMENTS["cuda" if device.type == "cuda" else "cpu"]
+        self.grid, self.device, self.nonfinite = grid, device, nonfinite
+        self.at_once, self.block = MAPS_AT_ONCE[device.type != "cpu"], BLOCK[device.type != "cpu"]
         self.rows, self.columns = (
             LinearResize(n, size, device) for n, size in zip(grid, CROP_SIZE, strict=True)
         )  # the resizing of MonoCLIP.predict, axis by axis
@@ -117,167 +136,169 @@ class MapScorer:
         self.to_patch_rows = self.rows(eyes[0]).unflatten(0, (grid[0], -1)).mean(1)  # (h, h)
         self.to_patch_columns = self.columns(eyes[1]).unflatten(0, (grid[1], -1)).mean(1)  # (w, w)
 
-    @one_thread()
     def counted(self, gt: Tensor) -> Counted:
-        """The ground truth (1, 480, 640) [m] of one image, prepared for any number of maps."""
-        return Counted(gt, self.grid)
+        """The ground truth (1, 480, 640) [m] of one image, on the CPU, prepared for any number of maps."""
+        return Counted.of(gt, self.grid).to(self.device)
 
-    @one_thread()
-    def grids(self, counted: Counted, depth: Tensor) -> MapErrors:
-        """Figures of R maps (R, h, w) [m], each resized bilinearly to the crop.
-
-        Raises:
-            NonFinitePredictionError: a map holds NaN or infinity and `nonfinite` is "error"; its places are the maps'.
-        """
+    def grids(self, counted: Counted, depth: Tensor) -> "PendingErrors":
+        """Figures of R maps (R, h, w) [m], each resized bilinearly to the crop."""
         patches = self.to_patch_rows @ depth @ self.to_patch_columns.T  # (R, h, w)
         # A resized map stays within the map's own range, so looking at the grid tells whether every pixel is ordinary.
         ordinary = (depth.flatten(1).amin(1) > MIN_DEPTH * 1.001) & depth.flatten(1).isfinite().all(1)
 
         def resized(chunk: Tensor) -> Tensor:
             height, width = self.window
-            wide = self.columns(chunk.permute(2, 1, 0), width)  # (541, h, r)
-            return self.rows(wide.permute(2, 1, 0).contiguous().transpose(0, 1), height).transpose(0, 1).flatten(1)
+            wide = self.columns(chunk.mT, width).mT.contiguous()  # (r, h, 541)
+            return self.rows(wide, height).flatten(1)
 
         def whole(one: Tensor) -> Tensor:
             return F.interpolate(one[None, None], CROP_SIZE, mode="bilinear", align_corners=True)
 
-        return self._score(counted, depth, patches.flatten(1), ordinary, resized, whole)
+        return self._start(counted, depth, patches.flatten(1), ordinary, resized, whole)
 
-    @one_thread()
-    def maps(self, counted: Counted, depth: Tensor) -> MapErrors:
-        """Figures of R maps (R, 416, 544) [m] that are there for every pixel; errors as `grids`."""
-        patches = block_means(depth, self.grid)
+    def maps(self, counted: Counted, depth: Tensor) -> "PendingErrors":
+        """Figures of R maps (R, 416, 544) [m] that are there for every pixel."""
+        patches = F.avg_pool2d(depth, [whole // n for whole, n in zip(CROP_SIZE, self.grid, strict=True)]).flatten(1)
         ordinary = (depth.flatten(1).amin(1) > MIN_DEPTH) & depth.flatten(1).isfinite().all(1)
         height, width = self.window
-        return self._score(
+        return self._start(
             counted, depth, patches, ordinary, lambda x: x[:, :height, :width].flatten(1), lambda x: x[None, None]
         )
 
-    def _score(
+    def _start(
         self, counted: Counted, depth: Tensor, patches: Tensor, ordinary: Tensor, resized: Resize, whole: Resize
-    ) -> MapErrors:
-        """`resized` gives the window's pixels of maps, `whole` the (1, 1, 416, 544) map of one."""
-        result = MapErrors(
-            np.full((len(depth), len(FIGURES)), np.nan),
-            np.full(len(depth), len(counted)),
-            np.zeros(len(depth), dtype=np.int64),
-        )
-        if not len(counted) or not len(depth):
-            return result
-        self._check_finite(depth, ordinary, whole)
-        step = max(1, self.budget // len(counted))
-        usual = ordinary.nonzero()[:, 0]
-        correlation = correlations(counted, patches)
+    ) -> "PendingErrors":
+        """Nothing here waits for the device: shapes follow from what the CPU knows of the ground truth.
 
-        for places in usual.split(step):
-            work = self._workspace(len(places), len(counted), depth.device)
-            for row, one in zip(work[0], resized(depth[places]), strict=True):
-                torch.index_select(one, 0, counted.places, out=row)
-            figures = [*pixel_figures(work, counted.depth, counted.median), correlation[places]]
-            result.figures[places.cpu().numpy()] = assemble(figures)
-        for i in (~ordinary).nonzero()[:, 0].tolist():
-            self._score_odd(counted, i, depth[i], correlation[i : i + 1], resized, whole, result)
+        `resized` gives the window's pixels of maps, `whole` the (1, 1, 416, 544) map of one. The figures of maps that
+        are not ordinary are overwritten by `PendingErrors.result`.
+        """
+        correlation = correlations(counted, patches)  # (R, 2)
+        parts = [depth.new_full((0 if counted.pixels else len(depth), len(FIGURES)), math.nan)]
+        for chunk, partner in zip(depth.split(self.at_once), correlation.split(self.at_once), strict=True):
+            if counted.pixels:
+                parts.append(pixel_figures(resized(chunk), counted, partner, self.block))
+        return PendingErrors(self, counted, depth, torch.cat(parts), correlation, ordinary, resized, whole)
+
+
+@dataclass(frozen=True)
+class PendingErrors:
+    """The figures of R maps, on their way from the device."""
+
+    scorer: MapScorer
+    counted: Counted
+    depth: Tensor
+    figures: Tensor
+    correlation: Tensor
+    ordinary: Tensor
+    resized: Resize
+    whole: Resize
+
+    def result(self) -> MapErrors:
+        """Waits for the device, and treats the maps with pixels that are not finite, or not counted, one by one.
+
+        Raises:
+            NonFinitePredictionError: a map holds NaN or infinity and `nonfinite` is "error"; its places are the maps'.
+        """
+        pixels = self.counted.pixels
+        dropped = np.zeros(len(self.depth), dtype=np.int64)
+        result = MapErrors(self.figures.cpu().numpy(), np.full(len(dropped), pixels), dropped)
+        if pixels and not (ordinary := self.ordinary.cpu().numpy()).all():
+            odd = np.flatnonzero(~ordinary).tolist()
+            self._check_finite(odd)
+            for i in odd:
+                self._score_odd(i, result)
         return result
 
-    def _workspace(self, maps: int, pixels: int, device: torch.device) -> Tensor:
-        """(4, maps, pixels) float32 of memory that is kept: new pages for every map would cost more than the sums."""
-        if self._memory.numel() < 4 * maps * pixels:
-            self._memory = torch.empty(4 * maps * pixels, device=device)
-        return self._memory[: 4 * maps * pixels].view(4, maps, pixels)
-
-    def _check_finite(self, depth: Tensor, ordinary: Tensor, whole: Resize) -> None:
-        if self.nonfinite == "worst":
+    def _check_finite(self, odd: Sequence[int]) -> None:
+        if self.scorer.nonfinite == "worst":
             return
-        bad = {
-            i: int((~whole(depth[i]).isfinite()).sum())
-            for i in (~ordinary).nonzero()[:, 0].tolist()
-            if not depth[i].isfinite().all()
-        }
+        bad = {i: int((~self.whole(self.depth[i]).isfinite()).sum()) for i in odd if not self.depth[i].isfinite().all()}
         if bad:
             raise NonFinitePredictionError(bad)
 
-    def _score_odd(
-        self,
-        counted: Counted,
-        i: int,
-        one: Tensor,
-        correlation: Tensor,
-        resized: Resize,
-        whole: Resize,
-        result: MapErrors,
-    ) -> None:
+    def _score_odd(self, i: int, result: MapErrors) -> None:
         """One map with pixels that are not finite, or at most 1 mm and so not counted."""
+        one = self.depth[i]
+        result.figures[i] = math.nan
         if not one.isfinite().all():
-            errors = errors_NYU(counted.gt[None], whole(one), nonfinite=self.nonfinite)
+            errors = errors_NYU(self.counted.gt(), self.whole(one), nonfinite=self.scorer.nonfinite)
             result.figures[i, : len(NYU_FIGURES)] = [errors.figures[name].item() for name in NYU_FIGURES]
             result.valid_pixels[i] = errors.valid_pixels.item()
             result.dropped_pixels[i] = errors.dropped_pixels.item()
             return
-        pixels = resized(one[None])[:, counted.places]
-        kept = pixels[0] > MIN_DEPTH
+        pixels = self.resized(one[None])  # (1, M)
+        kept = pixels[0].index_select(0, self.counted.places) > MIN_DEPTH
         result.valid_pixels[i] = int(kept.sum())
-        result.dropped_pixels[i] = len(counted) - result.valid_pixels[i]
+        result.dropped_pixels[i] = self.counted.pixels - result.valid_pixels[i]
         if result.valid_pixels[i]:
-            gt = counted.depth[kept]
-            work = self._workspace(1, len(gt), one.device)
-            work[0] = pixels[:, kept]
-            figures = [*pixel_figures(work, gt, lower_median(gt[None])[0]), correlation]
-            result.figures[i] = assemble(figures)
+            depth, places = self.counted.depth[kept], self.counted.places[kept]
+            median = lower_median(depth[None])[0]
+            rest = replace(self.counted, places=places, depth=depth, inverse=1 / depth, median=median)
+            figures = pixel_figures(pixels, rest, self.correlation[i : i + 1], self.scorer.block)
+            result.figures[i] = figures[0].cpu().numpy()
 
 
 class LinearResize:
-    """Linear resizing of the first axis from n to `size`, align_corners=True: (n, ...) -> (size, ...).
+    """Linear resizing of one axis from n to `size`, align_corners=True: (..., n, m) -> (..., size, m).
 
     Between equal values it gives exactly that value: where CLIP is certain, depth is exactly a bin, and thresholds such
     as 1.25 * 2.00 m = 2.5 m are hit by ground truth in whole millimetres.
     """
 
     def __init__(self, n: int, size: int, device: torch.device) -> None:
-        place = torch.arange(size, device=device, dtype=torch.float64) * (n - 1) / (size - 1)
-        self.first = place.long().clamp(max=max(n - 2, 0))
-        self.second = (self.first + 1).clamp(max=n - 1)
-        self.weight = (place - self.first).float()
+        place = torch.arange(size, dtype=torch.float64) * (n - 1) / (size - 1)
+        first = place.long().clamp(max=max(n - 2, 0))
+        self.weight = (place - first).float()[:, None].to(device)
+        starts = torch.searchsorted(first, torch.arange(max(n - 1, 1) + 1)).tolist()
+        self.spans = list(itertools.pairwise(starts))  # of the resized rows between two given ones
+        self.last = n - 1
 
     def __call__(self, values: Tensor, size: int | None = None) -> Tensor:
         """The first `size` of the resized rows; all of them unless given."""
-        first, second, weight = self.first[:size], self.second[:size], self.weight[:size]
-        return torch.lerp(values[first], values[second], weight.view(-1, *[1] * (values.ndim - 1)))
+        size = len(self.weight) if size is None else size
+        resized = values.new_empty(*values.shape[:-2], size, values.shape[-1])
+        for i, (start, end) in enumerate(self.spans):
+            span = slice(start, min(end, size))
+            pair = values[..., i : i + 1, :], values[..., min(i + 1, self.last), None, :]
+            torch.lerp(*pair, self.weight[span], out=resized[..., span, :])
+        return resized
 
 
-def pixel_figures(work: Tensor, gt: Tensor, gt_median: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The paper's figures (7, R), silog (1, R) and the median-scaled figures (6, R) of R maps against gt (N,).
+def pixel_figures(maps: Tensor, counted: Counted, correlation: Tensor, block: int) -> Tensor:
+    """`FIGURES` of R maps (R, M) of the window's pixels, with what `correlations` gives: (R, len(FIGURES))."""
+    pred = maps.index_select(1, counted.places).clamp_(MIN_DEPTH, NYU_MAX_DEPTH)  # (R, N)
+    ratio = counted.median / lower_median(pred)  # (R,)
+    plain, scaled = (means(pred, scale, counted, block) for scale in (torch.ones_like(ratio), ratio))  # (R, 9)
+    silog = (plain[:, 8] - plain[:, 7].square()).clamp(min=0).sqrt()
+    return torch.cat([plain[:, :7], correlation, silog[:, None], scaled[:, 1:7]], dim=1)
 
-    `work` is (4, R, N): the maps, and three times the room to compute in. All of it is overwritten.
+
+def means(pred: Tensor, scale: Tensor, counted: Counted, block: int) -> Tensor:
+    """`NYU_FIGURES` and the means of s = ln(pred / gt) and s^2 of R maps (R, N): (R, 9) float64.
+
+    The maps are multiplied by `scale` (R,) and clamped before. Pixels are taken in blocks of `block` values, so that a
+    core's cache holds all steps of a block; s is the only transcendental.
     """
-    pred = work[0].clamp_(MIN_DEPTH, NYU_MAX_DEPTH)  # (R, N)
-    n = pred.shape[1]
-    figures, log_ratio, spare = base_figures(work, gt)
-    mean, square = log_ratio.sum(1).double() / n, torch.mul(log_ratio, log_ratio, out=spare).sum(1).double() / n
-    silog = (square - mean.square()).clamp(min=0).sqrt().float()
-    absolute = torch.sub(pred, gt, out=spare).abs_().sum(1) / n
-    pred.mul_((gt_median / lower_median(pred))[:, None]).clamp_(MIN_DEPTH, NYU_MAX_DEPTH)
-    return torch.cat([absolute[None], figures]), silog[None], base_figures(work, gt)[0]
-
-
-def base_figures(work: Tensor, gt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The figures `SCALED` (6, R) of the maps work[0], which are in range and stay; ln(pred / gt) (R, N); and room."""
-    pred, first, second, third = work
-    n = pred.shape[1]
-    difference = torch.sub(pred, gt, out=first)
-    squared = torch.mul(difference, difference, out=second).sum(1)
-    ratio = torch.div(pred, gt, out=first)
-    largest = torch.maximum(ratio, torch.div(gt, pred, out=second), out=second)
-    shares = [torch.lt(largest, 1.25**i, out=third).sum(1) / n for i in (1, 2, 3)]
-    relative = torch.sub(ratio, 1, out=second).abs_().sum(1)
-    log_ratio = ratio.log_()
-    log10 = torch.abs(log_ratio, out=second).sum(1) / (n * math.log(10))
-    return torch.stack([*shares, relative / n, log10, (squared / n).sqrt()]), log_ratio, second
-
-
-def assemble(parts: list[Tensor]) -> np.ndarray:
-    """(plain (7, r), silog (1, r), scaled (6, r), correlations (r, 2)) -> (r, len(FIGURES)) float64."""
-    plain, silog, scaled, correlation = parts
-    return torch.cat([plain, correlation.T, silog, scaled]).T.double().cpu().numpy()
+    maps, step = len(pred), max(1, block // len(pred))
+    room = pred.new_empty(4, maps, min(step, counted.pixels))
+    total = pred.new_zeros(9, maps, dtype=torch.float64)
+    for start in range(0, counted.pixels, step):
+        gt, inverse = counted.depth[start : start + step], counted.inverse[start : start + step]
+        values, ratio, largest, spare = room[..., : len(gt)]
+        torch.mul(pred[:, start : start + step], scale[:, None], out=values).clamp_(MIN_DEPTH, NYU_MAX_DEPTH)
+        torch.div(values, gt, out=ratio)
+        torch.maximum(ratio, torch.div(gt, values, out=largest), out=largest)
+        shares = [torch.lt(largest, 1.25**i, out=spare).sum(1) for i in (1, 2, 3)]
+        difference, log = values.sub_(gt).abs_(), ratio.log_()
+        relative, square = (torch.mul(difference, other, out=spare).sum(1) for other in (inverse, difference))
+        log_square, log_sum = torch.mul(log, log, out=spare).sum(1), log.sum(1)
+        part = [difference.sum(1), *shares, relative, log.abs_().sum(1), square, log_sum, log_square]
+        total += torch.stack(part)
+    mean = total.T / counted.pixels  # (R, 9)
+    mean[:, NYU_FIGURES.index("log10")] /= math.log(10)
+    mean[:, NYU_FIGURES.index("rmse")].sqrt_()
+    return mean
 
 
 def correlations(counted: Counted, patches: Tensor) -> Tensor:
@@ -313,7 +334,10 @@ def lower_median(values: Tensor) -> Tensor:
     return torch.from_numpy(np.partition(values.numpy(), k, axis=1)[:, k].copy())
 
 
-def block_means(depth: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Mean of each patch's pixels, (R, 416, 544) -> (R, h w)."""
-    size = tuple(whole // n for whole, n in zip(depth.shape[1:], grid, strict=True))
-    return F.avg_pool2d(depth, size).flatten(1)
+def patch_sums(values: np.ndarray, sizes: Sequence[int]) -> Tensor:
+    """Sums over patches of `sizes` pixels of the crop: (415, 541), of the window, -> (h w,)."""
+    rows, columns = (
+        torch.eye(whole // size).repeat_interleave(size, dim=0)[:kept]
+        for whole, size, kept in zip(CROP_SIZE, sizes, values.shape, strict=True)
+    )  # (415, h), (541, w)
+    return (rows.T @ torch.from_numpy(values) @ columns).flatten()

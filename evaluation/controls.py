@@ -24,6 +24,7 @@ import paper
 from calculate_error import NYU_CROP
 from datasets.nyu import DataError, depth_in_metres
 from datasets.nyu_files import decode
+from evaluation.concurrency import to_device
 from monoclip import Reading, mirror_average
 
 THIS_RUN = "this run"
@@ -241,7 +242,7 @@ class Predictor:
         self.suite, self.channels = suite, channels
         texts: dict[tuple[tuple[str, ...], ...], Tensor] = {}
         weights: dict[_Source, Tensor] = {}
-        self.bins: dict[_Source, list[tuple[int, tuple[float, ...]]]] = {}
+        bins: dict[_Source, list[tuple[int, tuple[float, ...]]]] = {}
         for i, setting in enumerate(suite.settings):
             r = setting.reading
             words = r.words
@@ -250,11 +251,15 @@ class Predictor:
             source = _Source(words, r.logit_scale / r.temperature, setting.channels)
             if source not in weights:
                 weights[source] = self._weights(texts[words], setting.channels) * source.scale
-            self.bins.setdefault(source, []).append((i, r.bin_list))
-        self.joint = len(next(iter(texts.values())))  # D
+            bins.setdefault(source, []).append((i, r.bin_list))
+        text = next(iter(texts.values()))
+        self.joint = len(text)  # D
+        self.bins = {source: text.new_tensor([b for _, b in rows]) for source, rows in bins.items()}  # (M, K) each
         thinned = [source for source in weights if source.channels is None]
         chosen = [source for source in weights if source.channels is not None]
         self.sources = [*thinned, *chosen]
+        rows_of_sources = torch.tensor([i for source in self.sources for i, _ in bins[source]])
+        self.places = rows_of_sources.argsort().to(text.device)  # of each setting's row among those of the sources
         self.sizes = [weights[source].shape[1] for source in self.sources]
         self.thinned_weights = torch.cat([weights[source] for source in thinned], dim=1).T.contiguous()
         self.chosen_weights = (
@@ -298,30 +303,34 @@ class Predictor:
         Returns:
             (B, R, h, w) [m], in the order of `suite.predicted`.
         """
-        depth = features.new_empty(len(names), len(self.suite.settings), *features.shape[2:])
-        for source, logits in self.logits(features).items():
-            places = [i for i, _ in self.bins[source]]
-            bins = features.new_tensor([bins for _, bins in self.bins[source]])  # (M, K)
-            depth[:, places] = mirror_average(torch.einsum("bkhw,mk->bmhw", logits.softmax(dim=1), bins))
-        for i, setting in enumerate(self.suite.settings):
-            if setting.shuffle is not None:
-                for one, name in zip(depth[:, i], names, strict=True):
-                    order = generator(name, setting.shuffle).permutation(one.numel())
-                    one.copy_(one.flatten()[torch.from_numpy(order).to(one.device)].view_as(one))
+        parts = [
+            torch.einsum("bkhw,mk->bmhw", logits.softmax(dim=1), self.bins[source])
+            for source, logits in self.logits(features).items()
+        ]  # (2B, M, h, w) each
+        depth = mirror_average(torch.cat(parts, dim=1))[:, self.places]  # (B, R, h, w)
+        shuffled = [i for i, setting in enumerate(self.suite.settings) if setting.shuffle is not None]
+        if shuffled:
+            places = np.stack([[self._shuffle(i, name, depth[0, 0].numel()) for i in shuffled] for name in names])
+            values = depth[:, shuffled].flatten(2).gather(2, to_device(torch.from_numpy(places), depth.device))
+            depth[:, shuffled] = values.unflatten(2, depth.shape[2:])
         grids = [r for r in self.suite.randoms if r.kind != PIXEL]
         if not grids:
             return depth
         drawn = np.stack(
             [[random_grid(r, name, (features.shape[2], features.shape[3])) for r in grids] for name in names]
         )
-        return torch.cat([depth, torch.from_numpy(drawn).to(depth)], dim=1)
+        return torch.cat([depth, to_device(torch.from_numpy(drawn), depth.device)], dim=1)
 
-    def maps(self, name: str, size: tuple[int, int], device: torch.device) -> Tensor:
-        """Depth of the rows that have a value for every pixel, for one image: (R, 416, 544) [m]."""
+    def _shuffle(self, row: int, name: str, patches: int) -> np.ndarray:
+        """The order that a setting's depths are put in, for the image `name`: (h w,) int64."""
+        return generator(name, self.suite.settings[row].shuffle or 0).permutation(patches)
+
+    def maps(self, name: str, size: tuple[int, int]) -> Tensor:
+        """Depth of the rows that have a value for every pixel, for one image, on the CPU: (R, 416, 544) [m]."""
         pixels = [r for r in self.suite.randoms if r.kind == PIXEL]
         drawn = [torch.from_numpy(uniform(generator(name, r.seed), size)) for r in pixels]
         rows = [*drawn, *self.suite.maps.values()]
-        return torch.stack(rows).to(device) if rows else torch.empty(0, *size, device=device)
+        return torch.stack(rows) if rows else torch.empty(0, *size)
 
 
 def generator(name: str, seed: int) -> np.random.Generator:

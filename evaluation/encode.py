@@ -22,7 +22,7 @@ MILLIMETRES = 1000
 
 
 class Encoded(NamedTuple):
-    """B images: features (2B, C, h, w), theirs and then their mirrors'; depth (B, 1, 480, 640) [m]; what they are."""
+    """B images: features (2B, C, h, w), theirs and then their mirrors'; depth (B, 1, 480, 640) [m], on the CPU."""
 
     features: Tensor
     depth: Tensor
@@ -32,17 +32,17 @@ class Encoded(NamedTuple):
 
 
 class Part(Dataset[Sample | DataError]):
-    """The samples of a data set from one on. Errors come out as items: a worker would bury them under its traceback."""
+    """Some samples of a data set. Errors come out as items: a worker would bury them under its traceback."""
 
-    def __init__(self, dataset: NYUDepthV2 | NYUMat, start: int) -> None:
-        self.dataset, self.start = dataset, start
+    def __init__(self, dataset: NYUDepthV2 | NYUMat, items: Sequence[int]) -> None:
+        self.dataset, self.items = dataset, items
 
     def __len__(self) -> int:
-        return len(self.dataset) - self.start
+        return len(self.items)
 
     def __getitem__(self, item: int) -> Sample | DataError:
         try:
-            return self.dataset[self.start + item]
+            return self.dataset[self.items[item]]
         except DataError as error:
             return error
 
@@ -62,9 +62,9 @@ def encode(
     batch_size: int = 1,
     workers: int = 0,
     all_channels: bool = False,
-    start: int = 0,
+    items: Sequence[int] | None = None,
 ) -> Iterator[Encoded]:
-    """The features of `dataset` from image `start` on, batch by batch, in its order.
+    """The features of `dataset`, batch by batch, in its order.
 
     Args:
         model: on `device`.
@@ -73,13 +73,13 @@ def encode(
         batch_size: images at once; their mirrors come on top.
         workers: processes that read images, 0 for none.
         all_channels: all C normalised channels, instead of the D that MonoCLIP keeps.
-        start: images before it are left out.
+        items: places of the images to encode; all unless given.
 
     Raises:
         DataError: a file is damaged.
     """
     loader = DataLoader(
-        Part(dataset, start),
+        Part(dataset, range(len(dataset)) if items is None else items),
         batch_size,
         num_workers=workers,
         collate_fn=collate,
@@ -91,8 +91,7 @@ def encode(
             raise batch
         with torch.inference_mode():
             features = features_of(with_mirror(batch.image.to(device, non_blocking=True)))
-            depth = batch.depth.to(device, non_blocking=True)
-        yield Encoded(features, depth, batch.name, batch.scene, batch.index.tolist())  # type: ignore[attr-defined]
+        yield Encoded(features, batch.depth, batch.name, batch.scene, batch.index.tolist())  # type: ignore[attr-defined]
 
 
 class CacheError(Exception):
@@ -133,7 +132,7 @@ class FeatureWriter:
         """Appends a batch."""
         images = len(batch.name)
         features = batch.features.unflatten(0, (2, images)).transpose(0, 1).cpu().numpy()  # (B, 2, C, h, w)
-        depth = (batch.depth * MILLIMETRES).round()[:, 0].to(torch.int32).cpu().numpy().astype("uint16")
+        depth = (batch.depth * MILLIMETRES).round()[:, 0].numpy().astype("uint16")
         if not self.done:
             for name, array in (("features", features), ("depth_mm", depth)):
                 options = {"compression": "lzf"} if name == "depth_mm" else {}
@@ -220,7 +219,7 @@ class FeatureFile:
                 raise DataError(f"{self.file.filename}: damaged; delete it to make it anew") from error
             yield Encoded(
                 features.transpose(0, 1).flatten(0, 1).to(device),
-                (depth / MILLIMETRES)[:, None].to(device),
+                (depth / MILLIMETRES)[:, None],
                 list(names[part]),
                 list(scenes[part]),
                 list(indices[part]),

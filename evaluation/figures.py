@@ -157,7 +157,7 @@ def draw_response(
 
 def two_patches(sample: Sample, grid: tuple[int, int]) -> list[tuple[int, float]]:
     """Place on the grid and true mean depth [m] of a near and a far patch; fewer where the truth has fewer."""
-    counted = Counted(sample.depth, grid)
+    counted = Counted.of(sample.depth, grid)
     depth, places = counted.patch_depth[0].numpy(), counted.patches.numpy()
     order = depth.argsort()
     chosen = dict.fromkeys(int(order[round(q * (len(order) - 1))]) for q in (NEAR, FAR)) if len(order) else {}

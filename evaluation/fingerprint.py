@@ -14,17 +14,15 @@ from datasets.nyu import NYUDepthV2, NYUMat
 from evaluation.controls import Suite
 
 # The files that features, and rows, depend on, relative to the repository.
-FEATURE_CODE = ("evaluation/encode.py", "monoclip.py", "clip/*.py", "datasets/nyu*.py")
+FEATURE_CODE = ("evaluation/encode.py", "loading.py", "monoclip.py", "clip/*.py", "datasets/nyu*.py")
 CODE = (
+    *FEATURE_CODE,
     "evaluation/scoring.py",
     "evaluation/batch_error.py",
     "evaluation/constant_error.py",
     "evaluation/controls.py",
-    "evaluation/encode.py",
-    "monoclip.py",
+    "evaluation/concurrency.py",
     "calculate_error.py",
-    "clip/*.py",
-    "datasets/nyu*.py",
 )
 
 
@@ -42,8 +40,8 @@ def choose_shown(names: Sequence[str], scenes: Sequence[str], count: int = 4) ->
     return list(dict.fromkeys([*(first[scene] for scene in order), *names]))[:count]
 
 
-def features_fingerprint(clip_path: str, dataset: NYUDepthV2 | NYUMat, precision: str) -> dict[str, Any]:
-    """What the encoder's features depend on."""
+def features_fingerprint(clip_path: str, dataset: NYUDepthV2 | NYUMat, precision: str, network: str) -> dict[str, Any]:
+    """What the encoder's features depend on; `network` says in which form it is."""
     data = hashlib.sha256(repr(names_and_scenes(dataset)).encode())
     if isinstance(dataset, NYUMat):
         stat = dataset.path.stat()
@@ -57,6 +55,7 @@ def features_fingerprint(clip_path: str, dataset: NYUDepthV2 | NYUMat, precision
         "weights": file_sha256(locate_checkpoint(clip_path)),
         "data": data.hexdigest(),
         "precision": precision,
+        "network": network,
         "geometry": repr((NYU_CROP, dataset.mean, dataset.std)),
     }
 

@@ -27,7 +27,7 @@ Intervals = dict[str, tuple[float, float] | None]
 
 def pack_histogram(histogram: np.ndarray) -> str:
     """(10000,) counts -> text that JSON can hold."""
-    return base64.b64encode(zlib.compress(histogram.astype("<i4").tobytes())).decode()
+    return base64.b64encode(zlib.compress(histogram.astype("<i4").tobytes(), level=1)).decode()
 
 
 def unpack_histogram(text: str) -> np.ndarray:

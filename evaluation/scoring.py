@@ -8,15 +8,19 @@ run's reading, (2, K, h, w) of the image and of its mirror.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import paper
 from calculate_error import NonFinitePredictionError
 from datasets.nyu import DataError
-from evaluation.batch_error import CROP_SIZE, Counted, MapErrors, MapScorer
+from evaluation.batch_error import CROP_SIZE, MapScorer, PendingErrors
+from evaluation.concurrency import one_thread, to_device
 from evaluation.constant_error import depth_histogram
 from evaluation.controls import Predictor
 from evaluation.encode import Encoded
@@ -24,6 +28,7 @@ from evaluation.journal import Record
 from evaluation.results import pack_histogram
 
 SHOWN_DIGITS = 5  # of the maps and weights that figures show
+BATCHES_AHEAD = {"cuda": 1}  # that the device is given before the figures of one are waited for
 
 
 class EvaluationError(Exception):
@@ -52,40 +57,65 @@ def score_all(
         EvaluationError: a file is damaged, a prediction is not finite, or an image has no valid pixel.
     """
     scorer: MapScorer | None = None
-    try:
-        for batch in batches:
-            if scorer is None:
-                height, width = batch.features.shape[2:]
-                scorer = MapScorer((height, width), batch.features.device, nonfinite)
-            yield score(batch, predictor, scorer, empty, shown, paged)
-    except DataError as error:
-        raise EvaluationError(str(error)) from error
+    waiting: deque[Scored] = deque()
+    failure: DataError | None = None
+    remaining = iter(batches)
+    while True:
+        try:
+            batch = next(remaining, None)
+        except DataError as error:
+            failure, batch = error, None
+        if batch is None:
+            break
+        if scorer is None:
+            scorer = MapScorer((batch.features.shape[2], batch.features.shape[3]), batch.features.device, nonfinite)
+        waiting.append(score(batch, predictor, scorer))
+        if len(waiting) > BATCHES_AHEAD.get(scorer.device.type, 0):
+            yield records_of(waiting.popleft(), predictor, empty, shown, paged)
+    for scored in waiting:
+        yield records_of(scored, predictor, empty, shown, paged)
+    if failure:
+        raise EvaluationError(str(failure)) from failure
+
+
+class Scored(NamedTuple):
+    """A batch whose figures are on their way: depth (B, R, h, w) [m] of its rows, and what each image's figures are."""
+
+    batch: Encoded
+    depth: Tensor
+    images: list[list[PendingErrors]]
+    histograms: list[np.ndarray]
 
 
 @torch.inference_mode()
-def score(
-    batch: Encoded,
-    predictor: Predictor,
-    scorer: MapScorer,
-    empty: str,
-    shown: Collection[str] = (),
-    paged: Collection[str] = (),
-) -> list[Record]:
-    """Predicts and scores every row of one batch; arguments and errors as in `score_all`."""
-    names = predictor.suite.predicted
+def score(batch: Encoded, predictor: Predictor, scorer: MapScorer) -> Scored:
+    """Predicts and scores every row of one batch, without waiting for the device."""
     depth = predictor(batch.features, batch.name)  # (B, R, h, w)
+    images, histograms = [], []
+    with one_thread():
+        for i, name in enumerate(batch.name):
+            counted = scorer.counted(batch.depth[i])
+            images.append([scorer.grids(counted, depth[i])])
+            if len(maps := predictor.maps(name, CROP_SIZE)):  # (R', 416, 544)
+                images[i].append(scorer.maps(counted, to_device(maps, scorer.device)))
+            histograms.append(depth_histogram(batch.depth[i]))
+    return Scored(batch, depth, images, histograms)
+
+
+@torch.inference_mode()
+def records_of(
+    scored: Scored, predictor: Predictor, empty: str, shown: Collection[str], paged: Collection[str]
+) -> list[Record]:
+    """The records of a batch; arguments and errors as in `score_all`."""
+    batch, depth, names = scored.batch, scored.depth, predictor.suite.predicted
     records = []
     for i, image in enumerate(batch.name):
-        counted = scorer.counted(batch.depth[i])
-        maps = predictor.maps(image, CROP_SIZE, depth.device)  # (R', 416, 544)
-        rows = score_rows(scorer.grids, image, names[: depth.shape[1]], counted, depth[i])
-        if len(maps):
-            rows += score_rows(scorer.maps, image, names[depth.shape[1] :], counted, maps)
+        rows = score_rows(scored.images[i], image, names)
         if empty == "error":
-            check_not_empty(image, rows, names, counted)
+            check_not_empty(image, rows, names)
         record = {"image": image, "scene": batch.scene[i], "index": batch.index[i]}
         record |= {
-            "histogram": pack_histogram(depth_histogram(batch.depth[i])),
+            "histogram": pack_histogram(scored.histograms[i]),
             "rows": dict(zip(names, rows, strict=True)),
         }
         if image in shown:
@@ -98,35 +128,36 @@ def score(
     return records
 
 
-def score_rows(
-    scorer: Callable[[Counted, Tensor], MapErrors], image: str, names: tuple[str, ...], counted: Counted, depth: Tensor
-) -> list[list[float | None]]:
+def score_rows(pending: Sequence[PendingErrors], image: str, names: Sequence[str]) -> list[list[float | None]]:
     """A row [valid pixels, dropped pixels, *FIGURES] for each map of one image.
 
     Raises:
         EvaluationError: a prediction is not finite; names the image and the row.
     """
-    try:
-        errors = scorer(counted, depth)
-    except NonFinitePredictionError as error:
-        rows = ", ".join(f"{names[i]}: {count:,} pixels" for i, count in error.counts.items())
-        raise EvaluationError(
-            f"NaN or infinite depth predicted for {image} ({rows}); use --precision fp32, or count it as the worst "
-            "with --nonfinite worst"
-        ) from error
-    return [
-        [valid, dropped, *(None if math.isnan(figure) else figure for figure in figures)]
-        for valid, dropped, figures in zip(
-            errors.valid_pixels.tolist(), errors.dropped_pixels.tolist(), errors.figures.tolist(), strict=True
-        )
-    ]
+    rows: list[list[float | None]] = []
+    for part in pending:
+        try:
+            errors = part.result()
+        except NonFinitePredictionError as error:
+            bad = ", ".join(f"{names[len(rows) + i]}: {count:,} pixels" for i, count in error.counts.items())
+            raise EvaluationError(
+                f"NaN or infinite depth predicted for {image} ({bad}); use --precision fp32, or count it as the worst "
+                "with --nonfinite worst"
+            ) from error
+        rows += [
+            [valid, dropped, *(None if math.isnan(figure) else figure for figure in figures)]
+            for valid, dropped, figures in zip(
+                errors.valid_pixels.tolist(), errors.dropped_pixels.tolist(), errors.figures.tolist(), strict=True
+            )
+        ]
+    return rows
 
 
-def check_not_empty(image: str, rows: list[list[float | None]], names: tuple[str, ...], counted: Counted) -> None:
+def check_not_empty(image: str, rows: Sequence[list[float | None]], names: Sequence[str]) -> None:
     """Raises EvaluationError if a row has no valid pixel."""
     for name, row in zip(names, rows, strict=True):
         if not row[0]:
-            of = f" of {name}" if len(counted) else ""
+            of = f" of {name}" if row[1] else ""  # dropped pixels: the ground truth has some
             raise EvaluationError(f"{image}: no valid pixel{of}, so no figures; remove it or pass --empty skip")
 
 

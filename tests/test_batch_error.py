@@ -40,7 +40,7 @@ def by_name(figures: np.ndarray) -> dict[str, np.ndarray]:
 
 def test_a_constant_by_hand():
     scorer, gt = MapScorer(GRID, CPU), torch.full((1, 480, 640), 2.0)
-    errors = scorer.grids(scorer.counted(gt), torch.full((1, *GRID), 2.6))
+    errors = scorer.grids(scorer.counted(gt), torch.full((1, *GRID), 2.6)).result()
     expected = {"abs_diff": 0.6, "a1": 0, "a2": 1, "a3": 1, "abs_rel": 0.3, "log10": math.log10(1.3), "rmse": 0.6}
     expected |= {"spearman": 0, "pearson": 0}
     expected |= {f"scaled_{n}": float(n in ("a1", "a2", "a3")) for n in SCALED}
@@ -54,7 +54,7 @@ def test_a_constant_by_hand():
 def test_a_ratio_of_exactly_the_threshold_does_not_count():
     scorer, gt = MapScorer(GRID, CPU), torch.full((1, 480, 640), 2.5)
     grids = torch.tensor([2.0, 3.125]).view(-1, 1, 1).expand(-1, *GRID)  # ratios 1.25 and 0.8
-    figures = by_name(scorer.grids(scorer.counted(gt), grids).figures)
+    figures = by_name(scorer.grids(scorer.counted(gt), grids).result().figures)
     assert figures["a1"].tolist() == [0, 0]
     assert figures["a2"].tolist() == [1, 1]
 
@@ -62,19 +62,18 @@ def test_a_ratio_of_exactly_the_threshold_does_not_count():
 def test_many_maps_agree_with_the_reference():
     scorer, gt, grids = MapScorer(GRID, CPU), truth(), maps(5)
     reference = errors_NYU(gt.expand(5, 1, 480, 640), resized(grids))
-    for budget in (1, 500_000):  # one map at a time, two at a time
-        scorer.budget = budget
-        errors = scorer.grids(scorer.counted(gt), grids)
+    for scorer.at_once, scorer.block in ((1, 1000), (2, 1 << 20)):
+        errors = scorer.grids(scorer.counted(gt), grids).result()
         assert errors.valid_pixels.tolist() == reference.valid_pixels.tolist()
         for name in NYU_FIGURES:
             np.testing.assert_allclose(by_name(errors.figures)[name], reference.figures[name], atol=1e-5)
-    whole = scorer.maps(scorer.counted(gt), resized(grids)[:, 0])
+    whole = scorer.maps(scorer.counted(gt), resized(grids)[:, 0]).result()
     np.testing.assert_allclose(whole.figures, errors.figures, atol=1e-5)
 
 
 def test_extra_figures_agree_with_a_plain_computation():
     scorer, gt, grids = MapScorer(GRID, CPU), truth(2), maps(2)
-    figures = by_name(scorer.grids(scorer.counted(gt), grids).figures)
+    figures = by_name(scorer.grids(scorer.counted(gt), grids).result().figures)
     window = (slice(56, 471), slice(60, 601))
     for r, pred in enumerate(resized(grids)[:, 0]):
         g, p = gt[0][window].double(), pred[:415, :541].double()
@@ -105,11 +104,11 @@ def test_what_a_constant_cannot_fake():
     patches = torch.zeros(GRID[0] * GRID[1])
     patches[counted.patches] = counted.patch_depth[0]
     grids = torch.stack([patches.view(GRID) + 0.1, 10 - patches.view(GRID), torch.full(GRID, 2.0)])
-    figures = by_name(scorer.grids(counted, grids).figures)
+    figures = by_name(scorer.grids(counted, grids).result().figures)
     assert figures["spearman"][0] > 0.9
     assert figures["spearman"][1] < -0.9
     assert figures["spearman"][2] == figures["pearson"][2] == 0
-    larger = by_name(scorer.grids(counted, grids * 0.9).figures)
+    larger = by_name(scorer.grids(counted, grids * 0.9).result().figures)
     np.testing.assert_allclose(larger["silog"], figures["silog"], atol=1e-5)
     np.testing.assert_allclose(larger["scaled_rmse"], figures["scaled_rmse"], atol=1e-5)
 
@@ -133,7 +132,7 @@ def test_constants_from_the_histogram_are_exact(seed):
         np.testing.assert_allclose(figures[name], reference.figures[name], atol=1e-5, err_msg=name)
     scorer = MapScorer(GRID, CPU)
     grids = torch.tensor(depths).float().view(-1, 1, 1).expand(-1, *GRID)
-    extra = by_name(scorer.grids(scorer.counted(gt), grids).figures)
+    extra = by_name(scorer.grids(scorer.counted(gt), grids).result().figures)
     for name in FIGURES:
         np.testing.assert_allclose(figures[name], extra[name], atol=1e-5, err_msg=name)
 
@@ -141,7 +140,7 @@ def test_constants_from_the_histogram_are_exact(seed):
 def test_uniform_random_depth_has_its_closed_form():
     scorer, depth = MapScorer(GRID, CPU), 3.2
     pred = torch.rand(4, 416, 544, generator=torch.Generator().manual_seed(5)) * 10
-    figures = by_name(scorer.maps(scorer.counted(torch.full((1, 480, 640), depth)), pred).figures)
+    figures = by_name(scorer.maps(scorer.counted(torch.full((1, 480, 640), depth)), pred).result().figures)
     assert figures["a1"].mean() == pytest.approx(0.045 * depth, abs=2e-3)
     assert figures["abs_rel"].mean() == pytest.approx(depth / 10 - 1 + 5 / depth, abs=5e-3)
     assert figures["rmse"].mean() == pytest.approx(math.sqrt(100 / 12 + (5 - depth) ** 2), abs=5e-3)
@@ -151,13 +150,13 @@ def test_predictions_of_at_most_a_millimetre_are_dropped_as_in_the_reference():
     scorer, gt, grids = MapScorer(GRID, CPU), truth(), maps(3)
     grids[1, :, :9] = 0
     reference = errors_NYU(gt.expand(3, 1, 480, 640), resized(grids))
-    errors = scorer.grids(scorer.counted(gt), grids)
+    errors = scorer.grids(scorer.counted(gt), grids).result()
     assert errors.valid_pixels.tolist() == reference.valid_pixels.tolist()
     assert errors.dropped_pixels.tolist() == reference.dropped_pixels.tolist()
     assert errors.dropped_pixels[1] > 1000
     for name in NYU_FIGURES:
         np.testing.assert_allclose(by_name(errors.figures)[name], reference.figures[name], atol=1e-5)
-    nothing = scorer.grids(scorer.counted(gt), torch.zeros(1, *GRID))
+    nothing = scorer.grids(scorer.counted(gt), torch.zeros(1, *GRID)).result()
     assert nothing.valid_pixels.tolist() == [0]
     assert np.isnan(nothing.figures).all()
 
@@ -168,10 +167,10 @@ def test_predictions_that_are_not_finite_raise_or_count_as_the_worst(value):
     grids[1, 5, 5] = value
     scorer = MapScorer(GRID, CPU)
     with pytest.raises(NonFinitePredictionError) as error:
-        scorer.grids(scorer.counted(gt), grids)
+        scorer.grids(scorer.counted(gt), grids).result()
     assert list(error.value.counts) == [1]
     scorer = MapScorer(GRID, CPU, nonfinite="worst")
-    errors = scorer.grids(scorer.counted(gt), grids)
+    errors = scorer.grids(scorer.counted(gt), grids).result()
     reference = errors_NYU(gt.expand(3, 1, 480, 640), resized(grids), nonfinite="worst")
     for name in NYU_FIGURES:
         np.testing.assert_allclose(by_name(errors.figures)[name], reference.figures[name], atol=1e-5)
@@ -180,15 +179,8 @@ def test_predictions_that_are_not_finite_raise_or_count_as_the_worst(value):
 
 def test_no_ground_truth_gives_no_figures():
     scorer = MapScorer(GRID, CPU)
-    errors = scorer.grids(scorer.counted(torch.zeros(1, 480, 640)), maps(2))
+    errors = scorer.grids(scorer.counted(torch.zeros(1, 480, 640)), maps(2)).result()
     assert errors.valid_pixels.tolist() == [0, 0]
     assert np.isnan(errors.figures).all()
     with pytest.raises(ValueError, match=r"expected gt of shape \(1, 480, 640\)"):
         scorer.counted(torch.zeros(480, 640))
-
-
-def test_the_number_of_threads_is_given_back():
-    before = torch.get_num_threads()
-    scorer = MapScorer(GRID, CPU)
-    scorer.grids(scorer.counted(truth()), maps(1))
-    assert torch.get_num_threads() == before

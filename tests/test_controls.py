@@ -147,7 +147,7 @@ def test_random_rows_depend_on_name_and_seed_alone(tiny_clip, images):
     assert both[row].min() >= 0
     assert both[row].max() <= 10
     predictor = Predictor(lambda *_: MonoCLIP(tiny_clip).text_features, plain_suite(PAPER), 128)
-    assert len(predictor.maps(NAMES[0], (416, 544), torch.device("cpu"))) == 0
+    assert len(predictor.maps(NAMES[0], (416, 544))) == 0
 
 
 def test_few_bins_have_few_permutations():

@@ -25,7 +25,8 @@ def run(tiny_checkpoint, nyu_folder, tmp_path, capsys):
     root = nyu_folder(5)
 
     def arguments(*flags: str, weights: Path = tiny_checkpoint) -> list[str]:
-        return ["--data_path", str(root), "--clip_path", str(weights), "--device", "cpu", *SOFT, *map(str, flags)]
+        usual = ["--data_path", str(root), "--clip_path", str(weights), "--device", "cpu", "--batch_size", "1"]
+        return [*usual, *SOFT, *map(str, flags)]
 
     def call(*flags: str, **kwargs: Path) -> tuple[int, str, str]:
         code = evaluation.main(arguments(*flags, **kwargs))

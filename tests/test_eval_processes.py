@@ -1,0 +1,156 @@
+"""eval.py: the fast form of the network and the plain one, and several processes that share the images."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eval as evaluation
+from clip.inference import FusedConv2d
+from clip.model import CLIP
+from datasets.nyu import scan_folder
+from loading import load_model
+from monoclip import PAPER
+
+ROOT = Path(__file__).parents[1]
+SOFT = ("--temperature", "2")  # so that a tiny CLIP's depth is not one bin
+
+
+@pytest.fixture
+def flags(tiny_checkpoint, nyu_folder) -> list[str]:
+    """What every run here shares: five images on a CPU."""
+    return ["--data_path", str(nyu_folder(5)), "--clip_path", str(tiny_checkpoint), "--device", "cpu", *SOFT]
+
+
+def torchrun(count: int, script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.run(
+        [*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+    )
+
+
+def figures_of(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "results.json").read_text())["figures"]
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "per_image.jsonl").read_text().splitlines()[1:]]
+
+
+def loaded(checkpoint: Path, **form: bool) -> CLIP:
+    return load_model(checkpoint, torch.device("cpu"), "fp32", PAPER, **form)[0]
+
+
+def test_exact_is_the_plain_network_bit_for_bit(tiny_checkpoint, tiny_clip):
+    image = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    plain, fast = loaded(tiny_checkpoint, exact=True), loaded(tiny_checkpoint)
+    with torch.inference_mode():
+        expected = tiny_clip.encode_patches(image)
+        assert torch.equal(plain.encode_patches(image), expected)
+        torch.testing.assert_close(fast.encode_patches(image), expected, rtol=1e-5, atol=1e-5)
+    assert not any(isinstance(module, FusedConv2d) for module in plain.modules())
+    assert any(isinstance(module, FusedConv2d) for module in fast.modules())
+
+
+@pytest.mark.parametrize(("form", "tolerance"), [((), 2e-5), (("--precision", "bf16"), 0.01)])
+def test_the_fast_forms_give_the_plain_figures(flags, tmp_path, form, tolerance):
+    for name, more in (("plain", ("--exact",)), ("fast", form)):
+        assert evaluation.main([*flags, *more, "--output", str(tmp_path / name)]) == 0
+    expected = figures_of(tmp_path / "plain")
+    assert figures_of(tmp_path / "fast") == {key: pytest.approx(v, abs=tolerance) for key, v in expected.items()}
+
+
+def test_rows_of_another_form_of_the_network_are_not_resumed(flags, tmp_path, capsys):
+    assert evaluation.main([*flags, "--output", str(tmp_path)]) == 0
+    assert evaluation.main([*flags, "--output", str(tmp_path), "--resume", "--exact"]) == 2
+    assert "made with another network" in capsys.readouterr().err
+
+
+def test_compile_compiles_the_image_encoder(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: lambda image: function(image) * 0)
+    model = loaded(tiny_checkpoint, compiled=True)
+    assert not model.visual.forward_patches(torch.ones(1, 3, 32, 32)).any()
+
+
+def test_exact_and_compile_exclude_each_other(flags, capsys):
+    assert evaluation.main([*flags, "--exact", "--compile"]) == 2
+    assert "drop one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(2, 2), (3, 1)])
+def test_processes_give_the_figures_of_one(flags, tmp_path, count, batch_size):
+    flags += ["--batch_size", str(batch_size)]
+    assert evaluation.main([*flags, "--output", str(tmp_path / "one")]) == 0
+    run = torchrun(count, ROOT / "eval.py", *flags, "--output", tmp_path / "several")
+    assert run.returncode == 0
+    assert run.stdout.count(" * Avg ") == 1
+    assert f"shared by {count} processes" in run.stdout
+    assert [row["image"] for row in rows_of(tmp_path / "several")] == [
+        row["image"] for row in rows_of(tmp_path / "one")
+    ]
+    expected = figures_of(tmp_path / "one")
+    assert figures_of(tmp_path / "several") == {key: pytest.approx(v, abs=1e-6) for key, v in expected.items()}
+
+
+def test_an_image_that_cannot_be_scored_ends_all_processes_with_one_sentence(flags, tmp_path):
+    pair = scan_folder(Path(flags[1]))[3]  # of the second process
+    Image.fromarray(np.full((480, 640), 12000, dtype=np.uint16)).save(pair.depth)  # beyond the range of 10 m
+    run = torchrun(2, ROOT / "eval.py", *flags, "--batch_size", "1", "--output", tmp_path / "out")
+    assert run.returncode != 0
+    assert run.stderr.count("no valid pixel") == 1
+    assert len(rows_of(tmp_path / "out")) == 3
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+DIES = """
+import os, signal, sys
+sys.path.insert(0, sys.argv.pop(1))
+import eval as evaluation
+from evaluation import scoring
+
+real, done = scoring.score, []
+
+def score(*args, **kwargs):
+    if os.environ["RANK"] == "1" and done:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done.append(1)
+    return real(*args, **kwargs)
+
+scoring.score = score
+sys.exit(evaluation.main(sys.argv[1:]))
+"""
+
+
+def test_a_process_that_dies_ends_the_run_and_resume_goes_on(flags, tmp_path):
+    flags += ["--batch_size", "1"]
+    script = tmp_path / "dies.py"
+    script.write_text(DIES)
+    run = torchrun(2, script, ROOT, *flags, "--output", tmp_path / "died")
+    assert run.returncode != 0
+    assert "SIGKILL" in run.stderr
+    assert len(rows_of(tmp_path / "died")) == 2
+    assert not (tmp_path / "died" / "results.json").exists()
+    run = torchrun(2, ROOT / "eval.py", *flags, "--output", tmp_path / "died", "--resume")
+    assert (run.returncode, "resuming: 2 of 5 images are done" in run.stdout) == (0, True)
+    assert evaluation.main([*flags, "--output", str(tmp_path / "one")]) == 0
+    assert rows_of(tmp_path / "died") == rows_of(tmp_path / "one")
+
+
+def test_a_wrong_checkpoint_is_named_once(flags, tmp_path):
+    run = torchrun(2, ROOT / "eval.py", *flags, "--clip_path", tmp_path / "none.pt")
+    assert run.returncode != 0
+    assert run.stderr.count("eval.py: ") == 1
+    assert "none.pt" in run.stderr
+
+
+def test_a_feature_cache_is_for_a_single_process(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert evaluation.main([*flags, "--feature_cache", str(tmp_path / "features.h5")]) == 2
+    assert "single process" in capsys.readouterr().err
