@@ -33,7 +33,7 @@ from calculate_error import (
     NonFinitePredictionError,
     errors_NYU,
 )
-from evaluation.concurrency import to_device
+from evaluation.encode import to_device
 
 SCALED = ("a1", "a2", "a3", "abs_rel", "log10", "rmse")  # the paper's columns
 SCALED_FIGURES = tuple(f"scaled_{name}" for name in SCALED)
@@ -48,8 +48,8 @@ ROWS, COLUMNS = (
 TIE = 1e-4  # [m] mean depths of patches are compared in steps of 0.1 mm
 MEASURED_SHARE = 0.5  # of a patch's pixels, at least, for it to count in a correlation
 Resize = Callable[[Tensor], Tensor]
-MAPS_AT_ONCE = (8, 256)  # on a CPU and on a GPU
-BLOCK = (1 << 16, 1 << 26)  # values of a block: what a core's cache holds, what keeps a GPU busy
+MAPS_AT_ONCE = {"cpu": 8, "cuda": 256}
+BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}  # values: what the cores' caches hold, what keeps a GPU busy
 
 
 class MapErrors(NamedTuple):
@@ -121,13 +121,14 @@ class MapScorer:
 
     Args:
         grid: (h, w) of the depth maps.
-        device: where to compute.
+        device: where to compute; the CPU instead of a device without double precision.
         nonfinite: as in `errors_NYU`. With "worst", a map with NaN or infinite depths has no extra figures.
     """
 
     def __init__(self, grid: tuple[int, int], device: torch.device, nonfinite: str = "error") -> None:
+        device = device if device.type == "cuda" else torch.device("cpu")
         self.grid, self.device, self.nonfinite = grid, device, nonfinite
-        self.at_once, self.block = MAPS_AT_ONCE[device.type != "cpu"], BLOCK[device.type != "cpu"]
+        self.at_once, self.block = MAPS_AT_ONCE[device.type], BLOCK[device.type]
         self.rows, self.columns = (
             LinearResize(n, size, device) for n, size in zip(grid, CROP_SIZE, strict=True)
         )  # the resizing of MonoCLIP.predict, axis by axis
@@ -174,11 +175,14 @@ class MapScorer:
         are not ordinary are overwritten by `PendingErrors.result`.
         """
         correlation = correlations(counted, patches)  # (R, 2)
-        parts = [depth.new_full((0 if counted.pixels else len(depth), len(FIGURES)), math.nan)]
-        for chunk, partner in zip(depth.split(self.at_once), correlation.split(self.at_once), strict=True):
-            if counted.pixels:
-                parts.append(pixel_figures(resized(chunk), counted, partner, self.block))
-        return PendingErrors(self, counted, depth, torch.cat(parts), correlation, ordinary, resized, whole)
+        figures = depth.new_full((len(depth), len(FIGURES)), math.nan, dtype=torch.float64)
+        # On a CPU it is known which maps are ordinary; a GPU need not be waited for to know it.
+        chosen = ordinary.nonzero()[:, 0] if self.device.type == "cpu" else torch.arange(len(depth), device=self.device)
+        for places in chosen.split(self.at_once):
+            if counted.pixels and len(places):
+                maps = resized(depth[places])
+                figures[places] = pixel_figures(maps, counted, correlation[places], self.block)
+        return PendingErrors(self, counted, depth, figures, correlation, ordinary, resized, whole)
 
 
 @dataclass(frozen=True)
@@ -232,10 +236,12 @@ class PendingErrors:
         result.valid_pixels[i] = int(kept.sum())
         result.dropped_pixels[i] = self.counted.pixels - result.valid_pixels[i]
         if result.valid_pixels[i]:
-            depth, places = self.counted.depth[kept], self.counted.places[kept]
-            median = lower_median(depth[None])[0]
-            rest = replace(self.counted, places=places, depth=depth, inverse=1 / depth, median=median)
-            figures = pixel_figures(pixels, rest, self.correlation[i : i + 1], self.scorer.block)
+            chosen = kept.nonzero()[:, 0]
+            rest = {
+                name: getattr(self.counted, name).index_select(0, chosen) for name in ("places", "depth", "inverse")
+            }
+            counted = replace(self.counted, **rest, median=lower_median(rest["depth"][None])[0])
+            figures = pixel_figures(pixels, counted, self.correlation[i : i + 1], self.scorer.block)
             result.figures[i] = figures[0].cpu().numpy()
 
 
@@ -269,35 +275,36 @@ def pixel_figures(maps: Tensor, counted: Counted, correlation: Tensor, block: in
     """`FIGURES` of R maps (R, M) of the window's pixels, with what `correlations` gives: (R, len(FIGURES))."""
     pred = maps.index_select(1, counted.places).clamp_(MIN_DEPTH, NYU_MAX_DEPTH)  # (R, N)
     ratio = counted.median / lower_median(pred)  # (R,)
-    plain, scaled = (means(pred, scale, counted, block) for scale in (torch.ones_like(ratio), ratio))  # (R, 9)
-    silog = (plain[:, 8] - plain[:, 7].square()).clamp(min=0).sqrt()
-    return torch.cat([plain[:, :7], correlation, silog[:, None], scaled[:, 1:7]], dim=1)
+    plain, scaled = (means(pred, scale, counted, block) for scale in (None, ratio))
+    silog = (plain[:, 1] - plain[:, 0].square()).clamp(min=0).sqrt()
+    return torch.cat([plain[:, 2:], correlation, silog[:, None], scaled[:, 1:]], dim=1)
 
 
-def means(pred: Tensor, scale: Tensor, counted: Counted, block: int) -> Tensor:
-    """`NYU_FIGURES` and the means of s = ln(pred / gt) and s^2 of R maps (R, N): (R, 9) float64.
+def means(pred: Tensor, scale: Tensor | None, counted: Counted, block: int) -> Tensor:
+    """`NYU_FIGURES` of R maps (R, N), multiplied by `scale` (R,) and clamped first: (R, 7) float64.
 
-    The maps are multiplied by `scale` (R,) and clamped before. Pixels are taken in blocks of `block` values, so that a
-    core's cache holds all steps of a block; s is the only transcendental.
+    Without `scale`, the means of s = ln(pred / gt) and of s^2 stand before them, (R, 9). Pixels are taken in blocks of
+    `block` values, so that the cores' caches hold all steps of a block; s is the only transcendental.
     """
-    maps, step = len(pred), max(1, block // len(pred))
-    room = pred.new_empty(4, maps, min(step, counted.pixels))
-    total = pred.new_zeros(9, maps, dtype=torch.float64)
-    for start in range(0, counted.pixels, step):
-        gt, inverse = counted.depth[start : start + step], counted.inverse[start : start + step]
-        values, ratio, largest, spare = room[..., : len(gt)]
-        torch.mul(pred[:, start : start + step], scale[:, None], out=values).clamp_(MIN_DEPTH, NYU_MAX_DEPTH)
-        torch.div(values, gt, out=ratio)
-        torch.maximum(ratio, torch.div(gt, values, out=largest), out=largest)
+    step = min(max(1, block // len(pred)), counted.pixels)
+    room = pred.new_empty(4, len(pred), step).unbind()
+    sums: list[Tensor] = []
+    for maps, gt, inverse in zip(*(x.split(step, dim=-1) for x in (pred, counted.depth, counted.inverse)), strict=True):
+        values, ratio, largest, spare = room if len(gt) == step else (x[:, : len(gt)] for x in room)
+        if scale is not None:
+            maps = torch.mul(maps, scale[:, None], out=values).clamp_(MIN_DEPTH, NYU_MAX_DEPTH)
+        torch.div(maps, gt, out=ratio)
+        torch.maximum(ratio, torch.div(gt, maps, out=largest), out=largest)
         shares = [torch.lt(largest, 1.25**i, out=spare).sum(1) for i in (1, 2, 3)]
-        difference, log = values.sub_(gt).abs_(), ratio.log_()
+        difference, log = torch.sub(maps, gt, out=values).abs_(), ratio.log_()
+        if scale is None:
+            sums += [log.sum(1), torch.mul(log, log, out=spare).sum(1)]
         relative, square = (torch.mul(difference, other, out=spare).sum(1) for other in (inverse, difference))
-        log_square, log_sum = torch.mul(log, log, out=spare).sum(1), log.sum(1)
-        part = [difference.sum(1), *shares, relative, log.abs_().sum(1), square, log_sum, log_square]
-        total += torch.stack(part)
-    mean = total.T / counted.pixels  # (R, 9)
-    mean[:, NYU_FIGURES.index("log10")] /= math.log(10)
-    mean[:, NYU_FIGURES.index("rmse")].sqrt_()
+        sums += [difference.sum(1), *shares, relative, log.abs_().sum(1), square]
+    blocks = torch.stack(sums).unflatten(0, (-1, 7 if scale is not None else 9))  # (blocks, 7 or 9, R)
+    mean = (blocks.sum(0, dtype=torch.float64) / counted.pixels).T  # (R, 7 or 9)
+    mean[:, -2] /= math.log(10)  # log10
+    mean[:, -1].sqrt_()  # rmse
     return mean
 
 

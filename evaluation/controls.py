@@ -24,7 +24,7 @@ import paper
 from calculate_error import NYU_CROP
 from datasets.nyu import DataError, depth_in_metres
 from datasets.nyu_files import decode
-from evaluation.concurrency import to_device
+from evaluation.encode import to_device
 from monoclip import Reading, mirror_average
 
 THIS_RUN = "this run"

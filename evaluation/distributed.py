@@ -44,8 +44,9 @@ class Processes:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Processes":
-        """As torchrun says in `WORLD_SIZE`, `RANK` and `LOCAL_RANK`."""
-        return cls(*(int(environment.get(key, d)) for key, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))))
+        """As torchrun says in `WORLD_SIZE`, `RANK` and `LOCAL_RANK`; a single one where that is not all there."""
+        said = [environment.get(key) for key in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR")]
+        return cls(*(int(value or 0) for value in said[:3])) if all(said) else cls()
 
     @contextmanager
     def connected(self, device: torch.device) -> Iterator[None]:

@@ -94,6 +94,11 @@ def encode(
         yield Encoded(features, batch.depth, batch.name, batch.scene, batch.index.tolist())  # type: ignore[attr-defined]
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """`values` of the CPU on a device; to a GPU without waiting for it."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
 class CacheError(Exception):
     """The feature cache cannot be used; the message is one sentence for the user."""
 

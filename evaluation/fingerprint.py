@@ -21,7 +21,6 @@ CODE = (
     "evaluation/batch_error.py",
     "evaluation/constant_error.py",
     "evaluation/controls.py",
-    "evaluation/concurrency.py",
     "calculate_error.py",
 )
 

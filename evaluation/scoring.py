@@ -20,10 +20,9 @@ import paper
 from calculate_error import NonFinitePredictionError
 from datasets.nyu import DataError
 from evaluation.batch_error import CROP_SIZE, MapScorer, PendingErrors
-from evaluation.concurrency import one_thread, to_device
 from evaluation.constant_error import depth_histogram
 from evaluation.controls import Predictor
-from evaluation.encode import Encoded
+from evaluation.encode import Encoded, to_device
 from evaluation.journal import Record
 from evaluation.results import pack_histogram
 
@@ -90,15 +89,14 @@ class Scored(NamedTuple):
 @torch.inference_mode()
 def score(batch: Encoded, predictor: Predictor, scorer: MapScorer) -> Scored:
     """Predicts and scores every row of one batch, without waiting for the device."""
-    depth = predictor(batch.features, batch.name)  # (B, R, h, w)
+    depth = predictor(batch.features, batch.name).to(scorer.device)  # (B, R, h, w)
     images, histograms = [], []
-    with one_thread():
-        for i, name in enumerate(batch.name):
-            counted = scorer.counted(batch.depth[i])
-            images.append([scorer.grids(counted, depth[i])])
-            if len(maps := predictor.maps(name, CROP_SIZE)):  # (R', 416, 544)
-                images[i].append(scorer.maps(counted, to_device(maps, scorer.device)))
-            histograms.append(depth_histogram(batch.depth[i]))
+    for i, name in enumerate(batch.name):
+        counted = scorer.counted(batch.depth[i])
+        images.append([scorer.grids(counted, depth[i])])
+        if len(maps := predictor.maps(name, CROP_SIZE)):  # (R', 416, 544)
+            images[i].append(scorer.maps(counted, to_device(maps, scorer.device)))
+        histograms.append(depth_histogram(batch.depth[i]))
     return Scored(batch, depth, images, histograms)
 
 

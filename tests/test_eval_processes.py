@@ -150,7 +150,7 @@ def test_a_wrong_checkpoint_is_named_once(flags, tmp_path):
     assert "none.pt" in run.stderr
 
 
-def test_a_feature_cache_is_for_a_single_process(flags, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert evaluation.main([*flags, "--feature_cache", str(tmp_path / "features.h5")]) == 2
-    assert "single process" in capsys.readouterr().err
+def test_a_feature_cache_is_for_a_single_process(flags, tmp_path):
+    run = torchrun(2, ROOT / "eval.py", *flags, "--feature_cache", tmp_path / "features.h5")
+    assert run.returncode != 0
+    assert run.stderr.count("--feature_cache is written and read by a single process") == 1

@@ -314,7 +314,7 @@ KINDS = ["_depth.npy", "_depth_mm.png", "_depth.png"]
 
 def test_a_folder_of_everything(run, album, model, tmp_path):
     before = written(tmp_path)
-    code, out, err = run("-i", album, "--batch_size", 3)
+    code, out, err = run("-i", album, "--batch_size", 3, "--exact")  # as `model`
     assert code == 0
     assert written(tmp_path) - before == {f"out/{stem}{kind}" for stem in STEMS for kind in KINDS}
     assert "Traceback" not in err
@@ -489,7 +489,7 @@ def test_help_names_every_flag():
     evaluation = vars(predict.build_parser().parse_args(["-o", "out"]))
     import eval as release
 
-    shared = {"clip_path", "device", "precision", "batch_size", "depth_classes", "bin_list", "temperature"}
+    shared = {"clip_path", "device", "precision", "exact", "depth_classes", "bin_list", "temperature"}
     defaults = vars(release.build_parser().parse_args([]))
     assert {name: evaluation[name] for name in shared} == {name: defaults[name] for name in shared}
 
