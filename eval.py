@@ -87,8 +87,14 @@ def open_dataset(args: argparse.Namespace, reading: Reading) -> NYUDepthV2 | NYU
     else:
         pairs = read_list(args.list_file, args.data_path, args.any_index)
     pairs = choose_scenes(pairs, lambda pair: pair.scene, args.scene)[: args.limit]
-    check_files(pairs, allow_empty=args.empty == "skip")
+    if not is_cached(args):  # the cache's fingerprint knows every byte of the files
+        check_files(pairs, allow_empty=args.empty == "skip")
     return NYUDepthV2(pairs, *protocol)
+
+
+def is_cached(args: argparse.Namespace) -> bool:
+    """Whether the features are to be read, not computed."""
+    return bool(args.feature_cache and args.feature_cache.exists())
 
 
 def check_output(flag: str, folder: Path | None) -> None:
@@ -396,7 +402,7 @@ def encoded(
     """
     path: Path | None = args.feature_cache
     start = len(dataset) - len(items)  # with a feature cache, which is for a single process
-    if path and path.exists():
+    if path and is_cached(args):
         cache = FeatureFile(path, fingerprint, all_channels)
         say(f"features: read from {path}")
         return cache.batches(*names_and_scenes(dataset), dataset.indices, device, args.batch_size, start)
@@ -406,7 +412,7 @@ def encoded(
         say(f"features: not kept in {path}, because {start} images were encoded by an earlier run")
     elif path:
         writer = FeatureWriter(path, fingerprint | {"all_channels": all_channels}, len(dataset))
-        say(f"features: to be kept in {path}, {len(dataset) * (3.6 if all_channels else 1.8):,.0f} MB for RN50")
+        say(f"features: to be kept in {path}, {len(dataset) * (4.2 if all_channels else 2.4):,.0f} MB for RN50")
         return stack.enter_context(writer).kept(batches)
     return batches
 

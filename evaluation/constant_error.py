@@ -17,8 +17,8 @@ MAX_MILLIMETRES = round(NYU_MAX_DEPTH * 1000)
 
 def depth_histogram(gt: Tensor) -> np.ndarray:
     """(1, 480, 640) [m] on the CPU, in whole millimetres -> (10000,) int64: counted pixels of 0, 1, ... 9999 mm."""
-    window = gt[0, ROWS, COLUMNS].contiguous().numpy()
-    millimetres = np.rint(np.minimum(window, NYU_MAX_DEPTH) * 1000).astype(np.uint16)
+    window = np.minimum(gt.numpy()[0, ROWS, COLUMNS], NYU_MAX_DEPTH)
+    millimetres = (window * 1000 + 0.5).astype(np.int64)
     histogram = np.bincount(millimetres.ravel(), minlength=MAX_MILLIMETRES)[:MAX_MILLIMETRES]
     histogram[: 1 + round(MIN_DEPTH * 1000)] = 0
     return histogram

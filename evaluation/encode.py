@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -140,10 +141,7 @@ class FeatureWriter:
         depth = (batch.depth * MILLIMETRES).round()[:, 0].numpy().astype("uint16")
         if not self.done:
             for name, array in (("features", features), ("depth_mm", depth)):
-                options = {"compression": "lzf"} if name == "depth_mm" else {}
-                self.file.create_dataset(
-                    name, (self.count, *array.shape[1:]), array.dtype, chunks=(1, *array.shape[1:]), **options
-                )
+                self.file.create_dataset(name, (self.count, *array.shape[1:]), array.dtype)  # packing costs more time
         self.file["features"][self.done : self.done + images] = features
         self.file["depth_mm"][self.done : self.done + images] = depth
         self.done += images
@@ -218,13 +216,16 @@ class FeatureFile:
         """
         for first in range(start, len(names), batch_size):
             part = slice(first, min(first + batch_size, len(names)))
+            features = np.empty((2, part.stop - first, *self.features.shape[2:]), np.float32)
             try:
-                features, depth = torch.from_numpy(self.features[part]), torch.from_numpy(self.depth[part].astype("f4"))
+                for view in (0, 1):
+                    self.features.read_direct(features, np.s_[part, view], np.s_[view])
+                depth = self.depth[part]
             except OSError as error:
                 raise DataError(f"{self.file.filename}: damaged; delete it to make it anew") from error
             yield Encoded(
-                features.transpose(0, 1).flatten(0, 1).to(device),
-                (depth / MILLIMETRES)[:, None],
+                to_device(torch.from_numpy(features).flatten(0, 1), device),
+                torch.from_numpy(np.divide(depth, MILLIMETRES, dtype=np.float32))[:, None],
                 list(names[part]),
                 list(scenes[part]),
                 list(indices[part]),
