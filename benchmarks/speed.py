@@ -14,6 +14,7 @@ plain network, which they optimise themselves.
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -44,12 +45,13 @@ from clip.inference import keep_freed_memory
 from clip.model import CLIP, Architecture, ModifiedResNet, VisionTransformer, infer_architecture
 from datasets.nyu import TEST_INDICES, NYUDepthV2, Pair, scan_folder
 from eval import evaluate, prompt_encoder
-from evaluation.controls import Predictor, plain_suite, with_paper
-from evaluation.encode import Encoded, FeatureFile, FeatureWriter, encode
+from evaluation.controls import THIS_RUN, Predictor, Suite, plain_suite, with_controls, with_paper
+from evaluation.encode import FeatureFile, FeatureWriter, encode
+from evaluation.fingerprint import features_fingerprint
 from evaluation.journal import Record
 from evaluation.scoring import score_all
+from loading import BATCH_SIZE, WORKERS, choose_precision
 from monoclip import PAPER, MonoCLIP, zeroshot_classifier
-from report import Row
 
 ROOT = Path(__file__).parents[1]
 SIZE = (NYU_CROP[0].stop - NYU_CROP[0].start, NYU_CROP[1].stop - NYU_CROP[1].start)  # (416, 544) px
@@ -102,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--images", type=int, default=8, help="images of an end-to-end run")
     parser.add_argument("--batch_sizes", type=int, nargs="+", help="images at once (default: 1 4; on a GPU 1 8 32 128)")
-    parser.add_argument("--cached_images", type=int, default=654, help="images in the feature cache, 1.8 MB each")
+    parser.add_argument("--cached_images", type=int, default=654, help="images in the feature cache, 2.4 MB each")
     parser.add_argument("--rounds", type=int, default=5, help="of which medians are taken")
     parser.add_argument("--threads", type=int, help="of torch on a CPU; none: torch's own choice")
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile, which takes a minute")
@@ -339,15 +341,11 @@ class EncoderClock:
         return features
 
 
-def predictor_of(model: MonoCLIP, clip_model: CLIP, paper: bool) -> Predictor:
-    """What reads depth out of features, its words encoded: the paper's main reading, or all that the paper reports."""
+def suites(channels: bool) -> dict[str, Suite]:
+    """What is read from one pass over the images, by the flags that ask for it; `channels` as in `with_controls`."""
     suite = plain_suite(PAPER)
-    return Predictor(prompt_encoder(model, clip_model), with_paper(suite) if paper else suite, model.clip_vis.patch_dim)
-
-
-def workers_on(device: torch.device) -> int:
-    """Processes that read images."""
-    return 0 if device.type == "cpu" else 8
+    published = with_paper(suite)
+    return {"": suite, " --paper": published, " --paper --controls": with_controls(published, channels, None)}
 
 
 def end_to_end_variants(
@@ -358,23 +356,22 @@ def end_to_end_variants(
     variants = [Variant("plain", "fp32", count, lambda: plain.evaluate(network, text_features, pairs, device))]
     for precision, form in forms.items():
         model = MonoCLIP(form)
-        predictor = predictor_of(model, form, paper=True)
+        for flags, suite in suites(model.channel_stride > 1).items():
+            predictor = Predictor(prompt_encoder(model, form), suite, model.clip_vis.patch_dim)
 
-        def figures(model: MonoCLIP = model) -> list[Row]:
-            return [row for rows in evaluate(model, dataset, device, batch_size, workers_on(device)) for row in rows]
+            def records(model: MonoCLIP = model, predictor: Predictor = predictor) -> list[Record]:
+                every = predictor.suite.all_channels
+                batches = encode(model, dataset, device, batch_size, WORKERS[device.type], every)
+                return [record for records in score_all(batches, predictor, "error", "error") for record in records]
 
-        def paper(model: MonoCLIP = model, predictor: Predictor = predictor) -> list[Record]:
-            batches = encode(model, dataset, device, batch_size, workers_on(device))
-            return [record for records in score_all(batches, predictor, "error", "error") for record in records]
-
-        variants.append(Variant(f"eval.py, {precision}", precision, count, figures))
-        variants.append(Variant(f"eval.py --paper, {precision}", precision, count, paper))
+            variants.append(Variant(f"eval.py{flags}, {precision}", precision, count, records))
     return variants
 
 
-def mean_figures(rows: Sequence[Row]) -> list[float]:
+def mean_figures(records: Sequence[Record]) -> list[float]:
     """Of the suite's own evaluation, in the order of `plain.figures`."""
-    return [statistics.fmean(row[name] for row in rows) for name in NYU_FIGURES]
+    rows = [record["rows"][THIS_RUN][2 : 2 + len(NYU_FIGURES)] for record in records]
+    return np.mean(rows, axis=0).tolist()
 
 
 def encoder_share(form: CLIP, dataset: NYUDepthV2, device: torch.device, batch_size: int) -> float:
@@ -389,29 +386,36 @@ def encoder_share(form: CLIP, dataset: NYUDepthV2, device: torch.device, batch_s
     return clock.seconds / seconds
 
 
-def cached_seconds(form: CLIP, dataset: NYUDepthV2, device: torch.device, images: int, folder: Path) -> float:
-    """Seconds to encode new words and to read and score a feature cache of `images` images."""
-    model = MonoCLIP(form)
-    batch = next(iter(encode(model, dataset, device)))
+def link_images(folder: Path, pairs: Sequence[Pair], count: int) -> None:
+    """Gives the `pairs` new names in NYU's layout until there are `count` images of the test split."""
+    folder = folder / "official_splits" / "test" / "office"
+    folder.mkdir(parents=True)
+    for index, pair in zip(TEST_INDICES[:count], itertools.cycle(pairs), strict=False):
+        os.link(pair.rgb, folder / f"rgb_{index:05d}.jpg")
+        os.link(pair.depth, folder / f"sync_depth_{index:05d}.png")
 
-    def copies() -> Iterator[Encoded]:
-        for _ in range(images):
-            yield batch
 
-    path = folder / "features.h5"
-    with FeatureWriter(path, {"all_channels": False}, images) as writer:
-        for _ in writer.kept(copies()):
+def write_cache(path: Path, weights: Path, form: CLIP, data: Path, device: torch.device) -> None:
+    """The feature cache that eval.py would write for the images of `data`, with the first one's features for all."""
+    dataset = NYUDepthV2(scan_folder(data), NYU_CROP, PAPER.image_mean, PAPER.image_std)
+    fingerprint = features_fingerprint(str(weights), dataset, choose_precision("auto", device), "fast")
+    batch = next(iter(encode(MonoCLIP(form), dataset, device)))
+    with FeatureWriter(path, fingerprint | {"all_channels": False}, len(dataset)) as writer:
+        for _ in writer.kept(itertools.repeat(batch, len(dataset))):
             pass
-    names = [f"{i}.jpg" for i in range(images)]
+
+
+def cached_seconds(form: CLIP, path: Path, device: torch.device) -> float:
+    """Seconds to encode words, and to read and score a feature cache with them."""
+    model = MonoCLIP(form)
     start = time.perf_counter()
-    predictor = predictor_of(MonoCLIP(form), form, paper=False)
-    cache = FeatureFile(path, {"all_channels": False}, all_channels=False)
-    batches = cache.batches(names, names, list(range(images)), device, 1)
+    predictor = Predictor(prompt_encoder(MonoCLIP(form), form), plain_suite(PAPER), model.clip_vis.patch_dim)
+    cache = FeatureFile(path, {}, all_channels=False)
+    names = [f"{i}.jpg" for i in range(len(cache.features))]
+    batches = cache.batches(names, names, range(len(names)), device, BATCH_SIZE[device.type])
     for _ in score_all(batches, predictor, "error", "error"):
         pass
-    seconds = time.perf_counter() - start
-    path.unlink()
-    return seconds
+    return time.perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -445,20 +449,25 @@ def process(name: str, command: list[str]) -> Process:
     return Process(name, time.perf_counter() - start, int(run.stdout) / 1e9)
 
 
-def processes(data: Path, weights: Path, device: torch.device, images: int, batch_size: int) -> list[Process]:
-    """Start-up, and how time and memory grow with the number of images."""
-    script = [sys.executable, str(ROOT / "eval.py")]
-    run = [*script, "--data_path", str(data), "--clip_path", str(weights), "--device", str(device)]
-    run += ["--batch_size", str(batch_size)]
-    rows = [process("eval.py --help", [*script, "--help"])]
-    for count in dict.fromkeys((1, images // 2, images)):
-        rows.append(process(f"eval.py, images: {count}", [*run, "--limit", str(count)]))
+def processes(data: Path, weights: Path, cache: Path, device: torch.device, images: int) -> list[Process]:
+    """Start-up, how time and memory grow with the images and the processes, and new words on cached features."""
+    script, run = (
+        str(ROOT / "eval.py"),
+        ["--data_path", str(data), "--clip_path", str(weights), "--device", str(device)],
+    )
+    rows = [process("eval.py --help", [sys.executable, script, "--help"])]
+    for count in (1, images, 8 * images):
+        rows.append(process(f"eval.py, images: {count}", [sys.executable, script, *run, "--limit", str(count)]))
+    if device.type == "cuda":
+        rows.append(process("eval.py --paper, all images", [sys.executable, script, *run, "--paper"]))
     count = torch.cuda.device_count() if device.type == "cuda" else 2
     if count > 1:
         threads = max(1, torch.get_num_threads() // count)
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", str(ROOT / "eval.py")]
-        command = ["env", f"OMP_NUM_THREADS={threads}", sys.executable, *torchrun, *run[2:], "--limit", str(images)]
-        rows.append(process(f"torchrun, {count} processes, images: {images}", command))
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", script]
+        command = ["env", f"OMP_NUM_THREADS={threads}", sys.executable, *torchrun, *run, "--limit", str(8 * images)]
+        rows.append(process(f"torchrun, {count} processes, images: {8 * images}", command))
+    words = ["--feature_cache", str(cache), "--depth_classes", "near", "far", "--bin_list", "1", "3"]
+    rows.append(process("eval.py with new words on the feature cache", [sys.executable, script, *run, *words]))
     return rows
 
 
@@ -467,6 +476,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is to mean fp32
     batch_sizes = args.batch_sizes or ([1, 4] if device.type == "cpu" else [1, 8, 32, 128])
     hardware = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
@@ -499,7 +509,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         print(f"\nEncoder, {gflop:.1f} GFLOP an image\n\n{table([Timing(**row) for row in encoder])}", flush=True)
         del variants
 
-        batch_size = min(batch_sizes[-1], args.images)
+        batch_size = min(BATCH_SIZE[device.type], args.images)
         variants = end_to_end_variants(network, forms, device, dataset, pairs, batch_size)
         rows = summarised(variants, take_turns(variants, args.rounds, device), gflop, peak)
         end_to_end = [asdict(row) for row in rows]
@@ -519,14 +529,17 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
             facts["share of the encoder in the end-to-end time, fp32"] = encoder_share(
                 forms["fp32"], dataset, device, batch_size
             )
-        seconds = cached_seconds(forms["fp32"], dataset, device, args.cached_images, folder)
+        link_images(folder / "many", pairs, args.cached_images)
+        cache = folder / "features.h5"
+        write_cache(cache, weights, forms["fp32"], folder / "many", device)
+        seconds = cached_seconds(forms["fp32"], cache, device)
         facts[f"seconds for new words over a feature cache of {args.cached_images} images"] = seconds
         facts["peak memory of this process [GB]"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
             1e9 if sys.platform == "darwin" else 1e6
         )
         print("\n" + "\n".join(f"{name}: {value:.3g}" for name, value in facts.items()), flush=True)
 
-        children = processes(folder / "data", weights, device, args.images, batch_size)
+        children = processes(folder / "many", weights, cache, device, args.images)
         print("\n" + "\n".join(f"{r.name}: {r.seconds:.1f} s, {r.peak_gb:.2f} GB" for r in children), flush=True)
     return {
         "hardware": hardware,

@@ -4,17 +4,16 @@ import copy
 import json
 import sys
 
-import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 import clip
+import eval as evaluation
 from benchmarks import peak, plain, speed
 from benchmarks.speed import Timing, Variant
 from calculate_error import NYU_CROP, NYU_FIGURES, errors_NYU
 from datasets.nyu import NYUDepthV2, scan_folder
-from evaluation.controls import THIS_RUN
 from monoclip import PAPER, MonoCLIP
 
 CPU = torch.device("cpu")
@@ -113,15 +112,23 @@ def test_runs_that_are_compared_give_the_same_figures(tiny_clip, forms, tmp_path
     pairs = scan_folder(tmp_path)
     dataset = NYUDepthV2(pairs, NYU_CROP, PAPER.image_mean, PAPER.image_std)
     variants = speed.end_to_end_variants(tiny_clip, forms, CPU, dataset, pairs, 2)
-    assert [variant.name for variant in variants] == ["plain", "eval.py, fp32", "eval.py --paper, fp32"]
+    flags = ("", " --paper", " --paper --controls")
+    assert [variant.name for variant in variants] == ["plain", *(f"eval.py{f}, fp32" for f in flags)]
     with torch.inference_mode():
-        expected, rows, records = (variant.run() for variant in variants)
-        assert speed.mean_figures(rows) == pytest.approx(expected, abs=1e-5)
-        paper = [record["rows"][THIS_RUN][2:] for record in records]  # after two counts of pixels
-        assert np.mean(paper, axis=0)[: len(expected)].tolist() == pytest.approx(expected, abs=1e-5)
+        expected, *runs = (variant.run() for variant in variants)
+        for records in runs:
+            assert speed.mean_figures(records) == pytest.approx(expected, abs=1e-5)
         assert 0 < speed.encoder_share(forms["fp32"], dataset, CPU, 1) < 1
-        assert speed.cached_seconds(forms["fp32"], dataset, CPU, 3, tmp_path) > 0
-    assert not (tmp_path / "features.h5").exists()
+
+
+def test_new_words_on_cached_features(tiny_checkpoint, forms, tmp_path):
+    speed.write_images(tmp_path / "two", 2)
+    speed.link_images(tmp_path / "five", scan_folder(tmp_path / "two"), 5)
+    cache = tmp_path / "features.h5"
+    speed.write_cache(cache, tiny_checkpoint, forms["fp32"], tmp_path / "five", CPU)
+    assert speed.cached_seconds(forms["fp32"], cache, CPU) > 0
+    flags = ["--data_path", tmp_path / "five", "--clip_path", tiny_checkpoint, "--device", "cpu"]
+    assert evaluation.main([*map(str, flags), "--feature_cache", str(cache)]) == 0  # and eval.py takes it for its own
 
 
 def test_a_process_is_measured_alone():
