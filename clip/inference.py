@@ -117,6 +117,7 @@ def has_onednn_kernel(x: Tensor) -> bool:
     """
     if (
         x.device.type != "cpu"
+        or torch.compiler.is_compiling()
         or not torch.backends.mkldnn.is_available()
         or (x.requires_grad and torch.is_grad_enabled())
     ):

@@ -15,7 +15,7 @@ each pixel and map. Beside the figures of the paper, of each image and map:
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -45,11 +45,12 @@ CROP_SIZE = (NYU_CROP[0].stop - NYU_CROP[0].start, NYU_CROP[1].stop - NYU_CROP[1
 ROWS, COLUMNS = (
     slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(NYU_CROP, NYU_EVAL_CROP, strict=True)
 )
+MAX_MILLIMETRES = round(NYU_MAX_DEPTH * 1000)
 TIE = 1e-4  # [m] mean depths of patches are compared in steps of 0.1 mm
 MEASURED_SHARE = 0.5  # of a patch's pixels, at least, for it to count in a correlation
 Resize = Callable[[Tensor], Tensor]
-MAPS_AT_ONCE = {"cpu": 8, "cuda": 256}
-BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}  # values: what the cores' caches hold, what keeps a GPU busy
+# Maps at once, and values of a block: what the cores' caches hold, what keeps a GPU busy.
+AT_ONCE = {"cpu": (8, 1 << 18), "gpu": (256, 1 << 26)}
 
 
 class MapErrors(NamedTuple):
@@ -67,36 +68,39 @@ class Counted:
     Attributes:
         places: (N,) int64, into the window `ROWS`, `COLUMNS`.
         depth: (N,) float32 [m].
-        inverse: (N,) 1 / depth.
-        median: () [m].
+        median: () [m], the lower one.
         patches: (P,) int64, into the grid.
         patch_depth: (1, P) mean depth [m].
         patch_ranks: (1, P) its ranks.
+        histogram: (10000,) int64, pixels of 0, 1, ... 9999 mm; always on the CPU.
     """
 
     places: Tensor
     depth: Tensor
-    inverse: Tensor
     median: Tensor
     patches: Tensor
     patch_depth: Tensor
     patch_ranks: Tensor
+    histogram: np.ndarray
 
     @classmethod
     def of(cls, gt: Tensor, grid: tuple[int, int]) -> "Counted":
-        """From gt (1, 480, 640) float [m] on the CPU, 0 = no measurement, and the (h, w) patches of the prediction."""
+        """From gt (1, 480, 640) float32 [m] on the CPU, whole millimetres, 0 = no measurement, and (h, w) patches."""
         if tuple(gt.shape) != (1, *NYU_FRAME):
             raise ValueError(f"expected gt of shape (1, {NYU_FRAME[0]}, {NYU_FRAME[1]}), got {tuple(gt.shape)}")
         window = np.ascontiguousarray(gt[0, ROWS, COLUMNS])  # in numpy: several times faster than torch's masks
         counted = (window > MIN_DEPTH) & (window < NYU_MAX_DEPTH)
         places = np.flatnonzero(counted)
-        depth = torch.from_numpy(window.ravel().take(places))
+        depth = window.ravel().take(places)
+        histogram = np.bincount((depth * 1000 + 0.5).astype(np.int64), minlength=MAX_MILLIMETRES)
+        middle = np.searchsorted(histogram.cumsum(), (len(depth) - 1) // 2 + 1)  # [mm]
+        median = torch.tensor(middle if len(depth) else 0, dtype=torch.float32) / 1000
         sizes = [whole // n for whole, n in zip(CROP_SIZE, grid, strict=True)]
-        pixels = patch_sums(counted.astype(np.float32), sizes)
-        patches = (pixels >= MEASURED_SHARE * sizes[0] * sizes[1]).nonzero()[:, 0]
-        patch_depth = (patch_sums(window * counted, sizes) / pixels)[patches][None]
-        median = lower_median(depth[None])[0] if len(depth) else depth.new_zeros(())
-        return cls(torch.from_numpy(places), depth, 1 / depth, median, patches, patch_depth, ranks(patch_depth))
+        area = patch_sums(counted.astype(np.float32), sizes)  # [px]
+        patches = (area >= MEASURED_SHARE * sizes[0] * sizes[1]).nonzero()[:, 0]
+        patch_depth = (patch_sums(window * counted, sizes) / area)[patches][None]
+        pixels = torch.from_numpy(places), torch.from_numpy(depth)
+        return cls(*pixels, median, patches, patch_depth, ranks(patch_depth), histogram[:MAX_MILLIMETRES])
 
     @property
     def pixels(self) -> int:
@@ -105,7 +109,8 @@ class Counted:
 
     def to(self, device: torch.device) -> "Counted":
         """The same on a device."""
-        return replace(self, **{f.name: to_device(getattr(self, f.name), device) for f in fields(self)})
+        moved = {name: to_device(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Counted(**{**vars(self), **moved})
 
     def gt(self) -> Tensor:
         """(1, 1, 480, 640) [m], 0 where no pixel is counted."""
@@ -126,9 +131,9 @@ class MapScorer:
     """
 
     def __init__(self, grid: tuple[int, int], device: torch.device, nonfinite: str = "error") -> None:
-        device = device if device.type == "cuda" else torch.device("cpu")
+        device = torch.device("cpu") if device.type == "mps" else device
         self.grid, self.device, self.nonfinite = grid, device, nonfinite
-        self.at_once, self.block = MAPS_AT_ONCE[device.type], BLOCK[device.type]
+        self.at_once, self.block = AT_ONCE["cpu" if device.type == "cpu" else "gpu"]
         self.rows, self.columns = (
             LinearResize(n, size, device) for n, size in zip(grid, CROP_SIZE, strict=True)
         )  # the resizing of MonoCLIP.predict, axis by axis
@@ -237,10 +242,8 @@ class PendingErrors:
         result.dropped_pixels[i] = self.counted.pixels - result.valid_pixels[i]
         if result.valid_pixels[i]:
             chosen = kept.nonzero()[:, 0]
-            rest = {
-                name: getattr(self.counted, name).index_select(0, chosen) for name in ("places", "depth", "inverse")
-            }
-            counted = replace(self.counted, **rest, median=lower_median(rest["depth"][None])[0])
+            places, depth = (x.index_select(0, chosen) for x in (self.counted.places, self.counted.depth))
+            counted = replace(self.counted, places=places, depth=depth, median=lower_median(depth[None])[0])
             figures = pixel_figures(pixels, counted, self.correlation[i : i + 1], self.scorer.block)
             result.figures[i] = figures[0].cpu().numpy()
 
@@ -289,17 +292,18 @@ def means(pred: Tensor, scale: Tensor | None, counted: Counted, block: int) -> T
     step = min(max(1, block // len(pred)), counted.pixels)
     room = pred.new_empty(4, len(pred), step).unbind()
     sums: list[Tensor] = []
-    for maps, gt, inverse in zip(*(x.split(step, dim=-1) for x in (pred, counted.depth, counted.inverse)), strict=True):
+    for maps, gt in zip(pred.split(step, dim=1), counted.depth.split(step), strict=True):
         values, ratio, largest, spare = room if len(gt) == step else (x[:, : len(gt)] for x in room)
         if scale is not None:
             maps = torch.mul(maps, scale[:, None], out=values).clamp_(MIN_DEPTH, NYU_MAX_DEPTH)
         torch.div(maps, gt, out=ratio)
         torch.maximum(ratio, torch.div(gt, maps, out=largest), out=largest)
         shares = [torch.lt(largest, 1.25**i, out=spare).sum(1) for i in (1, 2, 3)]
+        relative = torch.sub(ratio, 1, out=spare).abs_().sum(1)
         difference, log = torch.sub(maps, gt, out=values).abs_(), ratio.log_()
         if scale is None:
             sums += [log.sum(1), torch.mul(log, log, out=spare).sum(1)]
-        relative, square = (torch.mul(difference, other, out=spare).sum(1) for other in (inverse, difference))
+        square = torch.mul(difference, difference, out=spare).sum(1)
         sums += [difference.sum(1), *shares, relative, log.abs_().sum(1), square]
     blocks = torch.stack(sums).unflatten(0, (-1, 7 if scale is not None else 9))  # (blocks, 7 or 9, R)
     mean = (blocks.sum(0, dtype=torch.float64) / counted.pixels).T  # (R, 7 or 9)

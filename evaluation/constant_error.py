@@ -7,25 +7,13 @@ constants of a range cost less than one prediction.
 import math
 
 import numpy as np
-from torch import Tensor
 
 from calculate_error import MIN_DEPTH, NYU_FIGURES, NYU_MAX_DEPTH
-from evaluation.batch_error import COLUMNS, ROWS, SCALED
-
-MAX_MILLIMETRES = round(NYU_MAX_DEPTH * 1000)
-
-
-def depth_histogram(gt: Tensor) -> np.ndarray:
-    """(1, 480, 640) [m] on the CPU, in whole millimetres -> (10000,) int64: counted pixels of 0, 1, ... 9999 mm."""
-    window = np.minimum(gt.numpy()[0, ROWS, COLUMNS], NYU_MAX_DEPTH)
-    millimetres = (window * 1000 + 0.5).astype(np.int64)
-    histogram = np.bincount(millimetres.ravel(), minlength=MAX_MILLIMETRES)[:MAX_MILLIMETRES]
-    histogram[: 1 + round(MIN_DEPTH * 1000)] = 0
-    return histogram
+from evaluation.batch_error import MAX_MILLIMETRES, SCALED
 
 
 class ConstantErrors:
-    """Figures of any constant depth on one image, from sums over its depth histogram (10000,): no pixel is visited."""
+    """Figures of any constant depth on one image, from sums over `Counted.histogram` (10000,): no pixel is visited."""
 
     def __init__(self, histogram: np.ndarray) -> None:
         millimetres = np.arange(len(histogram))

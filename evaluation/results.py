@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from calculate_error import HIGHER_IS_BETTER, NYU_FIGURES
-from evaluation.batch_error import FIGURES
-from evaluation.constant_error import MAX_MILLIMETRES, ConstantErrors
+from evaluation.batch_error import FIGURES, MAX_MILLIMETRES
+from evaluation.constant_error import ConstantErrors
 from evaluation.controls import BEST, UNIFORM
 
 RESAMPLES = 10_000

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +19,6 @@ import paper
 from calculate_error import NonFinitePredictionError
 from datasets.nyu import DataError
 from evaluation.batch_error import CROP_SIZE, MapScorer, PendingErrors
-from evaluation.constant_error import depth_histogram
 from evaluation.controls import Predictor
 from evaluation.encode import Encoded, to_device
 from evaluation.journal import Record
@@ -78,26 +76,24 @@ def score_all(
 
 
 class Scored(NamedTuple):
-    """A batch whose figures are on their way: depth (B, R, h, w) [m] of its rows, and what each image's figures are."""
+    """A batch whose figures are on their way: depth (B, R, h, w) [m]; each image's, in one or two parts."""
 
     batch: Encoded
     depth: Tensor
-    images: list[list[PendingErrors]]
-    histograms: list[np.ndarray]
+    pending: list[list[PendingErrors]]
 
 
 @torch.inference_mode()
 def score(batch: Encoded, predictor: Predictor, scorer: MapScorer) -> Scored:
     """Predicts and scores every row of one batch, without waiting for the device."""
     depth = predictor(batch.features, batch.name).to(scorer.device)  # (B, R, h, w)
-    images, histograms = [], []
-    for i, name in enumerate(batch.name):
-        counted = scorer.counted(batch.depth[i])
-        images.append([scorer.grids(counted, depth[i])])
+    pending: list[list[PendingErrors]] = []
+    for name, gt, grids in zip(batch.name, batch.depth, depth, strict=True):
+        counted = scorer.counted(gt)
+        pending.append([scorer.grids(counted, grids)])
         if len(maps := predictor.maps(name, CROP_SIZE)):  # (R', 416, 544)
-            images[i].append(scorer.maps(counted, to_device(maps, scorer.device)))
-        histograms.append(depth_histogram(batch.depth[i]))
-    return Scored(batch, depth, images, histograms)
+            pending[-1].append(scorer.maps(counted, to_device(maps, scorer.device)))
+    return Scored(batch, depth, pending)
 
 
 @torch.inference_mode()
@@ -108,12 +104,12 @@ def records_of(
     batch, depth, names = scored.batch, scored.depth, predictor.suite.predicted
     records = []
     for i, image in enumerate(batch.name):
-        rows = score_rows(scored.images[i], image, names)
+        rows = score_rows(scored.pending[i], image, names)
         if empty == "error":
             check_not_empty(image, rows, names)
         record = {"image": image, "scene": batch.scene[i], "index": batch.index[i]}
         record |= {
-            "histogram": pack_histogram(scored.histograms[i]),
+            "histogram": pack_histogram(scored.pending[i][0].counted.histogram),
             "rows": dict(zip(names, rows, strict=True)),
         }
         if image in shown:

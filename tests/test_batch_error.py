@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calculate_error import NonFinitePredictionError, errors_NYU
-from evaluation.batch_error import FIGURES, NYU_FIGURES, SCALED, MapScorer, lower_median, ranks
-from evaluation.constant_error import ConstantErrors, depth_histogram
+from evaluation.batch_error import FIGURES, NYU_FIGURES, SCALED, Counted, MapScorer, lower_median, ranks
+from evaluation.constant_error import ConstantErrors
 
 GRID = (13, 17)
 CPU = torch.device("cpu")
@@ -71,6 +71,20 @@ def test_many_maps_agree_with_the_reference():
     np.testing.assert_allclose(whole.figures, errors.figures, atol=1e-5)
 
 
+def test_nothing_is_waited_for():
+    # The meta device has no values, so whatever would have to be read from a device raises there.
+    scorer, gt = MapScorer(GRID, torch.device("meta")), truth()
+    counted = scorer.counted(gt)
+    for pending in (
+        scorer.grids(counted, maps(3).to("meta")),
+        scorer.maps(counted, torch.empty(2, 416, 544, device="meta")),
+    ):
+        assert pending.figures.shape == (len(pending.depth), len(FIGURES))
+        assert pending.figures.is_meta
+        with pytest.raises(NotImplementedError):
+            pending.result()
+
+
 def test_extra_figures_agree_with_a_plain_computation():
     scorer, gt, grids = MapScorer(GRID, CPU), truth(2), maps(2)
     figures = by_name(scorer.grids(scorer.counted(gt), grids).result().figures)
@@ -127,7 +141,7 @@ def test_constants_from_the_histogram_are_exact(seed):
         gt.expand(len(depths), 1, 480, 640),
         torch.tensor(depths).float().view(-1, 1, 1, 1).expand(-1, 1, 416, 544),
     )
-    figures = by_name(ConstantErrors(depth_histogram(gt)).figures(depths))
+    figures = by_name(ConstantErrors(Counted.of(gt, (13, 17)).histogram).figures(depths))
     for name in NYU_FIGURES:
         np.testing.assert_allclose(figures[name], reference.figures[name], atol=1e-5, err_msg=name)
     scorer = MapScorer(GRID, CPU)
