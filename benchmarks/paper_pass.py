@@ -21,8 +21,8 @@ import torch
 
 import clip
 import report
+from benchmarks.workload import random_network
 from clip.inference import keep_freed_memory
-from clip.model import CLIP, Architecture
 from datasets.nyu import TEST_INDICES
 from evaluation.controls import Predictor, Suite, plain_suite, with_controls, with_paper
 from evaluation.encode import Encoded
@@ -32,7 +32,6 @@ from evaluation.scoring import score_all
 from loading import BATCH_SIZE
 from monoclip import PAPER, MonoCLIP, with_mirror, zeroshot_classifier
 
-RN50 = Architecture(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 12)
 SUITES = ("one reading", "--paper", "--paper --controls")
 
 
@@ -45,14 +44,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="of torch (default: as torch chooses)")
     parser.add_argument("--output", type=Path, help="JSON file for what was measured")
     return parser
-
-
-def random_rn50(seed: int = 0) -> CLIP:
-    """RN50's architecture with random weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = CLIP(RN50)
-    return clip.build_model(model.state_dict())
 
 
 def synthetic(rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,7 +66,7 @@ def suites() -> dict[str, Suite]:
 
 def measure(images: int) -> dict[str, Any]:
     """Seconds for each image and variant, and for what happens once in a run."""
-    clip_model = clip.optimize_for_inference(random_rn50())
+    clip_model = clip.optimize_for_inference(random_network())
     model = MonoCLIP(clip_model)
     once: dict[str, dict[str, float]] = {}
     predictors = {}

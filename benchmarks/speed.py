@@ -3,18 +3,14 @@
     python -m benchmarks.speed --output speed            prints the tables; writes speed.json and speed.png there
     python -m benchmarks.speed --device cuda --images 256
 
-Everything is measured on random weights of RN50's shape (or `--clip_path`) and on images of NYU's size made of noise.
+Everything is measured on random weights of RN50's shape (or `--clip_path`) and on images of NYU's size made of noise
+(or those of `--data_path`).
 Variants take turns within each round of one process, and a ratio is the median over the rounds of the quotient within
 a round, so a machine that slows down slows all of them. An image is always an image with its mirror. Multiply and add
 count apart; a share is that of the peak that peak.py measures before, in the variant's own precision.
-
-ONNX Runtime (which also needs onnx and onnxscript) and OpenVINO are measured where they are installed; both get the
-plain network, which they optimise themselves.
 """
 
 import argparse
-import copy
-import itertools
 import json
 import os
 import platform
@@ -24,51 +20,37 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import clip
-from benchmarks import plain
+from benchmarks.children import new_words, processes
 from benchmarks.peak import machine_peak
-from calculate_error import NYU_CROP, NYU_FIGURES
+from benchmarks.variants import (
+    Variant,
+    cached_seconds,
+    deviations,
+    encoder_gflop,
+    encoder_share,
+    encoder_variants,
+    end_to_end_variants,
+    forms_of,
+    mean_figures,
+)
+from benchmarks.workload import link_images, random_network, write_cache, write_images
+from calculate_error import NYU_CROP
 from clip.inference import keep_freed_memory
-from clip.model import CLIP, Architecture, ModifiedResNet, VisionTransformer, infer_architecture
-from datasets.nyu import TEST_INDICES, NYUDepthV2, Pair, scan_folder
-from eval import evaluate, prompt_encoder
-from evaluation.controls import THIS_RUN, Predictor, Suite, plain_suite, with_controls, with_paper
-from evaluation.encode import FeatureFile, FeatureWriter, encode
-from evaluation.fingerprint import features_fingerprint
-from evaluation.journal import Record
-from evaluation.scoring import score_all
-from loading import BATCH_SIZE, WORKERS, choose_precision
-from monoclip import PAPER, MonoCLIP, zeroshot_classifier
+from clip.model import CLIP
+from datasets.nyu import NYUDepthV2, Pair, scan_folder
+from loading import BATCH_SIZE
+from monoclip import PAPER, MonoCLIP
 
-ROOT = Path(__file__).parents[1]
-SIZE = (NYU_CROP[0].stop - NYU_CROP[0].start, NYU_CROP[1].stop - NYU_CROP[1].start)  # (416, 544) px
-RN50 = Architecture(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 12)
 PAPER_RUNS = 8  # settings of prompts and bins that the paper reports; a plain implementation runs once for each
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SEED = 0
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to do the work: `run()` treats `images` images in `precision`; None stands for "not installed"."""
-
-    name: str
-    precision: str
-    images: int
-    run: Callable[[], Any] | None
 
 
 @dataclass(frozen=True)
@@ -102,6 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--clip_path", help="CLIP checkpoint; none: random weights of RN50's shape")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--data_path", type=Path, help="folder that holds official_splits/test; none: images of noise of NYU's size"
+    )
     parser.add_argument("--images", type=int, default=8, help="images of an end-to-end run")
     parser.add_argument("--batch_sizes", type=int, nargs="+", help="images at once (default: 1 4; on a GPU 1 8 32 128)")
     parser.add_argument("--cached_images", type=int, default=654, help="images in the feature cache, 2.4 MB each")
@@ -110,37 +95,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile, which takes a minute")
     parser.add_argument("--output", type=Path, help="folder for speed.json and speed.png; none: print only")
     return parser
-
-
-def random_network(architecture: Architecture = RN50) -> CLIP:
-    """A CLIP of random weights in evaluation mode, its batch norms unlike those of a new layer."""
-    generator = torch.Generator().manual_seed(SEED)
-    with torch.random.fork_rng():
-        torch.manual_seed(SEED)
-        model = CLIP(architecture)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.get_buffer("running_mean").normal_(0, 0.05, generator=generator)
-            module.get_buffer("running_var").uniform_(0.8, 1.2, generator=generator)
-    return model.eval().requires_grad_(False)
-
-
-def write_images(folder: Path, count: int) -> None:
-    """Writes `count` pairs of 480x640 in NYU's layout: smooth noise with grain, and smooth depth with holes."""
-    rng = np.random.default_rng(SEED)
-    folder = folder / "official_splits" / "test" / "office"
-    folder.mkdir(parents=True)
-
-    def smooth(low: float, high: float) -> np.ndarray:
-        coarse = Image.fromarray(rng.uniform(low, high, (12, 16)).astype(np.float32))
-        return np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC))
-
-    for index in TEST_INDICES[:count]:
-        rgb = np.stack([smooth(0, 255) for _ in range(3)], axis=-1) + rng.normal(0, 8, (480, 640, 3))
-        Image.fromarray(rgb.clip(0, 255).astype(np.uint8)).save(folder / f"rgb_{index:05d}.jpg", quality=95)
-        depth = smooth(800, 6000) + rng.normal(0, 10, (480, 640))
-        depth[smooth(0, 1) > 0.9] = 0
-        Image.fromarray(depth.clip(0, 9900).astype(np.uint16)).save(folder / f"sync_depth_{index:05d}.png")
 
 
 def take_turns(variants: Sequence[Variant], rounds: int, device: torch.device) -> dict[str, list[float]]:
@@ -208,267 +162,40 @@ def table(rows: Sequence[Timing]) -> str:
     return "\n".join(lines)
 
 
-def encoder_gflop(network: CLIP, size: tuple[int, int] = SIZE) -> float:
-    """Of an image with its mirror, counted by torch."""
-    with torch.device("meta"):
-        twin = CLIP(infer_architecture(network.state_dict())).eval()
-        image = torch.empty(2, 3, *size)
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        twin.visual.forward_patches(image)
-    return counter.get_total_flops() / 1e9
+def encoder_table(
+    network: CLIP, forms: dict[str, CLIP], args: argparse.Namespace, peak: dict[str, float], folder: Path
+) -> list[Timing]:
+    """Measures the encoder alone, and how far each variant's depth is from the plain network's."""
+    device = torch.device(args.device)
+    batch_sizes = args.batch_sizes or ([1, 4] if device.type == "cpu" else [1, 8, 32, 128])
+    variants = encoder_variants(network, forms, device, batch_sizes, args.compile, folder)
+    differences = deviations(MonoCLIP(network), variants)
+    rows = summarised(variants, take_turns(variants, args.rounds, device), encoder_gflop(network), peak)
+    return [replace(row, deviation=differences.get(row.name)) for row in rows]
 
 
-class Patches(nn.Module):
-    """`forward_patches` as the `forward` that exporters want."""
-
-    def __init__(self, visual: ModifiedResNet | VisionTransformer) -> None:
-        super().__init__()
-        self.visual = visual
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C, h, w)."""
-        return self.visual.forward_patches(image)
-
-
-def onnxruntime_encoder(network: CLIP, image: Tensor, folder: Path) -> Callable[[], Tensor]:
-    """The plain network in ONNX Runtime, on a CPU, with torch's number of threads."""
-    import onnxruntime
-
-    path = folder / "encoder.onnx"
-    torch.onnx.export(Patches(network.visual).eval(), (image,), path, dynamo=True, verbose=False)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    array, name = image.numpy(), session.get_inputs()[0].name
-    return lambda: torch.from_numpy(session.run(None, {name: array})[0])
-
-
-def openvino_encoder(network: CLIP, image: Tensor, precision: str) -> Callable[[], Tensor]:
-    """The plain network in OpenVINO, on a CPU, with torch's number of threads."""
-    import openvino
-
-    program = torch.export.export(Patches(network.visual).eval(), (image,))
-    config = {
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    compiled = openvino.compile_model(openvino.convert_model(program), "CPU", config)
-    array = image.numpy()
-    return lambda: torch.from_numpy(compiled([array])[0])
-
-
-def forms_of(network: CLIP, device: torch.device) -> dict[str, CLIP]:
-    """The network in the fast form of each precision that makes sense on the device."""
-    names = ("fp32", "bf16") if device.type == "cpu" else ("fp32", "bf16", "fp16")
-    return {name: clip.optimize_for_inference(copy.deepcopy(network), PRECISIONS[name]) for name in names}
-
-
-def encoder_variants(
-    network: CLIP,
-    forms: dict[str, CLIP],
-    device: torch.device,
-    batch_sizes: Sequence[int],
-    compiled: bool,
-    folder: Path,
-) -> list[Variant]:
-    """Ways to encode images; each `run` returns the features (2B, C, h, w) of the first ones of one set of images."""
-    generator = torch.Generator().manual_seed(SEED)
-    upright = torch.randn(max(batch_sizes), 3, *SIZE, generator=generator)
-    pairs = torch.stack([upright, upright.flip(-1)], dim=1).to(device)  # (B, 2, 3, H, W)
-    one = pairs[0]
-
-    def encoder(visual: ModifiedResNet | VisionTransformer, image: Tensor) -> Callable[[], Tensor]:
-        return lambda: visual.forward_patches(image)
-
-    variants = [
-        Variant(
-            "plain: image, then mirror",
-            "fp32",
-            1,
-            lambda: torch.cat([network.visual.forward_patches(v[None]) for v in one]),
-        ),
-        Variant("plain network, image with mirror", "fp32", 1, encoder(network.visual, one)),
-    ]
-    for precision, form in forms.items():
-        for images in batch_sizes:
-            variants.append(
-                Variant(
-                    f"eval.py, {precision}, {images} at once",
-                    precision,
-                    images,
-                    encoder(form.visual, pairs[:images].flatten(0, 1)),
-                )
-            )
-        if compiled:
-            visual = copy.deepcopy(form.visual)
-            visual.forward_patches = torch.compile(visual.forward_patches)  # type: ignore[method-assign]
-            variants.append(Variant(f"torch.compile, {precision}", precision, 1, encoder(visual, one)))
+def end_to_end_table(
+    network: CLIP, forms: dict[str, CLIP], args: argparse.Namespace, peak: dict[str, float], pairs: list[Pair]
+) -> tuple[list[Timing], dict[str, float]]:
+    """Measures from files to figures; the second value is what follows from it, by a sentence that names it."""
+    device = torch.device(args.device)
+    dataset = NYUDepthV2(pairs, NYU_CROP, PAPER.image_mean, PAPER.image_std)
+    batch_size = min(BATCH_SIZE[device.type], len(pairs))
+    variants = end_to_end_variants(network, forms, device, dataset, pairs, batch_size)
+    rows = summarised(variants, take_turns(variants, args.rounds, device), encoder_gflop(network), peak)
+    ratios = {row.name: row.ratio for row in rows if row.ratio}
+    runs = {variant.name: variant.run for variant in variants if variant.run}
+    expected, facts = runs["plain"](), {}
+    for precision in forms:
+        name = f"the paper's {PAPER_RUNS} settings, {precision}: times faster than {PAPER_RUNS} plain runs"
+        facts[name] = PAPER_RUNS / ratios[f"eval.py --paper, {precision}"]
+        figures = mean_figures(runs[f"eval.py, {precision}"]())
+        difference = max(abs(one - other) for one, other in zip(figures, expected, strict=True))
+        facts[f"largest difference of a mean figure to the plain run's, {precision}"] = difference
     if device.type == "cpu":
-        has_onnx = all(find_spec(name) for name in ("onnxruntime", "onnx", "onnxscript"))
-        run = onnxruntime_encoder(network, one, folder) if has_onnx else None
-        variants.append(Variant("ONNX Runtime", "fp32", 1, run))
-        for precision in ("fp32", "bf16"):
-            run = openvino_encoder(network, one, precision) if find_spec("openvino") else None
-            variants.append(Variant(f"OpenVINO, {precision}", precision, 1, run))
-    return variants
-
-
-def deviations(model: MonoCLIP, variants: Sequence[Variant]) -> dict[str, float]:
-    """The largest difference of a patch's depth [m] in the first image to that of the first variant, by name."""
-
-    def depth(variant: Variant) -> Tensor:
-        features = variant.run()[:2].float().to(model.bin_list.device)  # type: ignore[misc]
-        return model.depth(nn.functional.normalize(features, dim=1)[:, :: model.channel_stride])
-
-    expected = depth(variants[0])
-    return {v.name: (depth(v) - expected).abs().max().item() for v in variants if v.run}
-
-
-class EncoderClock:
-    """Adds up the seconds that a model's image encoder takes, on a CPU."""
-
-    def __init__(self, model: MonoCLIP) -> None:
-        self.seconds = 0.0
-        self.forward = model.clip_vis.forward_patches
-        model.clip_vis.forward_patches = self  # type: ignore[method-assign]
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """What the encoder computes."""
-        start = time.perf_counter()
-        features = self.forward(image)
-        self.seconds += time.perf_counter() - start
-        return features
-
-
-def suites(channels: bool) -> dict[str, Suite]:
-    """What is read from one pass over the images, by the flags that ask for it; `channels` as in `with_controls`."""
-    suite = plain_suite(PAPER)
-    published = with_paper(suite)
-    return {"": suite, " --paper": published, " --paper --controls": with_controls(published, channels, None)}
-
-
-def end_to_end_variants(
-    network: CLIP, forms: dict[str, CLIP], device: torch.device, dataset: NYUDepthV2, pairs: list[Pair], batch_size: int
-) -> list[Variant]:
-    """From files to figures; words are encoded before. Each `run` evaluates all images."""
-    count, text_features = len(pairs), zeroshot_classifier(network)
-    variants = [Variant("plain", "fp32", count, lambda: plain.evaluate(network, text_features, pairs, device))]
-    for precision, form in forms.items():
-        model = MonoCLIP(form)
-        for flags, suite in suites(model.channel_stride > 1).items():
-            predictor = Predictor(prompt_encoder(model, form), suite, model.clip_vis.patch_dim)
-
-            def records(model: MonoCLIP = model, predictor: Predictor = predictor) -> list[Record]:
-                every = predictor.suite.all_channels
-                batches = encode(model, dataset, device, batch_size, WORKERS[device.type], every)
-                return [record for records in score_all(batches, predictor, "error", "error") for record in records]
-
-            variants.append(Variant(f"eval.py{flags}, {precision}", precision, count, records))
-    return variants
-
-
-def mean_figures(records: Sequence[Record]) -> list[float]:
-    """Of the suite's own evaluation, in the order of `plain.figures`."""
-    rows = [record["rows"][THIS_RUN][2 : 2 + len(NYU_FIGURES)] for record in records]
-    return np.mean(rows, axis=0).tolist()
-
-
-def encoder_share(form: CLIP, dataset: NYUDepthV2, device: torch.device, batch_size: int) -> float:
-    """Share of the encoder in the time from files to figures, on a CPU."""
-    model = MonoCLIP(form)
-    clock = EncoderClock(model)
-    start = time.perf_counter()
-    for _ in evaluate(model, dataset, device, batch_size):
-        pass
-    seconds = time.perf_counter() - start
-    del model.clip_vis.forward_patches
-    return clock.seconds / seconds
-
-
-def link_images(folder: Path, pairs: Sequence[Pair], count: int) -> None:
-    """Gives the `pairs` new names in NYU's layout until there are `count` images of the test split."""
-    folder = folder / "official_splits" / "test" / "office"
-    folder.mkdir(parents=True)
-    for index, pair in zip(TEST_INDICES[:count], itertools.cycle(pairs), strict=False):
-        os.link(pair.rgb, folder / f"rgb_{index:05d}.jpg")
-        os.link(pair.depth, folder / f"sync_depth_{index:05d}.png")
-
-
-def write_cache(path: Path, weights: Path, form: CLIP, data: Path, device: torch.device) -> None:
-    """The feature cache that eval.py would write for the images of `data`, with the first one's features for all."""
-    dataset = NYUDepthV2(scan_folder(data), NYU_CROP, PAPER.image_mean, PAPER.image_std)
-    fingerprint = features_fingerprint(str(weights), dataset, choose_precision("auto", device), "fast")
-    batch = next(iter(encode(MonoCLIP(form), dataset, device)))
-    with FeatureWriter(path, fingerprint | {"all_channels": False}, len(dataset)) as writer:
-        for _ in writer.kept(itertools.repeat(batch, len(dataset))):
-            pass
-
-
-def cached_seconds(form: CLIP, path: Path, device: torch.device) -> float:
-    """Seconds to encode words, and to read and score a feature cache with them."""
-    model = MonoCLIP(form)
-    start = time.perf_counter()
-    predictor = Predictor(prompt_encoder(MonoCLIP(form), form), plain_suite(PAPER), model.clip_vis.patch_dim)
-    cache = FeatureFile(path, {}, all_channels=False)
-    names = [f"{i}.jpg" for i in range(len(cache.features))]
-    batches = cache.batches(names, names, range(len(names)), device, BATCH_SIZE[device.type])
-    for _ in score_all(batches, predictor, "error", "error"):
-        pass
-    return time.perf_counter() - start
-
-
-@dataclass(frozen=True)
-class Process:
-    """A run of eval.py as a process of its own: wall seconds from its start, peak resident memory [GB]."""
-
-    name: str
-    seconds: float
-    peak_gb: float
-
-
-# Started in between, because a child's peak memory counts from that of the process it is forked from.
-LAUNCHER = """
-import os, subprocess, sys
-child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
-_, status, usage = os.wait4(child.pid, 0)
-print(usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
-sys.exit(os.waitstatus_to_exitcode(status))
-"""
-
-
-def process(name: str, command: list[str]) -> Process:
-    """Runs a command.
-
-    Raises:
-        subprocess.CalledProcessError: it failed; holds what it wrote to stderr.
-    """
-    start = time.perf_counter()
-    launcher = [sys.executable, "-S", "-c", LAUNCHER, *command]
-    run = subprocess.run(launcher, cwd=ROOT, capture_output=True, text=True, check=True)
-    return Process(name, time.perf_counter() - start, int(run.stdout) / 1e9)
-
-
-def processes(data: Path, weights: Path, cache: Path, device: torch.device, images: int) -> list[Process]:
-    """Start-up, how time and memory grow with the images and the processes, and new words on cached features."""
-    script, run = (
-        str(ROOT / "eval.py"),
-        ["--data_path", str(data), "--clip_path", str(weights), "--device", str(device)],
-    )
-    rows = [process("eval.py --help", [sys.executable, script, "--help"])]
-    for count in (1, images, 8 * images):
-        rows.append(process(f"eval.py, images: {count}", [sys.executable, script, *run, "--limit", str(count)]))
-    if device.type == "cuda":
-        rows.append(process("eval.py --paper, all images", [sys.executable, script, *run, "--paper"]))
-    count = torch.cuda.device_count() if device.type == "cuda" else 2
-    if count > 1:
-        threads = max(1, torch.get_num_threads() // count)
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", script]
-        command = ["env", f"OMP_NUM_THREADS={threads}", sys.executable, *torchrun, *run, "--limit", str(8 * images)]
-        rows.append(process(f"torchrun, {count} processes, images: {8 * images}", command))
-    words = ["--feature_cache", str(cache), "--depth_classes", "near", "far", "--bin_list", "1", "3"]
-    rows.append(process("eval.py with new words on the feature cache", [sys.executable, script, *run, *words]))
-    return rows
+        name = "share of the encoder in the end-to-end time, fp32"
+        facts[name] = encoder_share(forms["fp32"], dataset, device, batch_size)
+    return rows, facts
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
@@ -477,7 +204,6 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.backends.cudnn.allow_tf32 = False  # fp32 is to mean fp32
-    batch_sizes = args.batch_sizes or ([1, 4] if device.type == "cpu" else [1, 8, 32, 128])
     hardware = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "threads": torch.get_num_threads(),
@@ -490,63 +216,40 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     print("peak: " + (", ".join(f"{k} {v:,.0f} GFLOP/s" for k, v in peak.items()) or "not measured"), flush=True)
 
     network = clip.load(args.clip_path, device="cpu")[0] if args.clip_path else random_network()
-    network = network.to(device)
-    gflop = encoder_gflop(network)
     with ExitStack() as stack, torch.inference_mode():
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         weights = Path(args.clip_path or folder / "random.pt")
         if not args.clip_path:
             torch.save(network.state_dict(), weights)
-        write_images(folder / "data", args.images)
-        pairs = scan_folder(folder / "data")
-        dataset = NYUDepthV2(pairs, NYU_CROP, PAPER.image_mean, PAPER.image_std)
-        forms = forms_of(network, device)
-
-        variants = encoder_variants(network, forms, device, batch_sizes, args.compile, folder)
-        differences = deviations(MonoCLIP(network), variants)
-        rows = summarised(variants, take_turns(variants, args.rounds, device), gflop, peak)
-        encoder = [asdict(row) | {"deviation": differences.get(row.name)} for row in rows]
-        print(f"\nEncoder, {gflop:.1f} GFLOP an image\n\n{table([Timing(**row) for row in encoder])}", flush=True)
-        del variants
-
-        batch_size = min(BATCH_SIZE[device.type], args.images)
-        variants = end_to_end_variants(network, forms, device, dataset, pairs, batch_size)
-        rows = summarised(variants, take_turns(variants, args.rounds, device), gflop, peak)
-        end_to_end = [asdict(row) for row in rows]
-        print(f"\nFrom files to figures, {args.images} images\n\n{table(rows)}", flush=True)
-        ratios = {row.name: row.ratio for row in rows if row.ratio}
-        facts = {}
-        for precision in forms:
-            name = f"the paper's {PAPER_RUNS} settings, {precision}: times faster than {PAPER_RUNS} plain runs"
-            facts[name] = PAPER_RUNS / ratios[f"eval.py --paper, {precision}"]
-        runs = {variant.name: variant.run for variant in variants if variant.run}
-        expected = runs["plain"]()
-        for precision in forms:
-            figures = mean_figures(runs[f"eval.py, {precision}"]())
-            difference = max(abs(one - other) for one, other in zip(figures, expected, strict=True))
-            facts[f"largest difference of a mean figure to the plain run's, {precision}"] = difference
-        if device.type == "cpu":
-            facts["share of the encoder in the end-to-end time, fp32"] = encoder_share(
-                forms["fp32"], dataset, device, batch_size
-            )
+        if not args.data_path:
+            write_images(folder / "data", args.images)
+        pairs = scan_folder(args.data_path or folder / "data")[: args.images]
         link_images(folder / "many", pairs, args.cached_images)
+        children = processes(folder / "many", weights, device, len(pairs))
+
+        network = network.to(device)
+        forms = forms_of(network, device)
+        encoder = encoder_table(network, forms, args, peak, folder)
+        print(f"\nEncoder, {encoder_gflop(network):.1f} GFLOP an image\n\n{table(encoder)}", flush=True)
+        end_to_end, facts = end_to_end_table(network, forms, args, peak, pairs)
+        print(f"\nFrom files to figures, {len(pairs)} images\n\n{table(end_to_end)}", flush=True)
+
         cache = folder / "features.h5"
         write_cache(cache, weights, forms["fp32"], folder / "many", device)
-        seconds = cached_seconds(forms["fp32"], cache, device)
-        facts[f"seconds for new words over a feature cache of {args.cached_images} images"] = seconds
+        name = f"seconds for new words over a feature cache of {args.cached_images} images"
+        facts[name] = cached_seconds(forms["fp32"], cache, device)
         facts["peak memory of this process [GB]"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
             1e9 if sys.platform == "darwin" else 1e6
         )
+        children.append(new_words(folder / "many", weights, cache, device))
         print("\n" + "\n".join(f"{name}: {value:.3g}" for name, value in facts.items()), flush=True)
-
-        children = processes(folder / "many", weights, cache, device, args.images)
         print("\n" + "\n".join(f"{r.name}: {r.seconds:.1f} s, {r.peak_gb:.2f} GB" for r in children), flush=True)
     return {
         "hardware": hardware,
         "peak_gflops": peak,
-        "encoder_gflop": gflop,
-        "encoder": encoder,
-        "end_to_end": end_to_end,
+        "encoder_gflop": encoder_gflop(network),
+        "encoder": [asdict(row) for row in encoder],
+        "end_to_end": [asdict(row) for row in end_to_end],
         "facts": facts,
         "processes": [asdict(child) for child in children],
         "gpu": "see encoder" if device.type == "cuda" else "not run",

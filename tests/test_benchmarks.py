@@ -10,8 +10,9 @@ from torch.testing import assert_close
 
 import clip
 import eval as evaluation
-from benchmarks import peak, plain, speed
-from benchmarks.speed import Timing, Variant
+from benchmarks import children, peak, plain, speed, variants, workload
+from benchmarks.speed import Timing
+from benchmarks.variants import Variant
 from calculate_error import NYU_CROP, NYU_FIGURES, errors_NYU
 from datasets.nyu import NYUDepthV2, scan_folder
 from monoclip import PAPER, MonoCLIP
@@ -78,7 +79,7 @@ def test_gflop_of_a_tiny_network_are_those_of_its_convolutions(tiny_clip):
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(count)
     network.encode_patches(torch.zeros(2, 3, 64, 96))
-    assert speed.encoder_gflop(tiny_clip, (64, 96)) == pytest.approx(expected / 1e9)
+    assert variants.encoder_gflop(tiny_clip, (64, 96)) == pytest.approx(expected / 1e9)
 
 
 def test_plain_implementation_predicts_what_the_suite_predicts(tiny_clip, golden_inputs):
@@ -92,8 +93,8 @@ def test_plain_implementation_predicts_what_the_suite_predicts(tiny_clip, golden
 
 
 def test_encoders_that_are_compared_compute_the_same(tiny_clip, forms, tmp_path):
-    variants = speed.encoder_variants(tiny_clip, forms, CPU, [1, 2], False, tmp_path)
-    names = [variant.name for variant in variants]
+    compared = variants.encoder_variants(tiny_clip, forms, CPU, [1, 2], False, tmp_path)
+    names = [variant.name for variant in compared]
     assert names[:4] == [
         "plain: image, then mirror",
         "plain network, image with mirror",
@@ -101,49 +102,47 @@ def test_encoders_that_are_compared_compute_the_same(tiny_clip, forms, tmp_path)
         "eval.py, fp32, 2 at once",
     ]
     with torch.inference_mode():
-        assert [len(variant.run()) for variant in variants[:4]] == [2, 2, 2, 4]
-        differences = speed.deviations(MonoCLIP(tiny_clip), variants[:4])
+        assert [len(variant.run()) for variant in compared[:4]] == [2, 2, 2, 4]
+        differences = variants.deviations(MonoCLIP(tiny_clip), compared[:4])
     assert differences["plain: image, then mirror"] == 0
     assert max(differences.values()) < 5e-5  # of single patches of noise
 
 
 def test_runs_that_are_compared_give_the_same_figures(tiny_clip, forms, tmp_path):
-    speed.write_images(tmp_path, 2)
+    workload.write_images(tmp_path, 2)
     pairs = scan_folder(tmp_path)
     dataset = NYUDepthV2(pairs, NYU_CROP, PAPER.image_mean, PAPER.image_std)
-    variants = speed.end_to_end_variants(tiny_clip, forms, CPU, dataset, pairs, 2)
+    compared = variants.end_to_end_variants(tiny_clip, forms, CPU, dataset, pairs, 2)
     flags = ("", " --paper", " --paper --controls")
-    assert [variant.name for variant in variants] == ["plain", *(f"eval.py{f}, fp32" for f in flags)]
+    assert [variant.name for variant in compared] == ["plain", *(f"eval.py{f}, fp32" for f in flags)]
     with torch.inference_mode():
-        expected, *runs = (variant.run() for variant in variants)
+        expected, *runs = (variant.run() for variant in compared)
         for records in runs:
-            assert speed.mean_figures(records) == pytest.approx(expected, abs=1e-5)
-        assert 0 < speed.encoder_share(forms["fp32"], dataset, CPU, 1) < 1
+            assert variants.mean_figures(records) == pytest.approx(expected, abs=1e-5)
+        assert 0 < variants.encoder_share(forms["fp32"], dataset, CPU, 1) < 1
 
 
 def test_new_words_on_cached_features(tiny_checkpoint, forms, tmp_path):
-    speed.write_images(tmp_path / "two", 2)
-    speed.link_images(tmp_path / "five", scan_folder(tmp_path / "two"), 5)
+    workload.write_images(tmp_path / "two", 2)
+    workload.link_images(tmp_path / "five", scan_folder(tmp_path / "two"), 5)
     cache = tmp_path / "features.h5"
-    speed.write_cache(cache, tiny_checkpoint, forms["fp32"], tmp_path / "five", CPU)
-    assert speed.cached_seconds(forms["fp32"], cache, CPU) > 0
+    workload.write_cache(cache, tiny_checkpoint, forms["fp32"], tmp_path / "five", CPU)
+    assert variants.cached_seconds(forms["fp32"], cache, CPU) > 0
     flags = ["--data_path", tmp_path / "five", "--clip_path", tiny_checkpoint, "--device", "cpu"]
     assert evaluation.main([*map(str, flags), "--feature_cache", str(cache)]) == 0  # and eval.py takes it for its own
 
 
 def test_a_process_is_measured_alone():
     ballast = torch.ones(2**26)  # 256 MiB in this process
-    small = speed.process("small", [sys.executable, "-S", "-c", "pass"])
-    large = speed.process("large", [sys.executable, "-S", "-c", "bytearray(b'x' * 10**8)"])
+    small = children.process("small", [sys.executable, "-S", "-c", "pass"])
+    large = children.process("large", [sys.executable, "-S", "-c", "bytearray(b'x' * 10**8)"])
     assert len(ballast)
     assert small.peak_gb < 0.1 < large.peak_gb < 0.3
 
 
 def test_one_command_writes_the_report(tiny_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(speed, "machine_peak", lambda device, threads: {"fp32": 100.0})
-    monkeypatch.setattr(
-        speed, "processes", lambda *args: [speed.process("python", [sys.executable, "-S", "-c", "pass"])]
-    )
+    monkeypatch.setattr(speed, "processes", lambda *args: [children.process("python", [sys.executable, "-c", "pass"])])
     output = tmp_path / "speed"
     arguments = ["--clip_path", str(tiny_checkpoint), "--device", "cpu", "--images", "2", "--rounds", "1"]
     arguments += ["--cached_images", "2", "--batch_sizes", "1", "--output", str(output)]
