@@ -53,11 +53,11 @@ from evaluation.controls import (
     with_paper,
 )
 from evaluation.distributed import LostProcessError, OtherProcessError, Processes
-from evaluation.encode import CacheError, Encoded, FeatureFile, FeatureWriter, encode
+from evaluation.encode import CachedBatches, CacheError, Encoded, FeatureWriter, check_cache, encode
 from evaluation.fingerprint import choose_shown, features_fingerprint, names_and_scenes, run_fingerprint
 from evaluation.journal import JOURNAL_FILE, Journal, JournalError, locked
 from evaluation.results import Results
-from evaluation.scoring import EvaluationError, score_all
+from evaluation.scoring import EvaluationError, score_all, score_cached
 from loading import BATCH_SIZE, WORKERS, choose_device, choose_precision, load_model
 from monoclip import MonoCLIP, Reading, zeroshot_classifier
 
@@ -323,7 +323,11 @@ def run_on(device: torch.device, args: argparse.Namespace, processes: Processes)
         start, before = time.perf_counter(), processes.told_by_the_first(len(records))
         items = processes.share(before, len(dataset), args.batch_size)
         batches = encoded(args, model, dataset, device, features, suite.all_channels, items, stack)
-        own = score_all(batches, predictor, args.nonfinite, args.empty, shown, paged)
+        options = (predictor, args.nonfinite, args.empty, shown, paged)
+        if isinstance(batches, CachedBatches):
+            own = score_cached(batches, scoring_workers(args, device), *options)
+        else:
+            own = score_all(batches, *options)
         images = len(dataset) - before
         try:
             with tqdm(
@@ -394,7 +398,7 @@ def encoded(
     all_channels: bool,
     items: Sequence[int],
     stack: ExitStack,
-) -> Iterable[Encoded]:
+) -> Iterable[Encoded] | CachedBatches:
     """The features of the images `items`: from the feature cache, else computed, and cached if it is all images.
 
     Raises:
@@ -403,9 +407,9 @@ def encoded(
     path: Path | None = args.feature_cache
     start = len(dataset) - len(items)  # with a feature cache, which is for a single process
     if path and is_cached(args):
-        cache = FeatureFile(path, fingerprint, all_channels)
+        check_cache(path, fingerprint, all_channels)
         say(f"features: read from {path}")
-        return cache.batches(*names_and_scenes(dataset), dataset.indices, device, args.batch_size, start)
+        return CachedBatches(path, *names_and_scenes(dataset), dataset.indices, device, args.batch_size, start)
     workers = args.workers if args.workers is not None else WORKERS[device.type]
     batches = encode(model, dataset, device, args.batch_size, workers, all_channels, items)
     if path and start:
@@ -415,6 +419,14 @@ def encoded(
         say(f"features: to be kept in {path}, {len(dataset) * (4.2 if all_channels else 2.4):,.0f} MB for RN50")
         return stack.enter_context(writer).kept(batches)
     return batches
+
+
+def scoring_workers(args: argparse.Namespace, device: torch.device) -> int:
+    """Processes that score cached features: `--workers`, else on a CPU as many as torch would take threads."""
+    if args.workers is not None:
+        return args.workers
+    threads = torch.get_num_threads()
+    return threads if device.type == "cpu" and threads > 1 else 0
 
 
 def configuration(

@@ -237,7 +237,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         cache = folder / "features.h5"
         write_cache(cache, weights, forms["fp32"], folder / "many", device)
         name = f"seconds for new words over a feature cache of {args.cached_images} images"
-        facts[name] = cached_seconds(forms["fp32"], cache, device)
+        facts[name] = cached_seconds(forms["fp32"], cache, args.cached_images, device)
         facts["peak memory of this process [GB]"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
             1e9 if sys.platform == "darwin" else 1e6
         )

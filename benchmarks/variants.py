@@ -26,9 +26,9 @@ from clip.model import CLIP, ModifiedResNet, VisionTransformer, infer_architectu
 from datasets.nyu import NYUDepthV2, Pair
 from eval import evaluate, prompt_encoder
 from evaluation.controls import THIS_RUN, Predictor, Suite, plain_suite, with_controls, with_paper
-from evaluation.encode import FeatureFile, encode
+from evaluation.encode import CachedBatches, encode
 from evaluation.journal import Record
-from evaluation.scoring import score_all
+from evaluation.scoring import score_all, score_cached
 from loading import BATCH_SIZE, WORKERS
 from monoclip import PAPER, MonoCLIP, zeroshot_classifier
 
@@ -217,15 +217,15 @@ def encoder_share(form: CLIP, dataset: NYUDepthV2, device: torch.device, batch_s
     return clock.seconds / seconds
 
 
-def cached_seconds(form: CLIP, path: Path, device: torch.device) -> float:
-    """Seconds to encode words, and to read and score a feature cache with them."""
+def cached_seconds(form: CLIP, path: Path, images: int, device: torch.device) -> float:
+    """Seconds to encode words, and to read and score a feature cache of `images` images with them."""
     model = MonoCLIP(form)
     start = time.perf_counter()
     predictor = Predictor(prompt_encoder(MonoCLIP(form), form), plain_suite(PAPER), model.clip_vis.patch_dim)
-    cache = FeatureFile(path, {}, all_channels=False)
-    names = [f"{i}.jpg" for i in range(len(cache.features))]
-    batches = cache.batches(names, names, range(len(names)), device, BATCH_SIZE[device.type])
-    for _ in score_all(batches, predictor, "error", "error"):
+    names = [f"{i}.jpg" for i in range(images)]
+    batches = CachedBatches(path, names, names, range(images), device, BATCH_SIZE[device.type])
+    workers = torch.get_num_threads() if device.type == "cpu" else 0
+    for _ in score_cached(batches, workers, predictor, "error", "error"):
         pass
     return time.perf_counter() - start
 

@@ -5,34 +5,29 @@ constants of a range cost less than one prediction.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from calculate_error import MIN_DEPTH, NYU_FIGURES, NYU_MAX_DEPTH
 from evaluation.batch_error import MAX_MILLIMETRES, SCALED
 
+DEPTH = np.maximum(np.arange(MAX_MILLIMETRES), 1) / 1000  # [m] of each place of a histogram
+LOG_DEPTH = np.log(DEPTH)
+
 
 class ConstantErrors:
     """Figures of any constant depth on one image, from sums over `Counted.histogram` (10000,): no pixel is visited."""
 
     def __init__(self, histogram: np.ndarray) -> None:
-        millimetres = np.arange(len(histogram))
-        depth = np.maximum(millimetres, 1) / 1000
-        self.n = int(histogram.sum())
-
-        def below(value: np.ndarray | float) -> np.ndarray:
-            """Sums over the pixels below 0, 1, ... 10000 mm."""
-            return np.concatenate([[0], np.cumsum(histogram * value)])
-
+        self.n = histogram.sum().item()
+        # Sums over the pixels below 0, 1, ... 10000 mm, each (10001,)
         self.pixels, self.depths, self.inverses, self.logs = (
-            below(1),
-            below(depth),
-            below(1 / depth),
-            below(np.log(depth)),
+            np.concatenate([[0], np.cumsum(histogram * value)]) for value in (1, DEPTH, 1 / DEPTH, LOG_DEPTH)
         )
-        self.square = (histogram * depth**2).sum() / self.n
+        self.square = histogram @ DEPTH**2 / self.n
         log_mean = self.logs[-1] / self.n
-        self.silog = math.sqrt(max(0.0, (histogram * np.log(depth) ** 2).sum() / self.n - log_mean**2))
+        self.silog = math.sqrt(max(0.0, histogram @ LOG_DEPTH**2 / self.n - log_mean**2))
         self.median = int(np.searchsorted(self.pixels, (self.n - 1) // 2 + 1) - 1) / 1000
 
     def paper_figures(self, depth: np.ndarray) -> np.ndarray:
@@ -58,9 +53,8 @@ class ConstantErrors:
             return (value * (2 * up_to - n) + sums[-1] - 2 * sums[place]) / n
 
         relative = (depth * (2 * self.inverses[place] - self.inverses[-1]) + n - 2 * up_to) / n
-        squared = self.square - 2 * depth * self.depths[-1] / n + depth**2
         columns = [distance(self.depths, depth), share(1.25), share(1.25**2), share(1.25**3), relative]
-        columns += [distance(self.logs, np.log(depth)) / math.log(10), np.sqrt(np.maximum(squared, 0))]
+        columns += [distance(self.logs, np.log(depth)) / math.log(10), rmse_of(self.depths[-1] / n, self.square, depth)]
         return np.where(depth[:, None] > MIN_DEPTH, np.stack(columns, axis=1), np.nan)
 
     def figures(self, depth: np.ndarray) -> np.ndarray:
@@ -68,3 +62,20 @@ class ConstantErrors:
         scaled = self.paper_figures(np.array([self.median]))[0, [NYU_FIGURES.index(name) for name in SCALED]]
         extra = np.array([0.0, 0.0, self.silog, *scaled])
         return np.concatenate([self.paper_figures(depth), np.tile(extra, (len(depth), 1))], axis=1)
+
+
+def mean_paper_figures(histograms: Sequence[np.ndarray], depth: np.ndarray) -> np.ndarray:
+    """`NYU_FIGURES` of C constants, mean over images: histograms with pixels (10000,) and (C,) [m] -> (C, 7).
+
+    All figures but rmse are linear in the shares of the pixels, so those of the mean histogram are their means.
+    """
+    shares = [histogram / histogram.sum() for histogram in histograms]
+    figures = ConstantErrors(sum(shares) / len(shares)).paper_figures(depth)
+    moments = np.array([(share @ DEPTH, share @ DEPTH**2) for share in shares])  # (I, 2)
+    figures[:, -1] = sum(rmse_of(mean, square, depth) for mean, square in moments.tolist()) / len(shares)
+    return figures
+
+
+def rmse_of(mean: float, square: float, depth: np.ndarray) -> np.ndarray:
+    """Of C constants (C,) [m], against ground truth with this mean [m] and mean square: (C,) [m]."""
+    return np.sqrt(np.maximum(square - 2 * depth * mean + depth**2, 0))

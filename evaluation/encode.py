@@ -1,7 +1,7 @@
 """From a data set to patch features: the only expensive step of an evaluation, done once for each image.
 
-`encode` runs the image encoder; `FeatureFile` keeps what it gave in an HDF5 file, so that new words on the same images
-take seconds. Both give `Encoded` batches.
+`encode` runs the image encoder; `FeatureWriter` keeps what it gave in an HDF5 file, so that new words on the same
+images take seconds; `CachedBatches` reads it. Both ways give `Encoded` batches.
 """
 
 import json
@@ -164,8 +164,8 @@ class FeatureWriter:
         self.temporary.unlink(missing_ok=True)
 
 
-class FeatureFile:
-    """A complete feature cache.
+def check_cache(path: Path, fingerprint: Mapping[str, Any], all_channels: bool) -> None:
+    """Accepts a complete feature cache.
 
     Args:
         path: of the file.
@@ -175,58 +175,82 @@ class FeatureFile:
     Raises:
         CacheError: it is no feature cache, damaged, or made with something else.
     """
+    import h5py
 
-    def __init__(self, path: Path, fingerprint: Mapping[str, Any], all_channels: bool) -> None:
-        import h5py
+    try:
+        with h5py.File(path, "r") as file:
+            made_with = json.loads(file.attrs["fingerprint"])
+            whole = "features" in file and "depth_mm" in file
+        if not whole or not isinstance(made_with, dict) or "all_channels" not in made_with:
+            raise ValueError("something is not there")
+    except (OSError, KeyError, ValueError) as error:
+        raise CacheError(f"{path}: no feature cache, or a damaged one; delete it or name another file") from error
+    wanted = json.loads(json.dumps(fingerprint))
+    changed = [key for key in wanted if key != "all_channels" and made_with.get(key, path) != wanted[key]]
+    if changed:
+        raise CacheError(
+            f"{path}: made with another {', '.join(changed)}, so its features are not those of this run; "
+            "name another --feature_cache, or delete the file to make it anew"
+        )
+    if all_channels and not made_with["all_channels"]:
+        raise CacheError(
+            f"{path}: holds every second channel only, but --controls needs all; "
+            "name another --feature_cache, or delete the file to make it anew with --controls"
+        )
 
-        try:
-            self.file = h5py.File(path, "r")
-            made_with = json.loads(self.file.attrs["fingerprint"])
-            if not isinstance(made_with, dict) or "all_channels" not in made_with:
-                raise ValueError("its fingerprint is none")
-            self.features, self.depth = self.file["features"], self.file["depth_mm"]
-        except (OSError, KeyError, ValueError) as error:
-            raise CacheError(f"{path}: no feature cache, or a damaged one; delete it or name another file") from error
-        wanted = json.loads(json.dumps(fingerprint))
-        changed = [key for key in wanted if key != "all_channels" and made_with.get(key, self) != wanted[key]]
-        if changed:
-            raise CacheError(
-                f"{path}: made with another {', '.join(changed)}, so its features are not those of this run; "
-                "name another --feature_cache, or delete the file to make it anew"
-            )
-        if all_channels and not made_with["all_channels"]:
-            raise CacheError(
-                f"{path}: holds every second channel only, but --controls needs all; "
-                "name another --feature_cache, or delete the file to make it anew with --controls"
-            )
 
-    def batches(
+class CachedBatches(Dataset[Encoded]):
+    """Batches out of a feature cache: what `encode` gave, image files untouched. Every process opens it for itself.
+
+    Args:
+        path: of a cache that `check_cache` accepts.
+        names, scenes, indices: of all images in it.
+        device: where the features go.
+        batch_size: images at once.
+        start: images before it are left out.
+    """
+
+    def __init__(
         self,
+        path: Path,
         names: Sequence[str],
         scenes: Sequence[str],
         indices: Sequence[int],
         device: torch.device,
         batch_size: int,
         start: int = 0,
-    ) -> Iterator[Encoded]:
-        """What `encode` gave, image files untouched; `names` and so on are of all images.
+    ) -> None:
+        self.path, self.device = path, device
+        self.names, self.scenes, self.indices = names, scenes, indices
+        self.parts = [slice(i, min(i + batch_size, len(names))) for i in range(start, len(names), batch_size)]
+        self._file: Any = None
+        self._process = 0
 
-        Raises:
-            DataError: the file is damaged inside.
-        """
-        for first in range(start, len(names), batch_size):
-            part = slice(first, min(first + batch_size, len(names)))
-            features = np.empty((2, part.stop - first, *self.features.shape[2:]), np.float32)
-            try:
-                for view in (0, 1):
-                    self.features.read_direct(features, np.s_[part, view], np.s_[view])
-                depth = self.depth[part]
-            except OSError as error:
-                raise DataError(f"{self.file.filename}: damaged; delete it to make it anew") from error
-            yield Encoded(
-                to_device(torch.from_numpy(features).flatten(0, 1), device),
-                torch.from_numpy(np.divide(depth, MILLIMETRES, dtype=np.float32))[:, None],
-                list(names[part]),
-                list(scenes[part]),
-                list(indices[part]),
-            )
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def _opened(self) -> Any:
+        import h5py
+
+        if self._process != os.getpid():
+            self._file, self._process = h5py.File(self.path, "r"), os.getpid()
+        return self._file
+
+    def __getitem__(self, item: int) -> Encoded:
+        """Raises DataError: the file is damaged inside."""
+        part = self.parts[item]
+        try:
+            stored = self._opened()["features"]
+            features = np.empty((2, part.stop - part.start, *stored.shape[2:]), np.float32)
+            for view in (0, 1):
+                stored.read_direct(features, np.s_[part, view], np.s_[view])
+            depth = self._opened()["depth_mm"][part]
+        except OSError as error:
+            raise DataError(f"{self.path}: damaged; delete it to make it anew") from error
+        return Encoded(
+            to_device(torch.from_numpy(features).flatten(0, 1), self.device),
+            torch.from_numpy(np.divide(depth, MILLIMETRES, dtype=np.float32))[:, None],
+            list(self.names[part]),
+            list(self.scenes[part]),
+            list(self.indices[part]),
+        )

@@ -14,7 +14,7 @@ import numpy as np
 
 from calculate_error import HIGHER_IS_BETTER, NYU_FIGURES
 from evaluation.batch_error import FIGURES, MAX_MILLIMETRES
-from evaluation.constant_error import ConstantErrors
+from evaluation.constant_error import ConstantErrors, mean_paper_figures
 from evaluation.controls import BEST, UNIFORM
 
 RESAMPLES = 10_000
@@ -64,7 +64,7 @@ class Results:
         self.counted = np.array([h.any() for h in histograms])  # (I,) images with a valid pixel
         errors = [ConstantErrors(h) if h.any() else None for h in histograms]
         self._add_constants(constants, errors)
-        self._add_best(errors)
+        self._add_best(histograms, errors)
 
     def _add_row(
         self, name: str, figures: Sequence[np.ndarray | None], errors: Sequence[ConstantErrors | None]
@@ -79,15 +79,13 @@ class Results:
         for i, name in enumerate(constants):
             self._add_row(name, [None if f is None else f[i] for f in figures], errors)
 
-    def _add_best(self, errors: Sequence[ConstantErrors | None]) -> None:
-        total = np.zeros((len(SWEEP), len(NYU_FIGURES)))
-        for e in errors:
-            if e:
-                total += e.paper_figures(SWEEP)
-        best = [
-            total[:, i].argmax() if n in HIGHER_IS_BETTER else total[:, i].argmin() for i, n in enumerate(NYU_FIGURES)
-        ]
-        self.best = {name: float(SWEEP[place]) for name, place in zip(NYU_FIGURES, best, strict=True)}
+    def _add_best(self, histograms: Sequence[np.ndarray], errors: Sequence[ConstantErrors | None]) -> None:
+        measured = [h for h in histograms if h.any()]
+        means = mean_paper_figures(measured, SWEEP).T if measured else np.zeros((len(NYU_FIGURES), 1))
+        self.best = {
+            name: float(SWEEP[values.argmax() if name in HIGHER_IS_BETTER else values.argmin()])
+            for name, values in zip(NYU_FIGURES, means, strict=True)
+        }
         depths = np.array(list(self.best.values()))
         figures: list[np.ndarray | None] = []
         for e in errors:

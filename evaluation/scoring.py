@@ -10,17 +10,18 @@ run's reading, (2, K, h, w) of the image and of its mirror.
 import math
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 import paper
 from calculate_error import NonFinitePredictionError
 from datasets.nyu import DataError
 from evaluation.batch_error import CROP_SIZE, MapScorer, PendingErrors
 from evaluation.controls import Predictor
-from evaluation.encode import Encoded, to_device
+from evaluation.encode import CachedBatches, Encoded, to_device
 from evaluation.journal import Record
 from evaluation.results import pack_histogram
 
@@ -73,6 +74,37 @@ def score_all(
         yield records_of(scored, predictor, empty, shown, paged)
     if failure:
         raise EvaluationError(str(failure)) from failure
+
+
+class CachedRecords(Dataset[list[Record] | EvaluationError]):
+    """The records of each batch of a feature cache. Errors come out as items, as from `encode.Part`."""
+
+    def __init__(self, batches: CachedBatches, *options: Any) -> None:
+        self.batches, self.options = batches, options
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, item: int) -> list[Record] | EvaluationError:
+        try:
+            return next(score_all((self.batches[i] for i in (item,)), *self.options))
+        except EvaluationError as error:
+            return error
+
+
+def score_cached(batches: CachedBatches, workers: int, *options: Any) -> Iterator[list[Record]]:
+    """As `score_all` with the same `options`, by `workers` processes: features in a cache need no common encoder."""
+    for records in DataLoader(
+        CachedRecords(batches, *options), batch_size=None, num_workers=workers, collate_fn=unchanged
+    ):
+        if isinstance(records, EvaluationError):
+            raise records
+        yield records
+
+
+def unchanged(records: list[Record] | EvaluationError) -> list[Record] | EvaluationError:
+    """What a DataLoader collates nothing from."""
+    return records
 
 
 class Scored(NamedTuple):

@@ -127,7 +127,7 @@ def test_new_words_on_cached_features(tiny_checkpoint, forms, tmp_path):
     workload.link_images(tmp_path / "five", scan_folder(tmp_path / "two"), 5)
     cache = tmp_path / "features.h5"
     workload.write_cache(cache, tiny_checkpoint, forms["fp32"], tmp_path / "five", CPU)
-    assert variants.cached_seconds(forms["fp32"], cache, CPU) > 0
+    assert variants.cached_seconds(forms["fp32"], cache, 5, CPU) > 0
     flags = ["--data_path", tmp_path / "five", "--clip_path", tiny_checkpoint, "--device", "cpu"]
     assert evaluation.main([*map(str, flags), "--feature_cache", str(cache)]) == 0  # and eval.py takes it for its own
 

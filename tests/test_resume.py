@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 
@@ -272,12 +273,28 @@ def test_a_stopped_run_leaves_no_feature_cache(run, stops_after, tmp_path):
 
 def test_controls_from_a_cache_of_all_channels(run, tmp_path):
     cache = tmp_path / "features.h5"
-    flags = ("--limit", "1", "--feature_cache", cache)
+    flags = ("--limit", "1", "--feature_cache", cache, "--workers", "0")  # one process: the same threads, the same bits
     assert run(*flags, "--controls", "--output", tmp_path / "one")[0] == 0
     assert run(*flags, "--controls", "--output", tmp_path / "two")[0] == 0
     assert run(*flags)[0] == 0
     one, two = (json.loads((tmp_path / name / "results.json").read_text())["groups"] for name in ("one", "two"))
     assert one == two
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cached_features_are_scored_by_processes(run, tmp_path, workers):
+    flags = ("--feature_cache", tmp_path / "features.h5", "--batch_size", "2", "--workers", workers)
+    assert run(*flags, "--output", tmp_path / "one")[0] == 0
+    assert run(*flags, "--output", tmp_path / "two")[0] == 0
+    one, two = (json.loads((tmp_path / name / "results.json").read_text())["figures"] for name in ("one", "two"))
+    assert one == {name: pytest.approx(value, abs=1e-6) for name, value in two.items()}
+    with h5py.File(tmp_path / "features.h5", "r+") as file:
+        file["features"][3] = float("nan")
+    code, _, err = run(*flags, "--output", tmp_path / "three")
+    assert code == 1
+    assert err.count("NaN or infinite depth predicted") == 1
+    assert "Traceback" not in err
+    assert len((tmp_path / "three" / "per_image.jsonl").read_text().splitlines()) == 1 + 2
 
 
 def test_the_code_that_the_rows_depend_on_is_found():
