@@ -438,6 +438,7 @@ def test_as_a_program_from_another_folder(run, tiny_checkpoint, tmp_path):
     ("expected", "flags"),
     [
         ("nyu_mini_expected.json", []),
+        ("nyu_mini_expected.json", ["--exact"]),
         ("nyu_mini_expected_prompt2_bins3.json", ["--depth_classes", *PROMPT_2, "--bin_list", *BINS_3]),
     ],
 )
