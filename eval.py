@@ -55,14 +55,14 @@ from evaluation.controls import (
 from evaluation.distributed import LostProcessError, OtherProcessError, Processes
 from evaluation.encode import CachedBatches, CacheError, Encoded, FeatureWriter, check_cache, encode
 from evaluation.fingerprint import choose_shown, features_fingerprint, names_and_scenes, run_fingerprint
-from evaluation.journal import JOURNAL_FILE, Journal, JournalError, locked
+from evaluation.journal import JOURNAL_FILE, Journal, JournalError, Record, locked
 from evaluation.results import Results
 from evaluation.scoring import EvaluationError, score_all, score_cached
 from loading import BATCH_SIZE, WORKERS, choose_device, choose_precision, load_model
 from monoclip import MonoCLIP, Reading, zeroshot_classifier
 
-INPUT_ERRORS = (UsageError, DataError, CacheError, JournalError, clip.CheckpointError)  # exit code 2
-RUN_ERRORS = (EvaluationError, torch.OutOfMemoryError, OSError)  # exit code 1
+INPUT_ERRORS = (UsageError, DataError, CacheError, JournalError, clip.CheckpointError)  # before; exit code 2
+RUN_ERRORS = (EvaluationError, UsageError, torch.OutOfMemoryError, OSError)  # while images are evaluated
 
 # tqdm's own, but always images a second, also where an image takes longer than one
 PROGRESS = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
@@ -279,28 +279,12 @@ def run(args: argparse.Namespace) -> None:
 
 def run_on(device: torch.device, args: argparse.Namespace, processes: Processes) -> None:
     """What `run` does once the device is known: this process's share of the images, and in the first one the rest."""
-
-    def inputs() -> tuple[Reading, Tensor | None, NYUDepthV2 | NYUMat]:
-        check_flags(args, processes)
-        reading = own_reading(args)
-        mean_image = mean_training_depth(args.data_path) if args.controls and args.data_path.is_dir() else None
-        build_suite(args, reading, False, mean_image)  # its errors come before the model
-        return reading, mean_image, open_dataset(args, reading)
-
-    reading, mean_image, dataset = processes.agreed(inputs, INPUT_ERRORS)
+    reading, mean_image, dataset = processes.agreed(lambda: checked_input(args, processes), INPUT_ERRORS)
     caption = describe(args.data_path, dataset.indices)
     say(f"data: {args.data_path}, {coverage(dataset.indices)}")
 
     precision = choose_precision(args.precision, device)
-
-    def networks() -> tuple[clip.CLIP, MonoCLIP]:
-        check_output("--output", args.output)
-        check_output("--feature_cache", args.feature_cache and args.feature_cache.parent)
-        networks = load_model(args.clip_path, device, precision, reading, args.exact, args.compile)
-        check_patches(args.clip_path, networks[1].clip_vis.patch_size)
-        return networks
-
-    clip_model, model = processes.agreed(networks, INPUT_ERRORS)
+    clip_model, model = processes.agreed(lambda: loaded(args, device, precision, reading), INPUT_ERRORS)
     shared = f", the images shared by {processes.count} processes" if processes.count > 1 else ""
     say(f"model: {args.clip_path} on {device} in {precision}{shared}")
     suite = build_suite(args, reading, model.channel_stride > 1, mean_image)
@@ -319,32 +303,19 @@ def run_on(device: torch.device, args: argparse.Namespace, processes: Processes)
             return features, open_journal(args, fingerprint, dataset, stack)
 
         features, journal = processes.agreed(started, (*INPUT_ERRORS, OSError))
-        records = journal.records if journal else []
-        start, before = time.perf_counter(), processes.told_by_the_first(len(records))
-        items = processes.share(before, len(dataset), args.batch_size)
+        done = processes.told_by_the_first(len(journal.records) if journal else 0)
+        items = processes.share(done, len(dataset), args.batch_size)
         batches = encoded(args, model, dataset, device, features, suite.all_channels, items, stack)
         options = (predictor, args.nonfinite, args.empty, shown, paged)
         if isinstance(batches, CachedBatches):
             own = score_cached(batches, scoring_workers(args, device), *options)
         else:
             own = score_all(batches, *options)
-        images = len(dataset) - before
-        try:
-            with tqdm(
-                total=len(dataset), initial=before, unit=" images", bar_format=PROGRESS, disable=processes.rank > 0
-            ) as progress:
-                for batch in processes.in_turn(own, images, args.batch_size, RUN_ERRORS):
-                    if journal:
-                        journal.write(batch)
-                    if not processes.rank:
-                        records += batch
-                    progress.update(len(batch))
-        except KeyboardInterrupt as error:
-            hint = "; resume with the same command and --resume" if args.output else ""
-            raise KeyboardInterrupt(f"{len(records)} of {len(dataset)} images done{hint}") from error
+        start = time.perf_counter()
+        records = collected(own, journal, done, len(dataset), args, processes)
         if processes.rank:
             return
-        seconds, new = time.perf_counter() - start, len(records) - before
+        seconds, new = time.perf_counter() - start, len(records) - done
 
         results = Results(records, suite.constants)
         if not results.counted.any():
@@ -353,9 +324,8 @@ def run_on(device: torch.device, args: argparse.Namespace, processes: Processes)
             timing = {"images": new, "seconds": seconds, "images_per_second": new / seconds}
             report.write_json(args.output / report.TIMING_FILE, timing)
             setting = configuration(args, reading, precision, coverage(dataset.indices), features)
-            report.write_all(
-                args.output, results, suite, caption, {"configuration": setting, **report.environment(device)}
-            )
+            about = {"configuration": setting, **report.environment(device)}
+            report.write_all(args.output, results, suite, caption, about)
             if args.figures:
                 from evaluation import figures  # matplotlib takes a second to import
 
@@ -365,6 +335,65 @@ def run_on(device: torch.device, args: argparse.Namespace, processes: Processes)
                 report.write_whole(args.output / report.PAGE_FILE, lambda file: file.write(text))
                 say(f"page: {args.output / report.PAGE_FILE}, {page.subset_note(len(paged), len(names))}")
     print_results(results, suite, caption, is_official(dataset.indices) and bool(results.counted.all()))
+
+
+def checked_input(args: argparse.Namespace, processes: Processes) -> tuple[Reading, Tensor | None, NYUDepthV2 | NYUMat]:
+    """The flags' reading, the mean training depth for the controls, and the data; all that needs no model is checked.
+
+    Raises:
+        UsageError, DataError: the arguments, or the data, cannot be used.
+    """
+    check_flags(args, processes)
+    reading = own_reading(args)
+    mean_image = mean_training_depth(args.data_path) if args.controls and args.data_path.is_dir() else None
+    build_suite(args, reading, False, mean_image)
+    dataset = open_dataset(args, reading)
+    check_output("--output", args.output)
+    check_output("--feature_cache", args.feature_cache and args.feature_cache.parent)
+    return reading, mean_image, dataset
+
+
+def loaded(
+    args: argparse.Namespace, device: torch.device, precision: str, reading: Reading
+) -> tuple[clip.CLIP, MonoCLIP]:
+    """The networks of the flags; errors as `load_model` and `check_patches`."""
+    clip_model, model = load_model(args.clip_path, device, precision, reading, args.exact, args.compile)
+    check_patches(args.clip_path, model.clip_vis.patch_size)
+    return clip_model, model
+
+
+def collected(
+    own: Iterator[list[Record]],
+    journal: Journal | None,
+    done: int,
+    total: int,
+    args: argparse.Namespace,
+    processes: Processes,
+) -> list[Record]:
+    """The records of all images, from the journal's on; written on the way. None in any but the first process.
+
+    Args:
+        own: the records of this process, batch by batch.
+        journal: of the first process, if there is `--output`.
+        done: images in the journal already.
+        total: images of all processes.
+        args: the command line.
+        processes: that share the images.
+    """
+    records = journal.records if journal else []
+    bar = tqdm(total=total, initial=done, unit=" images", bar_format=PROGRESS, disable=processes.rank > 0)
+    try:
+        with bar as progress:
+            for batch in processes.in_turn(own, total - done, args.batch_size, RUN_ERRORS):
+                if journal:
+                    journal.write(batch)
+                if not processes.rank:
+                    records += batch
+                progress.update(len(batch))
+    except KeyboardInterrupt as error:
+        hint = "; resume with the same command and --resume" if args.output else ""
+        raise KeyboardInterrupt(f"{len(records)} of {total} images done{hint}") from error
+    return records
 
 
 def open_journal(

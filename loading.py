@@ -1,8 +1,10 @@
 """From flags to a model: on which device, in which precision, in which form of the network."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import clip
 from arguments import PRECISIONS, UsageError
@@ -60,6 +62,7 @@ def load_model(
         UsageError: this CLIP cannot be read as depth.
         clip.CheckpointError: the checkpoint cannot be used.
     """
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; other precisions do not use it
     clip_model, _ = clip.load(clip_path, device="cpu")
     if exact:
         convert_weights(clip_model, PRECISIONS[precision])
@@ -68,8 +71,24 @@ def load_model(
     clip_model.to(device)
     if compiled:
         visual = clip_model.visual
-        visual.forward_patches = torch.compile(visual.forward_patches)  # type: ignore[method-assign]
+        visual.forward_patches = compiled_or_said(visual.forward_patches)  # type: ignore[method-assign,assignment]
     try:
         return clip_model, MonoCLIP(clip_model, reading)
     except ValueError as error:
         raise UsageError(f"--clip_path {clip_path}: {error}; use a CLIP of clip.available_models()") from error
+
+
+def compiled_or_said(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`forward` through torch.compile, which raises UsageError when it is first called and cannot be compiled."""
+    compiled = torch.compile(forward)
+
+    def call(image: Tensor) -> Tensor:
+        try:
+            return compiled(image)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise UsageError(f"--compile: torch cannot compile the encoder here ({reason}); leave it out") from error
+
+    return call

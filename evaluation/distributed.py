@@ -56,7 +56,9 @@ class Processes:
             return
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+            distributed.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
+        else:
+            distributed.init_process_group("gloo", timeout=TIMEOUT)
         try:
             yield
         finally:

@@ -12,11 +12,7 @@ import torch
 from PIL import Image
 
 import eval as evaluation
-from clip.inference import FusedConv2d
-from clip.model import CLIP
 from datasets.nyu import scan_folder
-from loading import load_model
-from monoclip import PAPER
 
 ROOT = Path(__file__).parents[1]
 SOFT = ("--temperature", "2")  # so that a tiny CLIP's depth is not one bin
@@ -44,21 +40,6 @@ def rows_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "per_image.jsonl").read_text().splitlines()[1:]]
 
 
-def loaded(checkpoint: Path, **form: bool) -> CLIP:
-    return load_model(checkpoint, torch.device("cpu"), "fp32", PAPER, **form)[0]
-
-
-def test_exact_is_the_plain_network_bit_for_bit(tiny_checkpoint, tiny_clip):
-    image = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    plain, fast = loaded(tiny_checkpoint, exact=True), loaded(tiny_checkpoint)
-    with torch.inference_mode():
-        expected = tiny_clip.encode_patches(image)
-        assert torch.equal(plain.encode_patches(image), expected)
-        torch.testing.assert_close(fast.encode_patches(image), expected, rtol=1e-5, atol=1e-5)
-    assert not any(isinstance(module, FusedConv2d) for module in plain.modules())
-    assert any(isinstance(module, FusedConv2d) for module in fast.modules())
-
-
 @pytest.mark.parametrize(("form", "tolerance"), [((), 2e-5), (("--precision", "bf16"), 0.01)])
 def test_the_fast_forms_give_the_plain_figures(flags, tmp_path, form, tolerance):
     for name, more in (("plain", ("--exact",)), ("fast", form)):
@@ -71,12 +52,6 @@ def test_rows_of_another_form_of_the_network_are_not_resumed(flags, tmp_path, ca
     assert evaluation.main([*flags, "--output", str(tmp_path)]) == 0
     assert evaluation.main([*flags, "--output", str(tmp_path), "--resume", "--exact"]) == 2
     assert "made with another network" in capsys.readouterr().err
-
-
-def test_compile_compiles_the_image_encoder(tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function: lambda image: function(image) * 0)
-    model = loaded(tiny_checkpoint, compiled=True)
-    assert not model.visual.forward_patches(torch.ones(1, 3, 32, 32)).any()
 
 
 def test_exact_and_compile_exclude_each_other(flags, capsys):
