@@ -32,6 +32,7 @@ import clip
 from benchmarks.children import new_words, processes
 from benchmarks.peak import machine_peak
 from benchmarks.variants import (
+    SIZE,
     Variant,
     cached_seconds,
     deviations,
@@ -246,6 +247,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         print("\n" + "\n".join(f"{r.name}: {r.seconds:.1f} s, {r.peak_gb:.2f} GB" for r in children), flush=True)
     return {
         "hardware": hardware,
+        "weights": Path(args.clip_path).name if args.clip_path else "random RN50",
         "peak_gflops": peak,
         "encoder_gflop": encoder_gflop(network),
         "encoder": [asdict(row) for row in encoder],
@@ -289,7 +291,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axis.set_title(title, loc="left")
         axis.set_xlabel("ms an image")
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{results['hardware']['device']}, {results['hardware']['threads']} threads, RN50 at 416x544")
+    hardware = f"{results['hardware']['device']}, {results['hardware']['threads']} threads"
+    figure.suptitle(f"{hardware}, {results['weights']} at {SIZE[0]}x{SIZE[1]}")
     figure.savefig(path, dpi=120)
 
 
