@@ -14,9 +14,10 @@ each pixel and map. Beside the figures of the paper, of each image and map:
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -48,8 +49,9 @@ ROWS, COLUMNS = (
 MAX_MILLIMETRES = round(NYU_MAX_DEPTH * 1000)
 TIE = 1e-4  # [m] mean depths of patches are compared in steps of 0.1 mm
 MEASURED_SHARE = 0.5  # of a patch's pixels, at least, for it to count in a correlation
+T = TypeVar("T")
 Resize = Callable[[Tensor], Tensor]
-# Maps at once, and values of a block: what the cores' caches hold, what keeps a GPU busy.
+# Maps at once, and values of a block: what a core's cache holds, what keeps a GPU busy.
 AT_ONCE = {"cpu": (8, 1 << 18), "gpu": (256, 1 << 26)}
 
 
@@ -128,11 +130,13 @@ class MapScorer:
         grid: (h, w) of the depth maps.
         device: where to compute; the CPU instead of a device without double precision.
         nonfinite: as in `errors_NYU`. With "worst", a map with NaN or infinite depths has no extra figures.
+        threads: of a CPU, which share the maps.
     """
 
-    def __init__(self, grid: tuple[int, int], device: torch.device, nonfinite: str = "error") -> None:
+    def __init__(self, grid: tuple[int, int], device: torch.device, nonfinite: str = "error", threads: int = 1) -> None:
         device = torch.device("cpu") if device.type == "mps" else device
         self.grid, self.device, self.nonfinite = grid, device, nonfinite
+        self.threads = threads if device.type == "cpu" else 1
         self.at_once, self.block = AT_ONCE["cpu" if device.type == "cpu" else "gpu"]
         self.rows, self.columns = (
             LinearResize(n, size, device) for n, size in zip(grid, CROP_SIZE, strict=True)
@@ -160,60 +164,94 @@ class MapScorer:
         def whole(one: Tensor) -> Tensor:
             return F.interpolate(one[None, None], CROP_SIZE, mode="bilinear", align_corners=True)
 
-        return self._start(counted, depth, patches.flatten(1), ordinary, resized, whole)
+        return self._start(counted, depth, patches.flatten(1), ordinary, resized, whole, False)
 
     def maps(self, counted: Counted, depth: Tensor) -> "PendingErrors":
-        """Figures of R maps (R, 416, 544) [m] that are there for every pixel."""
+        """Figures of R maps (R, 416, 544) [m] that are there for every pixel, some of which may be dropped."""
         patches = F.avg_pool2d(depth, [whole // n for whole, n in zip(CROP_SIZE, self.grid, strict=True)]).flatten(1)
-        ordinary = (depth.flatten(1).amin(1) > MIN_DEPTH) & depth.flatten(1).isfinite().all(1)
+        finite = depth.flatten(1).isfinite().all(1)
         height, width = self.window
         return self._start(
-            counted, depth, patches, ordinary, lambda x: x[:, :height, :width].flatten(1), lambda x: x[None, None]
+            counted, depth, patches, finite, lambda x: x[:, :height, :width].flatten(1), lambda x: x[None, None], True
         )
 
     def _start(
-        self, counted: Counted, depth: Tensor, patches: Tensor, ordinary: Tensor, resized: Resize, whole: Resize
+        self,
+        counted: Counted,
+        depth: Tensor,
+        patches: Tensor,
+        ordinary: Tensor,
+        resized: Resize,
+        whole: Resize,
+        drop: bool,
     ) -> "PendingErrors":
         """Nothing here waits for the device: shapes follow from what the CPU knows of the ground truth.
 
-        `resized` gives the window's pixels of maps, `whole` the (1, 1, 416, 544) map of one. The figures of maps that
-        are not ordinary are overwritten by `PendingErrors.result`.
+        Args:
+            counted: the ground truth.
+            depth: the maps.
+            patches: (R, h w) their mean depth [m].
+            ordinary: (R,) whether a map is finite and, unless `drop`, has no pixel to drop. `PendingErrors.result`
+                treats the others.
+            resized: gives the window's pixels of maps, (R, M).
+            whole: gives the (1, 1, 416, 544) map of one.
+            drop: look for pixels of at most 1 mm, which do not count.
         """
         correlation = correlations(counted, patches)  # (R, 2)
         figures = depth.new_full((len(depth), len(FIGURES)), math.nan, dtype=torch.float64)
+        dropped = ordinary.new_zeros(len(depth), dtype=torch.int64)
         # On a CPU it is known which maps are ordinary; a GPU need not be waited for to know it.
         chosen = ordinary.nonzero()[:, 0] if self.device.type == "cpu" else torch.arange(len(depth), device=self.device)
-        for places in chosen.split(self.at_once):
-            if counted.pixels and len(places):
-                maps = resized(depth[places])
-                figures[places] = pixel_figures(maps, counted, correlation[places], self.block)
-        return PendingErrors(self, counted, depth, figures, correlation, ordinary, resized, whole)
+        parts = chosen.split(self.at_once) if counted.pixels and len(chosen) else ()
+
+        @torch.inference_mode()
+        def scored(places: Tensor) -> tuple[Tensor, Tensor]:
+            return pixel_figures(resized(depth[places]), counted, correlation[places], self.block, drop)
+
+        for places, part in zip(parts, self._each(scored, parts), strict=True):
+            figures[places], dropped[places] = part
+        arrived = None
+        if self.device.type == "cuda":
+            figures, dropped, ordinary = (x.to("cpu", non_blocking=True) for x in (figures, dropped, ordinary))
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return PendingErrors(self, counted, depth, figures, dropped, correlation, ordinary, resized, whole, arrived)
+
+    def _each(self, function: Callable[[Tensor], T], parts: Sequence[Tensor]) -> Iterable[T]:
+        """`function` of each part, by `threads` threads, in each of which torch computes alone."""
+        if min(self.threads, len(parts)) < 2:
+            return map(function, parts)
+        with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(function, parts))
 
 
 @dataclass(frozen=True)
 class PendingErrors:
-    """The figures of R maps, on their way from the device."""
+    """The figures of R maps, on their way from the device; `arrived` tells when they, and nothing later, are there."""
 
     scorer: MapScorer
     counted: Counted
     depth: Tensor
     figures: Tensor
+    dropped: Tensor
     correlation: Tensor
     ordinary: Tensor
     resized: Resize
     whole: Resize
+    arrived: torch.cuda.Event | None
 
     def result(self) -> MapErrors:
-        """Waits for the device, and treats the maps with pixels that are not finite, or not counted, one by one.
+        """Waits for the device, and treats the maps that are not ordinary one by one.
 
         Raises:
             NonFinitePredictionError: a map holds NaN or infinity and `nonfinite` is "error"; its places are the maps'.
         """
-        pixels = self.counted.pixels
-        dropped = np.zeros(len(self.depth), dtype=np.int64)
-        result = MapErrors(self.figures.cpu().numpy(), np.full(len(dropped), pixels), dropped)
-        if pixels and not (ordinary := self.ordinary.cpu().numpy()).all():
-            odd = np.flatnonzero(~ordinary).tolist()
+        if self.arrived:
+            self.arrived.synchronize()
+        dropped = self.dropped.numpy()
+        result = MapErrors(self.figures.numpy(), self.counted.pixels - dropped, dropped)
+        if self.counted.pixels and not self.ordinary.all():
+            odd = (~self.ordinary).nonzero()[:, 0].tolist()
             self._check_finite(odd)
             for i in odd:
                 self._score_odd(i, result)
@@ -229,23 +267,18 @@ class PendingErrors:
     def _score_odd(self, i: int, result: MapErrors) -> None:
         """One map with pixels that are not finite, or at most 1 mm and so not counted."""
         one = self.depth[i]
-        result.figures[i] = math.nan
-        if not one.isfinite().all():
-            errors = errors_NYU(self.counted.gt(), self.whole(one), nonfinite=self.scorer.nonfinite)
-            result.figures[i, : len(NYU_FIGURES)] = [errors.figures[name].item() for name in NYU_FIGURES]
-            result.valid_pixels[i] = errors.valid_pixels.item()
-            result.dropped_pixels[i] = errors.dropped_pixels.item()
-            return
-        pixels = self.resized(one[None])  # (1, M)
-        kept = pixels[0].index_select(0, self.counted.places) > MIN_DEPTH
-        result.valid_pixels[i] = int(kept.sum())
-        result.dropped_pixels[i] = self.counted.pixels - result.valid_pixels[i]
-        if result.valid_pixels[i]:
-            chosen = kept.nonzero()[:, 0]
-            places, depth = (x.index_select(0, chosen) for x in (self.counted.places, self.counted.depth))
-            counted = replace(self.counted, places=places, depth=depth, median=lower_median(depth[None])[0])
-            figures = pixel_figures(pixels, counted, self.correlation[i : i + 1], self.scorer.block)
+        if one.isfinite().all():
+            partner, block = self.correlation[i : i + 1], self.scorer.block
+            figures, dropped = pixel_figures(self.resized(one[None]), self.counted, partner, block, True)
             result.figures[i] = figures[0].cpu().numpy()
+            result.dropped_pixels[i] = dropped.item()
+            result.valid_pixels[i] = self.counted.pixels - result.dropped_pixels[i]
+            return
+        errors = errors_NYU(self.counted.gt(), self.whole(one), nonfinite=self.scorer.nonfinite)
+        result.figures[i] = math.nan
+        result.figures[i, : len(NYU_FIGURES)] = [errors.figures[name].item() for name in NYU_FIGURES]
+        result.valid_pixels[i] = errors.valid_pixels.item()
+        result.dropped_pixels[i] = errors.dropped_pixels.item()
 
 
 class LinearResize:
@@ -274,28 +307,39 @@ class LinearResize:
         return resized
 
 
-def pixel_figures(maps: Tensor, counted: Counted, correlation: Tensor, block: int) -> Tensor:
-    """`FIGURES` of R maps (R, M) of the window's pixels, with what `correlations` gives: (R, len(FIGURES))."""
-    pred = maps.index_select(1, counted.places).clamp_(MIN_DEPTH, NYU_MAX_DEPTH)  # (R, N)
-    ratio = counted.median / lower_median(pred)  # (R,)
-    plain, scaled = (means(pred, scale, counted, block) for scale in (None, ratio))
+def pixel_figures(maps: Tensor, counted: Counted, correlation: Tensor, block: int, drop: bool) -> tuple[Tensor, Tensor]:
+    """`FIGURES` of R maps (R, M) of the window's pixels, (R, len(FIGURES)), and how many pixels were dropped, (R,).
+
+    `correlation` is what `correlations` gives. With `drop`, pixels of at most 1 mm do not count; NaN if none is left.
+    """
+    pred = maps.index_select(1, counted.places)  # (R, N)
+    low = pred <= MIN_DEPTH if drop else None
+    dropped = pred.new_zeros(len(pred), dtype=torch.int64) if low is None else low.sum(1)
+    pred.clamp_(MIN_DEPTH, NYU_MAX_DEPTH)
+    median = counted.median if low is None else lower_median(counted.depth.expand_as(pred), low)
+    ratio = median / lower_median(pred, low)  # (R,)
+    plain, scaled = (means(pred, scale, counted, block, low) for scale in (None, ratio))
     silog = (plain[:, 1] - plain[:, 0].square()).clamp(min=0).sqrt()
-    return torch.cat([plain[:, 2:], correlation, silog[:, None], scaled[:, 1:]], dim=1)
+    correlation = correlation.where((dropped < counted.pixels)[:, None], math.nan)
+    return torch.cat([plain[:, 2:], correlation, silog[:, None], scaled[:, 1:]], dim=1), dropped
 
 
-def means(pred: Tensor, scale: Tensor | None, counted: Counted, block: int) -> Tensor:
+def means(pred: Tensor, scale: Tensor | None, counted: Counted, block: int, low: Tensor | None) -> Tensor:
     """`NYU_FIGURES` of R maps (R, N), multiplied by `scale` (R,) and clamped first: (R, 7) float64.
 
     Without `scale`, the means of s = ln(pred / gt) and of s^2 stand before them, (R, 9). Pixels are taken in blocks of
-    `block` values, so that the cores' caches hold all steps of a block; s is the only transcendental.
+    `block` values, so that a core's cache holds all steps of a block; s is the only transcendental. Where `low`
+    (R, N) is true, a pixel does not count: it is given the true depth, which adds nothing but to the three shares.
     """
     step = min(max(1, block // len(pred)), counted.pixels)
     room = pred.new_empty(4, len(pred), step).unbind()
     sums: list[Tensor] = []
-    for maps, gt in zip(pred.split(step, dim=1), counted.depth.split(step), strict=True):
+    for i, (maps, gt) in enumerate(zip(pred.split(step, dim=1), counted.depth.split(step), strict=True)):
         values, ratio, largest, spare = room if len(gt) == step else (x[:, : len(gt)] for x in room)
         if scale is not None:
             maps = torch.mul(maps, scale[:, None], out=values).clamp_(MIN_DEPTH, NYU_MAX_DEPTH)
+        if low is not None:
+            maps = torch.where(low[:, i * step : i * step + len(gt)], gt, maps)
         torch.div(maps, gt, out=ratio)
         torch.maximum(ratio, torch.div(gt, maps, out=largest), out=largest)
         shares = [torch.lt(largest, 1.25**i, out=spare).sum(1) for i in (1, 2, 3)]
@@ -306,7 +350,10 @@ def means(pred: Tensor, scale: Tensor | None, counted: Counted, block: int) -> T
         square = torch.mul(difference, difference, out=spare).sum(1)
         sums += [difference.sum(1), *shares, relative, log.abs_().sum(1), square]
     blocks = torch.stack(sums).unflatten(0, (-1, 7 if scale is not None else 9))  # (blocks, 7 or 9, R)
-    mean = (blocks.sum(0, dtype=torch.float64) / counted.pixels).T  # (R, 7 or 9)
+    mean = blocks.sum(0, dtype=torch.float64).T  # (R, 7 or 9)
+    if low is not None:
+        mean[:, -6:-3] -= low.sum(1)[:, None]
+    mean /= counted.pixels if low is None else (counted.pixels - low.sum(1))[:, None]
     mean[:, -2] /= math.log(10)  # log10
     mean[:, -1].sqrt_()  # rmse
     return mean
@@ -337,12 +384,19 @@ def ranks(values: Tensor) -> Tensor:
     return (left + right).float() / 2
 
 
-def lower_median(values: Tensor) -> Tensor:
-    """Median of each row, (R, N) -> (R,): the lower of the two middle ones where N is even."""
+def lower_median(values: Tensor, left_out: Tensor | None = None) -> Tensor:
+    """Median of each row, (R, N) -> (R,): the lower of the two middle ones where N is even.
+
+    Values where `left_out` (R, N) is true do not count; a row without any other has no meaningful median.
+    """
     if values.device.type != "cpu":
-        return values.median(1).values
-    k = (values.shape[1] - 1) // 2
-    return torch.from_numpy(np.partition(values.numpy(), k, axis=1)[:, k].copy())
+        return (values if left_out is None else values.masked_fill(left_out, math.nan)).nanmedian(1).values
+    if left_out is None:
+        k = (values.shape[1] - 1) // 2
+        return torch.from_numpy(np.partition(values.numpy(), k, axis=1)[:, k].copy())
+    rows = values.masked_fill(left_out, math.inf).numpy()
+    middle = ((~left_out).sum(1) - 1).clamp(min=0) // 2
+    return values.new_tensor([np.partition(row, k)[k] for row, k in zip(rows, middle.tolist(), strict=True)])
 
 
 def patch_sums(values: np.ndarray, sizes: Sequence[int]) -> Tensor:

@@ -5,7 +5,6 @@ constants of a range cost less than one prediction.
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -64,16 +63,28 @@ class ConstantErrors:
         return np.concatenate([self.paper_figures(depth), np.tile(extra, (len(depth), 1))], axis=1)
 
 
-def mean_paper_figures(histograms: Sequence[np.ndarray], depth: np.ndarray) -> np.ndarray:
-    """`NYU_FIGURES` of C constants, mean over images: histograms with pixels (10000,) and (C,) [m] -> (C, 7).
+class MeanOfConstants:
+    """Mean figures, over images, of constants (C,) [m]; images are added one by one, and only sums are kept.
 
     All figures but rmse are linear in the shares of the pixels, so those of the mean histogram are their means.
     """
-    shares = [histogram / histogram.sum() for histogram in histograms]
-    figures = ConstantErrors(sum(shares) / len(shares)).paper_figures(depth)
-    moments = np.array([(share @ DEPTH, share @ DEPTH**2) for share in shares])  # (I, 2)
-    figures[:, -1] = sum(rmse_of(mean, square, depth) for mean, square in moments.tolist()) / len(shares)
-    return figures
+
+    def __init__(self, depth: np.ndarray) -> None:
+        self.depth, self.images = depth, 0
+        self.shares, self.rmse = np.zeros(MAX_MILLIMETRES), np.zeros(len(depth))
+
+    def add(self, histogram: np.ndarray) -> None:
+        """Adds an image with pixels, by its histogram (10000,)."""
+        share = histogram / histogram.sum()
+        self.images += 1
+        self.shares += share
+        self.rmse += rmse_of(share @ DEPTH, share @ DEPTH**2, self.depth)
+
+    def paper_figures(self) -> np.ndarray:
+        """`NYU_FIGURES`, (C, 7)."""
+        figures = ConstantErrors(self.shares / self.images).paper_figures(self.depth)
+        figures[:, -1] = self.rmse / self.images
+        return figures
 
 
 def rmse_of(mean: float, square: float, depth: np.ndarray) -> np.ndarray:

@@ -260,6 +260,8 @@ class Predictor:
         self.sources = [*thinned, *chosen]
         rows_of_sources = torch.tensor([i for source in self.sources for i, _ in bins[source]])
         self.places = rows_of_sources.argsort().to(text.device)  # of each setting's row among those of the sources
+        shuffled = [i for i, setting in enumerate(suite.settings) if setting.shuffle is not None]
+        self.shuffled = torch.tensor(shuffled, dtype=torch.long).to(text.device)
         self.sizes = [weights[source].shape[1] for source in self.sources]
         self.thinned_weights = torch.cat([weights[source] for source in thinned], dim=1).T.contiguous()
         self.chosen_weights = (
@@ -308,11 +310,13 @@ class Predictor:
             for source, logits in self.logits(features).items()
         ]  # (2B, M, h, w) each
         depth = mirror_average(torch.cat(parts, dim=1))[:, self.places]  # (B, R, h, w)
-        shuffled = [i for i, setting in enumerate(self.suite.settings) if setting.shuffle is not None]
-        if shuffled:
-            places = np.stack([[self._shuffle(i, name, depth[0, 0].numel()) for i in shuffled] for name in names])
-            values = depth[:, shuffled].flatten(2).gather(2, to_device(torch.from_numpy(places), depth.device))
-            depth[:, shuffled] = values.unflatten(2, depth.shape[2:])
+        seeds = [setting.shuffle for setting in self.suite.settings if setting.shuffle is not None]
+        if seeds:
+            patches = depth[0, 0].numel()
+            orders = np.stack([[generator(name, seed).permutation(patches) for seed in seeds] for name in names])
+            maps = depth.index_select(1, self.shuffled).flatten(2)  # (B, S, h w)
+            maps = maps.gather(2, to_device(torch.from_numpy(orders), depth.device)).unflatten(2, depth.shape[2:])
+            depth.index_copy_(1, self.shuffled, maps)
         grids = [r for r in self.suite.randoms if r.kind != PIXEL]
         if not grids:
             return depth
@@ -320,10 +324,6 @@ class Predictor:
             [[random_grid(r, name, (features.shape[2], features.shape[3])) for r in grids] for name in names]
         )
         return torch.cat([depth, to_device(torch.from_numpy(drawn), depth.device)], dim=1)
-
-    def _shuffle(self, row: int, name: str, patches: int) -> np.ndarray:
-        """The order that a setting's depths are put in, for the image `name`: (h w,) int64."""
-        return generator(name, self.suite.settings[row].shuffle or 0).permutation(patches)
 
     def maps(self, name: str, size: tuple[int, int]) -> Tensor:
         """Depth of the rows that have a value for every pixel, for one image, on the CPU: (R, 416, 544) [m]."""

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from datasets.nyu import DataError, NYUDepthV2, NYUMat, Sample
 from monoclip import MonoCLIP, with_mirror
 
 MILLIMETRES = 1000
+T = TypeVar("T")
 
 
 class Encoded(NamedTuple):
@@ -87,12 +88,22 @@ def encode(
         pin_memory=device.type == "cuda",
     )
     features_of = model.channel_features if all_channels else model.patch_features
-    for batch in loader:
+    for batch in fetched(loader):
         if isinstance(batch, DataError):
             raise batch
         with torch.inference_mode():
             features = features_of(with_mirror(batch.image.to(device, non_blocking=True)))
         yield Encoded(features, batch.depth, batch.name, batch.scene, batch.index.tolist())  # type: ignore[attr-defined]
+
+
+def fetched(loader: Iterable[T]) -> Iterator[T]:
+    """What a DataLoader gives. Raises DataError: one of its processes was killed."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError("a process of --workers ended unexpectedly, perhaps for lack of memory; use fewer") from error
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

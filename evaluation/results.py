@@ -14,7 +14,7 @@ import numpy as np
 
 from calculate_error import HIGHER_IS_BETTER, NYU_FIGURES
 from evaluation.batch_error import FIGURES, MAX_MILLIMETRES
-from evaluation.constant_error import ConstantErrors, mean_paper_figures
+from evaluation.constant_error import ConstantErrors, MeanOfConstants
 from evaluation.controls import BEST, UNIFORM
 
 RESAMPLES = 10_000
@@ -60,41 +60,33 @@ class Results:
             table = np.array([record["rows"][name] for record in records], dtype=np.float64)  # None -> NaN
             self.valid[name], self.dropped[name] = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
             self.rows[name] = table[:, 2:]
-        histograms = [unpack_histogram(record["histogram"]) for record in records]
-        self.counted = np.array([h.any() for h in histograms])  # (I,) images with a valid pixel
-        errors = [ConstantErrors(h) if h.any() else None for h in histograms]
-        self._add_constants(constants, errors)
-        self._add_best(histograms, errors)
-
-    def _add_row(
-        self, name: str, figures: Sequence[np.ndarray | None], errors: Sequence[ConstantErrors | None]
-    ) -> None:
-        self.rows[name] = np.array([np.full(len(FIGURES), np.nan) if f is None else f for f in figures])
-        self.valid[name] = np.array([e.n if e else 0 for e in errors])
-        self.dropped[name] = np.zeros(len(errors), dtype=np.int64)
-
-    def _add_constants(self, constants: Mapping[str, float], errors: Sequence[ConstantErrors | None]) -> None:
-        depths = np.array(list(constants.values()))
-        figures = [e.figures(depths) if e else None for e in errors]
+        depths, means, figures = np.array(list(constants.values())), MeanOfConstants(SWEEP), []
+        pixels = []
+        for record in records:  # a histogram is 80 kB, so none is kept
+            histogram = unpack_histogram(record["histogram"])
+            pixels.append(int(histogram.sum()))
+            if pixels[-1]:
+                means.add(histogram)
+                figures.append(ConstantErrors(histogram).figures(depths))
+            else:
+                figures.append(np.full((len(depths), len(FIGURES)), np.nan))
+        self.counted = np.array(pixels) > 0  # (I,) images with a valid pixel
         for i, name in enumerate(constants):
-            self._add_row(name, [None if f is None else f[i] for f in figures], errors)
+            self._add_constant(name, [each[i] for each in figures], pixels)
+        self.best = best_constants(means)
+        self._add_constant(BEST, [self._at_best(record["histogram"]) for record in records], pixels)
 
-    def _add_best(self, histograms: Sequence[np.ndarray], errors: Sequence[ConstantErrors | None]) -> None:
-        measured = [h for h in histograms if h.any()]
-        means = mean_paper_figures(measured, SWEEP).T if measured else np.zeros((len(NYU_FIGURES), 1))
-        self.best = {
-            name: float(SWEEP[values.argmax() if name in HIGHER_IS_BETTER else values.argmin()])
-            for name, values in zip(NYU_FIGURES, means, strict=True)
-        }
-        depths = np.array(list(self.best.values()))
-        figures: list[np.ndarray | None] = []
-        for e in errors:
-            if e is None:
-                figures.append(None)
-                continue
-            each = e.figures(depths)  # (7, len(FIGURES)); its diagonal is each figure at its own constant
-            figures.append(np.concatenate([each.diagonal()[: len(NYU_FIGURES)], each[0, len(NYU_FIGURES) :]]))
-        self._add_row(BEST, figures, errors)
+    def _add_constant(self, name: str, figures: Sequence[np.ndarray], pixels: Sequence[int]) -> None:
+        self.rows[name], self.valid[name] = np.array(figures), np.array(pixels)
+        self.dropped[name] = np.zeros(len(pixels), dtype=np.int64)
+
+    def _at_best(self, packed: str) -> np.ndarray:
+        """Each figure of one image at the constant that is best for it over all images, (len(FIGURES),)."""
+        histogram = unpack_histogram(packed)
+        if not histogram.any():
+            return np.full(len(FIGURES), np.nan)
+        each = ConstantErrors(histogram).figures(np.array(list(self.best.values())))  # (7, len(FIGURES))
+        return np.concatenate([each.diagonal()[: len(NYU_FIGURES)], each[0, len(NYU_FIGURES) :]])
 
     def chosen(self, name: str, scene: str | None = None) -> np.ndarray:
         """(I,) which images the row's means are over: those with a valid pixel, of `scene` or of all."""
@@ -126,6 +118,13 @@ class Results:
                 bounds = bootstrap(np.concatenate([values, values - uniform], axis=1), draw)
                 found[name] = (_pairs(bounds[: len(FIGURES)]), _pairs(bounds[len(FIGURES) :]))
         return found
+
+
+def best_constants(means: MeanOfConstants) -> dict[str, float]:
+    """Figure -> the constant of `SWEEP` [m] that is best for it over all images."""
+    columns = means.paper_figures().T if means.images else np.zeros((len(NYU_FIGURES), 1))
+    places = [v.argmax() if n in HIGHER_IS_BETTER else v.argmin() for n, v in zip(NYU_FIGURES, columns, strict=True)]
+    return {name: float(SWEEP[place]) for name, place in zip(NYU_FIGURES, places, strict=True)}
 
 
 def resampling_weights(images: int, seed: int = 0) -> np.ndarray:

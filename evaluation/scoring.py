@@ -10,6 +10,7 @@ run's reading, (2, K, h, w) of the image and of its mirror.
 import math
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from calculate_error import NonFinitePredictionError
 from datasets.nyu import DataError
 from evaluation.batch_error import CROP_SIZE, MapScorer, PendingErrors
 from evaluation.controls import Predictor
-from evaluation.encode import CachedBatches, Encoded, to_device
+from evaluation.encode import CachedBatches, Encoded, fetched, to_device
 from evaluation.journal import Record
 from evaluation.results import pack_histogram
 
@@ -66,7 +67,8 @@ def score_all(
         if batch is None:
             break
         if scorer is None:
-            scorer = MapScorer((batch.features.shape[2], batch.features.shape[3]), batch.features.device, nonfinite)
+            grid = batch.features.shape[2], batch.features.shape[3]
+            scorer = MapScorer(grid, batch.features.device, nonfinite, torch.get_num_threads())
         waiting.append(score(batch, predictor, scorer))
         if len(waiting) > BATCHES_AHEAD.get(scorer.device.type, 0):
             yield records_of(waiting.popleft(), predictor, empty, shown, paged)
@@ -94,17 +96,34 @@ class CachedRecords(Dataset[list[Record] | EvaluationError]):
 
 def score_cached(batches: CachedBatches, workers: int, *options: Any) -> Iterator[list[Record]]:
     """As `score_all` with the same `options`, by `workers` processes: features in a cache need no common encoder."""
-    for records in DataLoader(
-        CachedRecords(batches, *options), batch_size=None, num_workers=workers, collate_fn=unchanged
-    ):
-        if isinstance(records, EvaluationError):
-            raise records
-        yield records
+    loader = DataLoader(CachedRecords(batches, *options), batch_size=None, num_workers=workers, collate_fn=unchanged)
+    try:
+        for records in fetched(loader):
+            if isinstance(records, EvaluationError):
+                raise records
+            yield records
+    except DataError as error:
+        raise EvaluationError(str(error)) from error
 
 
 def unchanged(records: list[Record] | EvaluationError) -> list[Record] | EvaluationError:
     """What a DataLoader collates nothing from."""
     return records
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch computes in one thread.
+
+    Scoring is thousands of steps of some microseconds. Two threads would wait for each other after every one, which
+    takes many times longer as soon as other work wants the cores; and figures do not depend on how many there are.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Scored(NamedTuple):
@@ -120,11 +139,12 @@ def score(batch: Encoded, predictor: Predictor, scorer: MapScorer) -> Scored:
     """Predicts and scores every row of one batch, without waiting for the device."""
     depth = predictor(batch.features, batch.name).to(scorer.device)  # (B, R, h, w)
     pending: list[list[PendingErrors]] = []
-    for name, gt, grids in zip(batch.name, batch.depth, depth, strict=True):
-        counted = scorer.counted(gt)
-        pending.append([scorer.grids(counted, grids)])
-        if len(maps := predictor.maps(name, CROP_SIZE)):  # (R', 416, 544)
-            pending[-1].append(scorer.maps(counted, to_device(maps, scorer.device)))
+    with one_thread():
+        for name, gt, grids in zip(batch.name, batch.depth, depth, strict=True):
+            counted = scorer.counted(gt)
+            pending.append([scorer.grids(counted, grids)])
+            if len(maps := predictor.maps(name, CROP_SIZE)):  # (R', 416, 544)
+                pending[-1].append(scorer.maps(counted, to_device(maps, scorer.device)))
     return Scored(batch, depth, pending)
 
 
@@ -189,4 +209,4 @@ def check_not_empty(image: str, rows: Sequence[list[float | None]], names: Seque
 
 def rounded(values: Tensor) -> list:  # type: ignore[type-arg]
     """A tensor as nested lists that print shortly."""
-    return (values.double() * 10**SHOWN_DIGITS).round().div(10**SHOWN_DIGITS).tolist()
+    return (values.cpu().double() * 10**SHOWN_DIGITS).round().div(10**SHOWN_DIGITS).tolist()
