@@ -34,6 +34,16 @@ def natural(text: str) -> int:
     return value
 
 
+def positive_or_auto(text: str) -> int | None:
+    """A whole number of 1 or more, or None for "auto", for argparse."""
+    return None if text == "auto" else positive(text)
+
+
+def natural_or_auto(text: str) -> int | None:
+    """A whole number of 0 or more, or None for "auto", for argparse."""
+    return None if text == "auto" else natural(text)
+
+
 def add_device_arguments(model: argparse._ArgumentGroup) -> None:
     """Adds where and how the encoder computes."""
     model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if any")
@@ -99,11 +109,17 @@ def build_parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("run")
     run.add_argument(
         "--batch_size",
-        type=lambda text: None if text == "auto" else positive(text),
+        type=positive_or_auto,
         default="auto",
-        help="images at once; does not change the figures; auto: 4 on a CPU, 32 on a GPU",
+        help="images at once; does not change the figures; auto: 4 on a CPU, 32 on a GPU, 8 on MPS",
     )
-    run.add_argument("--workers", type=natural, help="processes that read images (default: 0 on a CPU, else 8)")
+    run.add_argument(
+        "--workers",
+        type=natural_or_auto,
+        default="auto",
+        help="processes that read images, or score a feature cache on a CPU; auto: none on a CPU (for a cache one for "
+        "each thread), 8 on a GPU, 4 on MPS",
+    )
     run.add_argument("--output", type=Path, help="folder for rows, tables and results.json; none: print only")
     run.add_argument("--figures", action="store_true", help="also draw figures, as PNG, into --output")
     run.add_argument(

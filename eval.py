@@ -64,6 +64,8 @@ from monoclip import MonoCLIP, Reading, zeroshot_classifier
 INPUT_ERRORS = (UsageError, DataError, CacheError, JournalError, clip.CheckpointError)  # before; exit code 2
 RUN_ERRORS = (EvaluationError, UsageError, torch.OutOfMemoryError, OSError)  # while images are evaluated
 
+ALL_ERRORS = (*INPUT_ERRORS, *RUN_ERRORS)
+
 # tqdm's own, but always images a second, also where an image takes longer than one
 PROGRESS = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 
@@ -271,22 +273,43 @@ def run(args: argparse.Namespace) -> None:
         OtherProcessError, LostProcessError: of several processes, another one could not go on.
     """
     processes = Processes.from_environment()
-    device = choose_device(args.device, args.gpu_num if processes.count == 1 else processes.local_rank)
+    device = own_device(args, processes)
     args.batch_size = args.batch_size or BATCH_SIZE[device.type]
     with processes.connected(device):
         run_on(device, args, processes)
 
 
+def own_device(args: argparse.Namespace, processes: Processes) -> torch.device:
+    """The device of this process. Raises UsageError: there is none; said by one of several processes."""
+    try:
+        if processes.count == 1:
+            return choose_device(args.device, args.gpu_num)
+        if args.device.startswith("cuda:") or args.gpu_num != "0":
+            raise UsageError("with torchrun every process takes a GPU of its own; leave out its number")
+        if args.device in ("auto", "cuda") and 0 < torch.cuda.device_count() < processes.local_count:
+            raise UsageError(
+                f"{processes.local_count} processes need a GPU each, but there are {torch.cuda.device_count()}; "
+                "use a smaller --nproc_per_node"
+            )
+        return choose_device(args.device, processes.local_rank)
+    except UsageError as error:
+        if processes.rank:
+            raise OtherProcessError(str(error)) from error
+        raise
+
+
 def run_on(device: torch.device, args: argparse.Namespace, processes: Processes) -> None:
     """What `run` does once the device is known: this process's share of the images, and in the first one the rest."""
-    reading, mean_image, dataset = processes.agreed(lambda: checked_input(args, processes), INPUT_ERRORS)
+    reading, mean_image, dataset = processes.agreed(lambda: checked_input(args, processes), ALL_ERRORS)
     caption = describe(args.data_path, dataset.indices)
     say(f"data: {args.data_path}, {coverage(dataset.indices)}")
 
     precision = choose_precision(args.precision, device)
-    clip_model, model = processes.agreed(lambda: loaded(args, device, precision, reading), INPUT_ERRORS)
+    clip_model, model = processes.agreed(lambda: loaded(args, device, precision, reading), ALL_ERRORS)
     shared = f", the images shared by {processes.count} processes" if processes.count > 1 else ""
     say(f"model: {args.clip_path} on {device} in {precision}{shared}")
+    if args.compile:
+        say("compiling the encoder with the first images, which can take half a minute")
     suite = build_suite(args, reading, model.channel_stride > 1, mean_image)
     predictor = Predictor(prompt_encoder(model, clip_model), suite, model.clip_vis.patch_dim)
 
@@ -302,7 +325,7 @@ def run_on(device: torch.device, args: argparse.Namespace, processes: Processes)
             fingerprint = features | run_fingerprint(args, suite, device, shown, paged)
             return features, open_journal(args, fingerprint, dataset, stack)
 
-        features, journal = processes.agreed(started, (*INPUT_ERRORS, OSError))
+        features, journal = processes.agreed(started, ALL_ERRORS)
         done = processes.told_by_the_first(len(journal.records) if journal else 0)
         items = processes.share(done, len(dataset), args.batch_size)
         batches = encoded(args, model, dataset, device, features, suite.all_channels, items, stack)
@@ -445,17 +468,19 @@ def encoded(
         say(f"features: not kept in {path}, because {start} images were encoded by an earlier run")
     elif path:
         writer = FeatureWriter(path, fingerprint | {"all_channels": all_channels}, len(dataset))
-        say(f"features: to be kept in {path}, {len(dataset) * (4.2 if all_channels else 2.4):,.0f} MB for RN50")
+        say(f"features: to be kept in {path}")
         return stack.enter_context(writer).kept(batches)
     return batches
 
 
 def scoring_workers(args: argparse.Namespace, device: torch.device) -> int:
-    """Processes that score cached features: `--workers`, else on a CPU as many as torch would take threads."""
+    """Processes that score cached features on a CPU: `--workers`, else as many as torch would take threads."""
+    if device.type != "cpu":
+        return 0
     if args.workers is not None:
         return args.workers
     threads = torch.get_num_threads()
-    return threads if device.type == "cpu" and threads > 1 else 0
+    return threads if threads > 1 else 0
 
 
 def configuration(
@@ -521,15 +546,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(str(error), 2)
     except OtherProcessError:
         return 1  # that process has said why
-    except (EvaluationError, LostProcessError) as error:
+    except EvaluationError as error:
         return fail(str(error), 1)
+    except LostProcessError as error:
+        hint = "; what is done is kept, and the same command with --resume goes on" if args.output else ""
+        return fail(f"{error}{hint}", 1)
     except torch.OutOfMemoryError:
-        return fail(f"not enough memory for --batch_size {args.batch_size}; use a smaller one", 1)
+        return fail(f"not enough memory for --batch_size {args.batch_size}; use a smaller one, or another --device", 1)
     except OSError as error:
         what = f"{error.filename or args.output}: {error.strerror or error}"
         return fail(f"{what}; make room or choose another --output, and go on with --resume", 1)
     except KeyboardInterrupt as error:
-        return fail(f"interrupted: {error or 'before the first image'}", 130)
+        if Processes.from_environment().rank:
+            return 130  # the first process says it
+        return fail(f"interrupted: {str(error) or 'while no image was being evaluated'}", 130)
     return 0
 
 

@@ -79,12 +79,17 @@ def load_model(
 
 
 def compiled_or_said(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`forward` through torch.compile, which raises UsageError when it is first called and cannot be compiled."""
+    """`forward` through torch.compile, which raises UsageError when it is first called and cannot be compiled.
+
+    A batch smaller than the first is filled up to its size: another size would be compiled again.
+    """
     compiled = torch.compile(forward)
+    sizes: dict[str, int] = {}
 
     def call(image: Tensor) -> Tensor:
+        missing = max(0, sizes.setdefault("first", len(image)) - len(image))
         try:
-            return compiled(image)
+            return compiled(torch.cat([image, image[:1].expand(missing, -1, -1, -1)]))[: len(image)]
         except RuntimeError as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise

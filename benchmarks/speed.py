@@ -1,4 +1,4 @@
-"""Speed and memory of the suite beside a plain implementation (plain.py), on this machine, in about three minutes.
+"""Speed and memory of the suite beside a plain implementation (plain.py), on this machine, in about four minutes.
 
     python -m benchmarks.speed --output speed            prints the tables; writes speed.json and speed.png there
     python -m benchmarks.speed --device cuda --images 256
@@ -51,6 +51,7 @@ from datasets.nyu import NYUDepthV2, Pair, scan_folder
 from loading import BATCH_SIZE
 from monoclip import PAPER, MonoCLIP
 
+BUSY = 0.5  # load of each core from which on a machine is not quiet
 PAPER_RUNS = 8  # settings of prompts and bins that the paper reports; a plain implementation runs once for each
 
 
@@ -213,6 +214,8 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         "platform": platform.platform(),
     }
     print(", ".join(f"{key}: {value}" for key, value in hardware.items()), flush=True)
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > BUSY * (os.cpu_count() or 1):
+        print(f"warning: other work is running (load {os.getloadavg()[0]:.1f}), so the ratios mean little", flush=True)
     peak = machine_peak(device, torch.get_num_threads())
     print("peak: " + (", ".join(f"{k} {v:,.0f} GFLOP/s" for k, v in peak.items()) or "not measured"), flush=True)
 
@@ -239,11 +242,15 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         write_cache(cache, weights, forms["fp32"], folder / "many", device)
         name = f"seconds for new words over a feature cache of {args.cached_images} images"
         facts[name] = cached_seconds(forms["fp32"], cache, args.cached_images, device)
+        if device.type == "cuda":
+            facts["peak GPU memory of this process [GB]"] = torch.cuda.max_memory_allocated(device) / 1e9
         facts["peak memory of this process [GB]"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
             1e9 if sys.platform == "darwin" else 1e6
         )
         children.append(new_words(folder / "many", weights, cache, device))
         print("\n" + "\n".join(f"{name}: {value:.3g}" for name, value in facts.items()), flush=True)
+        if device.type != "cuda":
+            print("\nGPU: not run")
         print("\n" + "\n".join(f"{r.name}: {r.seconds:.1f} s, {r.peak_gb:.2f} GB" for r in children), flush=True)
     return {
         "hardware": hardware,

@@ -17,7 +17,7 @@ from torch import distributed
 
 T = TypeVar("T")
 Errors = tuple[type[Exception], ...]
-TIMEOUT = timedelta(minutes=30)  # that a process waits for another's turn
+TIMEOUT = timedelta(days=1)  # of waiting for another one's turn; torchrun ends all when one dies
 
 
 class OtherProcessError(Exception):
@@ -36,29 +36,38 @@ class Processes:
         count: 1 for a run without torchrun.
         rank: of this process, 0 to count - 1; the first writes and prints.
         local_rank: of this process on its machine, which is the index of its GPU.
+        local_count: processes on its machine.
     """
 
     count: int = 1
     rank: int = 0
     local_rank: int = 0
+    local_count: int = 1
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Processes":
-        """As torchrun says in `WORLD_SIZE`, `RANK` and `LOCAL_RANK`; a single one where that is not all there."""
-        said = [environment.get(key) for key in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR")]
-        return cls(*(int(value or 0) for value in said[:3])) if all(said) else cls()
+        """As torchrun says in `WORLD_SIZE` and so on; a single one where that is not all there."""
+        said = [environment.get(key, "") for key in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
+        return cls(*map(int, said)) if all(value.isdigit() for value in said) else cls()
 
     @contextmanager
     def connected(self, device: torch.device) -> Iterator[None]:
-        """Connects the processes, over NCCL on GPUs and over gloo elsewhere; nothing for a single one."""
+        """Connects the processes, over NCCL on GPUs and over gloo elsewhere; nothing for a single one.
+
+        Raises:
+            LostProcessError: they cannot be connected.
+        """
         if self.count == 1:
             yield
             return
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-            distributed.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
-        else:
-            distributed.init_process_group("gloo", timeout=TIMEOUT)
+        try:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+                distributed.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
+            else:
+                distributed.init_process_group("gloo", timeout=TIMEOUT)
+        except (RuntimeError, ValueError) as error:
+            raise LostProcessError(f"the processes cannot be connected ({error})") from error
         try:
             yield
         finally:
@@ -125,7 +134,5 @@ class Processes:
         try:
             distributed.all_gather_object(values, value)
         except RuntimeError as error:
-            raise LostProcessError(
-                "another process was lost; what is done is kept, and the same command with --resume goes on"
-            ) from error
+            raise LostProcessError(f"another process was lost ({str(error).splitlines()[0]})") from error
         return values

@@ -10,7 +10,7 @@ import torch
 
 from calculate_error import NYU_CROP
 from clip.checkpoint import file_sha256, locate_checkpoint
-from datasets.nyu import NYUDepthV2, NYUMat
+from datasets.nyu import DataError, NYUDepthV2, NYUMat
 from evaluation.controls import Suite
 
 # The files that features, and rows, depend on, relative to the repository.
@@ -40,7 +40,11 @@ def choose_shown(names: Sequence[str], scenes: Sequence[str], count: int = 4) ->
 
 
 def features_fingerprint(clip_path: str, dataset: NYUDepthV2 | NYUMat, precision: str, network: str) -> dict[str, Any]:
-    """What the encoder's features depend on; `network` says in which form it is."""
+    """What the encoder's features depend on; `network` says in which form it is.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
     data = hashlib.sha256(repr(names_and_scenes(dataset)).encode())
     if isinstance(dataset, NYUMat):
         stat = dataset.path.stat()
@@ -48,13 +52,16 @@ def features_fingerprint(clip_path: str, dataset: NYUDepthV2 | NYUMat, precision
     else:
         for pair in dataset.pairs:
             for path in (pair.rgb, pair.depth):
-                data.update(hashlib.sha256(path.read_bytes()).digest())
+                try:
+                    data.update(hashlib.sha256(path.read_bytes()).digest())
+                except OSError as error:
+                    raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     return {
         "code of the encoder": code_sha256(FEATURE_CODE),
         "weights": file_sha256(locate_checkpoint(clip_path)),
         "data": data.hexdigest(),
         "precision": precision,
-        "network": network,
+        "form of the network (--exact, --compile)": network,
         "geometry": repr((NYU_CROP, dataset.mean, dataset.std)),
     }
 
@@ -80,7 +87,7 @@ def run_fingerprint(
         "code": code_sha256(CODE),
         "torch version": torch.__version__,
         "device": str(device),
-        "number of threads": torch.get_num_threads(),
+        "number of threads (OMP_NUM_THREADS)": torch.get_num_threads() if device.type == "cpu" else None,
         "--batch_size": args.batch_size,
         "--nonfinite": args.nonfinite,
         "--empty": args.empty,

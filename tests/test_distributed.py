@@ -29,10 +29,10 @@ def test_every_image_belongs_to_one_process(count, batch_size, images):
 
 
 def test_torchruns_environment():
-    assert Processes.from_environment({}) == Processes(1, 0, 0)
-    torchruns = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost"}
-    assert Processes.from_environment(torchruns) == Processes(4, 3, 1)
-    assert Processes.from_environment({"WORLD_SIZE": "4"}) == Processes(1, 0, 0)  # somebody else's variable
+    assert Processes.from_environment({}) == Processes(1, 0, 0, 1)
+    torchruns = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    assert Processes.from_environment(torchruns) == Processes(4, 3, 1, 2)
+    assert Processes.from_environment({"WORLD_SIZE": "4"}) == Processes(1, 0, 0, 1)  # somebody else's variable
 
 
 def test_a_single_process_needs_no_connection():

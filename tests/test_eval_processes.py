@@ -51,7 +51,7 @@ def test_the_fast_forms_give_the_plain_figures(flags, tmp_path, form, tolerance)
 def test_rows_of_another_form_of_the_network_are_not_resumed(flags, tmp_path, capsys):
     assert evaluation.main([*flags, "--output", str(tmp_path)]) == 0
     assert evaluation.main([*flags, "--output", str(tmp_path), "--resume", "--exact"]) == 2
-    assert "made with another network" in capsys.readouterr().err
+    assert "made with another form of the network (--exact, --compile)" in capsys.readouterr().err
 
 
 def test_exact_and_compile_exclude_each_other(flags, capsys):
@@ -129,3 +129,43 @@ def test_a_feature_cache_is_for_a_single_process(flags, tmp_path):
     run = torchrun(2, ROOT / "eval.py", *flags, "--feature_cache", tmp_path / "features.h5")
     assert run.returncode != 0
     assert run.stderr.count("--feature_cache is written and read by a single process") == 1
+
+
+def test_more_processes_than_images_and_other_numbers_of_them_on_resume(flags, tmp_path):
+    flags += ["--batch_size", "2"]
+    assert torchrun(4, ROOT / "eval.py", *flags, "--output", tmp_path / "out").returncode == 0  # 3 batches
+    whole = (tmp_path / "out" / "per_image.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    (tmp_path / "out" / "per_image.jsonl").write_bytes(b"".join(lines[:4]))  # one batch, and an image of the next
+    run = torchrun(2, ROOT / "eval.py", *flags, "--output", tmp_path / "out", "--resume")
+    assert run.returncode == 0
+    assert "resuming: 2 of 5 images are done" in run.stdout
+    assert (tmp_path / "out" / "per_image.jsonl").read_bytes() == whole
+
+
+def test_a_journal_that_cannot_be_written_ends_all_processes(flags, tmp_path):
+    script = tmp_path / "full.py"
+    script.write_text(
+        f"""
+import errno, sys
+sys.path.insert(0, {str(ROOT)!r})
+import eval as evaluation
+from evaluation.journal import Journal
+
+def write(self, records):
+    raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+
+Journal.write = write
+sys.exit(evaluation.main(sys.argv[1:]))
+"""
+    )
+    run = torchrun(2, script, *flags, "--output", tmp_path / "out")
+    assert run.returncode != 0
+    assert "per_image.jsonl: No space left on device; make room" in run.stderr
+    assert not run.stderr.count('eval.py", line')  # no traceback of ours
+
+
+def test_a_gpu_cannot_be_chosen_for_all_processes(flags):
+    run = torchrun(2, ROOT / "eval.py", *flags, "--device", "cuda:0")
+    assert run.returncode != 0
+    assert run.stderr.count("every process takes a GPU of its own; leave out its number") == 1

@@ -43,6 +43,16 @@ def test_compile_compiles_the_image_encoder(tiny_checkpoint, monkeypatch):
     assert not model.visual.forward_patches(torch.ones(1, 3, 32, 32)).any()
 
 
+def test_a_smaller_batch_is_filled_up_before_it_is_compiled(tiny_checkpoint, tiny_clip, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(torch, "compile", lambda function: lambda image: (sizes.append(len(image)), function(image))[1])
+    model, image = loaded(tiny_checkpoint, compiled=True), torch.rand(4, 3, 32, 64)
+    with torch.inference_mode():
+        for batch in (image, image[:1]):
+            assert_close(model.encode_patches(batch), tiny_clip.encode_patches(batch), rtol=1e-5, atol=1e-5)
+    assert sizes == [4, 4]
+
+
 def test_what_cannot_be_compiled_is_one_sentence(tiny_checkpoint, monkeypatch):
     class InductorError(RuntimeError):
         __module__ = "torch._inductor.exc"

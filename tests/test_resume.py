@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import eval as evaluation
+from datasets.nyu import scan_folder
 from evaluation import encode, fingerprint, scoring
 from tests.conftest import TINY, random_clip, write_pair
 
@@ -100,7 +101,9 @@ def test_killed_and_resumed_is_byte_identical(run, tmp_path):
     done = journal.read_bytes().count(b"\n") - 1
     assert 2 <= done < 5
     assert (run.output / ".lock").exists()  # left behind; its process has ended
-    torch_threads = json.loads(journal.read_text().splitlines()[0])["fingerprint"]["number of threads"]
+    torch_threads = json.loads(journal.read_text().splitlines()[0])["fingerprint"][
+        "number of threads (OMP_NUM_THREADS)"
+    ]
     assert torch_threads == torch.get_num_threads()
     code, out, _ = run("--output", run.output, "--resume")
     assert code == 0
@@ -260,6 +263,19 @@ def test_feature_cache_of_other_weights_or_data_is_refused(run, tmp_path):
     assert "no feature cache, or a damaged one" in err
 
 
+def test_a_file_that_went_away_is_named_with_a_feature_cache(run, tmp_path):
+    cache = tmp_path / "features.h5"
+    assert run("--feature_cache", cache)[0] == 0
+    listed = [
+        f"{pair.rgb.relative_to(pair.rgb.parents[1])} {pair.depth.relative_to(pair.rgb.parents[1])}"
+        for pair in scan_folder(run.root)
+    ]
+    (tmp_path / "list.txt").write_text("\n".join([*listed[:-1], "office/rgb_09999.jpg office/sync_depth_09999.png"]))
+    code, _, err = run("--feature_cache", cache, "--list_file", tmp_path / "list.txt")
+    assert code == 2
+    assert "rgb_09999.jpg" in err
+
+
 def test_a_stopped_run_leaves_no_feature_cache(run, stops_after, tmp_path):
     cache = tmp_path / "features.h5"
     stops_after(2)
@@ -273,7 +289,7 @@ def test_a_stopped_run_leaves_no_feature_cache(run, stops_after, tmp_path):
 
 def test_controls_from_a_cache_of_all_channels(run, tmp_path):
     cache = tmp_path / "features.h5"
-    flags = ("--limit", "1", "--feature_cache", cache, "--workers", "0")  # one process: the same threads, the same bits
+    flags = ("--limit", "1", "--feature_cache", cache)
     assert run(*flags, "--controls", "--output", tmp_path / "one")[0] == 0
     assert run(*flags, "--controls", "--output", tmp_path / "two")[0] == 0
     assert run(*flags)[0] == 0
