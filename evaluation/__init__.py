@@ -4,6 +4,7 @@ controls        what is evaluated: the paper's readings, one's own, and the cont
 encode          images -> patch features, the only expensive step; the feature cache
 scoring         patch features -> one record for each image
 batch_error     the figures of many depth maps of one image; constant_error those of every constant
+distributed     processes that share the images
 journal         the records on disk, so that a run that stopped goes on; fingerprint says what they depend on
 results         records -> means, best constants, bootstrap intervals
 figures         PNGs
