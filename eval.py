@@ -280,22 +280,17 @@ def run(args: argparse.Namespace) -> None:
 
 
 def own_device(args: argparse.Namespace, processes: Processes) -> torch.device:
-    """The device of this process. Raises UsageError: there is none; said by one of several processes."""
-    try:
-        if processes.count == 1:
-            return choose_device(args.device, args.gpu_num)
-        if args.device.startswith("cuda:") or args.gpu_num != "0":
-            raise UsageError("with torchrun every process takes a GPU of its own; leave out its number")
-        if args.device in ("auto", "cuda") and 0 < torch.cuda.device_count() < processes.local_count:
-            raise UsageError(
-                f"{processes.local_count} processes need a GPU each, but there are {torch.cuda.device_count()}; "
-                "use a smaller --nproc_per_node"
-            )
-        return choose_device(args.device, processes.local_rank)
-    except UsageError as error:
-        if processes.rank:
-            raise OtherProcessError(str(error)) from error
-        raise
+    """The device of this process. Raises UsageError: there is none; each of several processes says so itself."""
+    if processes.count == 1:
+        return choose_device(args.device, args.gpu_num)
+    if args.device.startswith("cuda:") or args.gpu_num != "0":
+        raise UsageError("with torchrun every process takes a GPU of its own; leave out its number")
+    if args.device in ("auto", "cuda") and 0 < torch.cuda.device_count() < processes.local_count:
+        raise UsageError(
+            f"{processes.local_count} processes need a GPU each, but there are {torch.cuda.device_count()}; "
+            "use a smaller --nproc_per_node"
+        )
+    return choose_device(args.device, processes.local_rank)
 
 
 def run_on(device: torch.device, args: argparse.Namespace, processes: Processes) -> None:

@@ -214,7 +214,7 @@ class MapScorer:
         if self.device.type == "cuda":
             figures, dropped, ordinary = (x.to("cpu", non_blocking=True) for x in (figures, dropped, ordinary))
             arrived = torch.cuda.Event()
-            arrived.record()
+            arrived.record(torch.cuda.current_stream(self.device))
         return PendingErrors(self, counted, depth, figures, dropped, correlation, ordinary, resized, whole, arrived)
 
     def _each(self, function: Callable[[Tensor], T], parts: Sequence[Tensor]) -> Iterable[T]:

@@ -156,7 +156,8 @@ def records_of(
     batch, depth, names = scored.batch, scored.depth, predictor.suite.predicted
     records = []
     for i, image in enumerate(batch.name):
-        rows = score_rows(scored.pending[i], image, names)
+        with one_thread():
+            rows = score_rows(scored.pending[i], image, names)
         if empty == "error":
             check_not_empty(image, rows, names)
         record = {"image": image, "scene": batch.scene[i], "index": batch.index[i]}

@@ -587,3 +587,18 @@ def test_the_papers_row(tmp_path):
     # an independent run of the release (MoA-DepthCLIP, arXiv 2604.01118)
     published = {"a1": 0.390, "a2": 0.680, "a3": 0.848, "abs_rel": 0.393, "log10": 0.158, "rmse": 1.176}
     assert {name: figures[name] for name in published} == pytest.approx(published, abs=0.01)
+
+
+def test_scoring_does_not_depend_on_the_number_of_threads(run, tmp_path):
+    threads = torch.get_num_threads()
+    rows = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            cache = ("--feature_cache", str(tmp_path / "features.h5"), "--workers", "0")  # the encoder runs once
+            assert run(*cache, "--controls", "--limit", "2", "--output", str(tmp_path / str(count)))[0] == 0
+            assert torch.get_num_threads() == count
+            rows.append((tmp_path / str(count) / "per_image.csv").read_bytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert rows[0] == rows[1]

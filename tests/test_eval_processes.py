@@ -13,6 +13,7 @@ from PIL import Image
 
 import eval as evaluation
 from datasets.nyu import scan_folder
+from evaluation.distributed import Processes
 
 ROOT = Path(__file__).parents[1]
 SOFT = ("--temperature", "2")  # so that a tiny CLIP's depth is not one bin
@@ -168,4 +169,11 @@ sys.exit(evaluation.main(sys.argv[1:]))
 def test_a_gpu_cannot_be_chosen_for_all_processes(flags):
     run = torchrun(2, ROOT / "eval.py", *flags, "--device", "cuda:0")
     assert run.returncode != 0
-    assert run.stderr.count("every process takes a GPU of its own; leave out its number") == 1
+    assert "every process takes a GPU of its own; leave out its number" in run.stderr
+
+
+def test_a_gpu_for_each_process_is_needed(flags, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    args = evaluation.build_parser().parse_args([])
+    with pytest.raises(evaluation.UsageError, match="4 processes need a GPU each, but there are 2"):
+        evaluation.own_device(args, Processes(4, 3, 3, 4))
