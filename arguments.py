@@ -66,6 +66,11 @@ def add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
     reading.add_argument("--temperature", type=float, default=PAPER.temperature, help="of the softmax")
 
 
+def add_html_argument(group: argparse._ArgumentGroup, help_: str) -> None:
+    """Adds `--html [N]`."""
+    group.add_argument("--html", nargs="?", type=positive, const=HTML_IMAGES, metavar="N", help=help_)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line of eval.py."""
     parser = argparse.ArgumentParser(
@@ -122,13 +127,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--output", type=Path, help="folder for rows, tables and results.json; none: print only")
     run.add_argument("--figures", action="store_true", help="also draw figures, as PNG, into --output")
-    run.add_argument(
-        "--html",
-        nargs="?",
-        type=positive,
-        const=HTML_IMAGES,
-        metavar="N",
-        help=f"also write depth.html, a page to look into the answers of N images (if not given: {HTML_IMAGES})",
+    add_html_argument(
+        run, f"also write depth.html, a page to look into the answers of N images (if not given: {HTML_IMAGES})"
     )
     run.add_argument("--resume", action="store_true", help="go on from the rows that a stopped run left in --output")
     run.add_argument(

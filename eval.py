@@ -40,7 +40,7 @@ from datasets.nyu import (
     read_list,
     scan_folder,
 )
-from evaluation.batch_error import FIGURES
+from evaluation.batch_error import CROP_SIZE, FIGURES
 from evaluation.controls import (
     BEST,
     THIS_RUN,
@@ -63,7 +63,6 @@ from monoclip import MonoCLIP, Reading, zeroshot_classifier
 
 INPUT_ERRORS = (UsageError, DataError, CacheError, JournalError, clip.CheckpointError)  # before; exit code 2
 RUN_ERRORS = (EvaluationError, UsageError, torch.OutOfMemoryError, OSError)  # while images are evaluated
-
 ALL_ERRORS = (*INPUT_ERRORS, *RUN_ERRORS)
 
 # tqdm's own, but always images a second, also where an image takes longer than one
@@ -110,7 +109,7 @@ def check_output(flag: str, folder: Path | None) -> None:
 
 def check_patches(clip_path: str | Path, patch: int) -> None:
     """Raises UsageError if patches of this many pixels do not fit the images of the protocol."""
-    height, width = (axis.stop - axis.start for axis in NYU_CROP)
+    height, width = CROP_SIZE
     if height % patch or width % patch:
         raise UsageError(
             f"--clip_path {clip_path}: patches of {patch} px do not fit the {height}x{width} images of the "

@@ -42,6 +42,7 @@ from arguments import (
     HTML_IMAGES,
     UsageError,
     add_device_arguments,
+    add_html_argument,
     add_reading_arguments,
     positive,
 )
@@ -80,14 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     files.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for everything written")
     files.add_argument("--overwrite", action="store_true", help="compute and write again what is there already")
     files.add_argument("--side_by_side", action="store_true", help="write picture and map together, too")
-    files.add_argument(
-        "--html",
-        nargs="?",
-        type=positive,
-        const=HTML_IMAGES,
-        metavar="N",
-        help=f"write {PAGE}, with N pictures spread evenly over all (N: {HTML_IMAGES} unless given)",
-    )
+    add_html_argument(files, f"write {PAGE}, with N pictures spread evenly over all (N: {HTML_IMAGES} unless given)")
 
     model = parser.add_argument_group("model")
     weights = model.add_mutually_exclusive_group()

@@ -21,16 +21,17 @@ import torch
 
 import clip
 import report
-from benchmarks.workload import random_network
+from benchmarks.workload import random_network, suites
 from clip.inference import keep_freed_memory
 from datasets.nyu import TEST_INDICES
-from evaluation.controls import Predictor, Suite, plain_suite, with_controls, with_paper
+from evaluation.batch_error import CROP_SIZE
+from evaluation.controls import Predictor
 from evaluation.encode import Encoded
 from evaluation.journal import Record
 from evaluation.results import Results
 from evaluation.scoring import score_all
 from loading import BATCH_SIZE
-from monoclip import PAPER, MonoCLIP, with_mirror, zeroshot_classifier
+from monoclip import MonoCLIP, with_mirror, zeroshot_classifier
 
 SUITES = ("one reading", "--paper", "--paper --controls")
 
@@ -56,21 +57,14 @@ def synthetic(rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     return image, depth
 
 
-def suites() -> dict[str, Suite]:
-    """The suites that are measured."""
-    plain = plain_suite(PAPER)
-    published = with_paper(plain)
-    controlled = with_controls(published, channels=True, mean_image=torch.full((416, 544), 2.5))
-    return dict(zip(SUITES, (plain, published, controlled), strict=True))
-
-
 def measure(images: int) -> dict[str, Any]:
     """Seconds for each image and variant, and for what happens once in a run."""
     clip_model = clip.optimize_for_inference(random_network())
     model = MonoCLIP(clip_model)
+    measured = dict(zip(SUITES, suites(True, torch.full(CROP_SIZE, 2.5)).values(), strict=True))
     once: dict[str, dict[str, float]] = {}
     predictors = {}
-    for name, suite in suites().items():
+    for name, suite in measured.items():
         start = time.perf_counter()
         predictors[name] = Predictor(
             lambda *words: zeroshot_classifier(clip_model, *words), suite, model.clip_vis.patch_dim
@@ -92,14 +86,14 @@ def measure(images: int) -> dict[str, Any]:
                     seconds[name].append((time.perf_counter() - start) / size)
                     records[name] += scored
             print(f"{max(first + size, 0)} of {images} images", file=sys.stderr, flush=True)
-    for name, suite in suites().items():
+    for name, suite in measured.items():
         copies = [record | {"image": f"{i}"} for i, record in enumerate(records[name] * len(TEST_INDICES))]
         start = time.perf_counter()
         results = Results(copies[: len(TEST_INDICES)], suite.constants)
         with tempfile.TemporaryDirectory() as folder:
             report.write_all(Path(folder), results, suite, "synthetic", {})
         once[name]["intervals and tables"] = time.perf_counter() - start
-    return {"seconds": seconds, "once": once, "rows": {n: len(s.predicted) for n, s in suites().items()}}
+    return {"seconds": seconds, "once": once, "rows": {n: len(s.predicted) for n, s in measured.items()}}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

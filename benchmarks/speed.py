@@ -32,7 +32,6 @@ import clip
 from benchmarks.children import new_words, processes
 from benchmarks.peak import machine_peak
 from benchmarks.variants import (
-    SIZE,
     Variant,
     cached_seconds,
     deviations,
@@ -48,6 +47,7 @@ from calculate_error import NYU_CROP
 from clip.inference import keep_freed_memory
 from clip.model import CLIP
 from datasets.nyu import NYUDepthV2, Pair, scan_folder
+from evaluation.batch_error import CROP_SIZE
 from loading import BATCH_SIZE
 from monoclip import PAPER, MonoCLIP
 
@@ -299,7 +299,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axis.set_xlabel("ms an image")
         axis.spines[["top", "right"]].set_visible(False)
     hardware = f"{results['hardware']['device']}, {results['hardware']['threads']} threads"
-    figure.suptitle(f"{hardware}, {results['weights']} at {SIZE[0]}x{SIZE[1]}")
+    figure.suptitle(f"{hardware}, {results['weights']} at {CROP_SIZE[0]}x{CROP_SIZE[1]}")
     figure.savefig(path, dpi=120)
 
 

@@ -20,19 +20,18 @@ from torch.utils.flop_counter import FlopCounterMode
 import clip
 from arguments import PRECISIONS
 from benchmarks import plain
-from benchmarks.workload import SEED
-from calculate_error import NYU_CROP, NYU_FIGURES
+from benchmarks.workload import SEED, suites
+from calculate_error import NYU_FIGURES
 from clip.model import CLIP, ModifiedResNet, VisionTransformer, infer_architecture
 from datasets.nyu import NYUDepthV2, Pair
 from eval import evaluate, prompt_encoder
-from evaluation.controls import THIS_RUN, Predictor, Suite, plain_suite, with_controls, with_paper
+from evaluation.batch_error import CROP_SIZE
+from evaluation.controls import THIS_RUN, Predictor, plain_suite
 from evaluation.encode import CachedBatches, encode
 from evaluation.journal import Record
 from evaluation.scoring import score_all, score_cached
 from loading import BATCH_SIZE, WORKERS
 from monoclip import PAPER, MonoCLIP, zeroshot_classifier
-
-SIZE = (NYU_CROP[0].stop - NYU_CROP[0].start, NYU_CROP[1].stop - NYU_CROP[1].start)  # (416, 544) px
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Variant:
     run: Callable[[], Any] | None
 
 
-def encoder_gflop(network: CLIP, size: tuple[int, int] = SIZE) -> float:
+def encoder_gflop(network: CLIP, size: tuple[int, int] = CROP_SIZE) -> float:
     """Of an image with its mirror, counted by torch."""
     with torch.device("meta"):
         twin = CLIP(infer_architecture(network.state_dict())).eval()
@@ -111,7 +110,7 @@ def encoder_variants(
 ) -> list[Variant]:
     """Ways to encode images; each `run` returns the features (2B, C, h, w) of the first ones of one set of images."""
     generator = torch.Generator().manual_seed(SEED)
-    upright = torch.randn(max(batch_sizes), 3, *SIZE, generator=generator)
+    upright = torch.randn(max(batch_sizes), 3, *CROP_SIZE, generator=generator)
     pairs = torch.stack([upright, upright.flip(-1)], dim=1).to(device)  # (B, 2, 3, H, W)
     one = pairs[0]
 
@@ -162,13 +161,6 @@ def deviations(model: MonoCLIP, variants: Sequence[Variant]) -> dict[str, float]
     return {v.name: (depth(v) - expected).abs().max().item() for v in variants if v.run}
 
 
-def suites(channels: bool) -> dict[str, Suite]:
-    """What is read from one pass over the images, by the flags that ask for it; `channels` as in `with_controls`."""
-    suite = plain_suite(PAPER)
-    published = with_paper(suite)
-    return {"": suite, " --paper": published, " --paper --controls": with_controls(published, channels, None)}
-
-
 def end_to_end_variants(
     network: CLIP, forms: dict[str, CLIP], device: torch.device, dataset: NYUDepthV2, pairs: list[Pair], batch_size: int
 ) -> list[Variant]:
@@ -177,7 +169,7 @@ def end_to_end_variants(
     variants = [Variant("plain", "fp32", count, lambda: plain.evaluate(network, text_features, pairs, device))]
     for precision, form in forms.items():
         model = MonoCLIP(form)
-        for flags, suite in suites(model.channel_stride > 1).items():
+        for flags, suite in suites(model.channel_stride > 1, None).items():
             predictor = Predictor(prompt_encoder(model, form), suite, model.clip_vis.patch_dim)
 
             def records(model: MonoCLIP = model, predictor: Predictor = predictor) -> list[Record]:

@@ -1,4 +1,4 @@
-"""What the benchmarks work on: a CLIP of random weights, images of noise, and caches of their features."""
+"""What the benchmarks work on: readings, a CLIP of random weights, images of noise, and caches of their features."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from calculate_error import NYU_CROP
 from clip.model import CLIP, Architecture
 from datasets.nyu import TEST_INDICES, NYUDepthV2, Pair, scan_folder
+from evaluation.controls import Suite, plain_suite, with_controls, with_paper
 from evaluation.encode import FeatureWriter, encode
 from evaluation.fingerprint import features_fingerprint
 from loading import choose_precision
@@ -19,6 +20,13 @@ from monoclip import PAPER, MonoCLIP
 
 RN50 = Architecture(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 12)
 SEED = 0
+
+
+def suites(channels: bool, mean_image: Tensor | None) -> dict[str, Suite]:
+    """What is read from one pass over the images, by the flags that ask for it; arguments as of `with_controls`."""
+    suite = plain_suite(PAPER)
+    published = with_paper(suite)
+    return {"": suite, " --paper": published, " --paper --controls": with_controls(published, channels, mean_image)}
 
 
 def random_network(architecture: Architecture = RN50) -> CLIP:

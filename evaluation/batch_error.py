@@ -318,18 +318,20 @@ def pixel_figures(maps: Tensor, counted: Counted, correlation: Tensor, block: in
     pred.clamp_(MIN_DEPTH, NYU_MAX_DEPTH)
     median = counted.median if low is None else lower_median(counted.depth.expand_as(pred), low)
     ratio = median / lower_median(pred, low)  # (R,)
-    plain, scaled = (means(pred, scale, counted, block, low) for scale in (None, ratio))
+    left = (counted.pixels - dropped)[:, None]  # (R, 1)
+    plain, scaled = (means(pred, scale, counted, block, low, left) for scale in (None, ratio))
     silog = (plain[:, 1] - plain[:, 0].square()).clamp(min=0).sqrt()
-    correlation = correlation.where((dropped < counted.pixels)[:, None], math.nan)
+    correlation = correlation.where(left > 0, math.nan)
     return torch.cat([plain[:, 2:], correlation, silog[:, None], scaled[:, 1:]], dim=1), dropped
 
 
-def means(pred: Tensor, scale: Tensor | None, counted: Counted, block: int, low: Tensor | None) -> Tensor:
+def means(pred: Tensor, scale: Tensor | None, counted: Counted, block: int, low: Tensor | None, left: Tensor) -> Tensor:
     """`NYU_FIGURES` of R maps (R, N), multiplied by `scale` (R,) and clamped first: (R, 7) float64.
 
     Without `scale`, the means of s = ln(pred / gt) and of s^2 stand before them, (R, 9). Pixels are taken in blocks of
     `block` values, so that a core's cache holds all steps of a block; s is the only transcendental. Where `low`
-    (R, N) is true, a pixel does not count: it is given the true depth, which adds nothing but to the three shares.
+    (R, N) is true, a pixel does not count, `left` (R, 1) do: it is given the true depth, which adds nothing but to the
+    three shares.
     """
     step = min(max(1, block // len(pred)), counted.pixels)
     room = pred.new_empty(4, len(pred), step).unbind()
@@ -351,9 +353,8 @@ def means(pred: Tensor, scale: Tensor | None, counted: Counted, block: int, low:
         sums += [difference.sum(1), *shares, relative, log.abs_().sum(1), square]
     blocks = torch.stack(sums).unflatten(0, (-1, 7 if scale is not None else 9))  # (blocks, 7 or 9, R)
     mean = blocks.sum(0, dtype=torch.float64).T  # (R, 7 or 9)
-    if low is not None:
-        mean[:, -6:-3] -= low.sum(1)[:, None]
-    mean /= counted.pixels if low is None else (counted.pixels - low.sum(1))[:, None]
+    mean[:, -6:-3] -= counted.pixels - left
+    mean /= left
     mean[:, -2] /= math.log(10)  # log10
     mean[:, -1].sqrt_()  # rmse
     return mean

@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,3 +146,13 @@ def nyu_mini() -> Path:
     if not folder:
         pytest.skip("the nine photographs of nyu_mini are not in the repository; NYU_MINI names their folder")
     return Path(folder)
+
+
+def torchrun(count: int, script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A script run by `count` processes with the threads of this one."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", str(script)]
+    command += map(str, arguments)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.run(
+        command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, timeout=200
+    )

@@ -1,13 +1,12 @@
 """distributed: how images are dealt out, and that processes agree on what went wrong."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from evaluation.distributed import Processes
+from tests.conftest import torchrun
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,11 +77,6 @@ Path(sys.argv[1], f"{processes.rank}.json").write_text(json.dumps(report))
 """
 
 
-def torchrun(count: int, script: Path, *arguments: object) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", str(script)]
-    subprocess.run([*command, *map(str, arguments)], cwd=ROOT, check=True, capture_output=True, timeout=120)
-
-
 @pytest.mark.parametrize(
     ("images", "batch_size", "bad", "error", "given"),
     [
@@ -96,7 +90,8 @@ def torchrun(count: int, script: Path, *arguments: object) -> None:
 def test_two_processes_give_the_records_in_order_and_stop_together(tmp_path, images, batch_size, bad, error, given):
     script = tmp_path / "script.py"
     script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{SCRIPT}")
-    torchrun(2, script, tmp_path, images, batch_size, bad)
+    run = torchrun(2, script, tmp_path, images, batch_size, bad)
+    assert run.returncode == 0, run.stderr
     reports = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     for report in reports:
         assert [record["image"] for record in report["records"]] == list(range(given))

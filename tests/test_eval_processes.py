@@ -1,9 +1,6 @@
 """eval.py: the fast form of the network and the plain one, and several processes that share the images."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ from PIL import Image
 import eval as evaluation
 from datasets.nyu import scan_folder
 from evaluation.distributed import Processes
+from tests.conftest import torchrun
 
 ROOT = Path(__file__).parents[1]
 SOFT = ("--temperature", "2")  # so that a tiny CLIP's depth is not one bin
@@ -23,14 +21,6 @@ SOFT = ("--temperature", "2")  # so that a tiny CLIP's depth is not one bin
 def flags(tiny_checkpoint, nyu_folder) -> list[str]:
     """What every run here shares: five images on a CPU."""
     return ["--data_path", str(nyu_folder(5)), "--clip_path", str(tiny_checkpoint), "--device", "cpu", *SOFT]
-
-
-def torchrun(count: int, script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.run(
-        [*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
-    )
 
 
 def figures_of(folder: Path) -> dict[str, float]:
