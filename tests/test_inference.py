@@ -177,7 +177,7 @@ import torch
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 x = torch.ones(2**24)  # 64 MiB
-for _ in range(2):
+for _ in range(8):  # until every place that malloc may choose has been touched
     y = x + 1
     del y
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
