@@ -1,22 +1,22 @@
-"""The figures of monocular depth estimation, on NYU Depth V2 and KITTI, with the masks and crops of the release.
+"""The metrics of monocular depth estimation, with the masks and crops of the release, for NYU Depth V2 and KITTI.
 
-Per image, over its counted pixels, gt and pred in metres:
+Over the counted pixels of an image, gt and pred in metres and clamped to [1e-3, cap]:
 
-    delta_i  = share with max(gt / pred, pred / gt) < 1.25 ** i, i = 1, 2, 3       (a1, a2, a3)
+    delta_i  = share with max(gt / pred, pred / gt) < 1.25 ** i, i = 1, 2, 3       (the release's a1, a2, a3)
     abs_rel  = mean |gt - pred| / gt             log10    = mean |log10 gt - log10 pred|
     sq_rel   = mean (gt - pred)^2 / gt           rmse     = sqrt mean (gt - pred)^2
     abs_diff = mean |gt - pred|                  rmse_log = sqrt mean (ln gt - ln pred)^2
+    silog    = sqrt(mean s^2 - (mean s)^2), s = ln pred - ln gt: scale-invariant log error (Eigen et al., 2014)
 
-`errors_NYU` and `errors_KITTI` give them for each image, `compute_errors_NYU` and `compute_errors` their means. Every
-image has the same weight. A prediction that is not finite never falls out of the mask: it raises, or counts as badly as
-a prediction can. An image without a counted pixel has no figures, and no mean is taken over it unless asked to.
+`pixel_errors` holds these formulas, and `mean_errors` averages them for any number of maps of one image: everything
+that scores depth, here and in `experiments`, calls it. Every image has the same weight. A prediction that is not finite
+is an error, and so is an image without a counted pixel: neither falls out of a mean unseen.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 MIN_DEPTH = 1e-3  # [m] gt and pred at or below it do not count; both are clamped to it
@@ -29,112 +29,166 @@ NYU_EVAL_CROP = (slice(45, 471), slice(46, 601))
 GARG_CROP = (0.40810811, 0.99189189, 0.03594771, 0.96405229)
 KITTI_MAX_DEPTH = 80.0  # [m]
 
-NYU_FIGURES = ("abs_diff", "a1", "a2", "a3", "abs_rel", "log10", "rmse")  # in the order of the released line
-KITTI_FIGURES = ("abs_diff", "abs_rel", "sq_rel", "a1", "a2", "a3", "rmse", "rmse_log")
-HIGHER_IS_BETTER = frozenset({"a1", "a2", "a3"})
-ROOTS = frozenset({"rmse", "rmse_log"})  # the root is taken of the mean
+NYU_METRICS = ("abs_diff", "delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")  # in the released line's order
+KITTI_METRICS = ("abs_diff", "abs_rel", "sq_rel", "delta1", "delta2", "delta3", "rmse", "rmse_log")
+HIGHER_IS_BETTER = frozenset({"delta1", "delta2", "delta3"})
+AT_ONCE = 2**17  # values of a block of maps and pixels, which a core's cache holds
 
 
-class NonFinitePredictionError(ValueError):
-    """A prediction holds NaN or infinity; `counts` has the number of such pixels by place in the batch."""
-
-    def __init__(self, counts: dict[int, int]) -> None:
-        listed = ", ".join(f"image {i} has {n}" for i, n in counts.items())
-        super().__init__(f"predictions hold NaN or infinite depths, which cannot be scored: {listed}")
-        self.counts = counts
+class UnscorableError(ValueError):
+    """An image has no metrics: its prediction is not finite, or none of its pixels counts. The message names it."""
 
 
-class NoValidPixelError(ValueError):
-    """Images have no pixel that counts, so no figures; `images` has their places in the batch."""
+def pixel_errors(gt: Tensor, pred: Tensor) -> dict[str, Tensor]:
+    """What each metric averages, for every pixel: gt and pred > 0 [m], shapes that broadcast -> name: that shape.
 
-    def __init__(self, images: Sequence[int]) -> None:
-        super().__init__(f"no valid pixel in image {', '.join(map(str, images))}: it has no figures")
-        self.images = list(images)
-
-
-@dataclass(frozen=True)
-class ImageErrors:
-    """Figures of B images.
-
-    Attributes:
-        figures: name -> (B,) float32; NaN exactly where `valid_pixels` is 0.
-        valid_pixels: (B,) int64, how many pixels counted.
-        dropped_pixels: (B,) int64, how many more would have counted if the prediction were above 1 mm.
+    `silog` is s itself, and of `rmse` and `rmse_log` the root is still to be taken: see `mean_errors`.
     """
-
-    figures: dict[str, Tensor]
-    valid_pixels: Tensor
-    dropped_pixels: Tensor
-
-    def mean(self, empty: str = "error") -> dict[str, float]:
-        """Mean over images, in double precision, every image with the same weight.
-
-        Args:
-            empty: "error" raises for an image without a valid pixel, "skip" leaves such images out.
-
-        Raises:
-            NoValidPixelError: there is such an image, or no other is left.
-        """
-        counted = self.valid_pixels > 0
-        if not counted.all() and (empty == "error" or not counted.any()):
-            raise NoValidPixelError((~counted).nonzero().flatten().tolist())
-        return {name: value[counted].double().mean().item() for name, value in self.figures.items()}
+    ratio = pred / gt
+    error = (pred - gt).abs_()
+    log = ratio.log()
+    largest = torch.maximum(ratio, gt / pred)
+    square = error.square()
+    return {
+        "abs_diff": error,
+        # As 0 and 1 in float32, which are summed several times faster than booleans.
+        **{f"delta{i}": torch.lt(largest, 1.25**i, out=torch.empty_like(largest)) for i in (1, 2, 3)},
+        "abs_rel": error / gt,
+        "sq_rel": square / gt,
+        "log10": log.abs() / math.log(10),
+        "rmse": square,
+        "rmse_log": log.square(),
+        "silog": log,
+    }
 
 
-def compute_errors_NYU(gt: Tensor, pred: Tensor, crop: bool = True) -> dict[str, float]:
-    """Mean figures on NYU Depth V2 by name, in the order of `NYU_FIGURES`. Arguments and errors as `errors_NYU`.
+def mean_errors(gt: Tensor, pred: Tensor, cap: float, weights: Tensor | None = None) -> dict[str, Tensor]:
+    """All metrics of R maps against one ground truth: the kernel of every evaluation.
+
+    Args:
+        gt: (N,) float32 [m], of counted pixels, N > 0.
+        pred: (R, N) float32 [m], or (R, 1) for constants.
+        cap: largest depth [m], to which both are clamped.
+        weights: (N, I), how often each pixel stands in each of I images, for ground truth that is a list of possible
+            depths and not one of pixels; the columns sum to 1.
+
+    Returns:
+        Metric -> (R,) float64; (R, I) with `weights`.
+    """
+    gt, pred = gt.clamp(MIN_DEPTH, cap), pred.clamp(MIN_DEPTH, cap)
+    step = max(1, AT_ONCE // len(pred))
+    blocks = []
+    for start in range(0, len(gt), step):
+        pixels = slice(start, start + step)
+        errors = pixel_errors(gt[pixels], pred[:, pixels] if pred.shape[1] > 1 else pred)  # (R, block) each
+        if weights is None:
+            blocks.append({name: error.sum(1).double() for name, error in errors.items()})
+        else:
+            blocks.append({name: (error @ weights[pixels]).double() for name, error in errors.items()})
+    count = len(gt) if weights is None else 1
+    means = {name: torch.stack([block[name] for block in blocks]).sum(0) / count for name in blocks[0]}
+    means["silog"] = (means["rmse_log"] - means["silog"].square()).clamp(min=0).sqrt()
+    return means | {name: means[name].sqrt() for name in ("rmse", "rmse_log")}
+
+
+def counted_NYU(gt: Tensor, crop: bool = True) -> tuple[Tensor, Tensor]:
+    """The pixels of NYU's ground truth that count whatever is predicted: 1e-3 < gt < 10 and, with `crop`, inside it.
+
+    Args:
+        gt: (1, 480, 640) float [m], 0 = no measurement.
+        crop: count rows 45:471, columns 46:601 only. As the prediction covers rows 56:472, columns 60:604, these are
+            rows 56:471, columns 60:601 in effect.
+
+    Returns:
+        places (N,) int64 in a flattened 416 x 544 prediction; depth (N,) float32 [m].
+    """
+    region = torch.ones(NYU_FRAME, dtype=torch.bool, device=gt.device)
+    if crop:
+        region[:] = False
+        region[NYU_EVAL_CROP] = True
+    counted = (gt[0] > MIN_DEPTH) & (gt[0] < NYU_MAX_DEPTH) & region  # (480, 640)
+    places = counted[NYU_CROP].flatten().nonzero()[:, 0]
+    return places, gt[0][NYU_CROP].flatten()[places].float()
+
+
+def errors_of_maps(gt: Tensor, pred: Tensor, cap: float, name: str) -> dict[str, Tensor]:
+    """The metrics of R maps over counted pixels, with those left out whose prediction is at most 1 mm.
+
+    Official quirk: such pixels do not count; the usual thing would be to clamp them like all others. They are reported.
+
+    Args:
+        gt: (N,) float32 [m], of counted pixels.
+        pred: (R, N) float32 [m].
+        cap: as for `mean_errors`.
+        name: of the image, for errors.
+
+    Returns:
+        Metric -> (R,) float64; also `valid_pixels` and `dropped_pixels`, (R,) int64.
 
     Raises:
-        NoValidPixelError: an image has no pixel that counts.
+        UnscorableError: a prediction is not finite, or a map has no counted pixel.
     """
-    return errors_NYU(gt, pred, crop).mean()
+    check_finite(pred, name)
+    kept = pred > MIN_DEPTH  # (R, N)
+    valid = kept.sum(1)
+    if not valid.all():
+        raise UnscorableError(f"{name}: no valid pixel, so it has no metrics; leave the image out")
+    if kept.all():
+        errors = mean_errors(gt, pred, cap)
+    else:
+        rows = [mean_errors(gt[mask], one[None, mask], cap) for one, mask in zip(pred, kept, strict=True)]
+        errors = {metric: torch.cat([row[metric] for row in rows]) for metric in rows[0]}
+    return errors | {"valid_pixels": valid, "dropped_pixels": len(gt) - valid}
 
 
-def errors_NYU(gt: Tensor, pred: Tensor, crop: bool = True, nonfinite: str = "error") -> ImageErrors:
-    """Figures of each image on NYU Depth V2.
+def check_finite(pred: Tensor, name: str) -> None:
+    """Raises UnscorableError if a predicted depth is NaN or infinite: out of the mask it would raise the score."""
+    if pred.numel() and not torch.stack(pred.aminmax()).isfinite().all():
+        bad = int((~pred.isfinite()).sum())
+        raise UnscorableError(
+            f"{name}: {bad:,} of {pred.numel():,} predicted depths are NaN or infinite, so it has no metrics "
+            "(where the encoder runs in fp16, --precision fp32 may help)"
+        )
 
-    A pixel counts if 1e-3 < gt < 10 and pred > 1e-3 and, with `crop`, it lies in rows 45:471, columns 46:601. As the
-    prediction covers rows 56:472, columns 60:604, these are rows 56:471, columns 60:601 in effect.
+
+def compute_errors_NYU_per_image(
+    gt: Tensor, pred: Tensor, crop: bool = True, names: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """Metrics of each image on NYU Depth V2, for one or more predictions of it.
+
+    A pixel counts if 1e-3 < gt < 10 and pred > 1e-3 and, with `crop`, it lies in rows 45:471, columns 46:601.
 
     Args:
         gt: (B, 1, 480, 640) float [m], 0 = no measurement.
-        pred: (B, 1, 416, 544) float [m], the depth of rows 56:472, columns 60:604.
+        pred: (B, R, 416, 544) float [m], R depth maps of rows 56:472, columns 60:604.
         crop: count only the pixels of the evaluation crop.
-        nonfinite: what NaN and infinite predictions do: "error" raises; "worst" counts each as the end of [1e-3, 10]
-            that makes the figure worse.
+        names: of the images, for errors; their places unless given.
+
+    Returns:
+        Each of `NYU_METRICS` -> (B, R) float64; also `valid_pixels` and `dropped_pixels`, (B, R) int64, the second
+        counting pixels that would be valid if the prediction were above 1 mm.
 
     Raises:
-        ValueError: a shape is another.
-        NonFinitePredictionError: a prediction is NaN or infinite and `nonfinite` is "error".
+        ValueError: a shape is another, or gt is not finite.
+        UnscorableError: a prediction is not finite, or an image has no pixel that counts.
     """
-    (top, bottom), (left, right) = ((s.start, s.stop) for s in NYU_CROP)
-    height, width = NYU_FRAME
-    check_shapes(gt, (height, width), pred, (bottom - top, right - left))
-    pred = F.pad(pred, (left, width - right, top, height - bottom))  # (B, 1, 480, 640)
-    region = torch.zeros(height, width, dtype=torch.bool, device=gt.device)
-    region[NYU_CROP] = True
-    if crop:
-        outside = torch.ones_like(region)
-        outside[NYU_EVAL_CROP] = False
-        region &= ~outside
-    candidates = (gt > MIN_DEPTH) & (gt < NYU_MAX_DEPTH) & region  # (B, 1, 480, 640)
-    counted = candidates & ((pred > MIN_DEPTH) | ~pred.isfinite())
-    return image_errors(NYU_FIGURES, gt, pred, candidates, counted, NYU_MAX_DEPTH, nonfinite)
+    check_shapes(gt, NYU_FRAME, pred, size_of(NYU_CROP))
+    rows = []
+    for i, name in enumerate(names or [f"image {i}" for i in range(len(gt))]):
+        check_finite(pred[i], name)
+        places, depth = counted_NYU(gt[i], crop)
+        rows.append(errors_of_maps(depth, pred[i].flatten(1).index_select(1, places).float(), NYU_MAX_DEPTH, name))
+    return {key: torch.stack([row[key] for row in rows]) for key in (*NYU_METRICS, "valid_pixels", "dropped_pixels")}
+
+
+def compute_errors_NYU(gt: Tensor, pred: Tensor, crop: bool = True) -> dict[str, float]:
+    """Mean metrics over images on NYU Depth V2, by name: as `compute_errors_NYU_per_image`, with R = 1."""
+    errors = compute_errors_NYU_per_image(gt, pred, crop)
+    return {name: errors[name].mean().item() for name in NYU_METRICS}
 
 
 def compute_errors(gt: Tensor, pred: Tensor, crop: bool = True, cap: float = KITTI_MAX_DEPTH) -> dict[str, float]:
-    """Mean figures on KITTI by name, in the order of `KITTI_FIGURES`. Arguments and errors as `errors_KITTI`.
-
-    Raises:
-        NoValidPixelError: an image has no pixel that counts.
-    """
-    return errors_KITTI(gt, pred, crop, cap).mean()
-
-
-def errors_KITTI(
-    gt: Tensor, pred: Tensor, crop: bool = True, cap: float = KITTI_MAX_DEPTH, nonfinite: str = "error"
-) -> ImageErrors:
-    """Figures of each image on KITTI.
+    """Mean metrics over images on KITTI, by name in the order of `KITTI_METRICS`.
 
     A pixel counts if 1e-3 < gt < cap and, with `crop`, it lies in the crop of Garg et al.
 
@@ -143,11 +197,9 @@ def errors_KITTI(
         pred: (B, 1, H, W) float [m].
         crop: count only the pixels of Garg's crop.
         cap: largest depth [m]; gt and pred are clamped to [1e-3, cap].
-        nonfinite: as in `errors_NYU`.
 
     Raises:
-        ValueError: the shapes differ.
-        NonFinitePredictionError: a prediction is NaN or infinite and `nonfinite` is "error".
+        ValueError, UnscorableError: as in `compute_errors_NYU_per_image`.
     """
     height, width = gt.shape[-2:]
     check_shapes(gt, (height, width), pred, (height, width))
@@ -157,60 +209,28 @@ def errors_KITTI(
         region = torch.zeros(height, width, dtype=torch.bool, device=gt.device)
         region[int(top * height) : int(bottom * height), int(left * width) : int(right * width)] = True
         counted = counted & region
-    return image_errors(KITTI_FIGURES, gt, pred, counted, counted, cap, nonfinite)
+    rows = []
+    for i, mask in enumerate(counted):
+        check_finite(pred[i], f"image {i}")
+        if not mask.any():
+            raise UnscorableError(f"image {i}: no valid pixel, so it has no metrics; leave the image out")
+        rows.append(mean_errors(gt[i][mask].float(), pred[i][mask][None].float(), cap))
+    return {name: torch.cat([row[name] for row in rows]).mean().item() for name in KITTI_METRICS}
+
+
+def size_of(crop: tuple[slice, slice]) -> tuple[int, int]:
+    """(H, W) of a crop."""
+    rows, columns = crop
+    return rows.stop - rows.start, columns.stop - columns.start
 
 
 def check_shapes(gt: Tensor, gt_size: tuple[int, int], pred: Tensor, pred_size: tuple[int, int]) -> None:
-    """Raises ValueError unless gt is (B, 1, *gt_size) and pred (B, 1, *pred_size), B > 0: nothing is broadcast."""
+    """Raises ValueError unless gt is (B, 1, *gt_size) and finite, and pred (B, R, *pred_size): nothing is broadcast."""
     batch = len(gt) if gt.ndim else 0
-    for name, tensor, size in (("gt", gt, gt_size), ("pred", pred, pred_size)):
-        if batch == 0 or tuple(tensor.shape) != (batch, 1, *size):
-            raise ValueError(f"expected {name} of shape (B, 1, {size[0]}, {size[1]}), got {tuple(tensor.shape)}")
+    if batch == 0 or tuple(gt.shape) != (batch, 1, *gt_size):
+        raise ValueError(f"expected gt of shape (B, 1, {gt_size[0]}, {gt_size[1]}), got {tuple(gt.shape)}")
+    if pred.ndim != 4 or len(pred) != batch or pred.shape[1] < 1 or tuple(pred.shape[2:]) != pred_size:
+        expected = f"({batch}, R, {pred_size[0]}, {pred_size[1]})"
+        raise ValueError(f"expected pred of shape {expected}, got {tuple(pred.shape)}")
     if not gt.isfinite().all():
         raise ValueError("gt holds NaN or infinite depths; use 0 where there is no measurement")
-
-
-def image_errors(
-    names: Sequence[str], gt: Tensor, pred: Tensor, candidates: Tensor, counted: Tensor, cap: float, nonfinite: str
-) -> ImageErrors:
-    """The figures `names` over the `counted` pixels of (B, 1, H, W) maps; `candidates` ignores the prediction."""
-    bad = ~pred.isfinite()
-    if bad.any():
-        if nonfinite == "error":
-            counts = bad.sum(dim=(1, 2, 3))
-            raise NonFinitePredictionError({i: n for i, n in enumerate(counts.tolist()) if n})
-        low = pixel_errors(names, gt, pred.masked_fill(bad, MIN_DEPTH), cap)
-        high = pixel_errors(names, gt, pred.masked_fill(bad, cap), cap)
-        errors = {
-            name: torch.minimum(low[name], high[name])
-            if name in HIGHER_IS_BETTER
-            else torch.maximum(low[name], high[name])
-            for name in names
-        }
-    else:
-        errors = pixel_errors(names, gt, pred, cap)
-    valid_pixels = counted.sum(dim=(1, 2, 3))
-    figures = {}
-    for name in names:
-        mean = errors[name].where(counted, 0).sum(dim=(1, 2, 3)) / valid_pixels  # (B,), 0 / 0 = NaN where none counts
-        figures[name] = mean.sqrt() if name in ROOTS else mean
-    return ImageErrors(figures, valid_pixels, candidates.sum(dim=(1, 2, 3)) - valid_pixels)
-
-
-def pixel_errors(names: Sequence[str], gt: Tensor, pred: Tensor, cap: float) -> dict[str, Tensor]:
-    """What each figure averages, for every pixel: name -> (B, 1, H, W). Both maps are clamped to [1e-3, cap] first."""
-    gt, pred = gt.float().clamp(MIN_DEPTH, cap), pred.float().clamp(MIN_DEPTH, cap)
-    difference = (gt - pred).abs()
-    ratio = torch.maximum(gt / pred, pred / gt)
-    terms = {
-        "abs_diff": lambda: difference,
-        "a1": lambda: (ratio < 1.25).float(),
-        "a2": lambda: (ratio < 1.25**2).float(),
-        "a3": lambda: (ratio < 1.25**3).float(),
-        "abs_rel": lambda: difference / gt,
-        "sq_rel": lambda: difference.square() / gt,
-        "log10": lambda: (gt.log10() - pred.log10()).abs(),
-        "rmse": lambda: difference.square(),
-        "rmse_log": lambda: (gt.log() - pred.log()).square(),
-    }
-    return {name: terms[name]() for name in names}

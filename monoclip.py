@@ -6,11 +6,12 @@ five more such prompts. The softmax over the seven answers, weighted by seven de
     logits = 100 * f @ T / temperature          f: patch features, T: text features          (B, K, h, w)
     depth  = sum_k softmax_k(logits) * bin_k    [m]                                          (B, 1, h, w)
 
-This file is the whole method. Left out: the encoders (clip/), the data (datasets/), how a picture file becomes pixels
-(pictures.py), the figures (calculate_error.py).
+This file is the whole method, and the only place in Python that reads depth out of features: `MonoCLIP` for one
+reading, its functions for any number of readings of the same features (`experiments`). Left out: the encoders (clip/),
+the data and how a picture becomes pixels (datasets/), the metrics (calculate_error.py).
 
 Shapes, here and in all files: B images, H x W pixels, h = H/32 and w = W/32 patches, C channels of the image trunk
-(2048), D dimensions of the joint space (1024), K depth classes and bins (7), L text tokens (77).
+(2048), D dimensions of the joint space (1024), K depth classes and bins (7), M sets of bins, L text tokens (77).
 """
 
 import os
@@ -23,8 +24,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-import clip
-from pictures import read_picture, resized, working_size
+from clip.model import CLIP
+from clip.tokenizer import tokenize
+from datasets.pictures import read_picture, resized, working_size
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Reading:
     temperature: float = 0.1
     logit_scale: float = 100.0  # CLIP's own exp(logit_scale), as a constant
 
-    # Official quirk: ImageNet's statistics, RGB in [0, 1]; CLIP was trained with clip.CLIP_MEAN and clip.CLIP_STD.
+    # Official quirk: ImageNet's statistics, RGB in [0, 1]; CLIP was trained with those of `clip.CLIP_MEAN`.
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -70,6 +72,11 @@ class Reading:
             if template.count("{}") != 2 or template.count("{") != 2 or template.count("}") != 2:
                 raise ValueError(f"template {template!r} must hold {{}} twice: for the object and for the depth class")
 
+    def normalised(self, pixels: np.ndarray) -> Tensor:
+        """Pixels as the encoder takes them: (H, W, 3) uint8, RGB -> (3, H, W) float32."""
+        x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 255
+        return (x - torch.tensor(self.image_mean).view(3, 1, 1)) / torch.tensor(self.image_std).view(3, 1, 1)
+
     @property
     def words(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
         """What the text features depend on, in `zeroshot_classifier`'s order: depth classes, objects, templates."""
@@ -80,7 +87,7 @@ PAPER = Reading()
 
 
 def zeroshot_classifier(
-    clip_model: clip.CLIP,
+    clip_model: CLIP,
     depth_classes: Sequence[str] = PAPER.depth_classes,
     obj_classes: Sequence[str] = PAPER.obj_classes,
     depth_templates: Sequence[str] = PAPER.depth_templates,
@@ -106,7 +113,7 @@ def zeroshot_classifier(
     Paper: section 3.2; the pure function is CLIP's zero-shot classifier.
     """
     prompts = [t.format(o, c) for c in depth_classes for t in depth_templates for o in obj_classes]
-    tokens = clip.tokenize(prompts, clip_model.context_length)  # (K * templates, L)
+    tokens = tokenize(prompts, clip_model.context_length)  # (K * templates, L)
     if tokens.numel() and int(tokens.max()) >= clip_model.token_embedding.num_embeddings:
         known = clip_model.token_embedding.num_embeddings
         raise ValueError(f"a text encoder of {known} tokens, where CLIP's tokenizer has more")
@@ -116,6 +123,41 @@ def zeroshot_classifier(
         text_features = F.normalize(text_features, dim=-1)
         text_features = text_features.unflatten(0, (len(depth_classes), -1)).mean(dim=1)  # (K, D)
         return F.normalize(text_features, dim=-1).T.contiguous()  # (D, K)
+
+
+def unit_channels(trunk: Tensor) -> Tensor:
+    """Each patch's vector at unit length over all C channels: (B, C, h, w) -> the same, float32."""
+    return F.normalize(trunk.float(), dim=1)
+
+
+def logits_of(features: Tensor, text_features: Tensor, reading: Reading) -> Tensor:
+    """Scaled similarity of each patch to each depth class: (B, D, h, w), (D, K) -> (B, K, h, w)."""
+    similarity = torch.einsum("bdhw,dk->bkhw", features, text_features)
+    return reading.logit_scale * similarity / reading.temperature
+
+
+def depth_of(logits: Tensor, bins: Tensor) -> Tensor:
+    """Depth of each patch, within the bins, for M sets of bins: (B, K, h, w), (M, K) [m] -> (B, M, h, w) [m].
+
+    Paper: equations 3 and 4.
+    """
+    return torch.einsum("bkhw,mk->bmhw", logits.softmax(dim=1), bins)
+
+
+def with_mirror(image: Tensor) -> Tensor:
+    """The images and their horizontal mirrors in one batch: (B, 3, H, W) -> (2B, 3, H, W)."""
+    return torch.cat([image, image.flip(-1)])
+
+
+def mirror_average(depth: Tensor) -> Tensor:
+    """Mean of each map and of its mirror's, mirrored back: (2B, M, h, w) as from `with_mirror` -> (B, M, h, w)."""
+    upright, mirrored = depth.chunk(2)
+    return (upright + mirrored.flip(-1)) / 2
+
+
+def upsampled(depth: Tensor, size: Sequence[int]) -> Tensor:
+    """Depth of each pixel from that of each patch, bilinear between their corners: (B, M, h, w) -> (B, M, *size)."""
+    return F.interpolate(depth, tuple(size), mode="bilinear", align_corners=True)
 
 
 class MonoCLIP(nn.Module):
@@ -128,12 +170,15 @@ class MonoCLIP(nn.Module):
     Attributes:
         text_features: (D, K) float32 buffer, from `zeroshot_classifier`.
         bin_list: (K,) float32 buffer [m].
+
+    Raises:
+        ValueError: the encoder has no whole number of channels for each dimension of the joint space.
     """
 
     text_features: Tensor
     bin_list: Tensor
 
-    def __init__(self, clip_model: clip.CLIP, reading: Reading = PAPER) -> None:
+    def __init__(self, clip_model: CLIP, reading: Reading = PAPER) -> None:
         super().__init__()
         self.clip_vis = clip_model.visual
         self.reading = reading
@@ -145,43 +190,45 @@ class MonoCLIP(nn.Module):
         self.register_buffer("text_features", text_features)
         self.register_buffer("bin_list", torch.tensor(reading.bin_list, device=text_features.device))
 
-    def patch_features(self, image: Tensor) -> Tensor:
-        """f: what CLIP sees in each patch. (B, 3, H, W), normalised -> (B, D, h, w) float32.
+    def trunk(self, image: Tensor) -> Tensor:
+        """What CLIP's image trunk sees of the images and then of their mirrors: (B, 3, H, W) -> (2B, C, h, w) float32.
 
-        Official quirks: the features come from before CLIP's attention pool, so they are not in the joint space of
-        image and text; and every second channel stands for all, without a new normalisation, so that |f| < 1. The
-        usual thing would be the pool's value and output projections.
+        Nothing is read out of it yet: `experiments` stores it.
 
         Raises:
             ValueError: H or W is not divisible by 32 (by the patch size, for a vision transformer).
+        """
+        return self.clip_vis.forward_patches(with_mirror(image)).float()
+
+    def patch_features(self, trunk: Tensor) -> Tensor:
+        """f: a vector for each patch, (B, C, h, w) -> (B, D, h, w).
+
+        Official quirks: the trunk ends before CLIP's attention pool, so f is not in the joint space of image and text;
+        and every second channel stands for all, without a new normalisation, so that |f| < 1. The usual thing would be
+        the pool's value and output projections.
 
         Paper: section 3.1.
         """
-        return self.channel_features(image)[:, :: self.channel_stride]  # (B, D, h, w)
-
-    def channel_features(self, image: Tensor) -> Tensor:
-        """All normalised channels, of which `patch_features` keeps every second: -> (B, C, h, w) float32."""
-        return F.normalize(self.clip_vis.forward_patches(image).float(), dim=1)
+        return unit_channels(trunk)[:, :: self.channel_stride]
 
     def logits(self, features: Tensor) -> Tensor:
         """Scaled similarity of each patch to each depth class: (B, D, h, w) -> (B, K, h, w)."""
-        similarity = torch.einsum("bdhw,dk->bkhw", features, self.text_features)
-        return self.reading.logit_scale * similarity / self.reading.temperature
+        return logits_of(features, self.text_features, self.reading)
 
     def probs(self, features: Tensor) -> Tensor:
         """The K softmax weights of each patch, which sum to 1: (B, D, h, w) -> (B, K, h, w)."""
         return self.logits(features).softmax(dim=1)
 
     def depth(self, features: Tensor) -> Tensor:
-        """Depth of each patch, within the bins: (B, D, h, w) -> (B, 1, h, w) [m]. Paper: equations 3 and 4."""
-        return torch.einsum("bkhw,k->bhw", self.probs(features), self.bin_list)[:, None]
+        """Depth of each patch, within the bins: (B, D, h, w) -> (B, 1, h, w) [m]."""
+        return depth_of(self.logits(features), self.bin_list[None])
 
     def forward(self, image: Tensor) -> Tensor:
-        """Depth of each patch of one view: (B, 3, H, W), normalised -> (B, 1, h, w) float32 [m]."""
-        return self.depth(self.patch_features(image))
+        """Depth of each patch, the mean of the image's and its mirror's: (B, 3, H, W) -> (B, 1, h, w) [m]."""
+        return mirror_average(self.depth(self.patch_features(self.trunk(image))))
 
     def predict(self, image: Tensor) -> Tensor:
-        """Depth of each pixel: the mean of the image's and its mirror's depth, resized to the image.
+        """Depth of each pixel.
 
         Args:
             image: (B, 3, H, W), normalised with the reading's statistics.
@@ -189,7 +236,7 @@ class MonoCLIP(nn.Module):
         Returns:
             (B, 1, H, W) float32 [m].
         """
-        return upsampled(mirror_average(self(with_mirror(image))), image.shape[2:])
+        return upsampled(self(image), image.shape[2:])
 
     @torch.inference_mode()
     def infer_image(self, image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarray:
@@ -202,32 +249,13 @@ class MonoCLIP(nn.Module):
             (H, W) float32 [m], of the picture's size once it is turned upright as EXIF says.
 
         Raises:
-            PictureError, ValueError: as `pictures.read_picture`.
+            DataError, ValueError: as `datasets.pictures.read_picture`.
         """
         pixels = read_picture(image)
-        depth = mirror_average(self(with_mirror(self.prepare(pixels))))  # (1, 1, h, w)
-        return upsampled(depth, pixels.shape[:2])[0, 0].cpu().numpy()
+        return upsampled(self(self.prepare(pixels)), pixels.shape[:2])[0, 0].cpu().numpy()
 
     def prepare(self, pixels: np.ndarray) -> Tensor:
-        """The picture as the encoder takes it: (H, W, 3) uint8, RGB -> (1, 3, H', W') by `pictures.working_size`."""
+        """The picture as the encoder takes it: (H, W, 3) uint8, RGB -> (1, 3, H', W') by `working_size`."""
         height, width, _ = pixels.shape
         view = resized(pixels, working_size(height, width, self.clip_vis.patch_size))
-        x = torch.from_numpy(np.array(view)).to(self.bin_list.device).permute(2, 0, 1).float() / 255  # (3, H', W')
-        mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (self.reading.image_mean, self.reading.image_std))
-        return ((x - mean) / std)[None]
-
-
-def with_mirror(image: Tensor) -> Tensor:
-    """The images and their horizontal mirrors in one batch: (B, 3, H, W) -> (2B, 3, H, W)."""
-    return torch.cat([image, image.flip(-1)])
-
-
-def mirror_average(depth: Tensor) -> Tensor:
-    """Mean of each map and of its mirror's, mirrored back: (2B, 1, h, w) as from `with_mirror` -> (B, 1, h, w)."""
-    upright, mirrored = depth.chunk(2)
-    return (upright + mirrored.flip(-1)) / 2
-
-
-def upsampled(depth: Tensor, size: Sequence[int]) -> Tensor:
-    """Depth of each pixel from that of each patch, bilinear between their corners: (B, 1, h, w) -> (B, 1, *size)."""
-    return F.interpolate(depth, tuple(size), mode="bilinear", align_corners=True)
+        return self.reading.normalised(view)[None].to(self.bin_list.device)

@@ -1,50 +1,140 @@
 """NYU Depth V2 (Silberman et al., ECCV 2012), its official test split, as a data set of tensors.
 
-`NYUDepthV2` reads the folder that `nyu_files.py` describes, `NYUMat` the published .mat; both give the same samples.
+`open_nyu` finds and checks the images of a folder in the field's layout, or of the published .mat (`nyu_mat.py`), and
+gives one `NYUDepthV2`. Layout: `<root>/official_splits/test/<scene>/rgb_{i:05d}.jpg` with `sync_depth_{i:05d}.png`, i
+the 0-based index into the labelled data set; `prepare_nyu.py` writes it. RGB is 640x480; depth is a 16-bit PNG in
+millimetres, where 0 means no measurement.
+
+Nothing is repaired silently: every file is looked at before a model is built, all that is wrong is said at once, and a
+file that does not decode to the end raises. What no decoder notices, such as half a JPEG that somebody closed with an
+end marker, is not noticed here either. Nothing is ever written.
 """
 
+import hashlib
 import io
 import os
-from collections.abc import Sequence
-from pathlib import Path
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from datasets.nyu_files import (
-    DEPTH_UNITS_PER_METRE,
-    TEST_INDICES,
-    DataError,
-    Pair,
-    check_files,
-    coverage,
-    decode,
-    read_list,
-    require_millimetres,
-    scan_folder,
-)
-from datasets.nyu_mat import LabelledMat
+from datasets import DataError, printable
+from datasets.nyu_mat import DEPTH_UNITS_PER_METRE, FRAME, MAT_NAME, LabelledMat
 
-__all__ = [
-    "TEST_INDICES",
-    "DataError",
-    "NYUDepthV2",
-    "NYUMat",
-    "Pair",
-    "Sample",
-    "check_files",
-    "coverage",
-    "depth_in_metres",
-    "normalised",
-    "read_list",
-    "scan_folder",
-]
-
+SPLIT = Path("official_splits") / "test"
+JPEG_END = b"\xff\xd9"
 MAX_DEPTH = 10.0  # [m] the Kinect's range; ground truth is clipped to it
+SANE_DEPTH = (0.1, 65.0)  # [m] a largest depth outside this range is another unit or a damaged file
+MAX_PIXELS = 4_000_000  # an image that claims more is refused before it is decoded
+
+
+# The 654 test images, 0-based (splits.mat of the data set, less one).
+TEST_RANGES = """
+    0-1 8 13-17 20 27-42 45-46 55-56 58-62 75-78 83-90 116-118 124-128 130-133 136 152-154 166-168 170-175
+    179-201 206-211 219-221 249 263 270-272 278-284 295-301 309-311 314-316 324-334 350-351 354-363 383-389
+    394-396 410-413 429-434 440-447 461-465 468-476 507-512 514-525 530-532 536-538 548-550 554-570 578-582
+    590-593 602-606 611-612 616-620 632-637 643-644 649-650 655-657 662-663 667-672 675-680 685-689 692-693
+    696-698 705-712 716-717 723-727 730-733 742-743 758-786 799-803 809-813 820-822 832-845 849-851 856-861
+    868-870 905-907 916-918 925-927 931-934 944-946 958-961 964-966 969-976 990-994 1000-1003 1009-1011
+    1020-1022 1031-1033 1037-1038 1047-1048 1051-1052 1056-1057 1074-1083 1087-1095 1097-1103 1105-1108
+    1116-1118 1122-1130 1134-1135 1143-1157 1161-1166 1169-1170 1173-1175 1178-1183 1191-1195 1200-1211
+    1215-1219 1225-1229 1232-1234 1246-1249 1253-1264 1274-1279 1284-1294 1296-1298 1301-1307 1313-1314
+    1328-1331 1334-1339 1346-1348 1352-1355 1363-1364 1367-1368 1383-1390 1393-1400 1406-1413 1420-1423
+    1429-1432 1440-1448
+"""
+
+
+def _expand(ranges: str) -> tuple[int, ...]:
+    bounds = [tuple(map(int, part.split("-"))) for part in ranges.split()]
+    return tuple(i for bound in bounds for i in range(bound[0], bound[-1] + 1))
+
+
+TEST_INDICES = _expand(TEST_RANGES)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One test image of a folder: its files, its scene, its 0-based index and where a reader finds it in the input."""
+
+    rgb: Path
+    depth: Path
+    scene: str
+    index: int
+    origin: str = ""  # "list.txt, line 7" when it comes from a list file
+
+    @property
+    def name(self) -> str:
+        """`<scene>/<file name of the RGB image>`, as a text that any file and any terminal can hold."""
+        return printable(f"{self.scene}/{self.rgb.name}")
+
+
+class FolderSource:
+    """The files of `pairs`, in their order; `names`, `scenes` and `indices` are of the images, as in `MatSource`."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.pairs = list(pairs)
+        self.names = [pair.name for pair in self.pairs]
+        self.scenes = [printable(pair.scene) for pair in self.pairs]
+        self.indices = [pair.index for pair in self.pairs]
+
+    def jpeg(self, item: int) -> bytes:
+        """The RGB image as the bytes of its JPEG file. Raises DataError."""
+        return content_of(self.pairs[item].rgb)
+
+    def millimetres(self, item: int) -> np.ndarray:
+        """The raw depth map, (480, 640) uint16 [mm]. Raises DataError."""
+        path = self.pairs[item].depth
+        return decode(content_of(path), str(path), "I;16")
+
+
+class MatSource:
+    """Images out of the .mat, sorted by scene and index, as `scan_folder` sorts a folder's.
+
+    The file is opened where it is read: once in each process, never shared with a worker.
+
+    Args:
+        path: the .mat.
+        indices: which of the 1449 images, 0-based.
+
+    Raises:
+        DataError: the file is missing, truncated, no HDF5 file or laid out otherwise. No image is read yet.
+    """
+
+    def __init__(self, path: Path, indices: Sequence[int]) -> None:
+        self.path = path
+        with LabelledMat(path) as mat:
+            scenes = mat.scenes()
+        self.indices = sorted(indices, key=lambda index: (scenes[index], index))
+        self.scenes = [scenes[index] for index in self.indices]
+        self.names = [f"{scene}/rgb_{index:05d}.jpg" for scene, index in zip(self.scenes, self.indices, strict=True)]
+        self._mat: LabelledMat | None = None
+        self._process = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_mat": None}
+
+    def _opened(self) -> LabelledMat:
+        if self._mat is None or self._process != os.getpid():  # a forked process must not use its parent's handle
+            self._mat, self._process = LabelledMat(self.path), os.getpid()
+        return self._mat
+
+    def jpeg(self, item: int) -> bytes:
+        """The RGB image as the bytes of the JPEG file that `prepare_nyu` writes. Raises DataError."""
+        return self._opened().jpeg(self.indices[item])
+
+    def millimetres(self, item: int) -> np.ndarray:
+        """The raw depth map, (480, 640) uint16 [mm]. Raises DataError."""
+        return self._opened().millimetres(self.indices[item])
 
 
 class Sample(NamedTuple):
@@ -57,104 +147,381 @@ class Sample(NamedTuple):
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
 
+class NYUDepthV2(Dataset[Sample]):
+    """Images and depth maps of a source, in its order.
+
+    Args:
+        source: a folder's files or the .mat.
+        crop: rows and columns of the RGB image that the method sees; no resizing. Depth stays whole.
+        normalised: from pixels (H, W, 3) uint8 to what the encoder takes, (3, H, W) float32.
+    """
+
+    def __init__(self, source: FolderSource | MatSource, crop: tuple[slice, slice], normalised: Callable[[np.ndarray], Tensor]) -> None:
+        self.source, self.crop, self.normalised = source, crop, normalised
+        self.names, self.scenes, self.indices = source.names, source.scenes, source.indices
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, item: int) -> Sample:
+        """Raises DataError: the files changed since they were checked, or are damaged inside."""
+        image = self.normalised(self.pixels(item))
+        return Sample(image, self.depth(item), self.names[item], self.scenes[item], self.indices[item])
+
+    def pixels(self, item: int) -> np.ndarray:
+        """The part of the picture that the method sees, (416, 544, 3) uint8, RGB. Raises DataError."""
+        return decode(self.source.jpeg(item), self.names[item], "RGB")[self.crop]
+
+    def depth(self, item: int) -> Tensor:
+        """The ground truth, (1, 480, 640) float32 [m], clipped to [0, 10]; 0 = no measurement. Raises DataError."""
+        return depth_in_metres(self.source.millimetres(item), self.names[item])
+
+    def image_sha256(self, item: int) -> str:
+        """Of the bytes of the image's JPEG file, which a folder and the .mat have in common. Raises DataError."""
+        return hashlib.sha256(self.source.jpeg(item)).hexdigest()
+
+
 def depth_in_metres(millimetres: np.ndarray, name: str) -> Tensor:
     """(480, 640) uint16 [mm] -> (1, 480, 640) float32 [m], clipped to [0, 10].
 
     Raises:
-        DataError: the largest depth is below 0.1 m (but not all is 0, which the metrics name) or above 65 m.
+        DataError: as `require_millimetres`.
     """
     require_millimetres(millimetres, name)
-    depth = torch.from_numpy(millimetres.astype(np.float32) / DEPTH_UNITS_PER_METRE)
-    return depth.clamp(0, MAX_DEPTH)[None]
+    return torch.from_numpy(millimetres.astype(np.float32) / DEPTH_UNITS_PER_METRE).clamp(0, MAX_DEPTH)[None]
 
 
-def normalised(pixels: np.ndarray, crop: tuple[slice, slice], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(480, 640, 3) uint8 -> (3, h, w) float32: cropped, scaled to [0, 1], less `mean`, over `std`."""
-    x = torch.from_numpy(np.ascontiguousarray(pixels[crop])).permute(2, 0, 1).float() / 255  # (3, h, w)
-    return (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-
-
-class NYUDepthV2(Dataset[Sample]):
-    """Images and depth maps of `pairs`, in their order.
-
-    Args:
-        pairs: from `scan_folder` or `read_list`.
-        crop: rows and columns of the RGB image that the method sees; no resizing. Depth stays whole.
-        mean, std: statistics that the image is normalised with, RGB in [0, 1].
-
-    Attributes:
-        indices: of the images, in their order.
-    """
-
-    def __init__(
-        self, pairs: Sequence[Pair], crop: tuple[slice, slice], mean: Sequence[float], std: Sequence[float]
-    ) -> None:
-        self.pairs, self.crop, self.mean, self.std = list(pairs), crop, mean, std
-        self.indices = [pair.index for pair in self.pairs]
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, item: int) -> Sample:
-        """Raises DataError: the files changed since they were checked, or are damaged inside."""
-        pair = self.pairs[item]
-        image = normalised(decode(pair.rgb, "RGB"), self.crop, self.mean, self.std)
-        depth = depth_in_metres(decode(pair.depth, "I;16"), str(pair.depth))
-        return Sample(image, depth, pair.name, pair.scene, pair.index)
-
-
-class NYUMat(Dataset[Sample]):
-    """Images and raw depth maps out of the .mat, sorted by scene and index, as `scan_folder` sorts the folder's.
-
-    The file is opened where it is read: once in each process, never shared with a worker.
+def open_nyu(
+    path: Path,
+    crop: tuple[slice, slice],
+    normalised: Callable[[np.ndarray], Tensor],
+    list_file: Path | None = None,
+    scenes: Sequence[str] | None = None,
+    limit: int | None = None,
+) -> NYUDepthV2:
+    """The images that the arguments name, checked as far as that is possible without a model.
 
     Args:
-        path: the .mat.
-        crop, mean, std: as for `NYUDepthV2`.
-        indices: which of the 1449 images, 0-based; the official test split unless given.
-
-    Attributes:
-        names, scenes, indices: of the images, in their order.
+        path: a folder in the field's layout; the .mat; or a folder that holds the .mat and no official_splits.
+        crop: as for `NYUDepthV2`.
+        normalised: as for `NYUDepthV2`.
+        list_file: a text file that names the pairs of a folder.
+        scenes: only the images of these.
+        limit: only the first so many images.
 
     Raises:
-        DataError: the file is missing, truncated, no HDF5 file or laid out otherwise. No image is read yet.
+        DataError: the data cannot be used; all that is wrong is listed.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        crop: tuple[slice, slice],
-        mean: Sequence[float],
-        std: Sequence[float],
-        indices: Sequence[int] = TEST_INDICES,
-    ) -> None:
-        self.path, self.crop, self.mean, self.std = path, crop, mean, std
-        with LabelledMat(path) as mat:
-            scenes = mat.scenes()
-        self.indices = sorted(indices, key=lambda index: (scenes[index], index))
-        self.scenes = [scenes[index] for index in self.indices]
-        self.names = [f"{scene}/rgb_{index:05d}.jpg" for scene, index in zip(self.scenes, self.indices, strict=True)]
-        self._mat: LabelledMat | None = None
-        self._process = 0
+    def chosen(all_scenes: Sequence[str]) -> list[int]:
+        there = sorted(set(all_scenes))
+        if unknown := [scene for scene in scenes or () if scene not in there]:
+            raise DataError(f"--scene {' '.join(unknown)}: no such scene here; there are {', '.join(there)}")
+        return [i for i, scene in enumerate(all_scenes) if not scenes or scene in scenes][:limit]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_mat": None}
+    if path.is_dir() and not (path / SPLIT).is_dir() and (path / MAT_NAME).is_file():
+        path = path / MAT_NAME
+    if path.suffix == ".mat" and not path.is_dir():
+        if list_file is not None:
+            raise DataError(f"--list_file names files of a folder, but --data_path is {path}; drop one")
+        mat = MatSource(path, TEST_INDICES)
+        return NYUDepthV2(MatSource(path, [mat.indices[i] for i in chosen(mat.scenes)]), crop, normalised)
+    pairs = scan_folder(path) if list_file is None else read_list(list_file, path)
+    pairs = [pairs[i] for i in chosen(FolderSource(pairs).scenes)]
+    check_files(pairs)
+    return NYUDepthV2(FolderSource(pairs), crop, normalised)
+
+
+class _WithErrors(Dataset[Sample | DataError]):
+    """A data set that gives errors as items: a worker's exception would arrive with a traceback for a message."""
+
+    def __init__(self, dataset: NYUDepthV2) -> None:
+        self.dataset = dataset
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.dataset)
 
-    def _opened(self) -> LabelledMat:
-        if self._mat is not None and self._process != os.getpid():  # a fork's copy of the parent's handle
-            self._mat.close()
-            self._mat = None
-        if self._mat is None:
-            self._mat, self._process = LabelledMat(self.path), os.getpid()
-        return self._mat
+    def __getitem__(self, item: int) -> Sample | DataError:
+        try:
+            return self.dataset[item]
+        except DataError as error:
+            return error
 
-    def __getitem__(self, item: int) -> Sample:
-        """Raises DataError: the image is damaged, or the file changed since it was checked."""
-        mat, index, name = self._opened(), self.indices[item], self.names[item]
-        with Image.open(io.BytesIO(mat.jpeg(index))) as image:
-            pixels = np.array(image)  # (480, 640, 3)
-        depth = depth_in_metres(mat.millimetres(index), f"{self.path}, image {index}")
-        return Sample(normalised(pixels, self.crop, self.mean, self.std), depth, name, self.scenes[item], index)
+
+def _collate(items: list[Sample | DataError]) -> Sample | DataError:
+    """A batch of samples as one Sample of stacked tensors and lists, or the first error among them."""
+    return next((item for item in items if isinstance(item, DataError)), None) or default_collate(items)
+
+
+def batches(dataset: NYUDepthV2, items: Sequence[int], batch_size: int, workers: int = 0) -> Iterator[Sample]:
+    """Some images of a data set, in the order of `items`, as batches: a `Sample` of stacked tensors and of lists.
+
+    Args:
+        dataset: from `open_nyu`.
+        items: places of the images.
+        batch_size: images of a batch; the last one may have fewer.
+        workers: processes that read images, 0 for none.
+
+    Raises:
+        DataError: a file is damaged, or a process that reads was killed.
+    """
+    loader = DataLoader(
+        Subset(_WithErrors(dataset), items),
+        batch_size,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+    )
+    try:
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError("a process of --workers ended unexpectedly, perhaps for lack of memory; use fewer") from error
+
+
+def test_split_folder(root: Path) -> Path:
+    """The folder of the scenes: `<root>/official_splits/test`, or `root` where that does not exist.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; give the folder that holds official_splits/test")
+    inner = root / SPLIT
+    return inner if inner.is_dir() else root
+
+
+def scan_folder(root: Path) -> list[Pair]:
+    """All pairs below the test split of `root`, sorted by scene and file name.
+
+    Raises:
+        DataError: no image at all; an RGB image without depth or the reverse; a name without an index; an index that
+            occurs twice. All of them are listed.
+    """
+    folder = test_split_folder(root)
+    found: dict[str, dict[tuple[str, int], Path]] = {"rgb": {}, "sync_depth": {}}
+    problems = []
+    for kind, suffix in (("rgb", ".jpg"), ("sync_depth", ".png")):
+        for path in sorted(folder.glob(f"*/{kind}_*")):
+            match = re.fullmatch(rf"{kind}_(\d+){re.escape(suffix)}", path.name)
+            if match is None:
+                problems.append(f"{path}: expected a name like {kind}_00045{suffix}")
+                continue
+            key = (path.parent.name, int(match[1]))
+            if key in found[kind]:
+                problems.append(f"{path}: a second file of index {key[1]}, beside {found[kind][key].name}")
+            found[kind].setdefault(key, path)
+    rgb, depth = found["rgb"], found["sync_depth"]
+    if not rgb and not depth and not problems:
+        raise DataError(
+            f"{folder}: no <scene>/rgb_*.jpg with sync_depth_*.png in it; "
+            "write them with python -m datasets.prepare_nyu, or give another folder"
+        )
+    problems += [
+        f"{path}: its depth map sync_depth_{key[1]:05d}.png is missing" for key, path in rgb.items() if key not in depth
+    ]
+    problems += [f"{path}: its image rgb_{key[1]:05d}.jpg is missing" for key, path in depth.items() if key not in rgb]
+    for index, count in Counter(index for _, index in rgb).items():
+        if count > 1:
+            scenes = ", ".join(scene for scene, i in rgb if i == index)
+            problems.append(f"{folder}: index {index} occurs {count} times, in {scenes}")
+    raise_problems(problems)
+    return [Pair(rgb[key], depth[key], key[0], key[1]) for key in sorted(rgb, key=lambda key: (key[0], rgb[key].name))]
+
+
+def read_list(list_file: Path, root: Path) -> list[Pair]:
+    """The pairs that a text file names, sorted by RGB path.
+
+    Each line holds the RGB path and the depth path relative to the test split, then optionally the focal length, which
+    is not used; blank lines are skipped.
+
+    Args:
+        list_file: the text file.
+        root: as for `scan_folder`.
+
+    Raises:
+        DataError: all lines that are wrong, with their numbers.
+    """
+    folder = test_split_folder(root)
+    if list_file.exists() and not list_file.is_file():
+        raise DataError(f"{list_file}: not a regular file; give a text file of 'rgb depth' lines")
+    try:
+        text = list_file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise DataError(
+            f"{list_file}: cannot be read ({error.strerror}); give a text file of 'rgb depth' lines"
+        ) from error
+    pairs: list[Pair] = []
+    problems: list[str] = []
+    seen: dict[str, str] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        columns = line.split()
+        where = f"{list_file}, line {number}"
+        if not columns:
+            continue
+        if len(columns) not in (2, 3):
+            problems.append(
+                f"{where}: {len(columns)} columns, expected RGB path, depth path and optionally focal length"
+            )
+            continue
+        wrong = [reason for column in columns[:2] if (reason := unsafe_path(column, folder))]
+        for column in columns[:2]:
+            key = str(PurePosixPath(column))
+            if key in seen:
+                wrong.append(f"{column} stands in {seen[key]} already")
+            seen.setdefault(key, f"line {number}")
+        rgb, depth = (PurePosixPath(column) for column in columns[:2])
+        indices = [int(match[1]) for path in (rgb, depth) if (match := re.search(r"(\d{1,9})$", path.stem))]
+        if not wrong and (len(indices) < 2 or indices[0] != indices[1]):
+            wrong.append(f"{rgb.name} and {depth.name} do not carry the same index")
+        problems += [f"{where}: {reason}" for reason in wrong]
+        if not wrong:
+            pairs.append(Pair(folder / rgb, folder / depth, rgb.parent.name, indices[0], where))
+    if not pairs and not problems:
+        problems.append(f"{list_file}: names no image")
+    raise_problems(problems)
+    return sorted(pairs, key=lambda pair: str(pair.rgb))
+
+
+def unsafe_path(text: str, folder: Path) -> str | None:
+    """Why the relative path `text` must not be opened below `folder`, or None."""
+    path = PurePosixPath(text)
+    if "\0" in text or "\\" in text or path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", text):
+        return f"{text!r} is not a plain relative path"
+    if not (folder / path).resolve().is_relative_to(folder.resolve()):
+        return f"{text!r} leads out of {folder}"
+    return None
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raises one DataError that lists all `problems`, if there are any."""
+    if len(problems) == 1:
+        raise DataError(problems[0])
+    if problems:
+        raise DataError(f"{len(problems)} problems in the data:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def open_image(file: io.BytesIO, name: str, mode: str) -> Image.Image:
+    """The image, opened but not decoded, a JPEG of mode RGB or a PNG of mode I;16 (16 bits), and of 640x480 pixels.
+
+    Raises:
+        DataError: it cannot be opened, has another format, mode or size, or claims more than 4 million pixels.
+    """
+    form, expected = ("JPEG", "an RGB JPEG") if mode == "RGB" else ("PNG", "a 16-bit single-channel PNG")
+    try:
+        image = Image.open(file)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(f"{name}: claims more than {MAX_PIXELS:,} pixels, so it is not decoded; remove it") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{name}: not a readable image; write it again") from error
+    height, width = FRAME
+    if image.width * image.height > MAX_PIXELS:
+        problem = f"claims {image.width}x{image.height} pixels, so it is not decoded; remove it"
+    elif (image.mode, image.format) != (mode, form):
+        problem = f"has mode {image.mode} and format {image.format}, expected {expected} (mode {mode}); write it again"
+    elif image.size != (width, height):
+        problem = f"is {image.width}x{image.height}, expected {width}x{height}; do not resize NYU's images"
+    else:
+        return image
+    raise DataError(f"{name}: {problem}")
+
+
+def decode(content: bytes, name: str, mode: str) -> np.ndarray:
+    """All pixels of an image file: (480, 640, 3) uint8 for mode RGB, (480, 640) uint16 for mode I;16.
+
+    Args:
+        content: of the file.
+        name: of the file, for errors.
+        mode: Pillow's, RGB or I;16.
+
+    Raises:
+        DataError: as `open_image`; or the file is truncated or damaged.
+    """
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # some package may have set it; half a JPEG must not be scored
+    with open_image(io.BytesIO(content), name, mode) as image:
+        try:
+            image.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{name}: truncated or damaged ({error}); write it again") from error
+        return np.array(image)
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a regular file. Raises DataError: it cannot be read, or is none."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: not a regular file; put the image there")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def check_files(pairs: Sequence[Pair]) -> None:
+    """Looks at everything that can be wrong before a model is built: about 3 ms an image and core.
+
+    Of an RGB image the header and the end are looked at, and all pixels only if the end is not a JPEG's; depth is
+    decoded.
+
+    Raises:
+        DataError: all files that are missing, unreadable, truncated, of a wrong mode or size, or hold no depth, with
+            the lines that name them.
+    """
+
+    def problems_of(pair: Pair) -> list[str]:
+        problems = []
+        for check, path in ((check_rgb, pair.rgb), (check_depth, pair.depth)):
+            try:
+                check(content_of(path), str(path))
+            except DataError as error:
+                problems.append(f"{pair.origin}: {error}" if pair.origin else str(error))
+        return problems
+
+    def check_rgb(content: bytes, name: str) -> None:
+        open_image(io.BytesIO(content), name, "RGB").close()
+        if not content.endswith(JPEG_END):
+            decode(content, name, "RGB")  # cut off, or followed by other bytes: decoding decides
+
+    def check_depth(content: bytes, name: str) -> None:
+        millimetres = decode(content, name, "I;16")
+        require_millimetres(millimetres, name)
+        if not millimetres.any():
+            raise DataError(f"{name}: no valid pixel, every depth is 0; remove the image")
+
+    with warnings.catch_warnings():  # here and not in the threads, because the filters are the process's
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with ThreadPoolExecutor() as pool:
+            raise_problems([problem for problems in pool.map(problems_of, pairs) for problem in problems])
+
+
+def require_millimetres(millimetres: np.ndarray, name: str) -> None:
+    """Accepts a depth map (480, 640) uint16 [mm] only if its largest depth makes sense.
+
+    Raises:
+        DataError: the largest depth is below 0.1 m (but not all is 0, which the metrics name) or above 65 m.
+    """
+    largest = millimetres.max() / DEPTH_UNITS_PER_METRE
+    low, high = SANE_DEPTH
+    if largest != 0 and not low < largest < high:
+        raise DataError(f"{name}: its largest depth is {largest:g} m, so it does not hold millimetres; write it again")
+
+
+def is_official(indices: Sequence[int]) -> bool:
+    """Whether these are the images of the official test split, each once."""
+    return sorted(indices) == sorted(TEST_INDICES)
+
+
+def coverage(indices: Sequence[int]) -> str:
+    """One sentence on how `indices` compare with the official test split."""
+    official = set(TEST_INDICES)
+    known = len(official.intersection(indices))
+    if known == len(official) == len(indices):
+        return f"all {known} images of the official test split"
+    others = len(indices) - known
+    rest = f", and {others} that do not belong to it" if others else ""
+    return f"{len(indices)} images: {known} of the {len(official)} of the official test split{rest}"

@@ -1,7 +1,7 @@
 """What the paper publishes, as data: "Can Language Understand Depth?", ACM MM 2022, arXiv 2207.01077.
 
-Every row of its tables with the setting behind it, so that an evaluation can print its own figures beside them. All are
-over NYU Depth V2, official test split, 654 images. Figures are in the order of `COLUMNS`; None where none is published.
+Every row of its tables with the reading behind it, so that an evaluation can print its own metrics beside them. All are
+over NYU Depth V2, official test split, 654 images. Metrics are in the order of `COLUMNS`; None where none is published.
 """
 
 from collections.abc import Mapping
@@ -10,9 +10,7 @@ from types import MappingProxyType
 
 from monoclip import PAPER, Reading
 
-# The paper's columns, by the names of calculate_error.
-COLUMNS = ("a1", "a2", "a3", "abs_rel", "log10", "rmse")
-COLUMN_TITLES = ("delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")
+COLUMNS = ("delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")  # of the paper's tables
 
 TABLE_1 = "Table 1: methods"
 PROMPTS = "Prompt ablation (original bins)"
@@ -29,7 +27,7 @@ class Published:
     Attributes:
         table: the table it stands in.
         name: as the table calls it.
-        figures: in the order of `COLUMNS`, None where none is published.
+        metrics: in the order of `COLUMNS`, None where none is published.
         reading: what makes the row in this project; None for rows of other methods and of random depth.
         scene: the images of one scene only; None for all.
         note: supervision, or where the row comes from.
@@ -37,14 +35,14 @@ class Published:
 
     table: str
     name: str
-    figures: tuple[float | None, ...]
+    metrics: tuple[float | None, ...]
     reading: Reading | None = None
     scene: str | None = None
     note: str = ""
 
     def by_column(self) -> dict[str, float | None]:
-        """Figure name -> value."""
-        return dict(zip(COLUMNS, self.figures, strict=True))
+        """Metric -> value."""
+        return dict(zip(COLUMNS, self.metrics, strict=True))
 
 
 def _words(text: str) -> Reading:
@@ -74,7 +72,7 @@ BIN_SETS: Mapping[str, Reading] = MappingProxyType(
     }
 )
 
-# The paper's figure "semantic bin response": prompt 3 with class-dependent bins 1.
+# The paper's drawing "semantic bin response": prompt 3 with class-dependent bins 1.
 BIN_RESPONSE = replace(PROMPT_SETS["prompt 3"], bin_list=BIN_SETS["class-dependent 1"].bin_list)
 BIN_RESPONSE_DEPTHS = ((3.117, 3.567), (1.502, 1.328))  # [m] predicted and true, of its two patches
 
@@ -100,7 +98,7 @@ PUBLISHED: tuple[Published, ...] = (
     Published(PROMPTS, "prompt 2", (0.377, 0.667, 0.845, 0.385, 0.161, 1.196), PROMPT_SETS["prompt 2"]),
     Published(PROMPTS, "prompt 3", (0.380, 0.670, 0.846, 0.375, 0.160, 1.196), PROMPT_SETS["prompt 3"]),
     *(
-        Published(BINS, name, figures, BIN_SETS[name], scene)
+        Published(BINS, name, metrics, BIN_SETS[name], scene)
         for scene, rows in {
             None: (
                 _ORIGINAL,
@@ -124,7 +122,7 @@ PUBLISHED: tuple[Published, ...] = (
                 (0.276, 0.637, 0.844, 0.461, 0.173, 1.544),
             ),
         }.items()
-        for name, figures in zip(BIN_SETS, rows, strict=True)
+        for name, metrics in zip(BIN_SETS, rows, strict=True)
     ),
 )
 

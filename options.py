@@ -1,0 +1,326 @@
+"""What the commands share: their flags, how flags become a model, and how a command ends.
+
+Three kinds of error mean something to a user: wrong arguments (`UsageError`), data that cannot be used
+(`datasets.DataError`) and a checkpoint that cannot be used (`clip.CheckpointError`). `run_command` turns them, and what
+a machine may refuse, into one sentence and an exit code. argparse's namespace ends in a command's main(): everything
+below takes what it needs by name.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import distributed
+
+import clip
+from calculate_error import UnscorableError
+from clip.checkpoint import locate_checkpoint
+from clip.model import convert_weights
+from datasets import DataError
+from download import file_sha256, write_whole
+from monoclip import PAPER, MonoCLIP, Reading
+
+VERSION = "2.0"
+DEMO_WEIGHTS = Path(__file__).parent / "demo" / "rooms_clip.pt"
+DEMO_DATA = Path(__file__).parent / "demo" / "sample"
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# Images at once, and processes that read them, unless the flags say otherwise.
+BATCH_SIZE = {"cpu": 4, "cuda": 32, "mps": 8}
+WORKERS = {"cpu": 0, "cuda": 8, "mps": 4}
+DATA_FOLDERS = (Path("nyu_depth_v2"), Path("datasets") / "NYU_Depth_V2")  # the second is the release's place
+PROCESS_VARIABLES = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))  # that torchrun sets
+READING_FLAGS = ("depth_templates", "obj_classes", "depth_classes", "bin_list", "temperature")
+
+
+class UsageError(Exception):
+    """The arguments cannot be followed; the message is one sentence for the user."""
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more, for argparse."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def natural(text: str) -> int:
+    """A whole number of 0 or more, for argparse."""
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return value
+
+
+def new_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser that shows defaults and takes no abbreviated flags."""
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds which images are evaluated."""
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data_path",
+        type=Path,
+        default=next((path for path in DATA_FOLDERS if path.exists()), DATA_FOLDERS[0]),
+        help="folder that holds official_splits/test, or nyu_depth_v2_labeled.mat",
+    )
+    data.add_argument("--list_file", type=Path, help="text file of 'rgb depth' lines, relative to the test split")
+    data.add_argument("--scene", nargs="+", metavar="NAME", help="evaluate the images of these scenes only")
+    data.add_argument("--limit", type=positive, metavar="N", help="evaluate the first N images only")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds the checkpoint, and where and how its encoder computes."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--clip_path", default="RN50", help="CLIP checkpoint: a file, or a name in the cache")
+    model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if any")
+    model.add_argument(
+        "--precision", choices=("auto", *PRECISIONS), default="auto", help="auto: fp32 on a CPU, fp16 on a GPU"
+    )
+    model.add_argument(
+        "--exact",
+        action="store_true",
+        help="the plain network, bit for bit; else a form of it that is faster, and within 1e-5 m in fp32",
+    )
+    return model
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the words, bins and temperature of a `Reading`; their defaults are the paper's."""
+    reading = parser.add_argument_group("reading")
+    reading.add_argument("--depth_classes", nargs="+", metavar="WORD", default=PAPER.depth_classes, help="words")
+    reading.add_argument("--bin_list", nargs="+", type=float, metavar="M", default=PAPER.bin_list, help="depths [m]")
+    reading.add_argument("--depth_templates", nargs="+", metavar="T", default=PAPER.depth_templates, help="sentences")
+    reading.add_argument("--obj_classes", nargs="+", metavar="WORD", default=PAPER.obj_classes, help="objects")
+    reading.add_argument("--temperature", type=float, default=PAPER.temperature, help="of the softmax")
+
+
+def add_batch_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds how many images are encoded and read at once."""
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--batch_size", type=positive, help="images at once; does not change the metrics; 4 on a CPU, 32 on a GPU"
+    )
+    run.add_argument("--workers", type=natural, help="processes that read images; none on a CPU, 8 on a GPU")
+    return run
+
+
+def reading_of(args: argparse.Namespace) -> Reading:
+    """The reading of the flags. Raises UsageError if it makes no depth."""
+    return checked_reading({name: getattr(args, name) for name in READING_FLAGS})
+
+
+def checked_reading(values: dict[str, Any], where: str = "") -> Reading:
+    """A reading whose prompts CLIP can take.
+
+    Args:
+        values: of some fields of `Reading`, sequences as lists or tuples; the others are the paper's.
+        where: the beginning of an error's sentence, if the values come from a file.
+
+    Raises:
+        UsageError: an unknown field, a value of another kind, values that make no depth, or a prompt that is too long.
+    """
+    if unknown := sorted(values.keys() - set(READING_FLAGS)):
+        known = ", ".join(READING_FLAGS)
+        raise UsageError(f"{where}unknown field {', '.join(unknown)}; known are {known}")
+    for key, value in values.items():
+        items = [value] if key == "temperature" else value
+        kind = float | int if key in ("bin_list", "temperature") else str
+        if not isinstance(items, list | tuple) or any(
+            not isinstance(item, kind) or isinstance(item, bool) for item in items
+        ):
+            raise UsageError(f"{where}{key} has a value of another kind: {value!r}")
+    try:
+        given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        reading = Reading(**given)
+        for template in reading.depth_templates:
+            clip.tokenize([template.format(o, c) for o in reading.obj_classes for c in reading.depth_classes])
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"{where}{error}") from error
+    return reading
+
+
+def choose_device(name: str, gpu: int | str = 0) -> torch.device:
+    """The device of `--device`; `gpu` is the index of the GPU that auto and cuda mean.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(f"cuda:{gpu}" if name == "cuda" else name)
+        if device.type not in BATCH_SIZE:
+            raise NotImplementedError(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"--device {name}: not available here; use --device cpu or auto") from error
+    return device
+
+
+def own_device(name: str, gpu: str = "0") -> tuple[torch.device, int, int]:
+    """The device of this process, its rank and the number of processes, as torchrun says; rank 0 of 1 without it.
+
+    Several processes are connected, over gloo, because all that they exchange is rows; each takes a GPU of its own.
+
+    Raises:
+        UsageError: no such device here, or not enough GPUs.
+    """
+    rank, count, local = (int(os.environ.get(key, default)) for key, default in PROCESS_VARIABLES)
+    if count > 1:
+        gpu = str(local)
+        distributed.init_process_group("gloo", timeout=timedelta(days=1))
+    return choose_device(name, gpu), rank, count
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """The precision of `--precision`: auto is fp32 on a CPU and fp16 elsewhere."""
+    return name if name != "auto" else "fp32" if device.type == "cpu" else "fp16"
+
+
+def load_model(
+    clip_path: str | Path, device: torch.device, precision: str, reading: Reading, exact: bool = False
+) -> tuple[clip.CLIP, MonoCLIP]:
+    """The CLIP of `clip_path` on `device`, and its MonoCLIP.
+
+    Args:
+        clip_path: a file, or a name in the cache.
+        device: from `choose_device`.
+        precision: one of `PRECISIONS`.
+        reading: words, bins and temperature.
+        exact: keep the plain network, bit for bit; else its image encoder gets the form of
+            `clip.optimize_for_inference`, and only that is in `precision`.
+
+    Raises:
+        UsageError: this CLIP cannot be read as depth.
+        clip.CheckpointError: the checkpoint cannot be used.
+    """
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; other precisions do not use it
+    clip_model, _ = clip.load(clip_path, device="cpu")
+    if exact:
+        convert_weights(clip_model, PRECISIONS[precision])
+    else:
+        clip.optimize_for_inference(clip_model, PRECISIONS[precision])
+    clip_model.to(device)
+    try:
+        return clip_model, MonoCLIP(clip_model, reading)
+    except ValueError as error:
+        raise UsageError(f"--clip_path {clip_path}: {error}; use a CLIP of clip.available_models()") from error
+
+
+def made_with(
+    clip_path: str | Path, device: torch.device, precision: str, exact: bool, reading: Reading
+) -> dict[str, Any]:
+    """What the results of a run depend on besides its images, as JSON can hold it."""
+    path = locate_checkpoint(clip_path)
+    return {
+        "reading": asdict(reading),
+        "checkpoint": path.name,
+        "checkpoint_sha256": file_sha256(path),
+        "precision": precision,
+        "network": "plain" if exact else "fast",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "depthclip": VERSION,
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as JSON, whole or not at all. Raises OSError: it cannot be written."""
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def csv_text(text: str) -> str:
+    """Text for a cell of a CSV file: a spreadsheet must not take it for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def check_output(folder: Path | None) -> None:
+    """Raises UsageError if it can be told, without making `folder`, that nothing can be written there."""
+    if folder is None:
+        return
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(f"--output {folder}: {there} is no folder that can be written; choose another one")
+
+
+class ForgivingStream:
+    """A text stream whose reader may go away, as `| head` does: from then on, what is written is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes what the stream's encoding has; the rest, such as a name that is not UTF-8, with backslashes."""
+        encoding = self.encoding or "utf-8"
+        return self._tried(lambda: self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))) or 0
+
+    def flush(self) -> None:
+        """Flushes the stream."""
+        self._tried(self.stream.flush)
+
+    def _tried(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            return None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def forgiving_streams() -> Iterator[None]:
+    """Standard output and error as `ForgivingStream`s, or as nothing where they are closed."""
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (  # type: ignore[assignment]
+        ForgivingStream(stream if stream is not None else open(os.devnull, "w"))  # noqa: SIM115  # for the command
+        for stream in streams
+    )
+    try:
+        yield
+        sys.stdout.flush()
+    finally:
+        sys.stdout, sys.stderr = streams
+
+
+def run_command(prog: str, work: Callable[[], None]) -> int:
+    """The exit code of a command whose work this is; an error for the user is one sentence on stderr.
+
+    0: done; 1: it could not be finished; 2: wrong arguments, unusable data or an unusable checkpoint; 130: interrupted.
+    """
+    with forgiving_streams():
+        try:
+            work()
+            return 0
+        except (UsageError, DataError, clip.CheckpointError) as error:
+            message, code = str(error), 2
+        except UnscorableError as error:
+            message, code = str(error), 1
+        except (MemoryError, torch.OutOfMemoryError):
+            message, code = "not enough memory; use a smaller --batch_size, or another --device", 1
+        except OSError as error:
+            message = f"{error.filename or 'output'}: {error.strerror or error}; make room or choose another folder"
+            code = 1
+        except KeyboardInterrupt as error:
+            message, code = f"interrupted{f': {error}' if str(error) else ''}", 130
+        print(f"{prog}: {message}", file=sys.stderr, flush=True)
+        return code
