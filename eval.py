@@ -26,14 +26,11 @@ import options
 from calculate_error import NYU_CROP, NYU_METRICS, compute_errors_NYU_per_image
 from clip.inference import keep_freed_memory
 from datasets.nyu import NYUDepthV2, Sample, batches, coverage, is_official, open_nyu
-from experiments.published import COLUMNS, DEPTHCLIP
+from experiments.published import COLUMNS, DEPTHCLIP, THIS_RUN, UNIFORM
 from monoclip import MonoCLIP
 from viewer.strip import Example, draw_strip, example_images
 
-THIS_RUN, UNIFORM = "this run", "uniform weights"
 ROW_FIELDS = ("image", "scene", "index", "reading", *NYU_METRICS, "valid_pixels", "dropped_pixels")
-# tqdm's own, but always images a second, also where an image takes longer than one
-PROGRESS = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 RESULTS_FILE, ROWS_FILE, STRIP_FILE = "results.json", "per_image.csv", "qualitative.png"
 
 Row = dict[str, Any]  # of one image and one reading, by `ROW_FIELDS`
@@ -125,7 +122,7 @@ def gathered(rows: list[Row], rank: int, count: int) -> list[Row]:
 
 def shown(done: Iterable[list[Row]], images: int, rank: int) -> Iterator[list[Row]]:
     """The batches of rows, with progress in images a second on stderr, in the first process."""
-    with tqdm(total=images, unit=" images", bar_format=PROGRESS, disable=rank > 0) as bar:
+    with tqdm(total=images, unit=" images", bar_format=options.PROGRESS, disable=rank > 0) as bar:
         for rows in done:
             yield rows
             bar.update(len(rows) // 2)
@@ -136,7 +133,8 @@ def written(done: Iterable[list[Row]], output: Path | None) -> list[Row]:
     if output is None:
         return [row for rows in done for row in rows]
     output.mkdir(parents=True, exist_ok=True)
-    (output / RESULTS_FILE).unlink(missing_ok=True)  # of an earlier run: it would not belong to these rows
+    for name in (RESULTS_FILE, ROWS_FILE, STRIP_FILE):  # of an earlier run: they would not belong to these rows
+        (output / name).unlink(missing_ok=True)
     everything = []
     with (output / ROWS_FILE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ROW_FIELDS, lineterminator="\n")

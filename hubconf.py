@@ -4,15 +4,15 @@
     model = torch.hub.load("FOLDER", "monoclip_demo", source="local")            # the embedded toy; offline
     depth = model.infer_image("photo.jpg")                                       # (H, W) float32 [m]
 
-The repository's own `clip` and `datasets` must be importable: in a Python that has already imported another package of
-that name (OpenAI's, Hugging Face's), load this first or start a new one.
+The repository's own modules must be importable: in a Python that has already imported another `clip`, `datasets` or
+`options` (OpenAI's, Hugging Face's), load this first or start a new one.
 """
 
 from pathlib import Path
 from typing import Any
 
-import clip
 from monoclip import MonoCLIP, Reading
+from options import DEMO_WEIGHTS, choose_device, choose_precision, load_model
 
 dependencies = ["torch", "numpy", "PIL", "ftfy", "regex", "tqdm"]
 
@@ -30,15 +30,15 @@ def monoclip(
 
     Raises:
         clip.CheckpointError: the checkpoint is not there or cannot be used.
+        options.UsageError: no such device here, or a CLIP that cannot be read as depth.
         ValueError, TypeError: a reading that makes no depth, or a field that there is not.
     """
     fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in reading.items()}
-    clip_model, _ = clip.load(clip_path, device)
-    if not exact:
-        clip.optimize_for_inference(clip_model)
-    return MonoCLIP(clip_model, Reading(**fields)).eval()
+    chosen = choose_device(str(device or "auto"))
+    _, model = load_model(clip_path, chosen, choose_precision("auto", chosen), Reading(**fields), exact)
+    return model.eval()
 
 
 def monoclip_demo(device: str | None = None, exact: bool = False, **reading: Any) -> MonoCLIP:
     """MonoCLIP with the small CLIP of `demo/`, which was taught distance on rendered rooms: to try things out with."""
-    return monoclip(Path(__file__).parent / "demo" / "rooms_clip.pt", device, exact, **reading)
+    return monoclip(DEMO_WEIGHTS, device, exact, **reading)

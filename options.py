@@ -38,11 +38,17 @@ BATCH_SIZE = {"cpu": 4, "cuda": 32, "mps": 8}
 WORKERS = {"cpu": 0, "cuda": 8, "mps": 4}
 DATA_FOLDERS = (Path("nyu_depth_v2"), Path("datasets") / "NYU_Depth_V2")  # the second is the release's place
 PROCESS_VARIABLES = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))  # that torchrun sets
+# tqdm's own, but always images a second, also where an image takes longer than one.
+PROGRESS = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 READING_FLAGS = ("depth_templates", "obj_classes", "depth_classes", "bin_list", "temperature")
 
 
 class UsageError(Exception):
     """The arguments cannot be followed; the message is one sentence for the user."""
+
+
+class WorkError(Exception):
+    """The work cannot be done, though nothing is wrong with the arguments; the message is one sentence."""
 
 
 def positive(text: str) -> int:
@@ -99,7 +105,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
     return model
 
 
-def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+def add_reading_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Adds the words, bins and temperature of a `Reading`; their defaults are the paper's."""
     reading = parser.add_argument_group("reading")
     reading.add_argument("--depth_classes", nargs="+", metavar="WORD", default=PAPER.depth_classes, help="words")
@@ -107,6 +113,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     reading.add_argument("--depth_templates", nargs="+", metavar="T", default=PAPER.depth_templates, help="sentences")
     reading.add_argument("--obj_classes", nargs="+", metavar="WORD", default=PAPER.obj_classes, help="objects")
     reading.add_argument("--temperature", type=float, default=PAPER.temperature, help="of the softmax")
+    return reading
 
 
 def add_batch_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -262,26 +269,34 @@ def check_output(folder: Path | None) -> None:
 
 
 class ForgivingStream:
-    """A text stream whose reader may go away, as `| head` does: from then on, what is written is dropped."""
+    """A text stream whose reader may go away, as `| head` does: from then on, what is written is dropped.
+
+    What its encoding lacks, such as a name that is not UTF-8, is written with backslashes.
+
+    Raises:
+        OSError: of `write` and `flush`, where another reason than the reader keeps the text from being written.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Writes what the stream's encoding has; the rest, such as a name that is not UTF-8, with backslashes."""
-        encoding = self.encoding or "utf-8"
-        return self._tried(lambda: self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))) or 0
+        """Writes the text."""
+        encoding = self.stream.encoding or "utf-8"
+        self._tried(lambda: self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding)))
+        return len(text)
 
     def flush(self) -> None:
         """Flushes the stream."""
         self._tried(self.stream.flush)
 
-    def _tried(self, action: Callable[[], Any]) -> Any:
+    def _tried(self, action: Callable[[], Any]) -> None:
         try:
-            return action()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-            return None
+            action()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # what is left in its buffer goes there
+            if not isinstance(error, BrokenPipeError):
+                raise OSError(error.errno, error.strerror, "standard output") from error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -297,7 +312,6 @@ def forgiving_streams() -> Iterator[None]:
     )
     try:
         yield
-        sys.stdout.flush()
     finally:
         sys.stdout, sys.stderr = streams
 
@@ -310,10 +324,11 @@ def run_command(prog: str, work: Callable[[], None]) -> int:
     with forgiving_streams():
         try:
             work()
+            sys.stdout.flush()
             return 0
         except (UsageError, DataError, clip.CheckpointError) as error:
             message, code = str(error), 2
-        except UnscorableError as error:
+        except (UnscorableError, WorkError) as error:
             message, code = str(error), 1
         except (MemoryError, torch.OutOfMemoryError):
             message, code = "not enough memory; use a smaller --batch_size, or another --device", 1
@@ -322,5 +337,8 @@ def run_command(prog: str, work: Callable[[], None]) -> int:
             code = 1
         except KeyboardInterrupt as error:
             message, code = f"interrupted{f': {error}' if str(error) else ''}", 130
+        finally:
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
         print(f"{prog}: {message}", file=sys.stderr, flush=True)
         return code

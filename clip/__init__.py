@@ -1,28 +1,29 @@
 """CLIP with the public interface of OpenAI's package: `load`, `tokenize`, `available_models`.
 
 It knows nothing of depth. `model.py` holds the networks, `tokenizer.py` the byte-pair encoding, `checkpoint.py` where
-weights come from and how they are read, `inference.py` the form of a model that is fastest to evaluate.
+weights come from, `archive.py` how they are read, `inference.py` the form of a model that is fastest to evaluate.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from clip.checkpoint import CHECKPOINTS, CheckpointError, file_sha256, locate_checkpoint, read_state_dict
+from clip.archive import CheckpointError, read_state_dict
+from clip.checkpoint import CHECKPOINTS, locate_checkpoint
 from clip.inference import optimize_for_inference
 from clip.model import CLIP, build_model
 from clip.tokenizer import tokenize
+from download import file_sha256
 
 __all__ = [
     "CLIP",
     "CLIP_MEAN",
     "CLIP_STD",
     "CheckpointError",
-    "Preprocess",
     "available_models",
     "build_model",
     "load",
@@ -33,25 +34,6 @@ __all__ = [
 # Statistics of CLIP's training images, RGB in [0, 1] (Radford et al. 2021, released preprocessing).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-class Preprocess:
-    """CLIP's own preprocessing: shorter side to `resolution` (bicubic), centre crop, RGB, CLIP's statistics."""
-
-    def __init__(self, resolution: int) -> None:
-        self.resolution = resolution
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """PIL image of any size and mode -> (3, R, R) float32, normalised."""
-        size = self.resolution
-        scale = size / min(image.size)
-        # The longer side is cut to an integer and the crop's corner rounded half to even, as torchvision does.
-        width, height = (size if side == min(image.size) else int(side * scale) for side in image.size)
-        left, top = round((width - size) / 2), round((height - size) / 2)
-        resized = image.resize((width, height), Image.Resampling.BICUBIC)
-        pixels = np.asarray(resized.crop((left, top, left + size, top + size)).convert("RGB"), dtype=np.float32)
-        x = torch.from_numpy(pixels / 255).permute(2, 0, 1)  # (3, R, R)
-        return (x - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
 
 
 def available_models() -> list[str]:
@@ -88,4 +70,13 @@ def load(
         model = build_model(read_state_dict(path), torch.float32 if device.type == "cpu" else torch.float16)
     except ValueError as error:
         raise CheckpointError(path, str(error), file_sha256(path)) from error
-    return model.to(device), Preprocess(model.visual.input_resolution)
+    return model.to(device), partial(_preprocess, resolution=model.visual.input_resolution)
+
+
+def _preprocess(image: Image.Image, resolution: int) -> Tensor:
+    """CLIP's own preprocessing: PIL image of any size and mode -> (3, R, R) float32, normalised, R = `resolution`."""
+    from torchvision import transforms  # here, because the import takes 1.3 s that depth does not need
+
+    resized = transforms.Resize(resolution, interpolation=transforms.InterpolationMode.BICUBIC)(image)
+    cropped = transforms.CenterCrop(resolution)(resized).convert("RGB")
+    return transforms.Normalize(CLIP_MEAN, CLIP_STD)(transforms.ToTensor()(cropped))

@@ -5,29 +5,30 @@ Three kinds of file, told apart by their content and never by trying one reader 
 - OpenAI's TorchScript archives: a zip with `{name}/data.pkl`, one entry `{name}/data/{i}` for each storage, and code.
   torch.jit would run that code and does not notice a flipped bit. Here `data.pkl` goes through an unpickler that knows
   tensors and modules' attributes and nothing else; the code is not looked at, and nothing is unpacked to the disk.
-- what torch.save writes from a state dict (a zip, or the bare pickle of old versions): `torch.load(weights_only=True)`.
-- `.safetensors`: a length, a JSON header, and the raw tensors.
+- what torch.save writes from a state dict, a zip or the bare pickles of old versions: `torch.load(weights_only=True)`,
+  after a look at the pickle, because one that is nested deeply enough would end the process.
+- `.safetensors`: the package of that name.
 
-A zip's checksums are compared while its tensors are read, so damage to one is an error. The bare pickle and
-`.safetensors` have no checksum: there, only the caller's check of names, shapes and values stands against damage.
-Memory: one copy of the tensors and at most one storage more; a state dict in a zip is mapped from its file.
+A zip's checksums are compared, so damage to one is an error. Bare pickles and `.safetensors` have no checksum: there,
+only the caller's check of names, shapes and values stands against damage.
 """
 
-import hashlib
 import io
-import json
 import math
 import pickle
 import pickletools
 import re
+import stat
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
+
+from download import file_sha256
 
 MIN_TORCH = "2.10"  # before, a file made for it gets past weights_only=True (CVE-2025-32434, CVE-2026-24747)
 # OpenAI's archives hold these sizes beside the weights; `clip.model` infers them from the shapes.
@@ -40,14 +41,6 @@ STORAGES = {
     "IntStorage": torch.int32,
     "LongStorage": torch.int64,
 }
-SAFETENSORS_DTYPES = {
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "I32": torch.int32,
-    "I64": torch.int64,
-}
 # The instructions that torch's own writer uses. Left out is every other way to name, make or call something.
 OPCODES = frozenset(
     {"PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
@@ -55,10 +48,9 @@ OPCODES = frozenset(
     | {"EMPTY_DICT", "SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"}
     | {"GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID"}
 )
-MAX_HEADER = 16 * 2**20  # bytes of data.pkl or of a JSON header; RN50's are about 50 KB
-MAX_TUPLES = (
-    30_000  # tuples and calls in data.pkl, six for a tensor; the hash of 200,000 in each other overruns the stack
-)
+MAX_PICKLE = 16 * 2**20  # [bytes]; RN50's is about 50 KB
+# Tuples and calls in a pickle, six for a tensor. The hash of 200,000 tuples in each other overruns the stack.
+MAX_TUPLES = 30_000
 MAX_ENTRIES = 10_000  # tensors and modules in one file; the largest CLIP has about 2,000
 
 
@@ -96,10 +88,18 @@ class _FormatError(Exception):
     """What is wrong with a file, as the reason of a CheckpointError."""
 
 
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces (0.16 s for RN50's 256 MB)."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def require_file(path: Path) -> None:
+    """Raises CheckpointError unless `path` is a regular file: a pipe or a device might be read for ever."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(path, "there is no such file") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(path, f"it cannot be read ({getattr(error, 'strerror', error)})") from error
+    if stat.S_ISDIR(mode):
+        raise CheckpointError(path, "it is a directory; name the file in it")
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(path, "it is not a regular file")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -112,10 +112,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: the file is missing, damaged, of another format, or asks for anything but tensors.
     """
     path = Path(path)
-    if path.is_dir():
-        raise CheckpointError(path, "it is a directory; name the file in it")
-    if not path.exists():
-        raise CheckpointError(path, "there is no such file")
+    require_file(path)
     try:
         state_dict = _as_state_dict(_read(path))
     except _FormatError as error:
@@ -142,6 +139,9 @@ def _read(path: Path) -> object:
         except zipfile.BadZipFile as error:
             raise _FormatError(f"it is truncated or damaged ({error}); fetch it again") from error
     if start.startswith(b"\x80"):
+        with path.open("rb") as file:
+            for _ in range(5):  # torch's magic number, its version, the machine, the state dict, the storages' names
+                _check_pickle(file)
         return _load_weights(path, mmap=False)
     if start[8:9] == b"{":
         return _read_safetensors(path)
@@ -168,13 +168,30 @@ def _as_state_dict(loaded: object) -> dict[str, Tensor]:
     return dict(loaded)
 
 
-def _load_weights(path: Path, mmap: bool) -> object:
-    """`torch.load` with `weights_only=True`, and no second try without it."""
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":  # torch.load would believe the name
-            with path.open("rb") as file:
-                return torch.load(file, map_location="cpu", weights_only=True)
-        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
+        from safetensors.torch import load_file  # optional: only the hub's copy of RN50 needs it
+    except ImportError as error:
+        raise _FormatError("it is a .safetensors file, which needs a package: pip install safetensors") from error
+    return load_file(path)
+
+
+def _check_pickle(file: IO[bytes]) -> None:
+    """Reads one pickle, to its end, and runs nothing: only torch's own instructions, and not too many, may be in it."""
+    start, tuples = file.tell(), 0
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name not in OPCODES or (opcode.name == "LONG_BINPUT" and (argument or 0) > MAX_PICKLE):
+            raise _FormatError(f"its pickle holds the instruction {opcode.name}, which torch does not write")
+        tuples += opcode.name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE")
+        if tuples > MAX_TUPLES or file.tell() - start > MAX_PICKLE:
+            raise _FormatError("its pickle is far larger than that of any CLIP")
+
+
+def _load_weights(path: Path, mmap: bool) -> object:
+    """`torch.load(weights_only=True)`, and no second try without it; `mmap` maps a zip's tensors from the file."""
+    try:
+        with path.open("rb") as file:
+            return torch.load(str(path) if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         unsafe = re.search(r"GLOBAL (\S+)", str(error))
         if unsafe:
@@ -182,19 +199,13 @@ def _load_weights(path: Path, mmap: bool) -> object:
         raise _FormatError("it is a damaged pickle, or one that holds more than tensors; nothing was run") from error
 
 
-# --- zip files: TorchScript archives and state dicts
-
-
 def _read_zip(path: Path, archive: zipfile.ZipFile) -> object:
     """What a zip holds: tensors by name (TorchScript), or whatever was saved."""
     names = archive.namelist()
     if len(set(names)) != len(names):
         raise _FormatError("its zip holds two entries of one name")
-    for name in names:
-        if re.match(r"/|[A-Za-z]:", name) or "\\" in name or ".." in name.split("/"):
-            raise _FormatError(f"its zip holds an entry that points out of it, {name!r}")
     # Only code is compressed in these files. More than that is a bomb, or entries that lie on top of each other.
-    if sum(info.file_size for info in archive.infolist()) > 2 * path.stat().st_size + MAX_HEADER:
+    if sum(info.file_size for info in archive.infolist()) > 2 * path.stat().st_size + MAX_PICKLE:
         raise _FormatError("its zip unpacks to far more than its own size")
     roots = [name.removesuffix("/data.pkl") for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)]
     if len(roots) != 1:
@@ -202,26 +213,25 @@ def _read_zip(path: Path, archive: zipfile.ZipFile) -> object:
     root = roots[0]
     if f"{root}/byteorder" in names and archive.read(f"{root}/byteorder") != b"little":
         raise _FormatError("its numbers are big-endian; save it on a little-endian machine")
+    if archive.getinfo(f"{root}/data.pkl").file_size > MAX_PICKLE:
+        raise _FormatError("its pickle is far larger than that of any CLIP")
+    data = archive.read(f"{root}/data.pkl")
+    _check_pickle(io.BytesIO(data))
     if f"{root}/constants.pkl" in names or any(name.startswith(f"{root}/code/") for name in names):
-        return _read_torchscript(archive, root)
+        return _read_torchscript(archive, root, data)
     if damaged := archive.testzip():
         raise _FormatError(f"its entry {damaged} is damaged (bad CRC-32); fetch it again")
-    return _load_weights(path, mmap=True)
+    return _load_weights(path, mmap=path.suffix != ".safetensors")  # torch would believe that suffix
 
 
 class _Module:
     """Stands for any class of the archive's code; its attributes are those that were saved."""
 
 
-class _Storage(NamedTuple):
-    key: str
-    dtype: torch.dtype
-
-
 class _TensorInfo(NamedTuple):
     """A tensor as the pickle describes it; offset and stride count elements. Nothing in it is checked yet."""
 
-    storage: object
+    storage: Any  # its name in the zip and its dtype
     offset: Any
     size: Any
     stride: Any
@@ -230,138 +240,63 @@ class _TensorInfo(NamedTuple):
 class _ModuleUnpickler(pickle.Unpickler):
     """Unpickles a tree of `_Module` and `_TensorInfo`; any other class or function is refused.
 
-    What `find_class` hands out cannot be changed by the pickle for a later file: bound methods, types of C, and a new
-    placeholder class each time.
+    What `find_class` hands out is new each time or a type of C, so a pickle cannot change it for a later file.
     """
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "__torch__":
             return type("Module", (_Module,), {})
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self._rebuild_tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return self._rebuild_parameter
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda *arguments: _TensorInfo(*arguments[:4])
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda data, *_: data
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch.jit._pickle" or (module, name) == ("torch", "device"):
-            return self._not_a_weight
+            return lambda *_: None  # lists of numbers and devices among the attributes of modules
         raise _FormatError(f"it asks to run {module}.{name}, which no weights need; nothing was run")
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _device, _count = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
-            raise _FormatError("its pickle refers to something that is no storage")
-        return _Storage(key, dtype)
-
-    def _rebuild_tensor(self, storage: object, offset: object, size: object, stride: object, *_: object) -> _TensorInfo:
-        return _TensorInfo(storage, offset, size, stride)
-
-    def _rebuild_parameter(self, data: object, *_: object) -> object:
-        return data
-
-    def _not_a_weight(self, *_: object) -> None:
-        """Lists of numbers and devices among the attributes of modules."""
+    def persistent_load(self, pid: Any) -> tuple[str, torch.dtype]:
+        _kind, dtype, key, _device, _count = pid
+        return key, dtype
 
 
-def _read_torchscript(archive: zipfile.ZipFile, root: str) -> dict[str, Tensor]:
-    """All tensors among the attributes of the archive's modules.
+def _read_torchscript(archive: zipfile.ZipFile, root: str, data: bytes) -> dict[str, Tensor]:
+    """All tensors among the attributes of the modules in data.pkl, whose bytes are `data`.
 
     These are the parameters and buffers, which torch.jit calls the state dict, and, if a module has any, tensors that
     are neither; the caller finds those to be unexpected.
     """
-    if archive.getinfo(f"{root}/data.pkl").file_size > MAX_HEADER:
-        raise _FormatError("its data.pkl is far larger than that of any CLIP")
-    data = archive.read(f"{root}/data.pkl")
-    tuples = 0
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name not in OPCODES or (opcode.name == "LONG_BINPUT" and (argument or 0) > len(data)):
-            raise _FormatError(f"its data.pkl holds the instruction {opcode.name}, which torch does not write")
-        tuples += opcode.name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE")
-    if tuples > MAX_TUPLES:
-        raise _FormatError("its data.pkl holds far more tuples than that of any CLIP")
     top = _ModuleUnpickler(io.BytesIO(data)).load()
     if not isinstance(top, _Module):
         raise _FormatError("its data.pkl does not hold a module")
+    storages: dict[tuple[str, torch.dtype], Tensor] = {}  # flat; kept, so that tied tensors stay tied
 
-    found: dict[str, _TensorInfo] = {}
+    def build(name: str, info: _TensorInfo) -> Tensor:
+        (key, dtype), offset, size, stride = info
+        if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)) or len(size) > 8:
+            raise _FormatError(f"the description of {name} makes no sense")
+        if (key, dtype) not in storages:  # BadZipFile where the checksum does not agree
+            content = bytearray(archive.read(f"{root}/data/{key}"))  # torch wants memory that may be written to
+            storages[key, dtype] = torch.frombuffer(content, dtype=dtype, count=len(content) // dtype.itemsize)
+        flat = storages[key, dtype]
+        end = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
+        if max(math.prod(size), end) > len(flat):
+            raise _FormatError(f"{name} reaches beyond its storage")
+        return flat.as_strided(size, stride, offset)
+
+    found: dict[str, Tensor] = {}
     pending: list[tuple[str, _Module]] = [("", top)]
     for prefix, module in pending:
         for name, value in vars(module).items():
             if isinstance(value, _Module):
                 pending.append((f"{prefix}{name}.", value))
-            elif isinstance(value, _TensorInfo) and found.setdefault(f"{prefix}{name}", value) is not value:
-                raise _FormatError(f"it has two tensors of the name {prefix}{name}")
+            elif isinstance(value, _TensorInfo):
+                if f"{prefix}{name}" in found:
+                    raise _FormatError(f"it has two tensors of the name {prefix}{name}")
+                found[f"{prefix}{name}"] = build(f"{prefix}{name}", value)
         if len(pending) + len(found) > MAX_ENTRIES or len(prefix) > 1000:
             raise _FormatError("its modules hold each other, or far more of them than any CLIP")
-    storages: dict[_Storage, Tensor] = {}
-    return {name: _build_tensor(archive, root, name, info, storages) for name, info in found.items()}
-
-
-def _build_tensor(
-    archive: zipfile.ZipFile, root: str, name: str, info: _TensorInfo, storages: dict[_Storage, Tensor]
-) -> Tensor:
-    """The tensor that `info` describes; `storages` (flat tensors) is filled on the way, and keeps tied tensors tied."""
-    storage, offset, size, stride = info
-    numbers = (offset, *size, *stride)
-    if not isinstance(storage, _Storage) or any(type(n) is not int or n < 0 for n in numbers) or len(size) > 8:
-        raise _FormatError(f"the description of {name} makes no sense")
-    if storage not in storages:
-        entry = archive.getinfo(f"{root}/data/{storage.key}")
-        with archive.open(entry) as file:  # raises BadZipFile where the checksum does not agree
-            content = _read_bytes(file, entry.file_size)  # type: ignore[arg-type]
-        whole = len(content) // storage.dtype.itemsize * storage.dtype.itemsize
-        storages[storage] = content[:whole].view(storage.dtype)
-    flat = storages[storage]
-    end = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
-    if math.prod(size) > len(flat) or (math.prod(size) and end > len(flat)):
-        raise _FormatError(f"{name} reaches beyond its storage")
-    return flat.as_strided(size, stride, offset)
-
-
-# --- safetensors
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `.safetensors` file, each in memory of its own; the header must account for every byte."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(size - 8, MAX_HEADER):
-            raise _FormatError("it is no .safetensors file, or a truncated one: its header is longer than it may be")
-        try:
-            header = json.loads(file.read(length), object_pairs_hook=_unique)
-            header.pop("__metadata__", None)
-            entries = sorted((*entry["data_offsets"], name, entry) for name, entry in header.items())
-            layout = [(begin, end, name, SAFETENSORS_DTYPES[e["dtype"]], e["shape"]) for begin, end, name, e in entries]
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            raise _FormatError(f"its .safetensors header makes no sense ({type(error).__name__}: {error})") from error
-        position = 0
-        for begin, end, name, dtype, shape in layout:
-            if any(type(n) is not int or n < 0 for n in (begin, end, *shape)):
-                raise _FormatError(f"its .safetensors header gives {name} sizes that are no counts")
-            if begin != position or end - begin != math.prod(shape) * dtype.itemsize:
-                raise _FormatError(f"its .safetensors header gives {name} the wrong place or length")
-            position = end
-        if position != size - 8 - length:
-            raise _FormatError(f"it has {size - 8 - length} bytes of tensors where its header says {position}")
-        return {
-            name: _read_bytes(file, end - begin).view(dtype).view(shape) for begin, end, name, dtype, shape in layout
-        }
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dict; two values under one name are refused."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return result
-
-
-def _read_bytes(file: io.BufferedIOBase, count: int) -> Tensor:
-    """The next `count` bytes of a file, (count,) uint8."""
-    content = torch.empty(count, dtype=torch.uint8, device="cpu")
-    if file.readinto(content.numpy().data) != count:
-        raise _FormatError("it ends early; fetch it again")
-    return content
+    return found

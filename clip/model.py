@@ -82,7 +82,8 @@ class Bottleneck(nn.Module):
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(self.avgpool(out)))
-        return self.relu(out + identity)
+        out += identity
+        return self.relu(out)
 
 
 class AttentionPool2d(nn.Module):

@@ -1,11 +1,27 @@
 """Data as tensors and pixels: NYU Depth V2, and pictures of any kind."""
 
+from pathlib import Path
+
 
 class DataError(ValueError):
     """The data cannot be used as they are; the message says which file, what is wrong and what to do."""
 
 
 def printable(name: str) -> str:
-    """A file's name as text that any file and any terminal can hold: what is no UTF-8, or controls, as `\\x1b`."""
+    """A file's name as text that any file and any terminal can hold: what is no UTF-8, or controls, escaped."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def text_of(path: Path) -> str:
+    """The text of a list that a user wrote: UTF-8, with or without a byte-order mark; other bytes as surrogates.
+
+    Raises:
+        DataError: it is no regular file (a pipe would wait for ever), or cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise DataError(f"{printable(str(path))}: not a regular file; name a text file")
+    try:
+        return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise DataError(f"{printable(str(path))}: cannot be read ({error.strerror}); name a text file") from error

@@ -28,7 +28,7 @@ from PIL import Image, ImageFile
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from datasets import DataError, printable
+from datasets import DataError, printable, text_of
 from datasets.nyu_mat import DEPTH_UNITS_PER_METRE, FRAME, MAT_NAME, LabelledMat
 
 SPLIT = Path("official_splits") / "test"
@@ -156,7 +156,9 @@ class NYUDepthV2(Dataset[Sample]):
         normalised: from pixels (H, W, 3) uint8 to what the encoder takes, (3, H, W) float32.
     """
 
-    def __init__(self, source: FolderSource | MatSource, crop: tuple[slice, slice], normalised: Callable[[np.ndarray], Tensor]) -> None:
+    def __init__(
+        self, source: FolderSource | MatSource, crop: tuple[slice, slice], normalised: Callable[[np.ndarray], Tensor]
+    ) -> None:
         self.source, self.crop, self.normalised = source, crop, normalised
         self.names, self.scenes, self.indices = source.names, source.scenes, source.indices
 
@@ -347,14 +349,7 @@ def read_list(list_file: Path, root: Path) -> list[Pair]:
         DataError: all lines that are wrong, with their numbers.
     """
     folder = test_split_folder(root)
-    if list_file.exists() and not list_file.is_file():
-        raise DataError(f"{list_file}: not a regular file; give a text file of 'rgb depth' lines")
-    try:
-        text = list_file.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise DataError(
-            f"{list_file}: cannot be read ({error.strerror}); give a text file of 'rgb depth' lines"
-        ) from error
+    text = text_of(list_file)
     pairs: list[Pair] = []
     problems: list[str] = []
     seen: dict[str, str] = {}
@@ -525,3 +520,29 @@ def coverage(indices: Sequence[int]) -> str:
     others = len(indices) - known
     rest = f", and {others} that do not belong to it" if others else ""
     return f"{len(indices)} images: {known} of the {len(official)} of the official test split{rest}"
+
+
+def mean_training_depth(root: Path, crop: tuple[slice, slice]) -> Tensor | None:
+    """Mean depth of each pixel over the training split, inside `crop`, (416, 544) [m]; None where there is none.
+
+    Over the images that measured the pixel; a pixel that none measured takes the mean of all others.
+
+    Args:
+        root: the data folder; the split is `<root>/official_splits/train/<scene>/sync_depth_*.png`.
+        crop: as for `NYUDepthV2`.
+
+    Raises:
+        DataError: a depth map is damaged or no depth map.
+    """
+    total, count = np.zeros(FRAME), np.zeros(FRAME)
+    paths = sorted((root / SPLIT.parent / "train").glob("*/sync_depth_*.png"))
+    for path in paths:
+        depth = depth_in_metres(decode(content_of(path), str(path), "I;16"), str(path))[0].numpy()
+        total += depth
+        count += depth > 0
+    if not paths:
+        return None
+    if not count.any():
+        raise DataError(f"{paths[0].parent.parent}: no training depth map has a measured pixel; remove the folder")
+    mean = np.where(count > 0, total / np.maximum(count, 1), total.sum() / count.sum())
+    return torch.from_numpy(mean[crop]).float()

@@ -16,8 +16,10 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from datasets.nyu_files import DEPTH_UNITS_PER_METRE, FRAME, DataError
+from datasets import DataError
 
+FRAME = (480, 640)  # (H, W) of every RGB and depth image
+DEPTH_UNITS_PER_METRE = 1000  # the PNGs hold millimetres
 MAT_NAME = "nyu_depth_v2_labeled.mat"
 NUM_IMAGES = 1449
 BORDER_FREE = (slice(7, 474), slice(7, 632))  # rows, columns of the RGB image outside of which it is made black
@@ -46,6 +48,8 @@ class LabelledMat:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: not a regular file; give the path of {MAT_NAME}")
         try:  # Without file locking: nobody writes here, and network file systems often lack it.
             self.file = h5py.File(path, "r", locking=False, rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=CHUNK_SLOTS)
         except FileNotFoundError as error:

@@ -8,18 +8,24 @@ What is decided here:
   depth map is resized back to the picture's size. Small pictures are not enlarged: CLIP's patches would only show blur.
 - Kind: rotated as EXIF says; transparent parts become white; 16-bit grey is scaled from its full range; palettes and
   CMYK are converted; of an animation or a multi-page file, the first picture counts; colour profiles are not applied.
-- Damage: half a picture is no picture. Whatever Pillow cannot decode to the end raises `PictureError`.
+- Damage: whatever Pillow cannot decode to the end raises `DataError`. What no decoder notices, such as half a JPEG that
+  somebody closed with an end marker, is not noticed here either.
+- Names: any that the system has. Only regular files are opened, because a pipe or a device may never end. Messages are
+  `printable`.
 """
 
 import glob
 import os
+import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
+
+from datasets import DataError, printable
 
 MAX_WORKING_PIXELS = 480 * 640  # NYU's frame; RN50 then sees rooms at about the scale of the paper's evaluation
 MAX_WORKING_SIDE = 9600  # px; a picture one pixel high is stretched to a whole patch, so its area does not bound it
@@ -37,10 +43,6 @@ EXIF_TRANSPOSE = {
 }
 
 
-class PictureError(ValueError):
-    """A picture cannot be used; the message says which, and what is wrong with it."""
-
-
 def read_picture(source: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarray:
     """The picture as it is meant to be looked at: (H, W, 3) uint8, RGB.
 
@@ -48,7 +50,7 @@ def read_picture(source: str | os.PathLike[str] | Image.Image | np.ndarray) -> n
         source: a file, a PIL image, or an array (H, W, 3) uint8, RGB, which is returned as it is.
 
     Raises:
-        PictureError: no picture, a damaged one, or one that claims more than 120 million pixels.
+        DataError: no picture, a damaged one, or one that claims more than 120 million pixels.
         ValueError: an array of another shape or dtype.
     """
     if isinstance(source, np.ndarray):
@@ -59,48 +61,56 @@ def read_picture(source: str | os.PathLike[str] | Image.Image | np.ndarray) -> n
         warnings.simplefilter("ignore")
         if isinstance(source, Image.Image):
             return decode_picture(source, "the picture")
-        path = Path(source).expanduser()
-        if path.exists() and not path.is_file():
-            raise PictureError(f"{path}: not a file")
+        path = os.path.expanduser(source)
+        name = printable(path)
         try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise DataError(f"{name}: not a regular file")
             # Not by its name: Pillow would map an uncompressed TIFF into memory and then mix up a rotated one's rows.
-            with path.open("rb") as file, Image.open(file) as image:
-                return decode_picture(image, str(path))
-        except PictureError:
+            with open(path, "rb") as file, Image.open(file) as image:
+                return decode_picture(image, name)
+        except (DataError, MemoryError):
             raise
         except Image.DecompressionBombError as error:
-            raise too_large(str(path)) from error
+            raise too_large(name) from error
         except FileNotFoundError as error:
-            raise PictureError(f"{path}: no such file") from error
+            raise DataError(f"{name}: no such file") from error
         except Image.UnidentifiedImageError as error:
-            raise PictureError(f"{path}: not a picture") from error
+            raise DataError(f"{name}: not a picture") from error
         except Exception as error:  # Pillow's readers raise whatever the damage leads them to
-            raise PictureError(f"{path}: not readable ({error})") from error
+            raise DataError(f"{name}: not readable ({reason(error)})") from error
 
 
-def too_large(name: str) -> PictureError:
+def reason(error: Exception) -> str:
+    """What an error says, without the file's name."""
+    return printable(str(getattr(error, "strerror", None) or error))
+
+
+def too_large(name: str) -> DataError:
     """The error for a picture whose header claims more pixels than are decoded."""
-    return PictureError(f"{name}: claims more than {MAX_PICTURE_PIXELS:,} pixels, so it is not decoded")
+    return DataError(f"{name}: claims more than {MAX_PICTURE_PIXELS:,} pixels, so it is not decoded")
 
 
 def decode_picture(image: Image.Image, name: str) -> np.ndarray:
     """All pixels of an opened image of any mode, turned upright: (H, W, 3) uint8, RGB.
 
     Raises:
-        PictureError: `name` is damaged, empty, too large, or of a mode that is not known.
+        DataError: `name` is damaged, empty, too large, or of a mode that is not known.
     """
     if image.width * image.height > MAX_PICTURE_PIXELS:
         raise too_large(name)
     if not image.width * image.height:
-        raise PictureError(f"{name}: has no pixels")
+        raise DataError(f"{name}: has no pixels")
     if image.format == "EPS":
-        raise PictureError(f"{name}: PostScript, a program rather than a picture; save it as PNG")
+        raise DataError(f"{name}: PostScript, a program rather than a picture; save it as PNG")
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some package may have set it; half a picture has no depth
     try:
         image.load()
         rgb = to_rgb(image)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's readers raise whatever the damage leads them to
-        raise PictureError(f"{name}: truncated or damaged ({error})") from error
+        raise DataError(f"{name}: truncated or damaged ({reason(error)})") from error
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # the pixels are whole, only the EXIF block is not
@@ -152,70 +162,105 @@ class Found:
     relative: Path
 
 
-def find_files(inputs: Sequence[str], left_out: Sequence[str] = (), without: Path | None = None) -> list[Found]:
+def find_files(
+    inputs: Sequence[str],
+    skip: Callable[[str], None],
+    left_out: Sequence[str] = (),
+    without: Path | None = None,
+) -> list[Found]:
     """The files that `inputs` name, each once, in the order of the inputs and sorted within each of them.
 
-    An input is a file; a folder, which is searched to its depth (hidden entries, and links to folders, are passed by);
-    a pattern (`rooms/**/*.jpg`); or a list: a .txt file with a path in each line, relative to the list's own folder.
-    The relative paths are those below the deepest folder that holds all inputs, so they never lead upwards, and two
-    files never have the same one.
+    An input is a file; a folder, which is searched to its depth (hidden entries are passed by); a pattern
+    (`rooms/**/*.jpg`); or a list: a .txt file with a path in each line, relative to the list's own folder. Neither a
+    search nor `**` follows links to folders, so both end. The relative paths are those below the deepest folder that
+    holds all inputs, so they never lead upwards, and two files never have the same one. Whether a file that a list, a
+    pattern or a folder names can be read is for `read_picture` to say.
 
     Args:
         inputs: what the user named.
+        skip: hears one sentence about each folder that cannot be searched.
         left_out: name patterns that a folder's search passes by.
         without: a folder that a search does not enter, unless it is the one to search.
 
     Raises:
-        PictureError: an input that is none of these, or a list that cannot be read.
+        DataError: an input that is none of these, or a list that cannot be read.
     """
     files: list[Path] = []
     shared: list[str] = []  # folders named by the user, and those of the files
     for text in inputs:
         if not text:
-            raise PictureError("-i: an empty name (an unset variable?); name a picture, a folder or a pattern")
-        path = Path(os.path.abspath(Path(text).expanduser()))  # not resolve(): a link keeps its place
-        if path.is_dir():
+            raise DataError("-i: an empty name (an unset variable?); name a picture, a folder or a pattern")
+        path = Path(os.path.abspath(os.path.expanduser(text)))  # not resolve(): a link keeps its place
+        if os.path.isdir(path):
             shared.append(str(path))
-            files += search(path, left_out, without)
+            files += search(path, skip, left_out, without)
             continue
-        if path.is_file():
-            named = read_list(path) if path.suffix.lower() == ".txt" else [path]
-        else:
-            named = matching(text)
-            if not named:
-                raise PictureError(f"{text}: no such file or folder, and no file matches it as a pattern")
+        named = files_of(path, text)
         shared += [str(file.parent) for file in named]
         files += named
     base = os.path.commonpath(shared) if shared else ""
     return [Found(file, file.relative_to(base)) for file in dict.fromkeys(files)]
 
 
+def files_of(path: Path, text: str) -> list[Path]:
+    """The files of one input that is no folder: `path`, which the user wrote as `text`. Raises DataError."""
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if named := matching(os.path.expanduser(text)):
+            return named
+        raise DataError(f"{printable(text)}: no such file or folder, and no file matches it as a pattern") from error
+    except OSError:
+        return [path]  # in a folder that may not be entered, say: it is skipped when it is read
+    if not regular:
+        raise DataError(f"{printable(text)}: not a regular file; name a picture, a folder, a pattern or a list")
+    return files_of_list(path) if path.suffix.lower() == ".txt" else [path]
+
+
+def walk(folder: Path, skip: Callable[[str], None]) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """As os.walk: `folder` and the folders below it, sorted; without those that are hidden, and through no links."""
+
+    def failed(error: OSError) -> None:
+        skip(printable(f"{error.filename}: cannot be searched ({error.strerror})"))
+
+    for parent, folders, names in os.walk(folder, onerror=failed):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield Path(parent), folders, sorted(names)
+
+
 def matching(pattern: str) -> list[Path]:
-    """The files that match a pattern, sorted; of those that are one file, because a link makes a loop, the nearest."""
-    paths = [Path(os.path.abspath(match)) for match in glob.glob(os.path.expanduser(pattern), recursive=True)]
-    paths.sort(key=lambda path: (len(path.parts), path), reverse=True)
-    return sorted({path.resolve(): path for path in paths if path.is_file()}.values())
+    """The files that a pattern matches, sorted; `**` stands for any number of folders, and follows no links."""
+    parts = Path(pattern).parts
+    places = [Path()]
+    for part in (*parts, "*") if parts[-1] == "**" else parts:
+        if part == "**":
+            found = [parent for place in places for parent, _, _ in walk(place, lambda sentence: None)]
+        else:
+            found = [place / name for place in places for name in glob.glob(part, root_dir=place)]
+        places = list(dict.fromkeys(found))
+    return sorted(Path(os.path.abspath(place)) for place in places if not os.path.isdir(place))
 
 
-def search(folder: Path, left_out: Sequence[str], without: Path | None) -> list[Path]:
+def search(folder: Path, skip: Callable[[str], None], left_out: Sequence[str], without: Path | None) -> list[Path]:
     """All files below `folder`, sorted, as `find_files` describes."""
     files = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and Path(parent, f) != without)
-        paths = [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
+    for parent, folders, names in walk(folder, skip):
+        folders[:] = [name for name in folders if parent / name != without]
+        paths = [parent / name for name in names if not name.startswith(".")]
         files += [path for path in paths if not any(path.match(pattern) for pattern in left_out)]
     return files
 
 
-def read_list(path: Path) -> list[Path]:
+def files_of_list(path: Path) -> list[Path]:
     """The files that a text file names, one in each line; they need not exist."""
+    name = printable(str(path))
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PictureError(f"{path}: cannot be read as a list of files ({error})") from error
-    named = [line.strip() for line in lines if line.strip()]
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")  # names need not be UTF-8
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read as a list of files ({reason(error)})") from error
+    named = [line.strip() for line in text.split("\n") if line.strip()]
     if bad := [line for line in named if "\0" in line]:
-        raise PictureError(f"{path}: {bad[0]!r} is not a path")
+        raise DataError(f"{name}: {printable(bad[0])} is not a path; save the list as UTF-8, with a path in each line")
     if not named:
-        raise PictureError(f"{path}: names no picture; write a path in each line")
-    return [Path(os.path.abspath(path.parent / Path(line).expanduser())) for line in named]
+        raise DataError(f"{name}: names no picture; write a path in each line")
+    return [Path(os.path.abspath(path.parent / os.path.expanduser(line))) for line in named]

@@ -12,12 +12,15 @@ from monoclip import PAPER, Reading
 
 COLUMNS = ("delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")  # of the paper's tables
 
+# Rows of ours: the reading of a run; what says nothing; what no constant can beat.
+THIS_RUN, UNIFORM, BEST = "this run", "uniform weights", "best constant for each figure"
+
 TABLE_1 = "Table 1: methods"
 PROMPTS = "Prompt ablation (original bins)"
 BINS = "Depth-bin ablation (original prompts)"
 SCENES = ("bathroom", "classroom")  # that the bin ablation is repeated on
 LOWER_BOUND = "Lower Bound"
-MEAN_IMAGE = "Mean training depth image"
+MEAN_IMAGE = "mean training depth image"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """A headless Chromium or Chrome for tests, driven through its debugging pipe: no driver, no port, no Python package."""
 
-import base64
 import json
 import os
 import select
@@ -145,10 +144,6 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.settle()
-
-    def screenshot(self, path: Path) -> None:
-        """Writes what the window shows as a PNG."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def close(self) -> None:
         """Ends the browser."""

@@ -1,13 +1,15 @@
-"""clip.checkpoint: downloads from a local server that misbehaves in every way that users have met.
+"""download: whole and right files from a local server that misbehaves in every way that users have met.
 
-The server's address decides how it behaves: `{address}/{mode}/w.pt`.
+The server's address decides how it behaves: `{address}/{mode}/w.bin`.
 """
 
 import errno
 import hashlib
+import io
 import os
-import re
+import random
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -15,22 +17,21 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save
 
-import clip.checkpoint
-from clip.checkpoint import Checkpoint, DownloadError, HubFile, download, locate_checkpoint
-from clip.model import CLIP
-from tests.test_checkpoint import TINY
+import download as download_module
+from download import DownloadError, download, file_sha256, write_whole
 
-CONTENT = bytes(range(256)) * 1500  # 384,000 bytes
-HALF = len(CONTENT) // 2
+CONTENT = random.Random(1).randbytes(3 * 2**17)  # 393,216 bytes
+SIZE, HALF = len(CONTENT), len(CONTENT) // 2
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+FLIPPED = CONTENT[:HALF] + bytes([CONTENT[HALF] ^ 1]) + CONTENT[HALF + 1 :]
+CONTINUED = f"bytes={HALF}-"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -39,8 +40,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         mode = self.path.split("/")[1]
         with self.server.lock:
+            self.first = mode not in [path for path, _ in self.server.hits]
             self.server.hits.append((mode, self.headers.get("Range")))
-            self.first = sum(hit[0] == mode for hit in self.server.hits) == 1
         getattr(self, mode)()
 
     def log_message(self, format: str, *args: object) -> None:
@@ -63,35 +64,35 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, content, len(content))
             return
         start = int(asked.removeprefix("bytes=").removesuffix("-")) + shift
+        if start >= len(content):
+            self.answer(416, b"", 0)
+            return
         where = f"bytes {start}-{len(content) - 1}/{len(content)}"
         self.answer(206, content[start:], len(content) - start, Content_Range=where)
 
     def good(self) -> None:
         self.rest()
 
+    def flipped(self) -> None:
+        self.rest(FLIPPED)
+
     def no_length(self) -> None:
         self.answer(200, CONTENT, None)
 
     def half(self) -> None:
-        self.answer(200, CONTENT[:HALF], len(CONTENT))
+        self.answer(200, CONTENT[:HALF], SIZE)
 
     def half_no_length(self) -> None:
         self.answer(200, CONTENT[:HALF], None)
 
-    def flipped(self) -> None:
-        self.answer(200, CONTENT[:HALF] + bytes([CONTENT[HALF] ^ 1]) + CONTENT[HALF + 1 :], len(CONTENT))
-
     def longer(self) -> None:
-        self.answer(200, CONTENT + bytes(10), len(CONTENT) + 10)
+        self.answer(200, CONTENT + bytes(10), SIZE + 10)
 
     def longer_no_length(self) -> None:
         self.answer(200, CONTENT + bytes(10), None)
 
     def page(self) -> None:
-        self.answer(200, b"<html>please log in</html>", 26)
-
-    def empty(self) -> None:
-        self.answer(200, b"", 0)
+        self.answer(200, b"<html>please log in</html>", None, Content_Type="text/html; charset=utf-8")
 
     def missing(self) -> None:
         self.answer(404, b"<html>not found</html>", 22)
@@ -106,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
         self.half() if self.first else self.rest()
 
     def half_then_all(self) -> None:
-        self.half() if self.first else self.answer(200, CONTENT, len(CONTENT))
+        self.half() if self.first else self.answer(200, CONTENT, SIZE)
 
     def half_then_elsewhere(self) -> None:
         self.half() if self.first else self.rest(shift=-100)
@@ -114,45 +115,29 @@ class Handler(BaseHTTPRequestHandler):
     def half_then_nowhere(self) -> None:
         self.half() if self.first else self.answer(206, CONTENT[HALF:], HALF)
 
-    def half_then_changed(self) -> None:
-        """The file changes in the middle, so that the condition `If-Range` does not hold."""
-        if self.first:
-            self.answer(200, bytes(HALF), len(CONTENT), ETag='"old"')
-        elif self.headers.get("If-Range") == '"old"':
-            self.answer(200, CONTENT, len(CONTENT), ETag='"new"')
-
     def reset_then_rest(self) -> None:
         if not self.first:
             self.rest()
             return
         self.half()
-        self.server.received.wait(10)
+        time.sleep(0.2)  # so that what was sent arrives before the reset drops it
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close sends a reset
 
     def stall(self) -> None:
         self.half()
-        self.server.received.wait(20)
+        self.server.done.wait(30)
 
     def stall_once(self) -> None:
         self.stall() if self.first else self.rest()
 
-    def slow(self) -> None:
-        self.answer(200, b"", len(CONTENT))
-        for start in range(0, len(CONTENT), 16_000):
-            self.wfile.write(CONTENT[start : start + 16_000])
-            time.sleep(0.005)
-
     def together(self) -> None:
         """Half the file at once, the rest when four clients are there."""
         self.half()
-        self.server.four.wait(30)
+        self.server.four.wait(60)
         self.wfile.write(CONTENT[HALF:])
 
     def moved(self) -> None:
-        self.answer(302, b"", 0, Location="/half_then_rest/w.pt")
-
-    def hub(self) -> None:
-        self.rest(self.server.hub_file)
+        self.answer(302, b"", 0, Location="/half_then_rest/w.bin")
 
 
 class Server(ThreadingHTTPServer):
@@ -161,446 +146,249 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.hits: list[tuple[str, str | None]] = []
+        self.hits: list[tuple[str, str | None]] = []  # mode, Range
         self.lock = threading.Lock()
-        self.received = threading.Event()  # the test has seen what it waits for
+        self.done = threading.Event()
         self.four = threading.Barrier(4)
-        self.hub_file = b""
 
     def url(self, mode: str) -> str:
-        return f"http://127.0.0.1:{self.server_port}/{mode}/w.pt"
+        return f"http://127.0.0.1:{self.server_port}/{mode}/w.bin"
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that hangs up is what several tests are about."""
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
+@contextmanager
+def serving() -> Iterator[Server]:
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
-        server.received.set()
+        server.done.set()
         server.shutdown()
         thread.join()
 
 
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in list(os.environ):
-        if name.lower().endswith("_proxy") or name.startswith("CLIP_"):
+        if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "cache" / "clip"
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "w.bin"
 
 
-def checkpoint(*urls: str, size: int | None = len(CONTENT), hub: HubFile | None = None) -> Checkpoint:
-    return Checkpoint("w.pt", SHA256, urls, size, hub)
+Fetch = Callable[..., list[float]]
 
 
-class Sleeps(list[float]):
-    """Stands for `time.sleep`: remembers, and does not wait."""
+@pytest.fixture
+def fetch(server: Server, target: Path) -> Fetch:
+    """`fetch("half", "good")` downloads from these modes and returns the seconds that it would have slept."""
 
-    def __call__(self, seconds: float) -> None:
-        self.append(seconds)
+    def run(*modes: str, size: int | None = SIZE, timeout: float = 10) -> list[float]:
+        slept: list[float] = []
+        urls = [server.url(mode) for mode in modes]
+        assert download(urls, target, SHA256, size, timeout=timeout, sleep=slept.append) == target
+        assert files_in(target.parent) == {"w.bin": CONTENT}
+        return slept
+
+    return run
 
 
-def is_good(path: Path) -> bool:
-    return path.read_bytes() == CONTENT and os.listdir(path.parent) == [path.name]
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-# --- one source
+# --- what ends well
 
 
-@pytest.mark.parametrize("mode", ["good", "no_length", "moved"])
-@pytest.mark.parametrize("size", [None, len(CONTENT)])
-def test_a_good_source(server: Server, folder: Path, mode: str, size: int | None) -> None:
-    path = download(checkpoint(server.url(mode), size=size), folder, sleep=Sleeps())
-    assert path == folder / "w.pt"
-    assert is_good(path)
+@pytest.mark.parametrize("size", [None, SIZE])
+@pytest.mark.parametrize(
+    ("modes", "hits", "slept"),  # + : from the middle on
+    [
+        ("good", "good", []),
+        ("no_length", "no_length", []),
+        ("moved", "moved half_then_rest moved+ half_then_rest+", [1]),
+        ("busy_once", "busy_once busy_once", [1]),
+        ("half_then_rest", "half_then_rest half_then_rest+", [1]),
+        ("half_then_all", "half_then_all half_then_all+", [1]),
+        ("reset_then_rest", "reset_then_rest reset_then_rest+", [1]),
+        ("missing page good", "missing page good", []),
+        ("flipped good half", "flipped good", []),
+        ("half_then_elsewhere good", "half_then_elsewhere half_then_elsewhere+ good+", [1]),
+    ],
+)
+def test_download_ends_with_the_right_bytes(
+    server: Server, fetch: Fetch, size: int | None, modes: str, hits: str, slept: list[float]
+) -> None:
+    assert fetch(*modes.split(), size=size) == slept
+    assert server.hits == [(hit.rstrip("+"), CONTINUED if hit.endswith("+") else None) for hit in hits.split()]
+
+
+def test_a_stalled_connection_times_out_and_is_continued(server: Server, fetch: Fetch) -> None:
+    assert fetch("stall_once", timeout=0.3) == [1]
+    assert server.hits == [("stall_once", None), ("stall_once", CONTINUED)]
+
+
+# --- what does not
 
 
 @pytest.mark.parametrize(
-    ("mode", "reason"),
+    ("mode", "size", "reason", "kept"),
     [
-        ("half", "ended after 192,000 of 384,000 bytes, after 3 more tries"),
-        ("half_no_length", "ended after 192,000 of 384,000 bytes, after 3 more tries"),
-        ("page", "offers 26 bytes, expected 384,000"),
-        ("empty", "ended after 0 of 384,000"),
-        ("flipped", f"sha256 [0-9a-f]{{64}}, expected {SHA256}"),
-        ("longer", "offers 384,010 bytes, expected 384,000"),
-        ("longer_no_length", "more than the expected 384,000 bytes"),
-        ("missing", "404 Not Found"),
-        ("busy", "503 Service Unavailable, after 3 more tries"),
-        ("half_then_elsewhere", r"asked for the bytes from 192000, it sent others \(bytes 191900-383999/384000\)"),
-        ("half_then_nowhere", "no Content-Range"),
+        ("half", SIZE, f"connection ended after .* of {SIZE:,} bytes, after 3 more tries", True),
+        ("half_no_length", SIZE, f"connection ended after {HALF:,} of {SIZE:,} bytes, after 3 more tries", True),
+        ("half_no_length", None, f"sent a file with sha256 [0-9a-f]{{64}}, expected {SHA256}", False),
+        ("flipped", SIZE, f"sent a file with sha256 [0-9a-f]{{64}}, expected {SHA256}", False),
+        ("longer", SIZE, f"offers {SIZE + 10:,} bytes, expected {SIZE:,}", False),
+        ("longer", None, f"sent a file with sha256 [0-9a-f]{{64}}, expected {SHA256}", False),
+        ("longer_no_length", SIZE, f"sent more than the expected {SIZE:,} bytes", False),
+        ("page", SIZE, "sent a web page", False),
+        ("missing", SIZE, "HTTP 404 Not Found", False),
+        ("busy", SIZE, "HTTP 503 Service Unavailable, after 3 more tries", False),
+        ("half_then_elsewhere", SIZE, rf"from {HALF} on and sent others \(bytes {HALF - 100}-.*", True),
+        ("half_then_nowhere", SIZE, rf"from {HALF} on and sent others \(no range\)", True),
     ],
 )
-def test_wrong_bytes_never_get_the_final_name(server: Server, folder: Path, mode: str, reason: str) -> None:
-    with pytest.raises(DownloadError, match=reason) as caught:
-        download(checkpoint(server.url(mode)), folder, sleep=Sleeps())
-    assert os.listdir(folder) == []
-    for part in (server.url(mode), str(folder / "w.pt"), SHA256, "--clip_path"):
-        assert part in str(caught.value)
+def test_wrong_bytes_never_get_the_final_name(
+    server: Server, fetch: Fetch, target: Path, mode: str, size: int | None, reason: str, kept: bool
+) -> None:
+    target.parent.mkdir()
+    target.write_bytes(b"old")
+    with pytest.raises(DownloadError, match=f"no address gave it:\n  {server.url(mode)}: .*{reason}$"):
+        fetch(mode, size=size)
+    left = {"w.bin": b"old"}
+    assert files_in(target.parent) == (left | {"w.bin.part": CONTENT[:HALF]} if kept else left)
 
 
-@pytest.mark.parametrize("mode", ["half_no_length", "page", "longer", "flipped", "empty"])
-def test_the_sha_decides_where_the_size_is_not_known(server: Server, folder: Path, mode: str) -> None:
-    with pytest.raises(DownloadError, match=f"sha256 [0-9a-f]{{64}}, expected {SHA256}"):
-        download(checkpoint(server.url(mode), size=None), folder, sleep=Sleeps())
-    assert os.listdir(folder) == []
-
-
-def test_only_what_may_get_better_is_tried_again(server: Server, folder: Path) -> None:
-    sleeps = Sleeps()
-    assert is_good(download(checkpoint(server.url("busy_once")), folder, sleep=sleeps))
-    assert sleeps == [1]
-    with pytest.raises(DownloadError):
-        download(checkpoint(server.url("missing"), server.url("busy")), folder, sleep=sleeps)
-    assert sleeps == [1, 1, 2, 4]
-    assert [mode for mode, _ in server.hits] == ["busy_once"] * 2 + ["missing"] + ["busy"] * 4
-
-
-def test_a_broken_download_is_resumed(server: Server, folder: Path) -> None:
-    assert is_good(download(checkpoint(server.url("half_then_rest")), folder, sleep=Sleeps()))
-    assert server.hits == [("half_then_rest", None), ("half_then_rest", f"bytes={HALF}-")]
-
-
-def test_a_reset_connection_is_resumed(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    append = clip.checkpoint._Part.append
-
-    def append_and_tell(part: clip.checkpoint._Part, chunk: bytes) -> None:
-        append(part, chunk)
-        if part.length == HALF:
-            server.received.set()
-
-    monkeypatch.setattr(clip.checkpoint._Part, "append", append_and_tell)
-    assert is_good(download(checkpoint(server.url("reset_then_rest")), folder, sleep=Sleeps()))
-    assert server.hits[1] == ("reset_then_rest", f"bytes={HALF}-")
-
-
-@pytest.mark.parametrize("mode", ["half_then_all", "half_then_changed"])
-def test_a_server_that_starts_again_is_followed(server: Server, folder: Path, mode: str) -> None:
-    assert is_good(download(checkpoint(server.url(mode)), folder, sleep=Sleeps()))
-    assert server.hits == [(mode, None), (mode, f"bytes={HALF}-")]
-
-
-def test_a_stalled_connection_times_out_and_is_resumed(server: Server, folder: Path) -> None:
-    assert is_good(download(checkpoint(server.url("stall_once")), folder, timeout=0.3, sleep=Sleeps()))
-    with pytest.raises(DownloadError, match=r"timed out.*after 3 more tries"):
-        download(checkpoint(server.url("stall"), size=None), folder / "other", timeout=0.1, sleep=Sleeps())
-    assert os.listdir(folder / "other") == []
-
-
-def test_a_refused_connection_and_bad_addresses(folder: Path) -> None:
+def test_every_address_is_listed_and_only_what_may_get_better_is_tried_again(server: Server, target: Path) -> None:
+    slept: list[float] = []
     with socket.socket() as unused:  # bound but not listening
         unused.bind(("127.0.0.1", 0))
-        refused = f"http://127.0.0.1:{unused.getsockname()[1]}/w.pt"
+        refused = f"http://127.0.0.1:{unused.getsockname()[1]}/w"
+        urls = [server.url("missing"), refused, "file:///etc/passwd", "http://[half/w", "http://a b/w"]
         with pytest.raises(DownloadError) as caught:
-            download(checkpoint(refused, "file:///etc/passwd", "http://[half/w.pt"), folder, sleep=Sleeps())
-    assert f"{refused}: no connection ([Errno {errno.ECONNREFUSED}]" in str(caught.value)
-    assert "file:///etc/passwd: it is not an http or https address" in str(caught.value)
-    assert "http://[half/w.pt: it is no valid address" in str(caught.value)
+            download(urls, target, SHA256, SIZE, sleep=slept.append)
+    expected = ["HTTP 404", "no connection (ConnectionRefusedError", "is not an http", *["is no valid address"] * 2]
+    assert len(caught.value.failures) == 5
+    for failure, url, reason in zip(caught.value.failures, urls, expected, strict=True):
+        assert failure.startswith(f"{url}: {reason}")
+    assert slept == [1, 2, 4]
+    assert files_in(target.parent) == {}
 
 
-def test_redirects_never_leave_https() -> None:
-    class Response:
-        closed = False
-
-        def close(self) -> None:
-            self.closed = True
-
-    handler, response = clip.checkpoint._NoDowngrade(), Response()
-    request = urllib.request.Request("https://example.org/w.pt", headers={"Range": "bytes=5-"})
-    with pytest.raises(clip.checkpoint._SourceError, match=r"from https to http://example\.org"):
-        handler.redirect_request(request, response, 302, "Found", {}, "http://example.org/w.pt")
+def test_redirections_never_leave_https() -> None:
+    handler, response = download_module._StayOnHttps(), io.BytesIO()
+    request = urllib.request.Request("https://example.org/w", headers={"Range": "bytes=5-"})
+    with pytest.raises(download_module._RefusedError, match=r"from https to http://example\.org"):
+        handler.redirect_request(request, response, 302, "Found", {}, "http://example.org/w")
     assert response.closed
-    followed = handler.redirect_request(request, response, 302, "Found", {}, "https://example.com/w.pt")
+    followed = handler.redirect_request(request, response, 302, "Found", {}, "https://example.com/w")
     assert followed is not None
     assert followed.get_header("Range") == "bytes=5-"
 
 
-# --- several sources
+def test_a_file_without_known_hash_is_checked_by_the_caller(server: Server, target: Path) -> None:
+    def check(path: Path) -> None:
+        if path.read_bytes() != CONTENT:
+            raise ValueError("holds something else")
+
+    with pytest.raises(DownloadError, match="holds something else"):
+        download([server.url("flipped")], target, None, check=check)
+    with pytest.raises(DownloadError, match="ended after"):
+        download([server.url("half")], target, None, check=check, sleep=lambda _: None)
+    assert files_in(target.parent) == {}  # nothing would notice that the next call mixes two files
+    assert download([server.url("good")], target, None, check=check).read_bytes() == CONTENT
 
 
-def test_sources_are_tried_in_order_and_all_are_listed(server: Server, folder: Path) -> None:
-    urls = [server.url(mode) for mode in ("missing", "page", "flipped")]
-    with pytest.raises(DownloadError) as caught:
-        download(checkpoint(*urls), folder, sleep=Sleeps())
-    assert [mode for mode, _ in server.hits] == ["missing", "page", "flipped"]
-    assert re.findall(r"\n  (http\S+): ", str(caught.value)) == urls
-    assert is_good(download(checkpoint(*urls, server.url("good"), server.url("half")), folder, sleep=Sleeps()))
-    assert server.hits[-1][0] == "good"
+# --- what an earlier run left
 
 
-def test_mirrors_of_the_user_come_first(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"W": checkpoint(server.url("half"))})
-    prefix = server.url("missing").removesuffix("/w.pt")
-    monkeypatch.setenv("CLIP_MIRRORS", f"{prefix} {server.url('good')}")
-    monkeypatch.setenv("CLIP_CACHE", str(folder))
-    assert is_good(locate_checkpoint("W"))
-    assert [mode for mode, _ in server.hits] == ["missing", "good"]
-    assert is_good(locate_checkpoint("W", folder / "other", mirrors=[server.url("no_length")]))
-    assert server.hits[-1][0] == "no_length"
-
-
-@pytest.fixture
-def hub(server: Server) -> HubFile:
-    torch.manual_seed(0)
-    server.hub_file = save(CLIP(TINY).state_dict())
-    return HubFile(server.url("hub"), TINY)
-
-
-def test_the_hubs_file_is_the_last_source_and_has_its_own_name(
-    server: Server, folder: Path, hub: HubFile, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("left", "mode", "hits"),
+    [
+        (CONTENT[:1000], "good", [("good", "bytes=1000-")]),
+        (CONTENT[:1000], "no_length", [("no_length", "bytes=1000-")]),
+        (CONTENT, "good", []),
+        (b"junk", "good", [("good", "bytes=4-"), ("good", None)]),
+        (FLIPPED, "good", [("good", None)]),
+        (CONTENT + b"more", "good", [("good", None)]),
+    ],
+)
+def test_what_an_earlier_run_left_is_continued_if_it_is_right(
+    server: Server, fetch: Fetch, target: Path, left: bytes, mode: str, hits: list
 ) -> None:
-    monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"W": checkpoint(server.url("missing"), hub=hub)})
-    path = locate_checkpoint("W", folder)
-    assert path == folder / "w.safetensors"
-    assert os.listdir(folder) == ["w.safetensors"]
-    model, _ = clip.load(path, device="cpu")
-    assert model.visual.input_resolution == 32
-    assert [mode for mode, _ in server.hits] == ["missing", "hub"]
-    assert locate_checkpoint("W", folder) == path
-    assert len(server.hits) == 2
+    target.parent.mkdir()
+    (target.parent / "w.bin.part").write_bytes(left)
+    fetch(mode)
+    assert server.hits == hits
 
 
-def test_the_hubs_file_in_the_cache_is_looked_at_and_remembered(
-    server: Server, folder: Path, hub: HubFile, monkeypatch: pytest.MonkeyPatch
+def test_more_than_the_whole_file_was_left_and_its_size_is_not_known(
+    server: Server, fetch: Fetch, target: Path
 ) -> None:
-    monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"W": checkpoint(server.url("missing"), hub=hub)})
-    target = locate_checkpoint("W", folder, mirrors=())
-    assert locate_checkpoint("W", folder) == target
-    record = folder / "w.safetensors.sha256"
-    assert record.read_text().strip() == hashlib.sha256(server.hub_file).hexdigest()
-    content = bytearray(target.read_bytes())
-    content[-1] ^= 1  # a weight that stays finite
-    target.write_bytes(content)
-    monkeypatch.setenv("CLIP_OFFLINE", "1")
-    with pytest.raises(DownloadError, match="CLIP_OFFLINE"):
-        locate_checkpoint("W", folder)
-    record.unlink()
-    target.write_bytes(b"no weights")  # brought by hand, under the right name
-    with pytest.raises(DownloadError, match="CLIP_OFFLINE"):
-        locate_checkpoint("W", folder)
-    target.write_bytes(server.hub_file)
-    assert locate_checkpoint("W", folder) == target
+    target.parent.mkdir()
+    (target.parent / "w.bin.part").write_bytes(CONTENT + b"more")
+    assert fetch("good", size=None) == [1]
+    assert server.hits == [("good", f"bytes={SIZE + 4}-"), ("good", None)]
 
 
-def test_a_hub_file_with_other_weights_is_refused(server: Server, folder: Path, hub: HubFile) -> None:
-    state_dict = CLIP(TINY).state_dict()
-    name = "visual.conv1.weight"
-    for changed, reason in (
-        ({k: v for k, v in state_dict.items() if k != name}, f"1 entries are missing: {name}"),
-        (state_dict | {name: torch.full_like(state_dict[name], float("nan"))}, f"{name} holds values that are not"),
-        (state_dict | {name: torch.zeros(3, 3, 3, 3)}, rf"{name} has shape \(3, 3, 3, 3\)"),
-    ):
-        server.hub_file = save(changed)
-        with pytest.raises(DownloadError, match=reason):
-            download(checkpoint(server.url("missing"), hub=hub), folder, sleep=Sleeps())
-    server.hub_file = save(state_dict)[:-4]
-    with pytest.raises(DownloadError, match="bytes of tensors where its header says"):
-        download(checkpoint(server.url("missing"), hub=hub), folder, sleep=Sleeps())
-    assert os.listdir(folder) == []
+CHILD = (
+    "import signal, sys; from pathlib import Path; from download import download\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job would ignore it
+    "try: download([sys.argv[1]], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))\n"
+    "except KeyboardInterrupt: sys.exit(130)"
+)
 
 
-# --- the cache
+def child(url: str, target: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-W", "error", "-c", CHILD, url, str(target), SHA256, str(SIZE)]
+    return subprocess.Popen(command, cwd=Path(download_module.__file__).parent, stderr=subprocess.PIPE)
 
 
-def test_a_good_file_in_the_cache_is_used_without_a_request_or_a_write(
-    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"W": checkpoint(server.url("good"))})
-    path = locate_checkpoint("W", folder)
-    server.hits.clear()
-    before = os.stat(folder).st_mtime_ns
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    monkeypatch.setattr(socket, "socket", refuse)
-    assert locate_checkpoint("W", folder) == path
-    assert server.hits == []
-    assert os.stat(folder).st_mtime_ns == before
+def child_in_the_middle(url: str, target: Path) -> subprocess.Popen[bytes]:
+    process = child(url, target)
+    deadline = time.monotonic() + 60
+    while not any(part.stat().st_size for part in target.parent.glob(".w.bin.*.part")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
 
 
-def test_a_damaged_file_in_the_cache_is_kept_until_it_is_replaced(
-    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder.mkdir(parents=True)
-    (folder / "w.pt").write_bytes(b"junk")
-    monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"W": checkpoint(server.url("missing"))})
-    with pytest.raises(DownloadError) as caught:
-        locate_checkpoint("W", folder)
-    assert caught.value.sha256 == hashlib.sha256(b"junk").hexdigest()
-    assert (folder / "w.pt").read_bytes() == b"junk"
-    monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"W": checkpoint(server.url("good"))})
-    assert is_good(locate_checkpoint("W", folder))
+def end(process: subprocess.Popen[bytes], how: signal.Signals) -> int:
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    return process.returncode
 
 
-def test_something_else_under_the_final_name(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "w.pt").mkdir(parents=True)
-    monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"W": checkpoint(server.url("good"))})
-    with pytest.raises(clip.CheckpointError, match="not a regular file"):
-        locate_checkpoint("W", folder)
-    assert server.hits == []
+def test_interrupted_and_continued(server: Server, fetch: Fetch, target: Path) -> None:
+    process = child_in_the_middle(server.url("stall"), target)
+    assert end(process, signal.SIGINT) == 130
+    assert list(files_in(target.parent)) == ["w.bin.part"]
+    fetch("good")
+    assert server.hits == [("stall", None), ("good", f"bytes={HALF}-")]
 
 
-def test_where_the_cache_is(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"W": checkpoint(server.url("good"))})
-    assert locate_checkpoint("W") == tmp_path / "home" / ".cache" / "clip" / "w.pt"
-    monkeypatch.setenv("CLIP_CACHE", "~/weights")
-    assert locate_checkpoint("W") == tmp_path / "home" / "weights" / "w.pt"
-    assert locate_checkpoint("W", tmp_path / "root") == tmp_path / "root" / "w.pt"
-
-
-def test_offline_no_socket_is_opened(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("a socket was opened")
-
-    monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setenv("CLIP_OFFLINE", "1")
-    monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"W": checkpoint(server.url("good"))})
-    with pytest.raises(DownloadError, match="it is not there, and CLIP_OFFLINE") as caught:
-        locate_checkpoint("W", folder)
-    for part in (server.url("good"), str(folder / "w.pt"), SHA256, "--clip_path"):
-        assert part in str(caught.value)
-    assert not folder.exists()
-    folder.mkdir(parents=True)
-    (folder / "w.pt").write_bytes(b"junk")
-    with pytest.raises(DownloadError, match="other bytes") as caught:
-        locate_checkpoint("W", folder)
-    assert caught.value.sha256 == hashlib.sha256(b"junk").hexdigest()
-    (folder / "w.pt").write_bytes(CONTENT)
-    assert locate_checkpoint("W", folder) == folder / "w.pt"
-
-
-@pytest.mark.parametrize("name", ["RN50", "ViT-L/14@336px"])
-def test_offline_message_of_a_real_model(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLIP_OFFLINE", "1")
-    with pytest.raises(DownloadError) as caught:
-        clip.load(name, device="cpu", download_root=folder)
-    known = clip.checkpoint.CHECKPOINTS[name]
-    assert f"https://openaipublic.azureedge.net/clip/models/{known.sha256}/{known.file}" in str(caught.value)
-    assert str(folder / known.file) in str(caught.value)
-
-
-# --- the environment
-
-
-def test_proxies_come_from_the_environment(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{unused.getsockname()[1]}")
-        with pytest.raises(DownloadError, match="no connection"):
-            download(checkpoint(server.url("good")), folder, sleep=Sleeps())
-        assert server.hits == []
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        assert is_good(download(checkpoint(server.url("good")), folder, sleep=Sleeps()))
-
-
-def test_too_little_space_is_found_before_the_first_request(
-    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = type("Usage", (), {"free": len(CONTENT) - 1})
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(DownloadError, match=r"cannot be stored .*make room there.*--clip_path"):
-        download(checkpoint(server.url("good")), folder, sleep=Sleeps())
-    assert server.hits == []
-    with pytest.raises(DownloadError, match="cannot be stored"):  # the size is known from the answer only
-        download(checkpoint(server.url("good"), server.url("good"), size=None), folder, sleep=Sleeps())
-    assert len(server.hits) == 1
-
-
-def test_a_disk_that_fills_up_ends_it(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(part: clip.checkpoint._Part, chunk: bytes) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(clip.checkpoint._Part, "append", full)
-    with pytest.raises(DownloadError, match=f"{re.escape(str(folder))} .No space left on device.; make room"):
-        download(checkpoint(server.url("good"), server.url("no_length")), folder, sleep=Sleeps())
-    assert [mode for mode, _ in server.hits] == ["good"]
-    assert os.listdir(folder) == []
-
-
-def test_a_cache_that_cannot_be_written(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"W": checkpoint(server.url("good"))})
-    with pytest.raises(DownloadError, match=r"cannot be stored in .*file.clip .*CLIP_CACHE"):
-        locate_checkpoint("W", tmp_path / "file" / "clip")
-
-    def read_only(path: Path, mode: str = "r") -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr(Path, "open", read_only)
-    with pytest.raises(DownloadError, match=r"Read-only file system.*CLIP_CACHE"):
-        locate_checkpoint("W", tmp_path / "cache")
-    assert server.hits == []
-
-
-# --- several processes, and one that dies
-
-
-def child(url: str, folder: Path) -> subprocess.Popen[bytes]:
-    """A process of its own that downloads `w.pt`."""
-    code = (
-        "import sys; from pathlib import Path; from clip.checkpoint import Checkpoint, download\n"
-        "url, sha256, size, folder = sys.argv[1:]\n"
-        "download(Checkpoint('w.pt', sha256, (url,), int(size)), Path(folder))"
-    )
-    command = [sys.executable, "-W", "error", "-c", code, url, SHA256, str(len(CONTENT)), str(folder)]
-    return subprocess.Popen(command, cwd=Path(clip.__file__).parents[1], stderr=subprocess.PIPE)
-
-
-def test_the_final_name_never_has_unfinished_content(server: Server, folder: Path) -> None:
-    seen: list[bool] = []
-    done = threading.Event()
-
-    def poll() -> None:
-        while not done.wait(0.001):
-            seen.append((folder / "w.pt").exists())
-            if seen[-1]:
-                seen[-1] = is_good(folder / "w.pt")
-                return
-
-    thread = threading.Thread(target=poll)
-    thread.start()
-    try:
-        download(checkpoint(server.url("slow")), folder, sleep=Sleeps())
-        thread.join(5)
-    finally:
-        done.set()
-        thread.join()
-    assert len(seen) > 10
-    assert seen == [False] * (len(seen) - 1) + [True]
-
-
-def test_killed_in_the_middle_and_started_again(server: Server, folder: Path) -> None:
-    process = child(server.url("stall"), folder)
-    try:
-        deadline = time.monotonic() + 60
-        while not any(part.stat().st_size for part in folder.glob("*.part")):
-            assert process.poll() is None, process.stderr and process.stderr.read().decode()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        process.kill()
-        process.communicate()
-    assert not (folder / "w.pt").exists()
-    (left,) = folder.glob("w.pt.*.part")
-    assert download(checkpoint(server.url("good")), folder, sleep=Sleeps()).read_bytes() == CONTENT
+def test_killed_and_started_again(server: Server, fetch: Fetch, target: Path) -> None:
+    process = child_in_the_middle(server.url("stall"), target)
+    assert end(process, signal.SIGKILL) == -signal.SIGKILL
+    (left,) = target.parent.iterdir()
+    assert download([server.url("good")], target, SHA256, SIZE).read_bytes() == CONTENT
     assert left.exists()  # it might be that of a living process
     os.utime(left, (0, 0))
-    assert is_good(download(checkpoint(server.url("good")), folder, sleep=Sleeps()))
+    fetch("good")
 
 
-def test_four_processes_at_once(server: Server, folder: Path) -> None:
-    processes = [child(server.url("together"), folder) for _ in range(4)]
+def test_four_processes_at_once(server: Server, target: Path) -> None:
+    target.parent.mkdir()
+    (target.parent / "w.bin.part").write_bytes(CONTENT[:1000])  # one of them takes it
+    processes = [child(server.url("together"), target) for _ in range(4)]
     try:
         for process in processes:
             _, stderr = process.communicate(timeout=120)
@@ -608,5 +396,97 @@ def test_four_processes_at_once(server: Server, folder: Path) -> None:
     finally:
         for process in processes:
             process.kill()
-    assert is_good(folder / "w.pt")
-    assert server.hits == [("together", None)] * 4
+    assert files_in(target.parent) == {"w.bin": CONTENT}
+    assert sorted(asked or "" for _, asked in server.hits) == ["", "", "", "bytes=1000-"]
+
+
+def test_the_final_name_never_has_unfinished_content(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, receive = [], download_module._read
+
+    def look_and_read(response: object) -> bytes:
+        seen.append(target.exists())
+        return receive(response)
+
+    monkeypatch.setattr(download_module, "_read", look_and_read)
+    monkeypatch.setattr(download_module, "BLOCK", 2**14)
+    download([server.url("good")], target, SHA256, SIZE)
+    assert len(seen) >= SIZE // 2**14
+    assert not any(seen)
+    assert target.exists()
+
+
+# --- the machine
+
+
+def test_proxies_come_from_the_environment(server: Server, fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        with pytest.raises(DownloadError, match="no connection"):
+            fetch("good")
+        assert server.hits == []
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        fetch("good")
+
+
+def test_too_little_space_is_found_before_the_first_request(
+    server: Server, fetch: Fetch, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(SIZE, 1001, SIZE - 1001))
+    with pytest.raises(OSError, match="0 MB are needed and 0 MB are free") as caught:
+        fetch("good")
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(target)
+    assert server.hits == []
+    (target.parent / "w.bin.part").write_bytes(CONTENT[:1001])
+    fetch("good")
+
+
+LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))\n"
+
+
+def test_a_disk_that_fills_up_ends_it_and_keeps_what_arrived(server: Server, target: Path) -> None:
+    urls = [server.url("good"), server.url("no_length")]  # a second address would not help
+    code = (
+        f"{LIMITED}import sys; from pathlib import Path; from download import download\n"
+        "download(sys.argv[1:3], Path(sys.argv[3]), sys.argv[4])"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, *urls, str(target), SHA256]
+    child = subprocess.run(
+        command, cwd=Path(download_module.__file__).parent, capture_output=True, text=True, timeout=60
+    )
+    assert child.stderr.splitlines()[-1] == f"OSError: [Errno 27] File too large: '{target}'"
+    assert [mode for mode, _ in server.hits] == ["good"]
+    assert [*files_in(target.parent)] == ["w.bin.part"]
+    assert CONTENT.startswith((target.parent / "w.bin.part").read_bytes())
+
+
+def test_a_folder_that_cannot_be_written_and_a_target_that_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match=r"File exists|Not a directory") as caught:
+        download([], tmp_path / "file" / "w.bin", SHA256)
+    assert caught.value.filename == str(tmp_path / "file" / "w.bin")
+    with pytest.raises(OSError, match="not a regular file"):
+        download([], tmp_path, SHA256)
+
+
+# --- the one writer
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    write_whole(path, lambda file: file.write(b"first"))
+    assert file_sha256(path) == hashlib.sha256(b"first").hexdigest()
+
+    def fail(file: io.BufferedIOBase) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_whole(path, fail)
+    assert caught.value.filename == str(path)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, lambda file: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert files_in(tmp_path) == {"x": b"first"}

@@ -207,7 +207,7 @@ function makeCard(image, number) {
   panels.append(make("div", { class: "chart" }, card.key, card.chart));
   const heading = make("header", {}, make("h2", {}, image.name));
   if (image.scene && image.scene !== ".") heading.append(make("span", { class: "quiet" }, image.scene));
-  for (const [name, value] of Object.entries(image.figures)) {
+  for (const [name, value] of Object.entries(image.metrics)) {
     heading.append(make("span", { class: "quiet" }, `${name} ${value === null ? "–" : value.toFixed(3)}`));
   }
   card.element = make("article", { class: "card", "aria-label": image.name }, heading, panels);
@@ -255,7 +255,7 @@ function redraw() {
   }
   const changed = state.temperature !== temperature || state.bins.some((bin, k) => bin !== bins[k]);
   byId("reset").disabled = !changed;
-  byId("changed").textContent = changed ? "Maps and bars follow your sliders; the figures are still those of the run." : "";
+  byId("changed").textContent = changed ? "Maps and bars follow your sliders; the metrics are still those of the run." : "";
 }
 
 function schedule() {
@@ -285,19 +285,19 @@ function addSlider(name, unit, initial, attributes, toValue, fromValue, set) {
 
 function sortCards() {
   const key = byId("sort").value, sign = state.descending ? -1 : 1;
-  const value = (card) => (key.startsWith("figure:") ? card.image.figures[key.slice(7)] : card.image[key]);
+  const value = (card) => (key.startsWith("metric:") ? card.image.metrics[key.slice(7)] : card.image[key]);
   const order = [...cards].sort((a, b) => {
     const u = value(a), v = value(b);
     if (key === "run" || u === v) return sign * (a.number - b.number);
-    if (u === null || v === null) return u === null ? 1 : -1;  // without a figure: last, in both directions
+    if (u === null || v === null) return u === null ? 1 : -1;  // without a value: last, in both directions
     return sign * (typeof u === "string" ? u.localeCompare(v, "en", { numeric: true }) : u - v);
   });
   byId("cards").append(...order.map((card) => card.element));
 }
 
 function makeControls() {
-  const figures = Object.keys(data.images[0]?.figures ?? {}).map((name) => [`figure:${name}`, name]);
-  for (const [value, name] of [["run", "order of the run"], ["name", "image"], ["scene", "scene"], ...figures]) {
+  const metrics = Object.keys(data.images[0]?.metrics ?? {}).map((name) => [`metric:${name}`, name]);
+  for (const [value, name] of [["run", "order of the run"], ["name", "image"], ["scene", "scene"], ...metrics]) {
     byId("sort").append(make("option", { value }, name));
   }
   byId("sort").addEventListener("change", sortCards);
@@ -326,9 +326,9 @@ function makeHeader() {
   byId("title").textContent = data.title;
   byId("notes").textContent = data.notes.join(" · ");
   byId("prompt").textContent = `Each patch is asked: ${data.reading.prompts.join(", ")}.`;
-  if (!data.figures) return byId("figures").remove();
-  const { columns, rows } = data.figures;
-  byId("figures").append(
+  if (!data.metrics) return byId("metrics").remove();
+  const { columns, rows } = data.metrics;
+  byId("metrics").append(
     make("thead", {}, make("tr", {}, make("th"), ...columns.map((name) => make("th", { scope: "col" }, name)))),
     make("tbody", {}, ...rows.map(([name, values]) =>
       make("tr", {}, make("th", { scope: "row" }, name), ...values.map((v) => make("td", {}, v === null ? "–" : v.toFixed(3)))))));

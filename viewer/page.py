@@ -2,9 +2,10 @@
 
 The page holds its style, its script and its data, asks for nothing from anywhere (its content security policy forbids
 it), and opens from the disk. For each picture it stores the similarities behind the prediction, so temperature and bins
-can be changed in the page and every map follows. `web/` holds its HTML, CSS and JavaScript. Here nothing is written.
+can be changed in the page and every map follows. `page.html`, `page.css` and `page.js` are its parts. Here nothing is
+written.
 
-    cards = [card("kitchen/rgb_00001.jpg", "kitchen", pixels, logits, reading, truth, figures), ...]
+    cards = [card("kitchen/rgb_00001.jpg", "kitchen", pixels, logits, reading, truth, metrics), ...]
     path.write_text(build("NYU Depth V2", cards, reading, table, [subset_note(len(cards), 654)]), encoding="utf-8")
 """
 
@@ -19,24 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-import paper
-from calculate_error import NYU_CROP
-from datasets.nyu import NYUDepthV2, NYUMat, Sample
-from depth_images import colour_table, to_millimetres
-from evaluation.batch_error import FIGURES
-from evaluation.controls import THIS_RUN, UNIFORM
-from evaluation.results import Results
 from monoclip import Reading
-from report import TITLES
+from viewer.colour import colour_table, to_millimetres
 
-WEB = Path(__file__).parent / "web"
+PAGE_FILE = "depth.html"
+PAGE_IMAGES = 24  # on a page unless the user says otherwise: it redraws them all while a slider moves
+SOURCES = Path(__file__).parent
 MAX_CARD_BYTES = 150_000
 THUMBNAIL_SIDE = 544  # px at most: NYU's crop as it is
 MAX_JPEG_BYTES = 45_000
-CARD_FIGURES = ("abs_rel", "rmse", "a1", "spearman")
 TRUTH_SIDE = 136  # px at most, of the ground truth as a map; its means over the patches are exact
 
 Card = dict[str, Any]
@@ -62,7 +56,7 @@ def card(
     logits: np.ndarray,
     reading: Reading,
     truth: np.ndarray | None = None,
-    figures: Mapping[str, float | None] | None = None,
+    metrics: Mapping[str, float | None] | None = None,
 ) -> Card:
     """What the page stores of one picture, at most 150 kB, ready for JSON.
 
@@ -73,7 +67,7 @@ def card(
         logits: (V, K, h, w) float32: `MonoCLIP.logits` of the picture and, if V is 2, of its mirror (not turned back).
         reading: what the logits were computed with.
         truth: (H, W) float32 [m], 0 where nothing was measured.
-        figures: shown beside the name and to sort by; the same names for every picture of a page.
+        metrics: shown beside the name and to sort by; the same names for every picture of a page.
 
     Raises:
         ValueError: shapes that do not fit, or logits that are not finite.
@@ -94,7 +88,7 @@ def card(
         "views": views,
         "similarity": encoded(similarity.clip(-60000, 0).astype("<f2")),
         "truth": None,
-        "figures": {key: None if value is None else float(value) for key, value in (figures or {}).items()},
+        "metrics": {key: None if value is None else float(value) for key, value in (metrics or {}).items()},
     }
     if truth is not None:
         if truth.shape != pixels.shape[:2]:
@@ -108,20 +102,6 @@ def card(
     left = (MAX_CARD_BYTES - len(json.dumps(stored))) * 3 // 4 - 1000
     stored["jpeg"] = base64.b64encode(thumbnail(pixels, min(MAX_JPEG_BYTES, left))).decode()
     return stored
-
-
-def sample_card(sample: Sample, logits: np.ndarray, reading: Reading, figures: Mapping[str, float | None]) -> Card:
-    """`card` of an image of the evaluation: the crop that the method saw, and its ground truth there.
-
-    Args:
-        sample: as the data set gives it, normalised with the reading's statistics.
-        logits: as for `card`.
-        reading: as for `card`.
-        figures: as for `card`.
-    """
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (reading.image_mean, reading.image_std))
-    pixels = ((sample.image * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()  # (H, W, 3)
-    return card(sample.name, sample.scene, pixels, logits, reading, sample.depth[0][NYU_CROP].numpy(), figures)
 
 
 def encoded(array: np.ndarray) -> str:
@@ -163,7 +143,7 @@ def build(
     title: str,
     cards: Sequence[Card],
     reading: Reading,
-    figures: Mapping[str, Mapping[str, float | None]] | None = None,
+    metrics: Mapping[str, Mapping[str, float | None]] | None = None,
     notes: Sequence[str] = (),
 ) -> str:
     """The page as text; everything that came from a user stands in it as data, never as markup.
@@ -172,15 +152,17 @@ def build(
         title: of the page.
         cards: from `card`, in the order of the run.
         reading: its words, bins and temperature are where the sliders start.
-        figures: the table at the top: for each named row, the value of each column; all rows name the same columns.
+        metrics: the table at the top: for each named row, the value of each column; all rows name the same columns.
         notes: short statements below the title.
     """
-    style, script, page = ((WEB / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "page.html"))
+    style, script, page = (
+        (SOURCES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "page.html")
+    )
     template, obj = reading.depth_templates[0], reading.obj_classes[0]
     prompts = [f"“{template.format(obj, word)}”" for word in reading.depth_classes]
     if (others := len(reading.depth_templates) * len(reading.obj_classes) - 1) > 0:
         prompts.append(f"and each word in {others} more sentences")
-    columns = list(next(iter(figures.values()))) if figures else []
+    columns = list(next(iter(metrics.values()))) if metrics else []
     content: dict[str, Any] = {
         "title": title,
         "notes": list(notes),
@@ -190,8 +172,8 @@ def build(
             "temperature": reading.temperature,
             "prompts": prompts,
         },
-        "figures": figures
-        and {"columns": columns, "rows": [[name, [row[c] for c in columns]] for name, row in figures.items()]},
+        "metrics": metrics
+        and {"columns": columns, "rows": [[name, [row[c] for c in columns]] for name, row in metrics.items()]},
         "colours": encoded(colour_table()),
         "images": list(cards),
     }
@@ -204,34 +186,6 @@ def build(
         "data": embedded_json(content),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
-
-
-def of_evaluation(
-    results: Results,
-    records: Sequence[Mapping[str, Any]],
-    dataset: NYUDepthV2 | NYUMat,
-    reading: Reading,
-    caption: str,
-) -> str:
-    """The page of an evaluation.
-
-    Args:
-        results: of the run.
-        records: of all images; those to show hold `logits` (see `scoring`).
-        dataset: the images, in the order of the records.
-        reading: of this run.
-        caption: what the figures are over.
-    """
-    cards = []
-    for i, record in enumerate(records):
-        if "logits" in record:
-            figures = dict(zip(FIGURES, record["rows"][THIS_RUN][2:], strict=True))
-            shown = {TITLES[name]: figures[name] for name in CARD_FIGURES}
-            cards.append(sample_card(dataset[i], np.array(record["logits"], dtype=np.float32), reading, shown))
-    rows = {**{name: results.mean(name) for name in (THIS_RUN, UNIFORM)}, "paper, DepthCLIP": paper.DEPTHCLIP}
-    table = {name: {TITLES[column]: row[column] for column in paper.COLUMNS} for name, row in rows.items()}
-    notes = [caption, subset_note(len(cards), len(records))]
-    return build("MonoCLIP on NYU Depth V2", cards, reading, table, notes)
 
 
 def policy_hash(text: str) -> str:

@@ -1,31 +1,29 @@
 """Depth maps as images: 16-bit millimetres, colours with a legend in metres, picture and map side by side.
 
-Colours are matplotlib's viridis, which is perceptually uniform and survives colour blindness and grey printing, turned
-round so that near is bright; black and white stay free for what is not known. The colours' range is given by the caller
+The colours are matplotlib's viridis, which is perceptually uniform and survives colour blindness and grey printing,
+turned round so that near is bright; black and white stay free for what is not known. Their range is given by the caller
 and not stretched to each map, so that the same colour is the same distance in every picture. Nothing here reads or
 writes files.
 """
 
 import numpy as np
-from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 
-COLOURS = "viridis_r"
-LEGEND_WIDTH = 160  # px at least, so that its figures can be read under a map of any size
-MILLIMETRES_PER_METRE = 1000
-MAX_MILLIMETRES = 2**16 - 1
+COLOUR_MAP = "viridis_r"
+LEGEND_WIDTH = 160  # px at least, so that its depths can be read under a map of any size
+LARGEST_MM = 2**16 - 1
 
 
 def to_millimetres(depth: np.ndarray) -> np.ndarray:
     """(H, W) float32 [m] -> (H, W) uint16 [mm], as NYU's own depth files; 65.535 m and more become 65535."""
-    return (
-        np.multiply(depth, MILLIMETRES_PER_METRE, dtype=np.float64).round().clip(0, MAX_MILLIMETRES).astype(np.uint16)
-    )
+    return np.multiply(depth, 1000, dtype=np.float64).round().clip(0, LARGEST_MM).astype(np.uint16)
 
 
 def colour_table() -> np.ndarray:
     """The 256 colours from near to far, (256, 3) uint8, RGB."""
-    return (colormaps[COLOURS](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+    from matplotlib import colormaps  # here, so that a command which draws nothing does not wait for matplotlib
+
+    return (colormaps[COLOUR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 
 
 def coloured(depth: np.ndarray, near: float, far: float) -> np.ndarray:
@@ -52,13 +50,12 @@ def with_legend(image: np.ndarray, near: float, far: float) -> Image.Image:
     canvas.paste(Image.fromarray(shades), (margin, top))
     draw = ImageDraw.Draw(canvas)
     count = 5 if canvas_width >= 25 * size else 3
-    for i, value in enumerate(np.linspace(near, far, count)):
-        x, text = margin + (length - 1) * i / (count - 1), f"{value:.2f} m"
+    for i, depth in enumerate(np.linspace(near, far, count)):
+        x, text = margin + (length - 1) * i / (count - 1), f"{depth:.2f} m"
         draw.line([(x, top + bar), (x, top + bar + size // 3)], "black", max(1, size // 10))
         text_width = draw.textlength(text, font)
-        draw.text(
-            (min(max(x - text_width / 2, 0), canvas_width - text_width), top + bar + size // 2), text, "black", font
-        )
+        left = min(max(x - text_width / 2, 0), canvas_width - text_width)
+        draw.text((left, top + bar + size // 2), text, "black", font)
     return canvas
 
 

@@ -1,0 +1,313 @@
+"""The whole paper and its controls, in three steps, each of which only looks at what the one before left.
+
+    python -m experiments --data_path NYU --clip_path RN50.pt --controls --figures --html --output results_paper
+    python -m experiments ... --depth_classes close "a little far" far --bin_list 1 2 3      other words: seconds
+    torchrun --nproc_per_node 8 -m experiments ...                                           images shared by 8 GPUs
+
+    encode   images -> feature store (features.py); what is there already is not computed again
+    score    features x settings -> metrics of each image and row (score.py, settings.py)
+    report   metrics -> means and intervals (statistics.py), tables (tables.py), drawings (plots.py), the page
+
+A run that was stopped goes on when the same command is given again, with any number of processes. Exit codes are those
+of eval.py.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+from tqdm import tqdm
+
+import options
+from calculate_error import NYU_CROP
+from clip.inference import keep_freed_memory
+from datasets import text_of
+from datasets.nyu import NYUDepthV2, coverage, is_official, mean_training_depth, open_nyu
+from download import write_whole
+from experiments import published, tables
+from experiments.features import FeatureStore
+from experiments.score import Readouts, Rows, best_constants, depth_maps, histogram, score_image
+from experiments.settings import paper_rows, with_controls
+from experiments.statistics import Results
+from monoclip import MonoCLIP, Reading, depth_of, logits_of, mirror_average, upsampled, zeroshot_classifier
+from viewer import page
+from viewer.strip import Example, draw_strip, example_images
+
+HTML_IMAGES = 24  # of a longer run on the page, which redraws them all while a slider moves
+PAGE_METRICS = ("abs_rel", "rmse", "delta1", "spearman")
+RESULTS_FILE, ROWS_FILE, MARKDOWN_FILE, LATEX_FILE = "results.json", "per_image.csv", "tables.md", "tables.tex"
+STRIP_FILE, RESPONSE_FILE, CHART_FILE, PAGE_FILE = "qualitative.png", "bin_response.png", "rows.png", "depth.html"
+FILES = (RESULTS_FILE, ROWS_FILE, MARKDOWN_FILE, LATEX_FILE, STRIP_FILE, RESPONSE_FILE, CHART_FILE, PAGE_FILE)
+STORED_WITH = ("checkpoint_sha256", "precision", "network", "depthclip")  # of what a run is made with: features, too
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = options.new_parser("The whole paper and its controls from one encoding of each image.", "experiments")
+    options.add_data_arguments(parser)
+    options.add_model_arguments(parser)
+    reading = options.add_reading_arguments(parser)
+    reading.add_argument(
+        "--readings",
+        type=Path,
+        metavar="FILE.json",
+        help='more readings: [{"name": "mine", "depth_classes": ["near", "far"], "bin_list": [1, 3]}], also '
+        "depth_templates, obj_classes, temperature; what is left out is the paper's",
+    )
+    reading.add_argument("--controls", action="store_true", help="what tells this run's metrics from chance")
+    run = options.add_batch_arguments(parser)
+    run.add_argument("--output", type=Path, default=Path("results_paper"), help="folder for what is reported")
+    run.add_argument("--store", type=Path, help="folder of the features, 3.6 MB an image (default: OUTPUT/features)")
+    run.add_argument("--figures", action="store_true", help="also draw three PNGs")
+    run.add_argument(
+        "--html",
+        nargs="?",
+        type=options.positive,
+        const=HTML_IMAGES,
+        metavar="N",
+        help=f"also write depth.html, a page to look into the answers of N images ({HTML_IMAGES} if not given)",
+    )
+    run.add_argument("--gpu_num", default="0", help="index of the GPU that 'auto' and 'cuda' mean")
+    return parser
+
+
+def load_readings(path: Path) -> dict[str, Reading]:
+    """Readings by name from JSON: a list of objects with "name" and any of `Reading`'s word and number fields.
+
+    Raises:
+        UsageError: no such list, an unknown field, a value of another kind, or a name twice.
+    """
+    try:
+        entries = json.loads(text_of(path))
+    except ValueError as error:
+        raise options.UsageError(f"{path}: no JSON ({error}); see --help") from error
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise options.UsageError(f'{path}: expected a list of objects like {{"name": "mine", "depth_classes": [...]}}')
+    readings: dict[str, Reading] = {}
+    for i, entry in enumerate(entries, 1):
+        name = entry.pop("name", None)
+        if not isinstance(name, str) or not name or name in readings:
+            raise options.UsageError(f'{path}, entry {i}: needs a "name" of its own, got {name!r}')
+        readings[name] = options.checked_reading(entry, f"{path}, {name!r}: ")
+    return readings
+
+
+def encode(store: FeatureStore, items: Sequence[int], batch_size: int, workers: int, rank: int) -> None:
+    """Step 1: computes the features of those of the images that are not in the store.
+
+    Raises:
+        WorkError: the disk is too small.
+        DataError, OSError: as `FeatureStore.encode`.
+    """
+    missing = store.missing(items)
+    if problem := store.check_space(len(missing)):
+        raise options.WorkError(f"{problem}, or name another folder with --store")
+    with tqdm(total=len(missing), desc="encode", unit=" images", disable=rank > 0, bar_format=options.PROGRESS) as bar:
+        for count in store.encode(missing, batch_size, workers):
+            bar.update(count)
+
+
+def score(
+    store: FeatureStore, dataset: NYUDepthV2, rows: Rows, readouts: Readouts
+) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
+    """Step 2: the metrics of every row for each image, and the images' histograms of ground truth, (I, 10000).
+
+    Raises:
+        UnscorableError: a prediction is not finite, or an image has no valid pixel.
+        DataError: a depth map is damaged.
+    """
+
+    def one(item: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        gt, name = dataset.depth(item), dataset.names[item]
+        patches, pixels = depth_maps(rows, readouts, store.get(item), name)
+        return score_image(gt, patches, pixels, name), histogram(gt)
+
+    # A thread for each image at a time, in which torch computes alone: threads that share a step wait for each other
+    # at the end of each of thousands, and metrics do not depend on how many there are.
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            bar = tqdm(
+                pool.map(one, range(len(dataset))), "score", len(dataset), unit=" images", bar_format=options.PROGRESS
+            )
+            scored = list(bar)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [errors for errors, _ in scored], np.stack([share for _, share in scored])
+
+
+def captioned(dataset: NYUDepthV2) -> str:
+    """What the tables are over."""
+    if is_official(dataset.indices):
+        return "Over the 654 images of the official test split."
+    return (
+        f"Over {len(dataset)} images, not the official test split of 654: the paper's metrics are over other images "
+        "and do not compare."
+    )
+
+
+def report(
+    scored: tables.Scored, own: Sequence[str], uniform_depth: float, output: Path, about: dict[str, Any]
+) -> None:
+    """Step 3: prints the tables and writes them, the CSV and, last, results.json, each whole or not at all.
+
+    Args:
+        scored: all rows.
+        own: rows of one's own readings.
+        uniform_depth: the mean of this run's bins [m].
+        output: the folder.
+        about: what else results.json says.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    found = tables.all_tables(scored, own, uniform_depth)
+    print("\n\n".join(map(tables.as_text, found)))
+    found.append(tables.interval_table(scored))
+    files = {
+        ROWS_FILE: tables.as_csv(scored.results, options.csv_text),
+        MARKDOWN_FILE: tables.as_markdown(found, "MonoCLIP on NYU Depth V2"),
+        LATEX_FILE: tables.as_latex(found),
+    }
+    for name, text in files.items():
+        write_whole(output / name, lambda file, text=text: file.write(text.encode()))
+    options.write_json(output / RESULTS_FILE, tables.as_json(scored) | about)
+
+
+@torch.inference_mode()
+def answers(store: FeatureStore, model: MonoCLIP, item: int) -> tuple[Tensor, Tensor]:
+    """Features (2, D, h, w) of an image and its mirror, and their logits (2, K, h, w) by this run's reading."""
+    features = model.patch_features(store.get(item).to(model.bin_list.device))
+    return features, model.logits(features)
+
+
+@torch.inference_mode()
+def draw(
+    output: Path, scored: tables.Scored, store: FeatureStore, dataset: NYUDepthV2, model: MonoCLIP, text: Tensor
+) -> None:
+    """Writes the three PNGs; `text` are the text features (D, K) of the words of `published.BIN_RESPONSE`."""
+    from experiments import plots  # imports matplotlib, which takes a second
+
+    examples = []
+    for item in example_images(dataset.scenes):
+        features, logits = answers(store, model, item)
+        truth = dataset.depth(item)[0][NYU_CROP].numpy()
+        depth = upsampled(mirror_average(depth_of(logits, model.bin_list[None])), truth.shape)[0, 0].cpu().numpy()
+        examples.append(Example(dataset.names[item], dataset.pixels(item), truth, depth))
+        if len(examples) == 1:
+            weights = logits_of(features.cpu(), text, published.BIN_RESPONSE).softmax(1)[0].numpy()  # (K, h, w)
+            plots.draw_response(output / RESPONSE_FILE, examples[0], weights)
+    draw_strip(output / STRIP_FILE, examples)
+    plots.draw_chart(output / CHART_FILE, scored)
+
+
+def write_page(
+    path: Path, count: int, scored: tables.Scored, store: FeatureStore, dataset: NYUDepthV2, model: MonoCLIP
+) -> None:
+    """Writes the page of `count` images, spread evenly over the data set."""
+    results, cards = scored.results, []
+    chosen = page.spread(len(dataset), count)
+    for item in chosen:
+        _, logits = answers(store, model, item)
+        own = dict(zip(results.columns, results.metrics[published.THIS_RUN][item].tolist(), strict=True))
+        truth = dataset.depth(item)[0][NYU_CROP].numpy()
+        metrics = {name: own[name] for name in PAGE_METRICS}
+        cards.append(
+            page.card(
+                dataset.names[item],
+                dataset.scenes[item],
+                dataset.pixels(item),
+                logits.cpu().numpy(),
+                model.reading,
+                truth,
+                metrics,
+            )
+        )
+    rows = {row: results.mean(row) for row in (published.THIS_RUN, published.UNIFORM)}
+    rows["paper, DepthCLIP"] = dict(published.DEPTHCLIP)
+    table = {name: {column: row[column] for column in published.COLUMNS} for name, row in rows.items()}
+    notes = [scored.caption, page.subset_note(len(cards), len(dataset))]
+    text = page.build("MonoCLIP on NYU Depth V2", cards, model.reading, table, notes)
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code; every error for the user is one sentence on stderr."""
+    args = build_parser().parse_args(argv)
+
+    def work() -> None:
+        options.check_output(args.output)
+        reading = options.reading_of(args)
+        own = load_readings(args.readings) if args.readings else {}
+        device, rank, count = options.own_device(args.device, args.gpu_num)
+        precision = options.choose_precision(args.precision, device)
+        dataset = open_nyu(args.data_path, NYU_CROP, reading.normalised, args.list_file, args.scene, args.limit)
+        say = print if rank == 0 else lambda text: None
+        say(f"data: {coverage(dataset.indices)}")
+        clip_model, model = options.load_model(args.clip_path, device, precision, reading, args.exact)
+        say(f"model: {args.clip_path} on {device} in {precision}")
+        made = options.made_with(args.clip_path, device, precision, args.exact, reading)
+        rows = paper_rows(reading, own)
+        if args.controls:
+            rows = with_controls(rows, model.channel_stride > 1, mean_training_depth(args.data_path, NYU_CROP))
+        names = [*rows.names, published.BEST]
+        if twice := {name for name in own if names.count(name) > 1}:
+            raise options.UsageError(f"{args.readings}: {min(twice)!r} is the name of another row; choose another name")
+
+        start = time.perf_counter()
+        statistics = {"image_mean": reading.image_mean, "image_std": reading.image_std}
+        store = FeatureStore(
+            args.store or args.output / "features", model, dataset, statistics | {key: made[key] for key in STORED_WITH}
+        )
+        batch_size = args.batch_size or options.BATCH_SIZE[device.type]
+        workers = options.WORKERS[device.type] if args.workers is None else args.workers
+        encode(store, range(rank, len(dataset), count), batch_size, workers, rank)
+        if count > 1:
+            distributed.barrier()
+        if rank > 0:
+            return
+        encoded = time.perf_counter()
+
+        readouts = Readouts(model, partial(zeroshot_classifier, clip_model), rows.settings)
+        errors, shares = score(store, dataset, rows, readouts)
+        results = Results(dataset.names, dataset.scenes, dataset.indices, rows.names, errors, published.UNIFORM)
+        best, at_best = best_constants(torch.from_numpy(shares).T.contiguous())
+        results.add_like_baseline(published.BEST, at_best)
+        finished = time.perf_counter()
+
+        scored = tables.Scored(
+            results,
+            rows.groups if args.controls else {},
+            {row: name for row in published.PUBLISHED if row.reading and (name := rows.row_of(row.reading))},
+            [random.name for random in rows.randoms if random.seed == 0],
+            args.controls,
+            captioned(dataset),
+        )
+        for name in FILES:  # of an earlier run: it would not belong to these rows
+            (args.output / name).unlink(missing_ok=True)
+        if args.figures:
+            draw(args.output, scored, store, dataset, model, readouts.text[published.BIN_RESPONSE.words])
+        if args.html:
+            write_page(args.output / PAGE_FILE, args.html, scored, store, dataset, model)
+        seconds = {"encode": round(encoded - start, 3), "score": round(finished - encoded, 3)}
+        about = {"best_constants": best, "data": coverage(dataset.indices), "seconds": seconds, "made_with": made}
+        about["readings"] = {setting.name: asdict(setting.reading) for setting in rows.settings if not setting.group}
+        report(scored, list(own), rows.constants[published.UNIFORM], args.output, about)
+
+    return options.run_command("experiments", work)
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Step 3 of the experiments, as drawings: the paper's semantic bin response, and a chart of all rows.
+
+Imported only by a run that draws: matplotlib takes a second.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from datasets import printable
+from experiments.published import BIN_RESPONSE, THIS_RUN, UNIFORM
+from experiments.tables import Scored
+from viewer.strip import Example, save_figure
+
+CHARTED = {
+    "delta1": "higher is better",
+    "abs_rel": "lower is better",
+    "rmse": "lower is better, m",
+    "spearman": "higher is better",
+}
+NEAR, FAR = 0.15, 0.85  # quantiles of the patches' true depth at which the bin response takes its two patches
+
+
+def draw_response(path: Path, example: Example, weights: np.ndarray) -> None:
+    """The softmax weights of the words at a near and a far patch. Paper: its drawing "semantic bin response".
+
+    Args:
+        path: of the PNG.
+        example: the image, with its true depth.
+        weights: (K, h, w), of the image without its mirror, read with `BIN_RESPONSE`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    words, bins = BIN_RESPONSE.depth_classes, np.array(BIN_RESPONSE.bin_list)
+    grid = weights.shape[1:]
+    height, width = (side // n for side, n in zip(example.truth.shape, grid, strict=True))  # of a patch, px
+    figure = Figure(figsize=(14, 4.6), layout="constrained")
+    axes = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
+    axes[0].imshow(example.pixels)
+    axes[0].set(xticks=[], yticks=[])
+    axes[0].set_title(example.name, parse_math=False)
+    patches = near_and_far(example.truth, grid)
+    for axis, (row, column, true), colour in zip(axes[1:], patches, ("tab:orange", "tab:blue"), strict=False):
+        corner = (column * width, row * height)
+        axes[0].add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=3))
+        bars = weights[:, row, column]
+        axis.bar(range(len(bins)), bars, color=colour)
+        labels = [f"{word}\n{depth:.2f} m" for word, depth in zip(words, bins, strict=True)]
+        axis.set_xticks(range(len(bins)), labels, rotation=60, ha="right", rotation_mode="anchor")
+        axis.set(ylim=(0, 1), ylabel="softmax weight")
+        axis.set_title(f"patch in {colour[4:]}: predicted {bars @ bins:.3f} m, true {true:.3f} m", fontsize=11)
+    for axis in axes[1 + len(patches) :]:
+        axis.set_axis_off()
+    figure.suptitle("Semantic bin response: prompt 3, class-dependent bins 1, without the mirror image")
+    save_figure(figure, path)
+
+
+def near_and_far(truth: np.ndarray, grid: Sequence[int]) -> list[tuple[int, int, float]]:
+    """Row, column and mean true depth [m] of a near and a far patch, of those that are measured by half or more.
+
+    Args:
+        truth: (H, W) [m], 0 = no measurement.
+        grid: (h, w) patches, which divide H and W.
+    """
+    h, w = grid
+    tiles = truth.reshape(h, truth.shape[0] // h, w, truth.shape[1] // w).transpose(0, 2, 1, 3).reshape(h * w, -1)
+    measured = (tiles > 0).sum(1)
+    usable = np.flatnonzero(2 * measured >= tiles.shape[1])
+    if not len(usable):
+        return []
+    depth = tiles.sum(1)[usable] / measured[usable]
+    order = depth.argsort()
+    chosen = dict.fromkeys(int(order[round(quantile * (len(order) - 1))]) for quantile in (NEAR, FAR))
+    return [(*divmod(int(usable[i]), w), float(depth[i])) for i in chosen]
+
+
+def draw_chart(path: Path, scored: Scored) -> None:
+    """All rows: means with 95 % intervals, groups as median with minimum and maximum, the paper's metrics beside.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    results, rows = scored.results, scored.single_rows
+    intervals = results.intervals(rows)
+    published = {name: row.by_column() for row, name in scored.published_by.items() if row.scene is None}
+    labels = [*rows, *(f"{group} ({len(members)})" for group, members in scored.groups.items())]
+    figure = Figure(figsize=(15, 1.6 + 0.27 * len(labels)), layout="constrained")
+    axes = figure.subplots(1, len(CHARTED), sharey=True)
+    for axis, (metric, meaning) in zip(axes, CHARTED.items(), strict=True):
+        for y, row in enumerate(rows):
+            colour = "tab:green" if row == THIS_RUN else "tab:blue"
+            draw_bar(axis, y, results.mean(row), metric, intervals[row][0][metric], colour)
+            value = published.get(row, {}).get(metric)
+            if value is not None:
+                axis.plot(value, y, "D", color="black", markersize=5)
+        for y, members in enumerate(scored.groups.values(), len(rows)):
+            spread = results.spread(members)
+            draw_bar(axis, y, spread["median"], metric, (spread["min"][metric], spread["max"][metric]), "tab:gray")
+        axis.axvline(results.mean(UNIFORM)[metric], color="tab:red", linestyle="--", linewidth=1)
+        axis.set_title(f"{metric} ({meaning})", fontsize=10)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(labels)), map(printable, labels), fontsize=8, parse_math=False)
+    axes[0].set_ylim(len(labels) - 0.4, -0.6)
+    note = f"{scored.caption}\nWhiskers: 95 % bootstrap interval over images"
+    note += "; grey: median, minimum and maximum of a group" if scored.groups else ""
+    figure.suptitle(f"{note}. Dashed: {UNIFORM}. Diamond: the paper.", fontsize=10, parse_math=False)
+    save_figure(figure, path)
+
+
+def draw_bar(axis: Axes, y: int, means: Mapping[str, Any], metric: str, interval: Any, colour: str) -> None:
+    """One horizontal bar, with whiskers where there is an interval."""
+    axis.barh(y, means[metric], color=colour, height=0.7, alpha=0.85)
+    if interval and interval[0] < interval[1]:
+        axis.hlines(y, *interval, color="black", linewidth=1)
+        axis.vlines(interval, y - 0.2, y + 0.2, color="black", linewidth=1)

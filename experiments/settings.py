@@ -1,0 +1,82 @@
+"""What the experiments score, as data: the paper's readings, one's own, and the controls that the paper lacks."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+
+from experiments import published
+from experiments.score import RANDOM_KINDS, RandomDepth, Rows, Setting
+from monoclip import Reading
+
+PERMUTATIONS, SHUFFLES, CHANNEL_SUBSETS, RANDOM_SEEDS = 100, 5, 20, 5
+# Seven words that vary as the depth classes do, but not in distance; and seven that vary in nothing.
+COLOUR_WORDS = ("very red", "red", "a little red", "not in colour", "a little green", "green", "very green")
+UNRELATED_WORDS = ("banana", "parliament", "violin", "Tuesday", "umbrella", "arithmetic", "giraffe")
+
+
+def paper_rows(reading: Reading, own: Mapping[str, Reading]) -> Rows:
+    """This run's reading, one's own, every reading that the paper publishes, and what says nothing.
+
+    Args:
+        reading: of this run, the first row.
+        own: more readings, by name.
+    """
+    settings = [Setting(published.THIS_RUN, reading), *(Setting(name, r) for name, r in own.items())]
+
+    def add(name: str, reading: Reading) -> None:
+        if all(setting.reading != reading for setting in settings):
+            settings.append(Setting(name, reading))
+
+    for prefix, readings in (("", published.PROMPT_SETS), ("bins ", published.BIN_SETS)):
+        for name, paper_reading in readings.items():
+            add(f"{prefix}{name}" if name != "original" else "the paper's reading", paper_reading)
+    add("prompt 3, bins class-dependent 1", published.BIN_RESPONSE)
+    uniform = sum(reading.bin_list) / len(reading.bin_list)
+    randoms = tuple(RandomDepth(kind, 0) for kind in RANDOM_KINDS)
+    return Rows(tuple(settings), randoms, {published.UNIFORM: uniform})
+
+
+def with_controls(rows: Rows, channels: bool, mean_image: Tensor | None) -> Rows:
+    """Adds what tells how much of the first reading's metrics is due to language and to sight.
+
+    Args:
+        rows: the first setting is what is controlled.
+        channels: whether the encoder has channels to choose from.
+        mean_image: (416, 544) [m], the mean depth of a training split; None where there is none.
+    """
+    reading = rows.settings[0].reading
+    bins = reading.bin_list
+    settings = list(rows.settings)
+    if len(bins) > 1:
+        settings.append(Setting("reversed bins", replace(reading, bin_list=bins[::-1])))
+    for i, order in enumerate(permutations(len(bins))):
+        permuted = replace(reading, bin_list=tuple(bins[j] for j in order))
+        settings.append(Setting(f"permutation {i}", permuted, group="word-to-bin permutations"))
+    for name, words in (("colour words", COLOUR_WORDS), ("unrelated words", UNRELATED_WORDS)):
+        if 1 < len(bins) <= len(words):  # as many words as bins, spread evenly; there are no more than seven
+            chosen = tuple(words[round(i * (len(words) - 1) / (len(bins) - 1))] for i in range(len(bins)))
+            settings.append(Setting(name, replace(reading, depth_classes=chosen)))
+    settings += [Setting(f"shuffled patches {i}", reading, "shuffled patches", shuffle=i) for i in range(SHUFFLES)]
+    if channels:
+        seeds = range(CHANNEL_SUBSETS)
+        settings += [Setting(f"random channels {i}", reading, "random channels", channels=i) for i in seeds]
+    return Rows(
+        tuple(settings),
+        tuple(RandomDepth(kind, seed) for kind in RANDOM_KINDS for seed in range(RANDOM_SEEDS)),
+        {**rows.constants, **{f"bin {depth:g} m alone": depth for depth in dict.fromkeys(bins)}},
+        {published.MEAN_IMAGE: mean_image} if mean_image is not None else {},
+    )
+
+
+def permutations(n: int) -> list[tuple[int, ...]]:
+    """`PERMUTATIONS` different random orders of 0 ... n - 1, never the identity; fewer where there are fewer."""
+    rng = np.random.default_rng(0)
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < min(PERMUTATIONS, math.factorial(n) - 1):
+        order = tuple(rng.permutation(n).tolist())
+        if order != tuple(range(n)):
+            found[order] = None
+    return list(found)

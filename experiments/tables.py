@@ -1,0 +1,269 @@
+"""Step 3 of the experiments, in words and numbers: tables for the terminal, Markdown and LaTeX, CSV and JSON.
+
+Every number is a view on `statistics.Results`. Tables are built once, as `Table`s, and written in three forms.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from calculate_error import NYU_METRICS
+from datasets import printable
+from experiments.published import (
+    BEST,
+    COLUMNS,
+    DEPTHCLIP,
+    LOWER_BOUND,
+    MEAN_IMAGE,
+    PUBLISHED,
+    THIS_RUN,
+    UNIFORM,
+    Published,
+)
+from experiments.statistics import COUNTS, Results, minus
+
+OURS, PAPER, DIFFERENCE = "ours", "paper", "difference"
+NOT_MEASURED = "as published, not measured here"
+FEW = 50  # images, below which the intervals are called rough
+EXTRA_MEANING = (
+    "Correlations are over the patches of each image, 0 where a prediction is constant; silog: scale-invariant log "
+    "error; scaled: after multiplying each prediction by the ratio of medians. Uniform weights stand for all constants."
+)
+LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%#_${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the tables are made of.
+
+    Attributes:
+        results: the metrics.
+        groups: group -> rows that are reported together.
+        published_by: published row with a reading -> our row of the same reading, where there is one.
+        lower_bounds: our rows that stand beside the paper's Lower Bound.
+        controls: whether the rows of the controls are there.
+        caption: what everything is over.
+    """
+
+    results: Results
+    groups: Mapping[str, Sequence[str]]
+    published_by: Mapping[Published, str]
+    lower_bounds: Sequence[str]
+    controls: bool
+    caption: str
+
+    @property
+    def single_rows(self) -> list[str]:
+        """Rows that belong to no group."""
+        grouped = {row for rows in self.groups.values() for row in rows}
+        return [row for row in self.results.metrics if row not in grouped]
+
+    def beside(self, row: Published) -> Sequence[str]:
+        """Our rows that stand beside a published one."""
+        if row in self.published_by:
+            return [self.published_by[row]]
+        if row.name == LOWER_BOUND:
+            return self.lower_bounds
+        return [MEAN_IMAGE] if row.name == MEAN_IMAGE and MEAN_IMAGE in self.results.metrics else []
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table: a row's name, what the values are (ours, paper, ...), and a text for each column."""
+
+    name: str
+    kind: str
+    cells: tuple[str, ...]
+
+
+@dataclass
+class Table:
+    """A table: title, what it is over, the metrics of its columns, and its lines."""
+
+    title: str
+    caption: str
+    columns: Sequence[str]
+    lines: list[Line] = field(default_factory=list)
+
+    def add(self, name: str, kind: str, values: Mapping[str, float | None], sign: bool = False) -> None:
+        """A line of values with three decimals, `-` where there is none."""
+        form = "+.3f" if sign else ".3f"
+        cells = ("-" if values.get(c) is None else format(values[c], form) for c in self.columns)
+        self.lines.append(Line(name, kind, tuple(cells)))
+
+
+def all_tables(scored: Scored, own: Sequence[str], uniform_depth: float) -> list[Table]:
+    """This run, the paper's tables and, with them, the controls, as they are printed.
+
+    Args:
+        scored: the rows.
+        own: rows of one's own readings.
+        uniform_depth: the mean of this run's bins [m].
+    """
+    tables = [main_table(scored, own, uniform_depth), *paper_tables(scored)]
+    if scored.controls:
+        tables.append(overview("Controls", scored, COLUMNS, scored.caption))
+    caption = f"{EXTRA_MEANING} {scored.caption}"
+    extra = [metric for metric in scored.results.columns if metric not in NYU_METRICS]
+    return [*tables, overview("What a constant cannot fake", scored, extra, caption)]
+
+
+def main_table(scored: Scored, own: Sequence[str], uniform_depth: float) -> Table:
+    """This run and one's own readings between the paper's row and what says nothing."""
+    table, results = Table("This run", scored.caption, COLUMNS), scored.results
+    table.add(THIS_RUN, OURS, results.mean(THIS_RUN))
+    table.add("paper, DepthCLIP", "", DEPTHCLIP)
+    for name in own:
+        table.add(name, OURS, results.mean(name))
+    table.add(f"{UNIFORM} ({uniform_depth:.3f} m)", OURS, results.mean(UNIFORM))
+    table.add(BEST, OURS, results.mean(BEST))
+    return table
+
+
+def paper_tables(scored: Scored) -> list[Table]:
+    """The paper's tables: ours, the paper's and the difference; rows that we cannot measure as published."""
+    tables: dict[tuple[str, str | None], Table] = {}
+    for row in PUBLISHED:
+        images = f"{row.scene} only, {int(scored.results.over(row.scene).sum())} images; " if row.scene else ""
+        title = f"{row.table}, {row.scene}" if row.scene else row.table
+        table = tables.setdefault((row.table, row.scene), Table(title, images + scored.caption, COLUMNS))
+        theirs = row.by_column()
+        ours = {name: scored.results.mean(name, row.scene) for name in scored.beside(row)}
+        if not ours or not scored.results.over(row.scene).any():
+            table.add(row.name + (f" ({row.note})" if row.note else ""), NOT_MEASURED, theirs)
+            continue
+        for name, mean in ours.items():
+            table.add(row.name if row.reading else f"{row.name}: {name}", OURS, mean)
+            table.add("", PAPER, theirs)
+            table.add("", DIFFERENCE, {c: minus(mean[c], theirs[c]) for c in COLUMNS}, sign=True)
+    return list(tables.values())
+
+
+def overview(title: str, scored: Scored, columns: Sequence[str], caption: str) -> Table:
+    """Every row, groups as minimum, median and maximum."""
+    table = Table(title, caption, columns)
+    for row in scored.single_rows:
+        table.add(row, OURS, scored.results.mean(row))
+    for group, rows in scored.groups.items():
+        for kind, values in scored.results.spread(rows).items():
+            table.add(f"{group} ({len(rows)})" if kind == "min" else "", kind, values)
+    return table
+
+
+def interval_table(scored: Scored) -> Table:
+    """Each row with the intervals of its metrics and of their differences to uniform weights."""
+    results = scored.results
+    few = f" {len(results.images)} images are few: read the intervals as rough." if len(results.images) < FEW else ""
+    caption = f"95 % bootstrap intervals over images, 10,000 resamples.{few} {scored.caption}"
+    table = Table("Intervals", caption, COLUMNS)
+    for row, (own, difference) in results.intervals(scored.single_rows).items():
+        table.add(row, OURS, results.mean(row))
+        table.lines.append(Line("", "interval", tuple(bounds(own[c], ".3f") for c in COLUMNS)))
+        if row != UNIFORM:
+            table.add("", f"less {UNIFORM}", results.difference(row), sign=True)
+            table.lines.append(Line("", "interval", tuple(bounds(difference[c], "+.3f") for c in COLUMNS)))
+    return table
+
+
+def bounds(interval: tuple[float, float] | None, form: str) -> str:
+    """`[low, high]`."""
+    return "-" if interval is None else f"[{interval[0]:{form}}, {interval[1]:{form}}]"
+
+
+def as_text(table: Table) -> str:
+    """For the terminal: aligned columns."""
+    names = [printable(line.name) for line in table.lines]
+    width = max(map(len, names))
+    kind_width = max(len(line.kind) for line in table.lines) + 2
+    cell = max(9, *(len(c) + 2 for c in table.columns), *(len(t) + 2 for line in table.lines for t in line.cells))
+    lines = [f"{table.title} ({printable(table.caption)})"]
+    lines.append(" " * (width + kind_width) + "".join(f"{c:>{cell}}" for c in table.columns))
+    for name, line in zip(names, table.lines, strict=True):
+        lines.append(
+            f"{name:<{width}}  {line.kind:<{kind_width - 2}}" + "".join(f"{text:>{cell}}" for text in line.cells)
+        )
+    return "\n".join(lines)
+
+
+def as_markdown(tables: Iterable[Table], heading: str) -> str:
+    """One section for each table."""
+    parts = [f"# {heading}\n"]
+    for table in tables:
+        parts.append(f"## {markdown(table.title)}\n\n{markdown(table.caption)}\n")
+        lines = ["| row | | " + " | ".join(markdown(c) for c in table.columns) + " |"]
+        lines.append("|---|---|" + "---:|" * len(table.columns))
+        lines += [f"| {markdown(line.name)} | {line.kind} | " + " | ".join(line.cells) + " |" for line in table.lines]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def as_latex(tables: Iterable[Table]) -> str:
+    """One `table` environment for each table; needs no package."""
+    parts = []
+    for table in tables:
+        rows = [" & ".join(map(latex, ("", "", *table.columns))) + r" \\ \hline"]
+        rows += [" & ".join(map(latex, (line.name, line.kind, *line.cells))) + r" \\" for line in table.lines]
+        parts.append(
+            "\\begin{table}\n"
+            f"\\caption{{{latex(table.title)}. {latex(table.caption)}}}\n"
+            f"\\begin{{tabular}}{{ll{'r' * len(table.columns)}}}\n\\hline\n"
+            + "\n".join(rows)
+            + "\n\\hline\n\\end{tabular}\n\\end{table}\n"
+        )
+    return "\n".join(parts)
+
+
+def markdown(text: str) -> str:
+    """Text for a cell or a line of Markdown: nothing in it ends the cell or the line, or begins a tag."""
+    text = printable(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return text.replace("_", "\\_").replace("*", "\\*")
+
+
+def latex(text: str) -> str:
+    """Text for LaTeX: its special characters escaped, minus signs of numbers as minus signs."""
+    text = printable(text).translate(LATEX)
+    return f"${text}$" if text[:1] in ("+", "-") and text[1:2].isdigit() else text
+
+
+def as_csv(results: Results, cell: Callable[[str], str]) -> str:
+    """A line for each image and row; `cell` makes text harmless for a spreadsheet."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("image", "scene", "index", "reading", *COUNTS, *results.columns))
+    for i, image in enumerate(results.images):
+        for row, metrics in results.metrics.items():
+            where = cell(image), cell(results.scenes[i]), results.indices[i], cell(row)
+            writer.writerow([*where, *results.counts[row][i].tolist(), *metrics[i].tolist()])
+    return text.getvalue()
+
+
+def as_json(scored: Scored) -> dict[str, Any]:
+    """The metrics of every row, over all images and for each scene, with intervals."""
+    results = scored.results
+
+    def row(name: str, intervals: tuple[Any, Any], scene: str | None = None) -> dict[str, Any]:
+        return {
+            "metrics": results.mean(name, scene),
+            "interval_95": intervals[0],
+            "less_uniform_weights": results.difference(name, scene),
+            "less_uniform_weights_interval_95": intervals[1],
+        }
+
+    def rows(names: Sequence[str], scene: str | None = None) -> dict[str, Any]:
+        return {name: row(name, each, scene) for name, each in results.intervals(names, scene).items()}
+
+    everything = rows(list(results.metrics))
+    for name, values in everything.items():
+        values |= dict(zip(COUNTS, results.counts[name].sum(0).tolist(), strict=True))
+    return {
+        "rows": everything,
+        "paper": dict(DEPTHCLIP),
+        "groups": {group: results.spread(names) for group, names in scored.groups.items()},
+        "scenes": {scene: rows(scored.single_rows, scene) for scene in dict.fromkeys(results.scenes.tolist())},
+        "images": len(results.images),
+    }

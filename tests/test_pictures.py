@@ -1,0 +1,245 @@
+"""datasets.pictures: which files, which pixels, at which size."""
+
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+from torch.testing import assert_close
+
+from datasets import DataError, pictures
+from datasets.pictures import find_files, read_picture, resized, working_size
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A picture of random 16 px squares, (height, width, 3) uint8."""
+    colours = np.random.default_rng(seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
+    return colours.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
+
+
+def save(path: Path, pixels: np.ndarray | Image.Image, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "expected"),
+    [
+        ((416, 544), 32, (416, 544)),
+        ((480, 640), 32, (480, 640)),
+        ((1, 1), 32, (32, 32)),
+        ((1, 2000), 32, (32, 2016)),
+        ((47, 48), 32, (32, 64)),
+        ((4000, 5000), 32, (480, 608)),  # shrunk by sqrt(307200 / 20e6) = 0.124 to 495.7 x 619.7
+        ((1, 300_000), 32, (32, 9600)),
+        ((480, 640), 14, (476, 644)),
+    ],
+)
+def test_working_sizes_by_hand(size, patch, expected):
+    assert working_size(*size, patch) == expected
+
+
+def test_working_sizes_are_bounded_multiples():
+    generator = np.random.default_rng(0)
+    for height, width in np.exp(generator.uniform(0, 9.5, (500, 2))).astype(int).tolist():
+        rows, columns = working_size(height, width, 32)
+        assert rows % 32 == columns % 32 == 0
+        assert rows * columns <= 480 * 640 * 1.6
+        assert max(rows, columns) <= 9600 + 16
+
+
+def test_resizing_keeps_flat_colours_and_leaves_fitting_pictures_alone():
+    flat = np.full((70, 50, 3), 200, dtype=np.uint8)
+    assert (resized(flat, (64, 96)) == np.full((64, 96, 3), 200)).all()
+    assert resized(flat, (70, 50)) is flat
+
+
+def test_every_mode_becomes_the_same_rgb(tmp_path):
+    grey = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
+    expected = np.repeat(grey[..., None], 3, axis=2)
+    image, black = Image.fromarray(grey), Image.new("L", (8, 8))
+    files = {
+        "grey.png": image,
+        "rgb.png": image.convert("RGB"),
+        "rgba.png": image.convert("RGBA"),
+        "alpha.png": image.convert("LA"),
+        "palette.gif": image.convert("P"),
+        "sixteen.png": Image.fromarray(grey.astype(np.uint16) * 257),
+        "sixteen.tif": Image.fromarray(grey.astype(np.uint16) * 257),
+        "cmyk.tif": Image.merge("CMYK", [black, black, black, image.point(lambda v: 255 - v)]),
+    }
+    for name, content in files.items():
+        pixels = read_picture(save(tmp_path / name, content))
+        assert_close(pixels.astype(int), expected.astype(int), atol=1, rtol=0, msg=name)
+    assert_close(read_picture(Image.fromarray(grey.astype(np.int32) * 257)), expected)  # mode I
+    floats = Image.fromarray(grey.astype(np.float32) / 252)
+    assert_close(read_picture(floats), (expected / 252 * 255).round().astype(np.uint8))
+    assert read_picture(Image.new("F", (2, 1))).tolist() == [[[0] * 3] * 2]
+
+
+def test_transparent_is_white_and_half_transparent_half(tmp_path):
+    pixels = np.zeros((1, 3, 4), dtype=np.uint8)
+    pixels[0, :, 3] = 0, 128, 255
+    assert read_picture(save(tmp_path / "a.png", pixels))[0, :, 0].tolist() == [255, 127, 0]
+    palette = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), "L").convert("P")
+    assert read_picture(save(tmp_path / "b.png", palette, transparency=0))[0, :, 0].tolist() == [255, 1]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_the_picture_upright(tmp_path, orientation):
+    upright = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
+    turned = {  # how the sensor stored what stands upright
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for suffix in (".png", ".tif"):
+        path = save(tmp_path / f"a{suffix}", np.ascontiguousarray(turned), exif=exif)
+        assert read_picture(path)[..., 0].tolist() == upright.tolist()
+
+
+def test_half_a_picture_is_no_picture_whatever_others_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    for suffix in (".jpg", ".png", ".tif", ".webp"):
+        whole = save(tmp_path / f"whole{suffix}", noise(64, 64)).read_bytes()
+        half = tmp_path / f"half{suffix}"
+        half.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(DataError, match=f"half{suffix}: (truncated|not)"):
+            read_picture(half)
+
+
+def test_a_bomb_is_not_decoded(tmp_path, monkeypatch):
+    path = save(tmp_path / "bomb.png", Image.new("1", (12_000, 10_001)))
+    for limit in (None, 1000):  # with the second, Pillow raises an error of its own
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(DataError, match=r"bomb\.png: claims more than 120,000,000 pixels"):
+            read_picture(path)
+
+
+def test_what_is_no_picture_is_said_and_special_files_are_not_opened(tmp_path, monkeypatch):
+    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "empty.png").touch()
+    os.mkfifo(tmp_path / "pipe.png")
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.png")
+    long = "n" * 300
+    for name, problem in (
+        ("text.jpg", "not a picture"),
+        ("empty.png", "not a picture"),
+        ("pipe.png", "not a regular file"),
+        ("socket.png", "not a regular file"),
+        ("/dev/zero", "not a regular file"),
+        (".", "not a regular file"),
+        ("none", "no such file"),
+        (long, r"not readable \(File name too long\)"),
+        ("~nobody-of-this-name/a.png", "no such file"),
+        ("a\n\x1b[31m\udcff.png", "no such file"),
+    ):
+        with pytest.raises(DataError, match=f"^.*: {problem}$"):
+            read_picture(name)
+    for shape, dtype in (((4, 4), "u1"), ((4, 4, 3), "f8"), ((0, 4, 3), "u1"), ((4, 4, 4), "u1")):
+        with pytest.raises(ValueError, match="expected an array"):
+            read_picture(np.zeros(shape, dtype))
+
+
+def test_too_little_memory_is_not_called_a_damaged_picture(tmp_path, monkeypatch):
+    def fail(image):
+        raise MemoryError
+
+    monkeypatch.setattr(pictures, "to_rgb", fail)
+    with pytest.raises(MemoryError):
+        read_picture(save(tmp_path / "a.png", noise(4, 4)))
+
+
+# Which files
+
+
+@pytest.fixture
+def relatives(tmp_path, monkeypatch):
+    """`relatives(*inputs)`: relative paths of what is found from a folder with `in/`; `relatives.skipped`: messages."""
+    names = ["a.jpg", "kitchen/a.jpg", "kitchen/b.png", "office/deep/a.jpg", "office/.hidden.jpg", ".git/c.jpg"]
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    for loop in ("loop", "office/loop", "office/deep/loop"):
+        (tmp_path / "in" / loop).symlink_to(tmp_path / "in")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*inputs: str) -> list[str]:
+        return [found.relative.as_posix() for found in find_files(inputs, call.skipped.append, ["*.txt"])]
+
+    call.skipped = []
+    return call
+
+
+def test_relative_paths_are_those_below_the_shared_folder(relatives):
+    Path("in/office/names.txt").write_text("deep/a.jpg\n\n../kitchen/b.png\n")
+    everything = ["a.jpg", "kitchen/a.jpg", "kitchen/b.png", "office/deep/a.jpg"]
+    assert relatives("in") == everything
+    assert relatives("in/a.jpg") == ["a.jpg"]
+    assert relatives("in/kitchen", "in/office") == ["kitchen/a.jpg", "kitchen/b.png", "office/deep/a.jpg"]
+    assert relatives("in/k*/a.jpg", "in/kitchen/b.png") == ["a.jpg", "b.png"]
+    assert relatives("in/office/names.txt") == ["office/deep/a.jpg", "kitchen/b.png"]
+    assert relatives("in/a.jpg", "in", "in/a.jpg") == everything
+
+
+def test_patterns_end_in_a_folder_with_links_to_itself(relatives):
+    everywhere = ["a.jpg", "kitchen/a.jpg", "office/deep/a.jpg"]
+    assert relatives("in/**/a.jpg") == relatives(f"{Path.cwd()}/in/**/**/a.jpg") == everywhere
+    assert relatives("in/**") == relatives("in/**/*.*") == relatives("in")
+    assert relatives("in/*/a.jpg") == ["kitchen/a.jpg", "loop/a.jpg"]  # `*` takes a link for a folder, once
+
+
+def test_a_list_may_begin_with_a_mark_and_name_what_is_no_utf8(relatives):
+    Path("in/names.txt").write_bytes(b"\xef\xbb\xbfa.jpg\r\n\xff.jpg\r\nkitchen/b\xe2\x80\xa8.png\r\n")
+    assert relatives("in/names.txt") == ["a.jpg", "\udcff.jpg", "kitchen/b\u2028.png"]
+
+
+def test_an_input_that_is_nothing_is_said(relatives):
+    os.mkfifo("pipe.txt")
+    Path("blank.txt").write_text("\n")
+    Path("wide.txt").write_text("a.jpg\n", encoding="utf-16")
+    for text, problem in (
+        ("", "an empty name"),
+        ("nothing.jpg", r"nothing\.jpg: no such file or folder"),
+        ("no\x1bthing/**/*.jpg", r"no\\x1bthing/\*\*/\*\.jpg: no such file or folder"),
+        ("~nobody-of-this-name/a", "no such file or folder"),
+        ("pipe.txt", "pipe.txt: not a regular file"),
+        ("/dev/zero", "/dev/zero: not a regular file"),
+        ("blank.txt", "blank.txt: names no picture"),
+        ("wide.txt", "is not a path; save the list as UTF-8"),
+    ):
+        with pytest.raises(DataError, match=problem):
+            relatives(text)
+
+
+def test_what_may_not_be_entered_does_not_end_the_search(relatives, monkeypatch):
+    def refusing(name, refused):
+        real = getattr(os, name)
+
+        def call(path, *args, **kwargs):
+            if str(path).endswith(refused):
+                raise PermissionError(13, "Permission denied", path)
+            return real(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, name, call)  # because root, who may run the tests, may enter everything
+
+    refusing("scandir", "kitchen")
+    refusing("stat", "kitchen/a.jpg")
+    assert relatives("in") == ["a.jpg", "office/deep/a.jpg"]
+    assert relatives.skipped == [f"{Path.cwd()}/in/kitchen: cannot be searched (Permission denied)"]
+    assert relatives("in/kitchen/a.jpg", "in/a.jpg") == ["kitchen/a.jpg", "a.jpg"]
+    with pytest.raises(DataError, match=r"a\.jpg: not readable \(Permission denied\)"):
+        read_picture("in/kitchen/a.jpg")

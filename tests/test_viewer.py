@@ -1,0 +1,84 @@
+"""viewer.colour and viewer.strip: depth as images, and the strip of an evaluation."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_pictures import noise
+from viewer.colour import coloured, side_by_side, to_millimetres, with_legend
+from viewer.strip import Example, colour_range, draw_strip, example_images
+
+
+def test_millimetres_by_hand():
+    depth = np.array([[1.0004, 1.0006, 65.534, 65.6, 80.0]], dtype=np.float32)
+    assert to_millimetres(depth).tolist() == [[1000, 1001, 65534, 65535, 65535]]
+
+
+def test_colours_follow_the_range():
+    ramp = np.linspace(0.5, 3.5, 300, dtype=np.float32)[None].repeat(3, axis=0)
+    colours = coloured(ramp, 1.0, 3.0)
+    luminance = colours[0] @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(luminance) <= 1).all()  # near is bright, monotonically
+    assert luminance[0] > 200 > 50 > luminance[-1]
+    assert (colours[:, :40] == colours[0, 0]).all()
+    assert (colours[:, -40:] == colours[0, -1]).all()
+    assert (coloured(np.full((2, 2), 1.5), 1.5, 1.5) == colours[0, 0]).all()
+
+
+@pytest.mark.parametrize("size", [(3, 300), (1, 1), (400, 2), (480, 640)])
+def test_the_legend_covers_nothing(size):
+    image = noise(*size)
+    canvas = np.array(with_legend(image, 1.0, 3.0))
+    assert (canvas[: size[0], : size[1]] == image).all()
+    assert len(np.unique(canvas[size[0] :].reshape(-1, 3), axis=0)) > 50
+
+
+def test_side_by_side_or_above_each_other():
+    picture, colours = noise(4, 6), noise(4, 6, 1)
+    both = side_by_side(picture, colours)
+    assert (both[:, :6] == picture).all()
+    assert (both[:, 6:] == colours).all()
+    assert side_by_side(noise(4, 20), noise(4, 20)).shape == (8, 20, 3)
+
+
+def test_examples_are_of_each_scene_a_classroom_first():
+    scenes = ["bath", "bath", "class", "classroom", "classroom", "hall", "office"]
+    assert example_images(scenes) == [3, 0, 2, 5]
+    assert example_images(scenes, 7) == [3, 0, 2, 5, 6, 1, 4]
+    assert example_images(["hall"]) == [0]
+
+
+def test_the_colours_of_a_strip_cover_predictions_and_most_of_the_truth():
+    truth = np.concatenate([np.zeros(50), np.linspace(2, 4, 101)]).astype(np.float32)[None]  # 2 % of 101 steps: 0.04
+    one = Example("a", noise(1, 151), truth, np.full((1, 151), 3.0))
+    assert colour_range([one]) == pytest.approx((2.04, 3.96))
+    unmeasured = Example("b", noise(1, 151), truth * 0, np.full((1, 151), 7.0))
+    assert colour_range([one, unmeasured]) == pytest.approx((2.04, 7.0))
+
+
+def test_a_strip_shows_every_picture_beside_its_maps(tmp_path):
+    red = np.zeros((416, 544, 3), dtype=np.uint8) + np.array([255, 0, 0], dtype=np.uint8)
+    truth = np.linspace(1, 3, 416 * 544, dtype=np.float32).reshape(416, 544)
+    truth[:208] = 0
+    names = ("kitchen/rgb_1.jpg", r"no $\math$ at all $", "\u53a8\u623f \\udcff")  # the last in letters of no font here
+    path = tmp_path / "strip.png"
+    draw_strip(path, [Example(name, red, truth, truth + 1) for name in names])
+    with Image.open(path) as image:
+        drawn = np.asarray(image.convert("RGB")).astype(int)
+    reds = (drawn == [255, 0, 0]).all(axis=2)
+    greys = (np.abs(drawn - 0.75 * 255) <= 1).all(axis=2)  # where nothing was measured
+    assert reds.sum() > 3 * 150 * 200
+    assert greys.sum() > 3 * 70 * 200
+    assert np.quantile(np.nonzero(reds)[1], 0.99) < np.quantile(np.nonzero(greys)[1], 0.01)  # columns
+    assert [file.name for file in tmp_path.iterdir()] == ["strip.png"]
+    with pytest.raises(OSError, match="none"):
+        draw_strip(tmp_path / "none" / "strip.png", [Example("a", red, truth, truth)])
+
+
+def test_matplotlib_waits_until_something_is_drawn():
+    code = "import sys, viewer.page, viewer.strip; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], timeout=100).returncode == 0

@@ -1,0 +1,94 @@
+"""The strip of an evaluation as PNG: pictures, their true and their predicted depth, all in one colour scale.
+
+matplotlib is imported where something is drawn, so that a command which draws nothing does not wait for it.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from download import write_whole
+from viewer.colour import COLOUR_MAP
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIRST_SCENE = "classroom"  # shown before all others: the paper shows one
+COLUMNS_SHOWN = ("input", "ground truth (grey: not measured)", "this run")
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image of the strip.
+
+    Attributes:
+        name: written into the picture.
+        pixels: (H, W, 3) uint8, RGB.
+        truth: (H, W) [m], 0 where nothing was measured.
+        depth: (H, W) [m], as predicted.
+    """
+
+    name: str
+    pixels: np.ndarray
+    truth: np.ndarray
+    depth: np.ndarray
+
+
+def example_images(scenes: Sequence[str], count: int = 4) -> list[int]:
+    """Places of the images to show: the first of each scene, a classroom before all others, then any.
+
+    Args:
+        scenes: of each image.
+        count: how many at most.
+    """
+    first = {scene: place for place, scene in reversed(list(enumerate(scenes)))}
+    of_scenes = sorted(first.values(), key=lambda place: (scenes[place] != FIRST_SCENE, place))
+    return list(dict.fromkeys([*of_scenes, *range(len(scenes))]))[:count]
+
+
+def colour_range(examples: Sequence[Example]) -> tuple[float, float]:
+    """The depths [m] that the colours run between.
+
+    All predictions lie within them; of each ground truth, what lies between its 2nd and 98th percentile.
+    """
+    depths = [example.depth for example in examples]
+    measured = [example.truth[example.truth > 0] for example in examples]
+    bounds = depths + [np.percentile(depth, (2, 98)) for depth in measured if depth.size]
+    return min(float(depth.min()) for depth in bounds), max(float(depth.max()) for depth in bounds)
+
+
+def draw_strip(path: Path, examples: Sequence[Example]) -> None:
+    """Writes a PNG with a row for each example: input, ground truth and prediction.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    near, far = colour_range(examples)
+    figure = Figure(figsize=(11, 2.3 * len(examples) + 0.5), layout="constrained")
+    axes = figure.subplots(len(examples), len(COLUMNS_SHOWN), squeeze=False)
+    for row, example in zip(axes, examples, strict=True):
+        row[0].imshow(example.pixels)
+        label = {"facecolor": "white", "alpha": 0.8, "pad": 2}
+        row[0].text(8, 10, example.name, fontsize=8, va="top", parse_math=False, bbox=label)
+        for axis, depth in ((row[1], np.ma.masked_less_equal(example.truth, 0)), (row[2], example.depth)):
+            axis.set_facecolor("0.75")
+            drawn = axis.imshow(depth, cmap=COLOUR_MAP, vmin=near, vmax=far)
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+    for axis, title in zip(axes[0], COLUMNS_SHOWN, strict=True):
+        axis.set_title(title)
+    figure.colorbar(drawn, ax=axes[:, 1:], extend="both", label="depth [m]: bright is near, dark is far", shrink=0.9)
+    save_figure(figure, path)
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Writes a PNG that is there whole or not at all. Raises OSError: it cannot be written."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a scene's name in letters that the font lacks
+        write_whole(path, lambda file: figure.savefig(file, dpi=110, format="png", metadata={"Software": None}))
