@@ -25,7 +25,7 @@ import clip
 from calculate_error import UnscorableError
 from clip.checkpoint import locate_checkpoint
 from clip.model import convert_weights
-from datasets import DataError
+from datasets import DataError, printable
 from download import file_sha256, write_whole
 from monoclip import PAPER, MonoCLIP, Reading
 
@@ -316,6 +316,11 @@ def forgiving_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = streams
 
 
+def printable_lines(message: str) -> str:
+    """A message of one or more lines without the control characters that a file's name may bring to a terminal."""
+    return "\n".join(printable(line) for line in message.split("\n"))
+
+
 def run_command(prog: str, work: Callable[[], None]) -> int:
     """The exit code of a command whose work this is; an error for the user is one sentence on stderr.
 
@@ -340,5 +345,5 @@ def run_command(prog: str, work: Callable[[], None]) -> int:
         finally:
             if distributed.is_initialized():
                 distributed.destroy_process_group()
-        print(f"{prog}: {message}", file=sys.stderr, flush=True)
+        print(f"{prog}: {printable_lines(message)}", file=sys.stderr, flush=True)
         return code

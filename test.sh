@@ -1,17 +1,18 @@
 #!/bin/sh
 # The paper's evaluation with one command:  sh test.sh
-# The same on the embedded default, without weights, data or network:  sh test.sh --demo
+# All its tables, and the controls that it lacks:  sh test.sh --paper
+# Either on the embedded default, without weights, data or network:  sh test.sh [--paper] --demo
 #
 # 1. An environment with the packages of requirements.txt, set up only if the current one lacks something.
 # 2. CLIP's RN50 (256 MB): --clip_path FILE or $CLIP_PATH, else from the cache (~/.cache/clip), else downloaded.
-# 3. NYU Depth V2: --data_path PATH or $NYU_PATH (a folder with official_splits/test, or the .mat), else ./nyu_depth_v2
-#    beside this script, else downloaded (2.97 GB) and prepared there. --no_download downloads nothing, and says what to
+# 3. NYU Depth V2: --data_path PATH or $NYU_PATH (a folder with official_splits/test, or the .mat), else nyu_depth_v2/
+#    beside this script, else the .mat (2.97 GB) is downloaded there. --no_download downloads nothing, and says what to
 #    bring.
-# 4. eval.py, with all other arguments handed on to it. Results go to --output, else to results/ beside this script
-#    (results_demo/ for the demo).
+# 4. eval.py, or with --paper python -m experiments, with all other arguments handed on. Results go to --output, else to
+#    results/ beside this script (results_paper/, results_demo/, results_demo_paper/).
 set -eu
 root=$(cd "$(dirname "$(readlink -f "$0" 2>/dev/null || echo "$0")")" && pwd)
-demo= clip_path=${CLIP_PATH:-} data_path=${NYU_PATH:-} no_download=${NO_DOWNLOAD:-} output= given=
+demo= paper= clip_path=${CLIP_PATH:-} data_path=${NYU_PATH:-} no_download=${NO_DOWNLOAD:-} output= given=
 [ "$no_download" != 0 ] || no_download=
 
 fail() { # fail MESSAGE: a wrong argument
@@ -26,7 +27,8 @@ while [ "$left" -gt 0 ]; do
     left=$((left - 1))
     case $argument in
         -h | --help) sed -n '2,/^set -eu/{/^#/s/^# \{0,1\}//p;}' "$root/test.sh"; exit 0 ;;
-        --demo) demo=yes ;;
+        --demo) demo=_demo ;;
+        --paper) paper=_paper ;;
         --no_download) no_download=yes ;;
         --clip_path | --data_path | --output)
             [ "$left" -gt 0 ] || fail "$argument needs a value"
@@ -40,6 +42,7 @@ while [ "$left" -gt 0 ]; do
         *) set -- "$@" "$argument" ;; # for eval.py, kept in order
     esac
 done
+output=${output:-$root/results$demo$paper}
 
 . "$root/environment.sh"
 choose_python "$root/requirements.txt"
@@ -50,24 +53,17 @@ if [ -n "$demo" ]; then
     [ -z "$given" ] || fail "--demo brings its own weights and data; drop --clip_path and --data_path"
     echo "Demo: 16 rendered rooms, and a toy CLIP that was taught distance on purpose. It shows that the pipeline works;"
     echo "it says nothing about the real CLIP or the paper's claim (demo/README.md)."
-    output=${output:-$root/results_demo}
-    "$PYTHON" "$root/eval.py" --clip_path "$root/demo/rooms_clip.pt" --data_path "$root/demo/sample" \
-        --output "$output" --figures "$@"
-    echo "The pictures, their true and their predicted depth: $output/qualitative.png"
-    exit
+    clip_path=$root/demo/rooms_clip.pt data_path=$root/demo/sample
+    set -- --figures "$@"
 fi
-
 if [ -n "$no_download" ]; then
     CLIP_OFFLINE=1
     export CLIP_OFFLINE
 fi
 missing=
-cache=${CLIP_CACHE:-$HOME/.cache/clip}
 if [ -z "$clip_path" ]; then
     clip_path=RN50
-    if [ ! -f "$cache/RN50.pt" ] && [ ! -f "$cache/RN50.safetensors" ]; then
-        echo "Weights: RN50.pt (256 MB) is not in $cache${no_download:+, and nothing is to be downloaded}" >&2
-        "$PYTHON" - <<'PYTHON_CODE' || missing="$missing RN50.pt"
+    "$PYTHON" - <<'PYTHON_CODE' || missing="$missing RN50.pt"
 import sys
 from clip.checkpoint import CheckpointError, locate_checkpoint
 try:
@@ -75,22 +71,19 @@ try:
 except CheckpointError as error:
     sys.exit(f"test.sh: {error}")
 PYTHON_CODE
-    fi
 fi
 if [ -z "$data_path" ]; then
     data_path=$root/nyu_depth_v2
     mat=$data_path/nyu_depth_v2_labeled.mat
-    splits=$data_path/official_splits
-    # Ready: prepared to the end here (manifest.json), or brought by the user (a test folder, and no manifest.part).
-    if [ ! -f "$splits/manifest.json" ] && { [ -f "$splits/manifest.part" ] || [ ! -d "$splits/test" ]; }; then
-        if [ -n "$no_download" ] && [ ! -f "$mat" ]; then
+    if [ ! -d "$data_path/official_splits/test" ] && [ ! -f "$mat" ]; then
+        if [ -n "$no_download" ]; then
             echo "test.sh: NYU Depth V2 is not in $data_path, and nothing is to be downloaded. Bring the file" \
                 "nyu_depth_v2_labeled.mat (2.97 GB, https://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/) to $mat," \
                 "or name it, or a folder with official_splits/test: --data_path PATH" >&2
             missing="$missing nyu_depth_v2_labeled.mat"
         else
-            [ -f "$mat" ] || echo "Data: downloading NYU Depth V2, 2.97 GB, to $mat (Ctrl-C stops, a new start goes on)" >&2
-            "$PYTHON" -m datasets.prepare_nyu --output "$data_path" || missing="$missing nyu_depth_v2_labeled.mat"
+            "$PYTHON" -m datasets.prepare_nyu --download_only --output "$data_path" \
+                || missing="$missing nyu_depth_v2_labeled.mat"
         fi
     fi
 fi
@@ -98,5 +91,10 @@ if [ -n "$missing" ]; then
     echo "test.sh: nothing was evaluated; missing:$missing (see above for where each belongs)" >&2
     exit 1
 fi
-exec "$PYTHON" "$root/eval.py" --evaluate --batch_size 1 --dataset NYU --gpu_num 0 --encoder AST \
-    --other_method MonoCLIP --clip_path "$clip_path" --data_path "$data_path" --output "${output:-$root/results}" "$@"
+set -- --clip_path "$clip_path" --data_path "$data_path" --output "$output" "$@"
+if [ -n "$paper" ]; then
+    "$PYTHON" -m experiments --controls --figures --html "$@"
+else
+    "$PYTHON" "$root/eval.py" --evaluate --dataset NYU --gpu_num 0 --encoder AST --other_method MonoCLIP "$@"
+fi
+[ -z "$demo" ] || echo "The pictures, their true and their predicted depth: $output/qualitative.png"

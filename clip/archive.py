@@ -141,7 +141,8 @@ def _read(path: Path) -> object:
     if start.startswith(b"\x80"):
         with path.open("rb") as file:
             for _ in range(5):  # torch's magic number, its version, the machine, the state dict, the storages' names
-                _check_pickle(file)
+                if file.peek(1):
+                    _check_pickle(file)
         return _load_weights(path, mmap=False)
     if start[8:9] == b"{":
         return _read_safetensors(path)

@@ -7,7 +7,7 @@ the read-out's mean of bins is that depth. Pooled embeddings of whole views are 
 
     python -m demo.train_clip --output demo/rooms_clip.pt --seed 0
 
-Command line, hardware, time and the figures to expect: README.md beside this file. Saved as fp16 under the keys of
+Command line, hardware, time and the metrics to expect: README.md beside this file. Saved as fp16 under the keys of
 OpenAI's RN50, so that `clip.load` reads it. Left out: everything that a CLIP for other purposes would need.
 """
 
@@ -28,11 +28,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import clip
-from calculate_error import HIGHER_IS_BETTER, NYU_CROP, NYU_EVAL_CROP, NYU_FIGURES, errors_NYU
+from calculate_error import HIGHER_IS_BETTER, NYU_CROP, NYU_METRICS, compute_errors_NYU_per_image, counted_NYU
 from clip.model import CLIP, Architecture
-from datasets.nyu import NYUDepthV2, scan_folder
+from datasets.nyu import open_nyu
 from demo.rooms import render_scene, write_split
-from monoclip import PAPER, MonoCLIP, mirror_average, with_mirror
+from monoclip import PAPER, MonoCLIP, depth_of, mirror_average, upsampled
 
 HELD_OUT_SEED = 64_000  # the pictures that training is judged by
 SAMPLE_SEED = 16_000  # the pictures in demo/sample
@@ -81,7 +81,7 @@ class Pictures:
 def patch_depth(depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Geometric mean of the measured depths, and their share, in each 32 x 32 patch: (416, 544) -> twice (13, 17).
 
-    Geometric, because the figures judge ratios: on an edge between 1 m and 3 m, 1.73 m is as wrong for both sides. It
+    Geometric, because the metrics judge ratios: on an edge between 1 m and 3 m, 1.73 m is as wrong for both sides. It
     is 1 m where nothing was measured.
     """
     h, w = depth.shape[0] // PATCH, depth.shape[1] // PATCH
@@ -212,7 +212,8 @@ def train(model: CLIP, pictures: Pictures, steps: int, batch_size: int, seed: in
         image, depth, measured = image.to(device), depth.to(device), measured.to(device)
 
         reader.text_features = F.normalize(model.encode_text(tokens), dim=-1).T  # (D, K), with its gradient
-        logits = sharpness * reader.logits(reader.patch_features(image.contiguous(memory_format=torch.channels_last)))
+        trunk = model.encode_patches(image.contiguous(memory_format=torch.channels_last))  # (B, C, h, w)
+        logits = sharpness * reader.logits(reader.patch_features(trunk))
         loss = patch_loss(logits, depth, measured, reader.bin_list)
 
         top, left = rng.integers(depth.shape[1] - window + 1), rng.integers(depth.shape[2] - window + 1)
@@ -263,8 +264,8 @@ def measure(model: CLIP, root: Path, seed: int = 0) -> tuple[dict[str, dict[str,
         seed: of the permutations.
 
     Returns:
-        For "embedded CLIP", "uniform weights", "best constant" (the best for each figure on its own, of 1.5, 1.6, ...
-        3.0 m) and "best of 20 permutations" (of the word-to-bin order, again for each figure): figure name -> mean
+        For "embedded CLIP", "uniform weights", "best constant" (the best for each metric on its own, of 1.5, 1.6, ...
+        3.0 m) and "best of 20 permutations" (of the word-to-bin order, again for each metric): metric -> mean
         over images. And the median over images of Spearman's correlation between predicted and true depth.
     """
     bins = torch.tensor(PAPER.bin_list)
@@ -277,20 +278,19 @@ def measure(model: CLIP, root: Path, seed: int = 0) -> tuple[dict[str, dict[str,
     constants = torch.cat([bins.mean()[None], torch.arange(15, 31) / 10])
     reader = MonoCLIP(model)
     rows, correlations = [], []
-    dataset = NYUDepthV2(scan_folder(root), NYU_CROP, PAPER.image_mean, PAPER.image_std)
+    dataset = open_nyu(root, NYU_CROP, PAPER.normalised)
     for sample in (dataset[i] for i in range(len(dataset))):
         image = sample.image[None]
-        probs = reader.probs(reader.patch_features(with_mirror(image)))  # (2, K, h, w), of the image and its mirror
-        read = [mirror_average(torch.einsum("bkhw,k->bhw", probs, b)[:, None]) for b in (bins, *permuted)]
-        pred = F.interpolate(torch.cat(read), image.shape[2:], mode="bilinear", align_corners=True)
-        flat = constants.view(-1, 1, 1, 1).expand(-1, 1, *image.shape[2:])
-        pred = torch.cat([pred, flat])  # (R, 1, 416, 544): the model, 20 permutations, uniform weights, 16 constants
-        errors = errors_NYU(sample.depth.expand(len(pred), -1, -1, -1), pred)
-        rows.append(torch.stack([errors.figures[name] for name in NYU_FIGURES]))  # (figures, R)
-        seen = pred[0, 0, : NYU_EVAL_CROP[0].stop - NYU_CROP[0].start, : NYU_EVAL_CROP[1].stop - NYU_CROP[1].start]
-        gt = sample.depth[0, NYU_CROP[0], NYU_CROP[1]][: seen.shape[0], : seen.shape[1]]
-        correlations.append(spearman(seen[gt > 0], gt[gt > 0]))
-    means = torch.stack(rows).double().mean(0)  # (figures, R)
+        logits = reader.logits(reader.patch_features(reader.trunk(image)))  # (2, K, h, w), of the image and its mirror
+        read = mirror_average(depth_of(logits, torch.stack([bins, *permuted])))  # (1, 1 + 20, h, w)
+        flat = constants.view(1, -1, 1, 1).expand(-1, -1, *image.shape[2:])
+        # (1, R, 416, 544): the model, 20 permutations, uniform weights, 16 constants
+        pred = torch.cat([upsampled(read, image.shape[2:]), flat], dim=1)
+        errors = compute_errors_NYU_per_image(sample.depth[None], pred)
+        rows.append(torch.cat([errors[name] for name in NYU_METRICS]))  # (metrics, R)
+        places, gt = counted_NYU(sample.depth)
+        correlations.append(spearman(pred[0, 0].flatten()[places], gt))
+    means = torch.stack(rows).mean(0)  # (metrics, R)
     groups = {
         "embedded CLIP": slice(0, 1),
         "uniform weights": slice(1 + PERMUTATIONS, 2 + PERMUTATIONS),
@@ -300,7 +300,7 @@ def measure(model: CLIP, root: Path, seed: int = 0) -> tuple[dict[str, dict[str,
     table = {
         group: {
             name: (row[part].max() if name in HIGHER_IS_BETTER else row[part].min()).item()
-            for name, row in zip(NYU_FIGURES, means, strict=True)
+            for name, row in zip(NYU_METRICS, means, strict=True)
         }
         for group, part in groups.items()
     }
@@ -309,8 +309,8 @@ def measure(model: CLIP, root: Path, seed: int = 0) -> tuple[dict[str, dict[str,
 
 def markdown(table: dict[str, dict[str, float]], correlation: float) -> str:
     """The table of `measure`, and a line on the rank correlation."""
-    lines = ["| | " + " | ".join(NYU_FIGURES) + " |", "|---|" + "---|" * len(NYU_FIGURES)]
-    lines += [f"| {name} | " + " | ".join(f"{row[f]:.4f}" for f in NYU_FIGURES) + " |" for name, row in table.items()]
+    lines = ["| | " + " | ".join(NYU_METRICS) + " |", "|---|" + "---|" * len(NYU_METRICS)]
+    lines += [f"| {name} | " + " | ".join(f"{row[f]:.4f}" for f in NYU_METRICS) + " |" for name, row in table.items()]
     return "\n".join([*lines, "", f"median rank correlation with the ground truth: {correlation:.3f}"])
 
 

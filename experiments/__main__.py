@@ -209,7 +209,8 @@ def draw(
             weights = logits_of(features.cpu(), text, published.BIN_RESPONSE).softmax(1)[0].numpy()  # (K, h, w)
             plots.draw_response(output / RESPONSE_FILE, examples[0], weights)
     draw_strip(output / STRIP_FILE, examples)
-    plots.draw_chart(output / CHART_FILE, scored)
+    theirs = {name: row.by_column() for row, name in scored.published_by.items() if row.scene is None}
+    plots.draw_chart(output / CHART_FILE, scored.results, scored.groups, theirs, scored.caption)
 
 
 def write_page(

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 
 from datasets import printable
 from experiments.published import BIN_RESPONSE, THIS_RUN, UNIFORM
-from experiments.tables import Scored
+from experiments.statistics import Results
 from viewer.strip import Example, save_figure
 
 CHARTED = {
@@ -80,16 +80,28 @@ def near_and_far(truth: np.ndarray, grid: Sequence[int]) -> list[tuple[int, int,
     return [(*divmod(int(usable[i]), w), float(depth[i])) for i in chosen]
 
 
-def draw_chart(path: Path, scored: Scored) -> None:
+def draw_chart(
+    path: Path,
+    results: Results,
+    groups: Mapping[str, Sequence[str]],
+    published: Mapping[str, Mapping[str, float | None]],
+    caption: str,
+) -> None:
     """All rows: means with 95 % intervals, groups as median with minimum and maximum, the paper's metrics beside.
+
+    Args:
+        path: of the PNG.
+        results: the metrics.
+        groups: group -> rows that are drawn together.
+        published: row -> the paper's metrics.
+        caption: what everything is over.
 
     Raises:
         OSError: it cannot be written.
     """
-    results, rows = scored.results, scored.single_rows
+    rows = results.single_rows(groups)
     intervals = results.intervals(rows)
-    published = {name: row.by_column() for row, name in scored.published_by.items() if row.scene is None}
-    labels = [*rows, *(f"{group} ({len(members)})" for group, members in scored.groups.items())]
+    labels = [*rows, *(f"{group} ({len(members)})" for group, members in groups.items())]
     figure = Figure(figsize=(15, 1.6 + 0.27 * len(labels)), layout="constrained")
     axes = figure.subplots(1, len(CHARTED), sharey=True)
     for axis, (metric, meaning) in zip(axes, CHARTED.items(), strict=True):
@@ -99,7 +111,7 @@ def draw_chart(path: Path, scored: Scored) -> None:
             value = published.get(row, {}).get(metric)
             if value is not None:
                 axis.plot(value, y, "D", color="black", markersize=5)
-        for y, members in enumerate(scored.groups.values(), len(rows)):
+        for y, members in enumerate(groups.values(), len(rows)):
             spread = results.spread(members)
             draw_bar(axis, y, spread["median"], metric, (spread["min"][metric], spread["max"][metric]), "tab:gray")
         axis.axvline(results.mean(UNIFORM)[metric], color="tab:red", linestyle="--", linewidth=1)
@@ -107,8 +119,8 @@ def draw_chart(path: Path, scored: Scored) -> None:
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(labels)), map(printable, labels), fontsize=8, parse_math=False)
     axes[0].set_ylim(len(labels) - 0.4, -0.6)
-    note = f"{scored.caption}\nWhiskers: 95 % bootstrap interval over images"
-    note += "; grey: median, minimum and maximum of a group" if scored.groups else ""
+    note = f"{caption}\nWhiskers: 95 % bootstrap interval over images"
+    note += "; grey: median, minimum and maximum of a group" if groups else ""
     figure.suptitle(f"{note}. Dashed: {UNIFORM}. Diamond: the paper.", fontsize=10, parse_math=False)
     save_figure(figure, path)
 

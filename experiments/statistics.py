@@ -54,6 +54,11 @@ class Results:
         for metric, values in errors.items():
             self.metrics[row][:, self.columns.index(metric)] = values
 
+    def single_rows(self, groups: Mapping[str, Sequence[str]]) -> list[str]:
+        """Rows that belong to none of the groups (group -> rows)."""
+        grouped = {row for rows in groups.values() for row in rows}
+        return [row for row in self.metrics if row not in grouped]
+
     def over(self, scene: str | None) -> np.ndarray:
         """Which images a mean is over, (I,) bool: those of `scene`, or all."""
         return np.ones(len(self.images), dtype=bool) if scene is None else self.scenes == scene

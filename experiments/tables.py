@@ -60,8 +60,7 @@ class Scored:
     @property
     def single_rows(self) -> list[str]:
         """Rows that belong to no group."""
-        grouped = {row for rows in self.groups.values() for row in rows}
-        return [row for row in self.results.metrics if row not in grouped]
+        return self.results.single_rows(self.groups)
 
     def beside(self, row: Published) -> Sequence[str]:
         """Our rows that stand beside a published one."""

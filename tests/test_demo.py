@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 import clip
-from calculate_error import HIGHER_IS_BETTER, NYU_CROP, NYU_FIGURES
+from calculate_error import HIGHER_IS_BETTER, NYU_CROP, NYU_METRICS
 from clip.checkpoint import read_state_dict
 from clip.model import CLIP, Architecture
-from datasets.nyu import NYUDepthV2, check_files, scan_folder
+from datasets.nyu import FolderSource, NYUDepthV2, open_nyu
 from demo import rooms, train_clip
-from eval import evaluate
+from eval import THIS_RUN, evaluate, mean
 from monoclip import PAPER, MonoCLIP, Reading
 
 DEMO = Path(train_clip.__file__).parent
@@ -31,20 +31,18 @@ def rooms_clip() -> CLIP:
 
 @pytest.fixture(scope="module")
 def sample() -> NYUDepthV2:
-    pairs = scan_folder(DEMO / "sample")
-    check_files(pairs)
-    return NYUDepthV2(pairs, NYU_CROP, PAPER.image_mean, PAPER.image_std)
+    return open_nyu(DEMO / "sample", NYU_CROP, PAPER.normalised)
 
 
-def figures_of(model: MonoCLIP, dataset: NYUDepthV2) -> dict[str, float]:
-    """Mean figures by the official evaluation."""
-    rows = [row for batch in evaluate(model, dataset, torch.device("cpu"), batch_size=4) for row in batch]
-    return {name: float(np.mean([row[name] for row in rows])) for name in NYU_FIGURES}
+def metrics_of(model: MonoCLIP, dataset: NYUDepthV2) -> dict[str, float]:
+    """Mean metrics by the official evaluation."""
+    rows = [row for batch in evaluate(model, dataset, torch.device("cpu")) for row in batch]
+    return mean(rows, THIS_RUN)
 
 
 @pytest.fixture(scope="module")
-def figures(rooms_clip, sample) -> dict[str, float]:
-    return figures_of(MonoCLIP(rooms_clip), sample)
+def metrics(rooms_clip, sample) -> dict[str, float]:
+    return metrics_of(MonoCLIP(rooms_clip), sample)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +64,7 @@ def better(name: str, a: dict[str, float], b: dict[str, float]) -> bool:
 
 
 def readme_table(heading: str) -> dict[str, dict[str, float]]:
-    """The table of demo/README.md below a heading: row name -> figure name -> value."""
+    """The table of demo/README.md below a heading: row -> metric -> value."""
     section = (DEMO / "README.md").read_text(encoding="utf-8").split(f"### {heading}\n")[1].split("###")[0]
     titles, _, *rows = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in re.findall(r"^\|.*\|$", section, re.M)
@@ -172,18 +170,18 @@ def test_checkpoint_has_the_keys_of_openai_in_fp16_and_at_most_5_mb(rooms_clip):
 def test_sample_is_small_and_is_what_the_renderer_makes(sample):
     assert sum(path.stat().st_size for path in (DEMO / "sample").rglob("*") if path.is_file()) <= 4_000_000
     assert len(sample) == 16
-    assert len({pair.scene for pair in sample.pairs}) >= 4
+    assert len({pair.scene for pair in sample.source.pairs}) >= 4
     scene, _, depth = rooms.render_scene(train_clip.SAMPLE_SEED, 0)
-    first = next(i for i, pair in enumerate(sample.pairs) if pair.index == 0)
-    assert sample.pairs[first].scene == scene
+    first = next(i for i, pair in enumerate(sample.source.pairs) if pair.index == 0)
+    assert sample.source.pairs[first].scene == scene
     same = np.abs(sample[first].depth[0].numpy() - depth) < 2e-3
     assert same.mean() > 0.995  # another processor may round an edge otherwise
 
 
-def test_figures_are_those_of_the_readme(figures):
+def test_metrics_are_those_of_the_readme(metrics):
     stated = readme_table("The sample: 16 pictures of seed 16000")["embedded CLIP"]
-    assert stated.keys() == figures.keys()
-    for name, value in figures.items():
+    assert stated.keys() == metrics.keys()
+    for name, value in metrics.items():
         assert value == pytest.approx(stated[name], abs=0.01), name
 
 
@@ -195,14 +193,14 @@ def test_figures_are_those_of_the_readme(figures):
 def test_readme_states_a_model_that_beats_the_others(heading):
     model, *others = readme_table(heading).values()
     assert len(others) == 3
-    assert model["a1"] >= 0.60
+    assert model["delta1"] >= 0.60
     assert model["abs_rel"] <= 0.22
-    for name in NYU_FIGURES:
+    for name in NYU_METRICS:
         assert all(better(name, model, other) for other in others), name
 
 
 def test_measure_agrees_with_the_official_evaluation_and_beats_the_others(rooms_clip, sample, tmp_path):
-    pairs = sample.pairs[::3]  # for speed
+    pairs = sample.source.pairs[::3]  # for speed
     for pair in pairs:
         folder = tmp_path / "official_splits" / "test" / pair.scene
         folder.mkdir(parents=True, exist_ok=True)
@@ -210,11 +208,11 @@ def test_measure_agrees_with_the_official_evaluation_and_beats_the_others(rooms_
             shutil.copy(path, folder)
     table, correlation = train_clip.measure(rooms_clip, tmp_path)
     model, *others = table.values()
-    official = figures_of(MonoCLIP(rooms_clip), NYUDepthV2(pairs, sample.crop, sample.mean, sample.std))
+    official = metrics_of(MonoCLIP(rooms_clip), NYUDepthV2(FolderSource(pairs), sample.crop, sample.normalised))
     assert list(table) == ["embedded CLIP", "uniform weights", "best constant", "best of 20 permutations"]
-    for name in NYU_FIGURES:
+    for name in NYU_METRICS:
         assert model[name] == pytest.approx(official[name], rel=1e-4)
-        if name != "a3":  # near its ceiling: in so few pictures, one near ball decides it; README.md has it for 64
+        if name != "delta3":  # near its ceiling: in so few pictures, one near ball decides it; README.md has it for 64
             assert all(better(name, model, other) for other in others), name
     assert correlation > 0.6
 
@@ -222,23 +220,23 @@ def test_measure_agrees_with_the_official_evaluation_and_beats_the_others(rooms_
 # ------------------------------------------------------------------------------------------------- it knows distance
 
 
-def test_reversed_words_make_every_figure_worse(rooms_clip, sample, figures):
-    reversed_words = figures_of(MonoCLIP(rooms_clip, Reading(bin_list=PAPER.bin_list[::-1])), sample)
-    for name in NYU_FIGURES:
-        assert better(name, figures, reversed_words), name
+def test_reversed_words_make_every_metric_worse(rooms_clip, sample, metrics):
+    reversed_words = metrics_of(MonoCLIP(rooms_clip, Reading(bin_list=PAPER.bin_list[::-1])), sample)
+    for name in NYU_METRICS:
+        assert better(name, metrics, reversed_words), name
 
 
-def test_uniform_weights_make_every_figure_worse(rooms_clip, sample, figures):
-    uniform = figures_of(MonoCLIP(rooms_clip, Reading(temperature=1e6)), sample)
-    for name in NYU_FIGURES:
-        assert better(name, figures, uniform), name
+def test_uniform_weights_make_every_metric_worse(rooms_clip, sample, metrics):
+    uniform = metrics_of(MonoCLIP(rooms_clip, Reading(temperature=1e6)), sample)
+    for name in NYU_METRICS:
+        assert better(name, metrics, uniform), name
 
 
-def test_words_that_say_nothing_of_distance_make_every_figure_worse(rooms_clip, sample, figures):
+def test_words_that_say_nothing_of_distance_make_every_metric_worse(rooms_clip, sample, metrics):
     words = ("red", "a dog", "seven", "music", "thin", "yesterday", "wet")
-    other = figures_of(MonoCLIP(rooms_clip, Reading(depth_classes=words)), sample)
-    for name in NYU_FIGURES:
-        assert better(name, figures, other), name
+    other = metrics_of(MonoCLIP(rooms_clip, Reading(depth_classes=words)), sample)
+    for name in NYU_METRICS:
+        assert better(name, metrics, other), name
 
 
 def test_near_patches_are_predicted_nearer_than_far_ones(patches):

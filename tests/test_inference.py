@@ -12,8 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import clip
-from clip.inference import FusedBottleneck, FusedConv2d, has_onednn_kernel
-from clip.model import CLIP, Bottleneck
+from clip.model import CLIP
 from monoclip import MonoCLIP
 from tests.conftest import random_clip
 from tests.test_model import TINY_VIT
@@ -30,33 +29,16 @@ def image() -> torch.Tensor:
     return torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
 
 
-def test_folding_by_hand():
-    # conv: 3 x; batch norm: (y - 1) / sqrt(4) * 5 + 2 = 7.5 x - 0.5; other: +4
-    conv, bn = nn.Conv2d(1, 1, 1, bias=False).eval(), nn.BatchNorm2d(1, eps=0).eval()
-    nn.init.constant_(conv.weight, 3)
-    bn.load_state_dict(
-        {"weight": torch.tensor([5.0]), "bias": torch.tensor([2.0])}
-        | {"running_mean": torch.tensor([1.0]), "running_var": torch.tensor([4.0])}
-        | {"num_batches_tracked": torch.tensor(1)}
-    )
-    x = torch.tensor([[[[2.0, -2.0]]]])
-    with torch.no_grad():
-        assert FusedConv2d(conv, bn, relu=False)(x).flatten().tolist() == [14.5, -15.5]
-        assert FusedConv2d(conv, bn, relu=True)(x).flatten().tolist() == [14.5, 0]
-        assert FusedConv2d(conv, bn, relu=False)(x, torch.full_like(x, 4)).flatten().tolist() == [18.5, -11.5]
-        assert FusedConv2d(conv, bn, relu=True)(x, torch.full_like(x, 4)).flatten().tolist() == [18.5, 0]
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("inplanes", [16, 8])
-def test_a_block_equals_the_plain_block(stride, inplanes):
-    generator = torch.Generator().manual_seed(0)
-    block = Bottleneck(inplanes, 4, stride).eval().requires_grad_(False)
-    for parameter in [*block.parameters(), *block.buffers()]:
-        if parameter.is_floating_point():
-            parameter.uniform_(0.5, 1.5, generator=generator)
-    x = torch.randn(2, inplanes, 6, 8, generator=generator)
-    assert_close(FusedBottleneck(block)(x.clone()), block(x), rtol=1e-5, atol=1e-4)
+def test_folding_by_hand(tiny_clip):
+    # batch norm: (y - 1) / 2 * 5 + 2 = 2.5 y - 0.5, so weights are 2.5 times as large and the bias is -0.5
+    model = copy.deepcopy(tiny_clip)
+    bn, weight = model.visual.layer1[0].downsample[2], model.visual.layer1[0].downsample[1].weight.clone()
+    bn.eps = 0
+    for name, value in (("weight", 5.0), ("bias", 2.0), ("running_mean", 1.0), ("running_var", 4.0)):
+        getattr(bn, name).fill_(value)
+    folded = clip.optimize_for_inference(model).visual.layer1[0].downsample[1]
+    assert_close(folded.weight, 2.5 * weight)
+    assert_close(folded.bias, torch.full_like(folded.bias, -0.5))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (64, 96)])
@@ -74,26 +56,18 @@ def test_depth_of_rn50_is_that_of_the_plain_network(rn50, golden_inputs, golden_
     assert_close(depth, golden_prediction, rtol=0, atol=1e-5)
 
 
-def test_depth_of_a_tiny_clip_is_that_of_the_plain_network(tiny_clip, image):
-    with torch.inference_mode():
-        assert_close(
-            MonoCLIP(optimised(tiny_clip)).predict(image), MonoCLIP(tiny_clip).predict(image), rtol=0, atol=1e-5
-        )
-
-
-def test_without_onednn_the_features_are_the_same(tiny_clip, image, monkeypatch):
+def test_the_fast_form_is_the_one_that_is_used(tiny_clip, image):
     model = optimised(tiny_clip)
-    with torch.inference_mode():
-        expected = tiny_clip.encode_patches(image)
-        monkeypatch.setattr(clip.inference, "has_onednn_kernel", lambda x: False)
-        assert_close(model.encode_patches(image), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_onednn_is_for_the_cpu_and_has_no_gradient():
-    x = torch.zeros(1, 3, 32, 32)
-    assert not has_onednn_kernel(x.to("meta"))
-    assert not has_onednn_kernel(x.double())
-    assert not has_onednn_kernel(x.clone().requires_grad_())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.visual.modules())
+    layouts: list[bool] = []
+    convolutions = [module for module in model.visual.modules() if isinstance(module, nn.Conv2d)]
+    for convolution in convolutions:
+        convolution.register_forward_hook(
+            lambda _, __, output: layouts.append(output.is_contiguous(memory_format=torch.channels_last))
+        )
+    model.encode_patches(image)
+    # 3 of the stem, 3 of each of the 4 blocks, and 4 that match the widths of residuals
+    assert layouts == [True] * len(convolutions) == [True] * (3 + 3 * 4 + 4)
 
 
 def test_gradients_of_the_image_pass_through(tiny_clip, image):
@@ -131,16 +105,6 @@ def test_a_second_call_changes_nothing_but_the_dtype(tiny_clip, image):
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert clip.optimize_for_inference(model, torch.bfloat16).encode_patches(image).dtype == torch.bfloat16
-
-
-def test_no_batch_norm_and_no_bare_convolution_is_left(tiny_clip):
-    model = optimised(tiny_clip)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    convolutions = [module for module in model.modules() if isinstance(module, FusedConv2d)]
-    # 3 of the stem, 3 of each of the 4 blocks, and 4 that match the widths of residuals
-    assert len(convolutions) == 3 + 3 * 4 + 4
-    assert sum(isinstance(module, nn.Conv2d) for module in model.modules()) == len(convolutions)
-    assert all(conv.weight.is_contiguous(memory_format=torch.channels_last) for conv in convolutions)
 
 
 def test_a_vision_transformer_keeps_its_features(image):
