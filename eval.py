@@ -25,7 +25,7 @@ from tqdm import tqdm
 import options
 from calculate_error import NYU_CROP, NYU_METRICS, compute_errors_NYU_per_image
 from clip.inference import keep_freed_memory
-from datasets.nyu import NYUDepthV2, Sample, batches, coverage, is_official, open_nyu
+from datasets.nyu import NYUDepthV2, coverage, is_official, open_nyu
 from experiments.published import COLUMNS, DEPTHCLIP, THIS_RUN, UNIFORM
 from monoclip import MonoCLIP
 from viewer.strip import Example, draw_strip, example_images
@@ -62,8 +62,8 @@ def evaluate(
     dataset: NYUDepthV2,
     device: torch.device,
     batch_size: int = 4,
-    workers: int = 0,
-    items: Sequence[int] = (),
+    workers: int = 1,
+    items: Sequence[int] | None = None,
 ) -> Iterator[list[Row]]:
     """The evaluation: every image through the method and the metrics.
 
@@ -72,8 +72,8 @@ def evaluate(
         dataset: from `open_nyu`.
         device: where depth is predicted.
         batch_size: images at once; their mirrors come on top.
-        workers: processes that read images, 0 for none.
-        items: places of the images; all if empty.
+        workers: threads that read images.
+        items: places of the images; all if None.
 
     Yields:
         For each batch, two rows for each image: of the model, and of uniform weights, which say nothing.
@@ -82,21 +82,18 @@ def evaluate(
         DataError: a file is damaged.
         UnscorableError: a prediction is not finite, or an image has no valid pixel.
     """
-    for batch in batches(dataset, items or range(len(dataset)), batch_size, workers):
+    items = range(len(dataset)) if items is None else items
+    for batch in dataset.batches(items, batch_size, workers):
         depth = model.predict(batch.image.to(device)).cpu()  # (B, 1, 416, 544) [m], image and mirror in one batch
-        uniform = torch.full_like(depth, model.bin_list.mean())  # the same for every image
-        metrics = compute_errors_NYU_per_image(batch.depth, torch.cat([depth, uniform], 1), names=batch.name)
-        yield records(batch, metrics)
-
-
-def records(batch: Sample, metrics: Mapping[str, torch.Tensor]) -> list[Row]:
-    """A row for each image and reading, from metrics by name, (B, 2)."""
-    return [
-        {"image": name, "scene": batch.scene[i], "index": int(batch.index[i]), "reading": reading}
-        | {key: values[i, place].item() for key, values in metrics.items()}
-        for i, name in enumerate(batch.name)
-        for place, reading in enumerate((THIS_RUN, UNIFORM))
-    ]
+        uniform = torch.full_like(depth, model.bin_list.mean().item())  # the same for every image
+        names = [dataset.names[item] for item in batch.items]
+        metrics = compute_errors_NYU_per_image(batch.depth, torch.cat([depth, uniform], 1), names=names)  # (B, 2) each
+        yield [
+            {"image": names[i], "scene": dataset.scenes[item], "index": dataset.indices[item], "reading": reading}
+            | {metric: values[i, place].item() for metric, values in metrics.items()}
+            for i, item in enumerate(batch.items)
+            for place, reading in enumerate((THIS_RUN, UNIFORM))
+        ]
 
 
 def mean(rows: Sequence[Row], reading: str) -> dict[str, float]:
@@ -161,7 +158,7 @@ def table(rows: Sequence[Row], uniform_depth: float) -> str:
 @torch.inference_mode()
 def example(model: MonoCLIP, dataset: NYUDepthV2, item: int, device: torch.device) -> Example:
     """An image of the qualitative strip, with its true and its predicted depth."""
-    depth = model.predict(dataset[item].image[None].to(device))[0, 0].cpu().numpy()
+    depth = model.predict(dataset[item][0][None].to(device))[0, 0].cpu().numpy()
     return Example(dataset.names[item], dataset.pixels(item), dataset.depth(item)[0][NYU_CROP].numpy(), depth)
 
 
@@ -183,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"model: {args.clip_path} on {device} in {precision}")
 
         batch_size = args.batch_size or options.BATCH_SIZE[device.type]
-        workers = options.WORKERS[device.type] if args.workers is None else args.workers
+        workers = args.workers or options.WORKERS[device.type]
         items, start = range(rank, len(dataset), count), time.perf_counter()
         done = shown(evaluate(model, dataset, device, batch_size, workers, items), len(items), rank)
         if count > 1:

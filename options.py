@@ -33,9 +33,9 @@ VERSION = "2.0"
 DEMO_WEIGHTS = Path(__file__).parent / "demo" / "rooms_clip.pt"
 DEMO_DATA = Path(__file__).parent / "demo" / "sample"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# Images at once, and processes that read them, unless the flags say otherwise.
+# Images at once, and threads that read them, unless the flags say otherwise.
 BATCH_SIZE = {"cpu": 4, "cuda": 32, "mps": 8}
-WORKERS = {"cpu": 0, "cuda": 8, "mps": 4}
+WORKERS = {"cpu": 1, "cuda": 8, "mps": 4}
 DATA_FOLDERS = (Path("nyu_depth_v2"), Path("datasets") / "NYU_Depth_V2")  # the second is the release's place
 PROCESS_VARIABLES = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))  # that torchrun sets
 # tqdm's own, but always images a second, also where an image takes longer than one.
@@ -55,13 +55,6 @@ def positive(text: str) -> int:
     """A whole number of 1 or more, for argparse."""
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
-
-
-def natural(text: str) -> int:
-    """A whole number of 0 or more, for argparse."""
-    if (value := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
     return value
 
 
@@ -122,7 +115,7 @@ def add_batch_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
     run.add_argument(
         "--batch_size", type=positive, help="images at once; does not change the metrics; 4 on a CPU, 32 on a GPU"
     )
-    run.add_argument("--workers", type=natural, help="processes that read images; none on a CPU, 8 on a GPU")
+    run.add_argument("--workers", type=positive, help="threads that read images; 1 on a CPU, 8 on a GPU")
     return run
 
 
@@ -248,10 +241,14 @@ def made_with(
     }
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all. Raises OSError: it cannot be written."""
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as JSON, whole or not at all. Raises OSError: it cannot be written."""
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def csv_text(text: str) -> str:

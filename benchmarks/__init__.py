@@ -1,1 +1,1 @@
-"""Measurements of speed and memory; nothing of the suite imports them."""
+"""Measurements of speed beside a plain implementation; nothing of the suite imports them."""

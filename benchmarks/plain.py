@@ -1,67 +1,100 @@
-"""The method as one would first write it: what the measurements are relative to.
+"""The method as one would first write it, and as it was released: what the measurements are relative to.
 
-Each image goes through the plain network as two batches of one, the image and its mirror; files are read, and figures
-computed, one image after another. Numbers and words are those of monoclip.py, the weights those of the same CLIP.
+    python -m benchmarks.plain --data_path NYU --clip_path WEIGHTS.pt --limit 8
+
+This is the one other place of the formulas in Python, of the depth in monoclip.py and of the metrics in
+calculate_error.py, on purpose without their speed: the network is built with random weights and then filled, prompts
+are encoded one by one, each image goes through the unchanged network as two batches of one, the image and its mirror,
+and the next file is read when the metrics of the last one are there. Words, bins and the encoders are the suite's.
 """
 
-from collections.abc import Iterable
+import argparse
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision import transforms
 
-import clip
-from datasets.nyu import Pair
+from clip.model import CLIP, infer_architecture
+from clip.tokenizer import tokenize
 from monoclip import PAPER
 
+RGB_CROP = (slice(56, 472), slice(60, 604))
+EVALUATION_CROP = (slice(45, 471), slice(46, 601))
 
-def depth_of_view(network: clip.CLIP, text_features: Tensor, bins: Tensor, image: Tensor) -> Tensor:
-    """(1, 3, H, W) -> (1, 1, h, w) [m]."""
-    features = network.visual.forward_patches(image).float()  # (1, C, h, w)
+
+def load(path: Path) -> CLIP:
+    """The plain network of a state dict, fp32."""
+    state_dict = torch.load(path, map_location="cpu", weights_only=True)
+    network = CLIP(infer_architecture(state_dict))
+    network.load_state_dict(state_dict)
+    return network.eval()
+
+
+def words(network: CLIP) -> Tensor:
+    """Text features of the paper's seven prompts, (D, 7)."""
+    prompts = [PAPER.depth_templates[0].format(PAPER.obj_classes[0], word) for word in PAPER.depth_classes]
+    features = torch.cat([network.encode_text(tokenize([prompt])) for prompt in prompts])  # (7, D)
+    return (features / features.norm(dim=-1, keepdim=True)).T
+
+
+def depth_of_view(network: CLIP, text_features: Tensor, image: Tensor) -> Tensor:
+    """Depth of each patch of the image or of its mirror: (1, 3, H, W) -> (1, 1, h, w) [m]."""
+    features = network.visual.forward_patches(image)  # (1, C, h, w)
+    height, width = features.shape[2:]
     features = features.flatten(2).transpose(1, 2)  # (1, N, C)
     features = (features / features.norm(dim=-1, keepdim=True))[..., :: features.shape[-1] // len(text_features)]
     logits = PAPER.logit_scale * features @ text_features / PAPER.temperature  # (1, N, K)
-    depth = (logits.softmax(dim=-1) * bins).sum(dim=-1)  # (1, N)
-    return depth.unflatten(1, (image.shape[2] // 32, image.shape[3] // 32))[:, None]
+    depth = (logits.softmax(dim=-1) * torch.tensor(PAPER.bin_list)).sum(dim=-1)  # (1, N)
+    return depth.reshape(1, 1, height, width)
 
 
-def predict(network: clip.CLIP, text_features: Tensor, bins: Tensor, image: Tensor) -> Tensor:
-    """(1, 3, H, W) -> (1, 1, H, W) [m]."""
-    upright = depth_of_view(network, text_features, bins, image)
-    mirrored = depth_of_view(network, text_features, bins, image.flip(-1)).flip(-1)
+def predict(network: CLIP, text_features: Tensor, image: Tensor) -> Tensor:
+    """Depth of each pixel: (1, 3, H, W) -> (1, 1, H, W) [m]."""
+    upright = depth_of_view(network, text_features, image)
+    mirrored = depth_of_view(network, text_features, image.flip(-1)).flip(-1)
     return F.interpolate((upright + mirrored) / 2, image.shape[2:], mode="bilinear", align_corners=True)
 
 
-def figures(gt: Tensor, pred: Tensor) -> list[float]:
-    """abs_diff, a1, a2, a3, abs_rel, log10 and rmse of one image: (480, 640), (416, 544) -> 7 numbers."""
-    full = torch.zeros_like(gt)
-    full[56:472, 60:604] = pred
-    mask = (gt > 1e-3) & (gt < 10) & (full > 1e-3)
-    crop = torch.zeros_like(mask)
-    crop[45:471, 46:601] = True
-    mask &= crop
+def metrics_of(gt: Tensor, pred: Tensor) -> dict[str, float]:
+    """Metrics of one image, by name: (480, 640), (416, 544) [m]."""
+    full, region = torch.zeros_like(gt), torch.zeros_like(gt, dtype=torch.bool)
+    full[RGB_CROP], region[EVALUATION_CROP] = pred, True
+    mask = (gt > 1e-3) & (gt < 10) & (full > 1e-3) & region
     gt, pred = gt[mask], full[mask].clamp(1e-3, 10)
-    ratio = torch.maximum(gt / pred, pred / gt)
-    difference = (gt - pred).abs()
-    values = [difference.mean(), *((ratio < 1.25**i).float().mean() for i in (1, 2, 3)), (difference / gt).mean()]
-    values += [(gt.log10() - pred.log10()).abs().mean(), difference.square().mean().sqrt()]
-    return [value.item() for value in values]
+    ratio, error = torch.maximum(gt / pred, pred / gt), (gt - pred).abs()
+    metrics = {"abs_diff": error.mean()} | {f"delta{i}": (ratio < 1.25**i).float().mean() for i in (1, 2, 3)}
+    metrics |= {"abs_rel": (error / gt).mean(), "log10": (gt.log10() - pred.log10()).abs().mean()}
+    return {name: value.item() for name, value in {**metrics, "rmse": error.square().mean().sqrt()}.items()}
 
 
 @torch.inference_mode()
-def evaluate(network: clip.CLIP, text_features: Tensor, pairs: Iterable[Pair], device: torch.device) -> list[float]:
-    """Mean figures over the images of `pairs`, in the order of `figures`; `text_features` are (D, K)."""
-    bins = torch.tensor(PAPER.bin_list, device=device)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (PAPER.image_mean, PAPER.image_std))
-    rows = []
-    for pair in pairs:
-        with Image.open(pair.rgb) as file:
-            pixels = np.array(file)[56:472, 60:604]
-        with Image.open(pair.depth) as file:
-            gt = torch.from_numpy(np.array(file).astype(np.float32) / 1000).clamp(0, 10)
-        image = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std
-        pred = predict(network, text_features, bins, image[None].to(device))
-        rows.append(figures(gt.to(device), pred[0, 0]))
-    return np.mean(rows, axis=0).tolist()
+def evaluate(network: CLIP, data_path: Path, limit: int | None = None) -> dict[str, float]:
+    """Mean metrics over the first images of a folder in NYU's layout."""
+    text_features, rows = words(network), []
+    normalised = transforms.Compose([transforms.ToTensor(), transforms.Normalize(PAPER.image_mean, PAPER.image_std)])
+    for path in sorted(data_path.glob("official_splits/test/*/rgb_*.jpg"))[:limit]:
+        image = normalised(np.asarray(Image.open(path))[RGB_CROP])  # (3, 416, 544)
+        millimetres = np.asarray(Image.open(path.with_name(f"sync_depth_{path.stem[-5:]}.png")))
+        gt = torch.from_numpy(millimetres.astype(np.float32) / 1000).clamp(0, 10)  # (480, 640)
+        rows.append(metrics_of(gt, predict(network, text_features, image[None])[0, 0]))
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def main() -> int:
+    """Evaluates and prints the metrics; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_path", type=Path, required=True)
+    parser.add_argument("--clip_path", type=Path, required=True)
+    parser.add_argument("--limit", type=int)
+    args = parser.parse_args()
+    print(evaluate(load(args.clip_path), args.data_path, args.limit))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,79 +1,92 @@
-"""What the benchmarks work on: readings, a CLIP of random weights, images of noise, and caches of their features."""
+"""What the commands are measured on: random weights of RN50's shape, images of noise in NYU's layout, stored features.
 
-import itertools
-from collections.abc import Sequence
+All of it is written into one folder, and what is there already stays.
+"""
+
+import json
+import shutil
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from calculate_error import NYU_CROP
-from clip.model import CLIP, Architecture
-from datasets.nyu import TEST_INDICES, NYUDepthV2, Pair, scan_folder
-from evaluation.controls import Suite, plain_suite, with_controls, with_paper
-from evaluation.encode import FeatureWriter, encode
-from evaluation.fingerprint import features_fingerprint
-from loading import choose_precision
-from monoclip import PAPER, MonoCLIP
+from calculate_error import NYU_CROP, NYU_FRAME
+from clip.model import CLIP, Architecture, convert_weights
+from datasets.nyu import TEST_INDICES, open_nyu
+from download import write_whole
+from experiments.__main__ import RESULTS_FILE, STORED_WITH
+from experiments.features import FeatureStore
+from monoclip import MonoCLIP
 
 RN50 = Architecture(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 12)
+FEATURES = "features"  # where experiments keeps them in its --output
 SEED = 0
+PICTURES = 4  # that differ; the other images repeat them
 
 
-def suites(channels: bool, mean_image: Tensor | None) -> dict[str, Suite]:
-    """What is read from one pass over the images, by the flags that ask for it; arguments as of `with_controls`."""
-    suite = plain_suite(PAPER)
-    published = with_paper(suite)
-    return {"": suite, " --paper": published, " --paper --controls": with_controls(published, channels, mean_image)}
-
-
-def random_network(architecture: Architecture = RN50) -> CLIP:
-    """A CLIP of random weights in evaluation mode, its batch norms unlike those of a new layer."""
+def write_weights(path: Path, architecture: Architecture = RN50) -> None:
+    """Writes random weights, in fp16 like OpenAI's, with batch norms unlike those of a new layer."""
+    if path.is_file():
+        return
     generator = torch.Generator().manual_seed(SEED)
-    with torch.random.fork_rng():
-        torch.manual_seed(SEED)
-        model = CLIP(architecture)
-    for module in model.modules():
+    torch.manual_seed(SEED)
+    network = CLIP(architecture)
+    for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.get_buffer("running_mean").normal_(0, 0.05, generator=generator)
             module.get_buffer("running_var").uniform_(0.8, 1.2, generator=generator)
-    return model.eval().requires_grad_(False)
+    convert_weights(network, torch.float16)
+    write_whole(path, lambda file: torch.save(network.state_dict(), file))
 
 
-def write_images(folder: Path, count: int) -> None:
-    """Writes `count` pairs of 480x640 in NYU's layout: smooth noise with grain, and smooth depth with holes."""
+def write_images(root: Path, count: int) -> int:
+    """Writes `count` pairs, or as many as the test split has, and says how many: smooth noise with grain, and smooth depth of 0.8 to 6 m with holes.
+
+    A comment with the image's index in each JPEG makes all files differ, as the store names features by their bytes.
+    """
+    folder = root / "official_splits" / "test" / "office"
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(SEED)
-    folder = folder / "official_splits" / "test" / "office"
-    folder.mkdir(parents=True)
+    height, width = NYU_FRAME
 
     def smooth(low: float, high: float) -> np.ndarray:
         coarse = Image.fromarray(rng.uniform(low, high, (12, 16)).astype(np.float32))
-        return np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC))
+        return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
-    for index in TEST_INDICES[:count]:
-        rgb = np.stack([smooth(0, 255) for _ in range(3)], axis=-1) + rng.normal(0, 8, (480, 640, 3))
-        Image.fromarray(rgb.clip(0, 255).astype(np.uint8)).save(folder / f"rgb_{index:05d}.jpg", quality=95)
-        depth = smooth(800, 6000) + rng.normal(0, 10, (480, 640))
+    pairs = []
+    for _ in range(PICTURES):
+        rgb = np.stack([smooth(0, 255) for _ in range(3)], axis=-1) + rng.normal(0, 8, (height, width, 3))
+        depth = smooth(800, 6000) + rng.normal(0, 10, NYU_FRAME)
         depth[smooth(0, 1) > 0.9] = 0
-        Image.fromarray(depth.clip(0, 9900).astype(np.uint16)).save(folder / f"sync_depth_{index:05d}.png")
+        jpeg, png = BytesIO(), BytesIO()
+        Image.fromarray(rgb.clip(0, 255).astype(np.uint8)).save(jpeg, "JPEG", quality=95)
+        Image.fromarray(depth.clip(0, 9900).astype(np.uint16)).save(png, "PNG")
+        pairs.append((jpeg.getvalue(), png.getvalue()))
+    for i, index in enumerate(TEST_INDICES[:count]):
+        jpeg_bytes, png_bytes = pairs[i % PICTURES]
+        comment = b"\xff\xfe\x00\x06" + index.to_bytes(4, "big")
+        (folder / f"rgb_{index:05d}.jpg").write_bytes(jpeg_bytes[:2] + comment + jpeg_bytes[2:])
+        (folder / f"sync_depth_{index:05d}.png").write_bytes(png_bytes)
+    return len(TEST_INDICES[:count])
 
 
-def link_images(folder: Path, pairs: Sequence[Pair], count: int) -> None:
-    """Gives the `pairs` new names in NYU's layout until there are `count` images of the test split."""
-    folder = folder / "official_splits" / "test" / "office"
-    folder.mkdir(parents=True)
-    for index, pair in zip(TEST_INDICES[:count], itertools.cycle(pairs), strict=False):
-        (folder / f"rgb_{index:05d}.jpg").symlink_to(pair.rgb.resolve())
-        (folder / f"sync_depth_{index:05d}.png").symlink_to(pair.depth.resolve())
+def fill_store(output: Path, model: MonoCLIP, data: Path) -> None:
+    """Completes the feature store that `python -m experiments --limit 4` left in its --output.
 
+    Args:
+        output: what --output named.
+        model: any with RN50's sizes; nothing is computed.
+        data: written by `write_images`, so that the features of each image are those of one of the first.
 
-def write_cache(path: Path, weights: Path, form: CLIP, data: Path, device: torch.device) -> None:
-    """The feature cache that eval.py would write for the images of `data`, with the first one's features for all."""
-    dataset = NYUDepthV2(scan_folder(data), NYU_CROP, PAPER.image_mean, PAPER.image_std)
-    fingerprint = features_fingerprint(str(weights), dataset, choose_precision("auto", device), "fast")
-    batch = next(iter(encode(MonoCLIP(form), dataset, device)))
-    with FeatureWriter(path, fingerprint | {"all_channels": False}, len(dataset)) as writer:
-        for _ in writer.kept(itertools.repeat(batch, len(dataset))):
-            pass
+    Raises:
+        FileNotFoundError: that run stored its features elsewhere.
+    """
+    made = json.loads((output / RESULTS_FILE).read_text(encoding="utf-8"))["made_with"]
+    depends_on = {key: made["reading"][key] for key in ("image_mean", "image_std")}
+    dataset = open_nyu(data, NYU_CROP, model.reading.normalised)
+    store = FeatureStore(output / FEATURES, model, dataset, depends_on | {key: made[key] for key in STORED_WITH})
+    for item in store.missing(range(len(dataset))):
+        shutil.copyfile(store.paths[item % PICTURES], store.paths[item])

@@ -12,7 +12,6 @@ end marker, is not noticed here either. Nothing is ever written.
 
 import hashlib
 import io
-import os
 import re
 import warnings
 from collections import Counter
@@ -20,13 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageFile
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from datasets import DataError, printable, text_of
 from datasets.nyu_mat import DEPTH_UNITS_PER_METRE, FRAME, MAT_NAME, LabelledMat
@@ -100,8 +98,6 @@ class FolderSource:
 class MatSource:
     """Images out of the .mat, sorted by scene and index, as `scan_folder` sorts a folder's.
 
-    The file is opened where it is read: once in each process, never shared with a worker.
-
     Args:
         path: the .mat.
         indices: which of the 1449 images, 0-based.
@@ -111,44 +107,31 @@ class MatSource:
     """
 
     def __init__(self, path: Path, indices: Sequence[int]) -> None:
-        self.path = path
-        with LabelledMat(path) as mat:
-            scenes = mat.scenes()
+        self.mat = LabelledMat(path)
+        scenes = self.mat.scenes()
         self.indices = sorted(indices, key=lambda index: (scenes[index], index))
         self.scenes = [scenes[index] for index in self.indices]
         self.names = [f"{scene}/rgb_{index:05d}.jpg" for scene, index in zip(self.scenes, self.indices, strict=True)]
-        self._mat: LabelledMat | None = None
-        self._process = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_mat": None}
-
-    def _opened(self) -> LabelledMat:
-        if self._mat is None or self._process != os.getpid():  # a forked process must not use its parent's handle
-            self._mat, self._process = LabelledMat(self.path), os.getpid()
-        return self._mat
 
     def jpeg(self, item: int) -> bytes:
         """The RGB image as the bytes of the JPEG file that `prepare_nyu` writes. Raises DataError."""
-        return self._opened().jpeg(self.indices[item])
+        return self.mat.jpeg(self.indices[item])
 
     def millimetres(self, item: int) -> np.ndarray:
         """The raw depth map, (480, 640) uint16 [mm]. Raises DataError."""
-        return self._opened().millimetres(self.indices[item])
+        return self.mat.millimetres(self.indices[item])
 
 
-class Sample(NamedTuple):
-    """What a data set returns: image (3, h, w) float32, normalised; depth (1, 480, 640) float32 [m]; its name."""
+class Batch(NamedTuple):
+    """Places of B images in the data set; image (B, 3, h, w) float32, normalised; depth (B, 1, 480, 640) [m]."""
 
+    items: list[int]
     image: Tensor
     depth: Tensor
-    name: str
-    scene: str
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
 
-class NYUDepthV2(Dataset[Sample]):
-    """Images and depth maps of a source, in its order.
+class NYUDepthV2:
+    """Images and depth maps of a source, in its order; `names`, `scenes` and `indices` are theirs.
 
     Args:
         source: a folder's files or the .mat.
@@ -157,7 +140,10 @@ class NYUDepthV2(Dataset[Sample]):
     """
 
     def __init__(
-        self, source: FolderSource | MatSource, crop: tuple[slice, slice], normalised: Callable[[np.ndarray], Tensor]
+        self,
+        source: FolderSource | MatSource,
+        crop: tuple[slice, slice],
+        normalised: Callable[[np.ndarray], Tensor],
     ) -> None:
         self.source, self.crop, self.normalised = source, crop, normalised
         self.names, self.scenes, self.indices = source.names, source.scenes, source.indices
@@ -165,10 +151,13 @@ class NYUDepthV2(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, item: int) -> Sample:
-        """Raises DataError: the files changed since they were checked, or are damaged inside."""
-        image = self.normalised(self.pixels(item))
-        return Sample(image, self.depth(item), self.names[item], self.scenes[item], self.indices[item])
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
+        """Image (3, h, w) float32, normalised, and depth (1, 480, 640) float32 [m].
+
+        Raises:
+            DataError: the files changed since they were checked, or are damaged inside.
+        """
+        return self.normalised(self.pixels(item)), self.depth(item)
 
     def pixels(self, item: int) -> np.ndarray:
         """The part of the picture that the method sees, (416, 544, 3) uint8, RGB. Raises DataError."""
@@ -181,6 +170,25 @@ class NYUDepthV2(Dataset[Sample]):
     def image_sha256(self, item: int) -> str:
         """Of the bytes of the image's JPEG file, which a folder and the .mat have in common. Raises DataError."""
         return hashlib.sha256(self.source.jpeg(item)).hexdigest()
+
+    def batches(self, items: Sequence[int], batch_size: int, workers: int = 1) -> Iterator[Batch]:
+        """Some images, in the order of `items`; the next batch is read while the caller works on one.
+
+        Args:
+            items: places of the images.
+            batch_size: images of a batch; the last one may have fewer.
+            workers: threads that read images.
+
+        Raises:
+            DataError: a file is damaged.
+        """
+        parts = [list(items[start : start + batch_size]) for start in range(0, len(items), batch_size)]
+        with ThreadPoolExecutor(workers) as pool:
+            following = [pool.map(self.__getitem__, part) for part in parts[:1]]
+            for part, after in zip(parts, [*parts[1:], []], strict=True):
+                image, depth = zip(*following.pop(), strict=True)
+                following.append(pool.map(self.__getitem__, after))
+                yield Batch(part, torch.stack(image), torch.stack(depth))
 
 
 def depth_in_metres(millimetres: np.ndarray, name: str) -> Tensor:
@@ -232,57 +240,6 @@ def open_nyu(
     pairs = [pairs[i] for i in chosen(FolderSource(pairs).scenes)]
     check_files(pairs)
     return NYUDepthV2(FolderSource(pairs), crop, normalised)
-
-
-class _WithErrors(Dataset[Sample | DataError]):
-    """A data set that gives errors as items: a worker's exception would arrive with a traceback for a message."""
-
-    def __init__(self, dataset: NYUDepthV2) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, item: int) -> Sample | DataError:
-        try:
-            return self.dataset[item]
-        except DataError as error:
-            return error
-
-
-def _collate(items: list[Sample | DataError]) -> Sample | DataError:
-    """A batch of samples as one Sample of stacked tensors and lists, or the first error among them."""
-    return next((item for item in items if isinstance(item, DataError)), None) or default_collate(items)
-
-
-def batches(dataset: NYUDepthV2, items: Sequence[int], batch_size: int, workers: int = 0) -> Iterator[Sample]:
-    """Some images of a data set, in the order of `items`, as batches: a `Sample` of stacked tensors and of lists.
-
-    Args:
-        dataset: from `open_nyu`.
-        items: places of the images.
-        batch_size: images of a batch; the last one may have fewer.
-        workers: processes that read images, 0 for none.
-
-    Raises:
-        DataError: a file is damaged, or a process that reads was killed.
-    """
-    loader = DataLoader(
-        Subset(_WithErrors(dataset), items),
-        batch_size,
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=torch.cuda.is_available(),
-    )
-    try:
-        for batch in loader:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise DataError("a process of --workers ended unexpectedly, perhaps for lack of memory; use fewer") from error
 
 
 def test_split_folder(root: Path) -> Path:

@@ -279,16 +279,16 @@ def measure(model: CLIP, root: Path, seed: int = 0) -> tuple[dict[str, dict[str,
     reader = MonoCLIP(model)
     rows, correlations = [], []
     dataset = open_nyu(root, NYU_CROP, PAPER.normalised)
-    for sample in (dataset[i] for i in range(len(dataset))):
-        image = sample.image[None]
+    for image, depth in (dataset[i] for i in range(len(dataset))):
+        image = image[None]
         logits = reader.logits(reader.patch_features(reader.trunk(image)))  # (2, K, h, w), of the image and its mirror
         read = mirror_average(depth_of(logits, torch.stack([bins, *permuted])))  # (1, 1 + 20, h, w)
         flat = constants.view(1, -1, 1, 1).expand(-1, -1, *image.shape[2:])
         # (1, R, 416, 544): the model, 20 permutations, uniform weights, 16 constants
         pred = torch.cat([upsampled(read, image.shape[2:]), flat], dim=1)
-        errors = compute_errors_NYU_per_image(sample.depth[None], pred)
+        errors = compute_errors_NYU_per_image(depth[None], pred)
         rows.append(torch.cat([errors[name] for name in NYU_METRICS]))  # (metrics, R)
-        places, gt = counted_NYU(sample.depth)
+        places, gt = counted_NYU(depth)
         correlations.append(spearman(pred[0, 0].flatten()[places], gt))
     means = torch.stack(rows).mean(0)  # (metrics, R)
     groups = {

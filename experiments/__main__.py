@@ -33,7 +33,6 @@ from calculate_error import NYU_CROP
 from clip.inference import keep_freed_memory
 from datasets import text_of
 from datasets.nyu import NYUDepthV2, coverage, is_official, mean_training_depth, open_nyu
-from download import write_whole
 from experiments import published, tables
 from experiments.features import FeatureStore
 from experiments.score import Readouts, Rows, best_constants, depth_maps, histogram, score_image
@@ -43,11 +42,10 @@ from monoclip import MonoCLIP, Reading, depth_of, logits_of, mirror_average, ups
 from viewer import page
 from viewer.strip import Example, draw_strip, example_images
 
-HTML_IMAGES = 24  # of a longer run on the page, which redraws them all while a slider moves
 PAGE_METRICS = ("abs_rel", "rmse", "delta1", "spearman")
 RESULTS_FILE, ROWS_FILE, MARKDOWN_FILE, LATEX_FILE = "results.json", "per_image.csv", "tables.md", "tables.tex"
-STRIP_FILE, RESPONSE_FILE, CHART_FILE, PAGE_FILE = "qualitative.png", "bin_response.png", "rows.png", "depth.html"
-FILES = (RESULTS_FILE, ROWS_FILE, MARKDOWN_FILE, LATEX_FILE, STRIP_FILE, RESPONSE_FILE, CHART_FILE, PAGE_FILE)
+STRIP_FILE, RESPONSE_FILE, CHART_FILE = "qualitative.png", "bin_response.png", "rows.png"
+FILES = (RESULTS_FILE, ROWS_FILE, MARKDOWN_FILE, LATEX_FILE, STRIP_FILE, RESPONSE_FILE, CHART_FILE, page.PAGE_FILE)
 STORED_WITH = ("checkpoint_sha256", "precision", "network", "depthclip")  # of what a run is made with: features, too
 
 
@@ -73,9 +71,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--html",
         nargs="?",
         type=options.positive,
-        const=HTML_IMAGES,
+        const=page.PAGE_IMAGES,
         metavar="N",
-        help=f"also write depth.html, a page to look into the answers of N images ({HTML_IMAGES} if not given)",
+        help=f"also write depth.html, a page to look into the answers of N images ({page.PAGE_IMAGES} if not given)",
     )
     run.add_argument("--gpu_num", default="0", help="index of the GPU that 'auto' and 'cuda' mean")
     return parser
@@ -89,7 +87,7 @@ def load_readings(path: Path) -> dict[str, Reading]:
     """
     try:
         entries = json.loads(text_of(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise options.UsageError(f"{path}: no JSON ({error}); see --help") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise options.UsageError(f'{path}: expected a list of objects like {{"name": "mine", "depth_classes": [...]}}')
@@ -181,7 +179,7 @@ def report(
         LATEX_FILE: tables.as_latex(found),
     }
     for name, text in files.items():
-        write_whole(output / name, lambda file, text=text: file.write(text.encode()))
+        options.write_text(output / name, text)
     options.write_json(output / RESULTS_FILE, tables.as_json(scored) | about)
 
 
@@ -218,29 +216,18 @@ def write_page(
 ) -> None:
     """Writes the page of `count` images, spread evenly over the data set."""
     results, cards = scored.results, []
-    chosen = page.spread(len(dataset), count)
-    for item in chosen:
+    for item in page.spread(len(dataset), count):
         _, logits = answers(store, model, item)
         own = dict(zip(results.columns, results.metrics[published.THIS_RUN][item].tolist(), strict=True))
-        truth = dataset.depth(item)[0][NYU_CROP].numpy()
         metrics = {name: own[name] for name in PAGE_METRICS}
-        cards.append(
-            page.card(
-                dataset.names[item],
-                dataset.scenes[item],
-                dataset.pixels(item),
-                logits.cpu().numpy(),
-                model.reading,
-                truth,
-                metrics,
-            )
-        )
+        truth, picture = dataset.depth(item)[0][NYU_CROP].numpy(), dataset.pixels(item)
+        name, scene = dataset.names[item], dataset.scenes[item]
+        cards.append(page.card(name, scene, picture, logits.cpu().numpy(), model.reading, truth, metrics))
     rows = {row: results.mean(row) for row in (published.THIS_RUN, published.UNIFORM)}
     rows["paper, DepthCLIP"] = dict(published.DEPTHCLIP)
     table = {name: {column: row[column] for column in published.COLUMNS} for name, row in rows.items()}
     notes = [scored.caption, page.subset_note(len(cards), len(dataset))]
-    text = page.build("MonoCLIP on NYU Depth V2", cards, model.reading, table, notes)
-    write_whole(path, lambda file: file.write(text.encode()))
+    options.write_text(path, page.build("MonoCLIP on NYU Depth V2", cards, model.reading, table, notes))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -272,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.store or args.output / "features", model, dataset, statistics | {key: made[key] for key in STORED_WITH}
         )
         batch_size = args.batch_size or options.BATCH_SIZE[device.type]
-        workers = options.WORKERS[device.type] if args.workers is None else args.workers
+        workers = args.workers or options.WORKERS[device.type]
         encode(store, range(rank, len(dataset), count), batch_size, workers, rank)
         if count > 1:
             distributed.barrier()
@@ -300,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.figures:
             draw(args.output, scored, store, dataset, model, readouts.text[published.BIN_RESPONSE.words])
         if args.html:
-            write_page(args.output / PAGE_FILE, args.html, scored, store, dataset, model)
+            write_page(args.output / page.PAGE_FILE, args.html, scored, store, dataset, model)
         seconds = {"encode": round(encoded - start, 3), "score": round(finished - encoded, 3)}
         about = {"best_constants": best, "data": coverage(dataset.indices), "seconds": seconds, "made_with": made}
         about["readings"] = {setting.name: asdict(setting.reading) for setting in rows.settings if not setting.group}

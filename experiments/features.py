@@ -9,11 +9,13 @@ conflict. Files are .npz, whose CRC-32 is checked whenever they are read; a dama
 """
 
 import hashlib
+import io
 import json
 import shutil
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ import torch
 from torch import Tensor
 
 from calculate_error import NYU_CROP, size_of
-from datasets.nyu import NYUDepthV2, batches
+from datasets.nyu import NYUDepthV2
 from download import write_whole
 from monoclip import MonoCLIP
 
 DESCRIPTION = "made_with.json"
+MEMBER = "trunk.npy"  # of a file: what np.savez makes of `trunk`
 
 
 class FeatureStore:
@@ -67,21 +70,19 @@ class FeatureStore:
         return f"{self.folder}: the features need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; make room"
 
     @torch.inference_mode()
-    def encode(self, items: Sequence[int], batch_size: int, workers: int = 0) -> Iterator[int]:
+    def encode(self, items: Sequence[int], batch_size: int, workers: int = 1) -> Iterator[int]:
         """Computes and keeps the features of some images, batch by batch; yields how many were done each time.
 
         Raises:
             DataError: an image is damaged.
             OSError: a file cannot be written.
         """
-        start = 0
-        for batch in batches(self.dataset, items, batch_size, workers):
+        for batch in self.dataset.batches(items, batch_size, workers):
             trunk = self.model.trunk(batch.image.to(self.model.bin_list.device)).cpu()  # (2B, C, h, w)
-            count = len(batch.name)
-            for i, item in enumerate(items[start : start + count]):
-                write_whole(self.paths[item], lambda file, pair=trunk[i::count]: np.savez(file, trunk=pair.numpy()))
-            start += count
-            yield count
+            for item, pair in zip(batch.items, zip(*trunk.chunk(2), strict=True), strict=True):
+                both = torch.stack(pair).numpy()  # (2, C, h, w)
+                write_whole(self.paths[item], partial(np.savez, trunk=both))
+            yield len(batch.items)
 
     def get(self, item: int) -> Tensor:
         """The features of an image and its mirror, (2, C, h, w) float32 on the CPU; computed if need be."""
@@ -97,8 +98,9 @@ class FeatureStore:
         path = self.paths[item]
         try:
             if path.is_file():
-                with np.load(path, allow_pickle=False) as file:
-                    return torch.from_numpy(file["trunk"])
+                with zipfile.ZipFile(path) as file:
+                    content = file.read(MEMBER)  # compares the CRC-32, which np.load does not if the header is damaged
+                return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
         # Damaged bytes lead the readers of zip and npy to all of these.
         except (
             zipfile.BadZipFile,

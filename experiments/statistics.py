@@ -1,6 +1,7 @@
 """Rows of metrics -> means, and how sure they are: 95 % bootstrap intervals over images."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -9,8 +10,9 @@ INTERVAL = (2.5, 97.5)  # percentiles
 DIGITS = 6  # of intervals: the last bits of a matrix product may differ from run to run
 COUNTS = ("valid_pixels", "dropped_pixels")  # among the values of an image: what is not averaged
 
-Means = dict[str, float | None]
-Intervals = dict[str, tuple[float, float] | None]
+Means = Mapping[str, float | None]
+Intervals = Mapping[str, tuple[float, float] | None]
+T = TypeVar("T")
 
 
 class Results:
@@ -68,7 +70,11 @@ class Results:
         chosen = self.over(scene)
         if not chosen.any():
             return dict.fromkeys(self.columns)
-        return dict(zip(self.columns, self.metrics[row][chosen].mean(axis=0).tolist(), strict=True))
+        return self.by_column(self.metrics[row][chosen].mean(axis=0).tolist())
+
+    def by_column(self, values: Sequence[T]) -> dict[str, T]:
+        """A value of each metric -> metric: value."""
+        return dict(zip(self.columns, values, strict=True))
 
     def difference(self, row: str, scene: str | None = None) -> Means:
         """The row's means less those of the baseline."""
@@ -91,21 +97,14 @@ class Results:
             own = self.metrics[row][chosen]
             bounds = bootstrap(np.concatenate([own, own - other], axis=1), weights)
             pairs = [(round(low, DIGITS), round(high, DIGITS)) for low, high in bounds.tolist()]
-            count = len(self.columns)
-            found[row] = (
-                dict(zip(self.columns, pairs[:count], strict=True)),
-                dict(zip(self.columns, pairs[count:], strict=True)),
-            )
+            found[row] = self.by_column(pairs[: len(self.columns)]), self.by_column(pairs[len(self.columns) :])
         return found
 
-    def spread(self, rows: Sequence[str]) -> dict[str, Means]:
+    def spread(self, rows: Sequence[str]) -> dict[str, dict[str, float]]:
         """Minimum, median and maximum over rows of the mean of each metric, each metric for itself."""
         means = np.array([self.metrics[row].mean(axis=0) for row in rows])  # (R, columns)
-        kinds = {"min": np.min, "median": np.median, "max": np.max}
-        return {
-            kind: dict(zip(self.columns, function(means, axis=0).tolist(), strict=True))
-            for kind, function in kinds.items()
-        }
+        kinds = {"min": means.min(0), "median": np.median(means, 0), "max": means.max(0)}
+        return {kind: self.by_column(values.tolist()) for kind, values in kinds.items()}
 
 
 def minus(a: float | None, b: float | None) -> float | None:

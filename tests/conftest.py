@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from clip.model import CLIP, Architecture
 from datasets.nyu import TEST_INDICES
 from monoclip import MonoCLIP
 
+ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -139,6 +141,17 @@ def nyu_folder(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails the test if a model is built."""
+
+    def built(*_: object) -> None:
+        raise AssertionError("a model was built before the input was checked")
+
+    for module in ("clip.model", "clip"):
+        monkeypatch.setattr(f"{module}.build_model", built)
+
+
 @pytest.fixture(scope="session")
 def nyu_mini() -> Path:
     """The nine photographs behind the golden evaluation; they may not be distributed, so they lie elsewhere."""
@@ -148,11 +161,13 @@ def nyu_mini() -> Path:
     return Path(folder)
 
 
-def torchrun(count: int, script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """A script run by `count` processes with the threads of this one."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", str(script)]
-    command += map(str, arguments)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.run(
-        command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, timeout=200
-    )
+def child(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A run of this Python to its end, with the threads of this process; `import eval` works in it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "cwd": ROOT} | options
+    return subprocess.run([sys.executable, *map(str, command)], text=True, timeout=200, **options)
+
+
+def torchrun(count: int, *command: object) -> subprocess.CompletedProcess[str]:
+    """A script, or `-m` and a module, run by `count` processes."""
+    return child("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", *command)

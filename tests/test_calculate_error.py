@@ -1,6 +1,7 @@
-"""calculate_error: figures worked by hand, naive loops, the released figures, and predictions that are not finite."""
+"""calculate_error: metrics worked by hand, naive loops, the golden metrics, and what must hold for any depth."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -9,253 +10,563 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import calculate_error
 from calculate_error import (
+    GARG_CROP,
     HIGHER_IS_BETTER,
-    KITTI_FIGURES,
+    KITTI_METRICS,
     NYU_CROP,
-    NYU_FIGURES,
-    NonFinitePredictionError,
-    NoValidPixelError,
+    NYU_METRICS,
+    UnscorableError,
     compute_errors,
     compute_errors_NYU,
-    errors_KITTI,
-    errors_NYU,
+    compute_errors_NYU_per_image,
+    counted_NYU,
+    errors_of_maps,
+    lower_median,
+    mean_errors,
+    pixel_errors,
+    size_of,
 )
 
-NYU_GT, NYU_PRED = (480, 640), (416, 544)
-EVERY_COUNTED = (slice(56, 471), slice(60, 601))  # what crop and placement leave
+ALL = tuple(dict.fromkeys((*NYU_METRICS, *KITTI_METRICS, "silog")))
+FRAME, CROP = (480, 640), (416, 544)
+SEEDS = st.integers(0, 2**32 - 1)
 
 
 def constant(value: float, size: tuple[int, int], batch: int = 1) -> Tensor:
     return torch.full((batch, 1, *size), value)
 
 
-def test_nyu_figures_by_hand():
-    figures = compute_errors_NYU(constant(2.0, NYU_GT), constant(2.6, NYU_PRED))
-    assert list(figures) == ["abs_diff", "a1", "a2", "a3", "abs_rel", "log10", "rmse"]
-    expected = {"abs_diff": 0.6, "a1": 0, "a2": 1, "a3": 1, "abs_rel": 0.3, "log10": math.log10(1.3), "rmse": 0.6}
-    assert figures == pytest.approx(expected, abs=1e-6)
+def uniform(low: float, high: float, shape: Sequence[int], seed: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).uniform(low, high, shape).astype(np.float32))
 
 
-def test_kitti_figures_by_hand():
-    figures = compute_errors(constant(10.0, (100, 200)), constant(12.0, (100, 200)))
-    assert list(figures) == ["abs_diff", "abs_rel", "sq_rel", "a1", "a2", "a3", "rmse", "rmse_log"]
-    expected = {"abs_diff": 2, "abs_rel": 0.2, "sq_rel": 0.4, "a1": 1, "a2": 1, "a3": 1, "rmse": 2}
-    assert figures == pytest.approx(expected | {"rmse_log": math.log(1.2)}, abs=1e-6)
+def one(metrics: dict[str, Tensor], row: int = 0) -> dict[str, float]:
+    return {name: values[row].item() for name, values in metrics.items()}
 
 
-def test_released_figures(golden, golden_inputs, golden_prediction):
-    nyu = compute_errors_NYU(golden_inputs["gt"], golden_prediction)
-    kitti = compute_errors(golden_inputs["gk"], golden_inputs["pk"], crop=True, cap=80)
-    np.testing.assert_allclose(list(nyu.values()), golden["nyu_metrics"], atol=1e-4, rtol=0)
-    np.testing.assert_allclose(list(kitti.values()), golden["kitti_metrics"], atol=1e-4, rtol=0)
-
-
-def naive_figures(gt: np.ndarray, pred: np.ndarray, mask: np.ndarray, cap: float) -> dict[str, float]:
-    """All figures of one image, pixel by pixel, in double precision."""
-    terms = {name: [] for name in {*NYU_FIGURES, *KITTI_FIGURES}}
-    for g, p in zip(gt[mask].astype(float), pred[mask].astype(float), strict=True):
+def naive_metrics(gt: np.ndarray, pred: np.ndarray, cap: float) -> dict[str, float]:
+    """All metrics over counted pixels, (N,) each, pixel by pixel in double precision."""
+    terms: dict[str, list[float]] = {name: [] for name in (*ALL, "s")}
+    for g, p in zip(gt.astype(float).tolist(), pred.astype(float).tolist(), strict=True):
         g, p = min(max(g, 1e-3), cap), min(max(p, 1e-3), cap)
         for i in (1, 2, 3):
-            terms[f"a{i}"].append(max(g / p, p / g) < 1.25**i)
+            terms[f"delta{i}"].append(max(g / p, p / g) < 1.25**i)
         terms["abs_diff"].append(abs(g - p))
         terms["abs_rel"].append(abs(g - p) / g)
         terms["sq_rel"].append((g - p) ** 2 / g)
         terms["log10"].append(abs(math.log10(g) - math.log10(p)))
         terms["rmse"].append((g - p) ** 2)
         terms["rmse_log"].append((math.log(g) - math.log(p)) ** 2)
-    mean = {name: sum(values) / len(values) for name, values in terms.items()}
-    return mean | {"rmse": math.sqrt(mean["rmse"]), "rmse_log": math.sqrt(mean["rmse_log"])}
+        terms["s"].append(math.log(p) - math.log(g))
+    mean = {name: math.fsum(values) / len(values) for name, values in terms.items() if values}
+    spread = math.fsum((s - mean["s"]) ** 2 for s in terms["s"]) / len(terms["s"])
+    roots = {"rmse": math.sqrt(mean["rmse"]), "rmse_log": math.sqrt(mean["rmse_log"]), "silog": math.sqrt(spread)}
+    return mean | roots
 
 
-def test_nyu_figures_equal_a_naive_loop_image_by_image():
-    rng = np.random.default_rng(0)
-    gt = rng.uniform(0, 11, (2, 1, *NYU_GT)).astype(np.float32)
+def silog_squared(metrics: dict[str, float]) -> dict[str, float]:
+    """The same, silog squared: near 0 it is the root of a rounding error."""
+    return metrics | {"silog": metrics["silog"] ** 2}
+
+
+def naive_mask_NYU(gt: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels that count, and the prediction on the frame, (480, 640) each, as the release places and masks them."""
+    canvas = np.zeros(FRAME, dtype=np.float32)
+    canvas[56:472, 60:604] = pred
+    crop = np.zeros(FRAME, dtype=bool)
+    crop[45:471, 46:601] = True
+    return crop & (gt > 1e-3) & (gt < 10) & (canvas > 1e-3), canvas
+
+
+# ---- worked by hand
+
+
+def test_every_metric_of_four_pixels_by_hand():
+    gt, pred = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([[1.0, 2.5, 2.0, 10.0]])
+    near, half = math.log(1.25), math.log(2)  # s = 0, near, -half, near
+    expected = {
+        "abs_diff": (0 + 0.5 + 2 + 2) / 4,
+        "delta1": 1 / 4,  # 1; 1.25 is not below 1.25
+        "delta2": 3 / 4,
+        "delta3": 3 / 4,  # 2 is not below 1.953
+        "abs_rel": (0 + 0.25 + 0.5 + 0.25) / 4,
+        "sq_rel": (0 + 0.125 + 1 + 0.5) / 4,
+        "log10": (2 * near + half) / 4 / math.log(10),
+        "rmse": math.sqrt((0 + 0.25 + 4 + 4) / 4),
+        "rmse_log": math.sqrt((2 * near**2 + half**2) / 4),
+        "silog": math.sqrt((2 * near**2 + half**2) / 4 - ((2 * near - half) / 4) ** 2),
+    }
+    assert one(mean_errors(gt, pred, 80, ALL)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_is_averaged_of_one_pixel():
+    terms = pixel_errors(torch.tensor([4.0]), torch.tensor([[2.0], [4.0]]), ALL)
+    assert {name: values.shape for name, values in terms.items()} == dict.fromkeys(ALL, (2, 1))
+    assert terms["rmse"].flatten().tolist() == [4, 0]  # the root comes after the mean
+    assert terms["silog"].flatten().tolist() == pytest.approx([-math.log(2), 0])
+    assert terms["delta3"].flatten().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("i", [1, 2, 3])
+@pytest.mark.parametrize("gt", [2.0, 0.5, 4.0])
+def test_a_ratio_of_exactly_the_threshold_is_no_hit(i, gt):
+    beyond = gt * 1.25**i  # exact in binary; one step of fp32 nearer is a hit
+    inside = np.nextafter(np.float32(beyond), np.float32(gt)).item()
+    hits = mean_errors(torch.tensor([gt]), torch.tensor([[beyond], [inside]]), 80, ALL)[f"delta{i}"]
+    assert hits.tolist() == [0, 1]
+    for truth, hit in ((beyond, 0), (inside, 1)):
+        assert mean_errors(torch.tensor([truth]), torch.tensor([[gt]]), 80, ALL)[f"delta{i}"].tolist() == [hit]
+
+
+def test_both_sides_are_clamped():
+    gt, pred = torch.tensor([0.0005, 4.0, 90.0]), torch.tensor([[1.0, 0.0, 1000.0], [0.0005, 0.001, 50.0]])
+    ten, eighty = (mean_errors(gt, pred, cap, ("abs_diff", "log10")) for cap in (10, 80))
+    # against 10 m: 1 mm with 1 m, 4 m with 1 mm, 10 m with 10 m; then only the second pixel is wrong
+    assert ten["abs_diff"].tolist() == pytest.approx([(0.999 + 3.999) / 3, 3.999 / 3])
+    assert ten["log10"].tolist() == pytest.approx([(3 + math.log10(4000)) / 3, math.log10(4000) / 3])
+    assert eighty["abs_diff"].tolist() == pytest.approx([(0.999 + 3.999) / 3, (3.999 + 30) / 3])
+
+
+def test_nyu_by_hand():
+    metrics = compute_errors_NYU(constant(2.0, FRAME), constant(2.6, CROP))
+    assert list(metrics) == ["abs_diff", "delta1", "delta2", "delta3", "abs_rel", "log10", "rmse"]  # as is printed
+    expected = {"abs_diff": 0.6, "delta1": 0, "delta2": 1, "delta3": 1, "abs_rel": 0.3}
+    assert metrics == pytest.approx(expected | {"log10": math.log10(1.3), "rmse": 0.6}, abs=1e-6)
+
+
+def test_kitti_by_hand():
+    metrics = compute_errors(constant(10.0, (100, 200)), constant(12.0, (100, 200)))
+    assert list(metrics) == ["abs_diff", "abs_rel", "sq_rel", "delta1", "delta2", "delta3", "rmse", "rmse_log"]
+    expected = {"abs_diff": 2, "abs_rel": 0.2, "sq_rel": 0.4, "delta1": 1, "delta2": 1, "delta3": 1, "rmse": 2}
+    assert metrics == pytest.approx(expected | {"rmse_log": math.log(1.2)}, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "counts"),
+    [(56, 60, True), (470, 600, True), (56, 600, True), (470, 60, True)]
+    + [(55, 60, False), (56, 59, False), (471, 600, False), (470, 601, False), (46, 47, False)],
+)
+def test_borders_of_the_nyu_crop(row, column, counts):
+    gt = constant(0.0, FRAME)
+    gt[0, 0, 250, 300], gt[0, 0, row, column] = 2.0, 5.0  # the first always counts
+    errors = compute_errors_NYU_per_image(gt, constant(2.0, CROP))
+    assert errors["valid_pixels"].item() == (2 if counts else 1)
+    assert errors["abs_diff"].item() == pytest.approx(1.5 if counts else 0)
+
+
+def test_size_of_the_nyu_crop():
+    assert size_of(NYU_CROP) == CROP
+    for crop, pixels in ((True, 415 * 541), (False, 416 * 544)):
+        errors = compute_errors_NYU_per_image(constant(2.0, FRAME), constant(2.0, CROP), crop)
+        assert errors["valid_pixels"].tolist() == [[pixels]]
+    # Official quirk: the release's crop starts at column 46, Eigen's at 41; predictions start at 60, so both agree
+    assert calculate_error.NYU_EVAL_CROP[1].start == 46 < NYU_CROP[1].start
+
+
+def test_places_of_counted_pixels_are_those_of_the_prediction():
+    gt = torch.zeros(1, *FRAME)
+    gt[0, 56, 61], gt[0, 57, 60], gt[0, 470, 600] = 1.0, 2.0, 3.0
+    places, depth = counted_NYU(gt)
+    assert places.tolist() == [1, 544, 414 * 544 + 540]
+    assert depth.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "counts"),
+    # .40810811 * 375 = 153.04, .99189189 * 375 = 371.96, .03594771 * 1242 = 44.65, .96405229 * 1242 = 1197.35
+    [(153, 44, True), (370, 1196, True), (152, 44, False), (153, 43, False), (371, 1196, False), (370, 1197, False)],
+)
+def test_borders_of_gargs_crop(row, column, counts):
+    gt = constant(0.0, (375, 1242))
+    gt[0, 0, 200, 600], gt[0, 0, row, column] = 2.0, 5.0  # the first always counts
+    pred = constant(2.0, (375, 1242))
+    assert compute_errors(gt, pred)["abs_diff"] == pytest.approx(1.5 if counts else 0)
+    assert compute_errors(gt, pred, crop=False)["abs_diff"] == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("depth", "counts"), [(0.0, False), (0.001, False), (0.002, True), (9.999, True), (10.0, False), (11.0, False)]
+)
+def test_range_of_nyus_ground_truth(depth, counts):
+    gt = constant(depth, FRAME)
+    gt[0, 0, 250, 300] = 2.0
+    valid = compute_errors_NYU_per_image(gt, constant(2.0, CROP))["valid_pixels"].item()
+    assert valid == (415 * 541 if counts else 1)
+
+
+@pytest.mark.parametrize(("cap", "expected"), [(80, 14.0), (50, 0.0), (50.5, 14.0)])
+def test_cap_of_kitti(cap, expected):
+    gt = constant(2.0, (100, 200))
+    gt[..., 100:] = 50.0  # counts below the cap, and only there
+    pred = constant(2.0, (100, 200))
+    pred[..., 100:] = 22.0
+    assert compute_errors(gt, pred, crop=False, cap=cap)["abs_diff"] == pytest.approx(expected)
+
+
+def test_pixels_with_a_prediction_of_at_most_a_millimetre_are_dropped_and_counted():
+    # Official quirk: they do not count; the usual thing would be to clamp them like all others
+    gt, pred = constant(2.0, FRAME), constant(3.0, CROP)
+    pred[..., :100, :] = 0.0
+    pred[..., 100:200, :] = -5.0
+    pred[..., 200:208, :] = 0.001
+    pred[..., 208:, :270] = 0.0011
+    errors = compute_errors_NYU_per_image(gt, pred)
+    assert errors["dropped_pixels"].item() == 208 * 541
+    assert errors["valid_pixels"].item() == 207 * 541
+    expected = (207 * 270 * (2 - 0.0011) + 207 * 271 * 1) / (207 * 541)
+    assert errors["abs_diff"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_kitti_clamps_what_nyu_drops():
+    gt, pred = constant(2.0, (100, 200)), constant(2.0, (100, 200))
+    pred[..., 100:] = -1.0
+    assert compute_errors(gt, pred, crop=False)["abs_diff"] == pytest.approx(1.999 / 2)
+
+
+def test_only_the_counted_pixels_of_a_map_may_be_dropped():
+    gt, pred = constant(0.0, FRAME), constant(0.0, CROP)
+    gt[..., 100, 100], pred[..., 44, 40] = 2.0, 2.5
+    errors = compute_errors_NYU_per_image(gt, pred)
+    assert (errors["valid_pixels"].item(), errors["dropped_pixels"].item()) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "median"), [([4.0, 1.0, 3.0, 2.0], 2), ([5.0, 5.0, 1.0, 0.0], 1), ([3.0, 1.0, 2.0], 2), ([7.0], 7)]
+)
+def test_of_two_middle_values_the_lower_is_the_median(values, median):
+    assert lower_median(torch.tensor([values, values[::-1]])).tolist() == [median, median]
+
+
+def test_scaled_metrics_by_hand():
+    gt, pred = torch.tensor([1.0, 2.0, 3.0, 9.0]), torch.tensor([[0.5, 1.0, 2.0, 4.0]])
+    errors = errors_of_maps(gt, pred, 10, ("abs_diff",), "a", scaled=("abs_rel", "rmse"))  # medians 2 and 1
+    assert errors["scaled_abs_rel"].item() == pytest.approx((0 + 0 + 1 / 3 + 1 / 9) / 4)
+    assert errors["scaled_rmse"].item() == pytest.approx(math.sqrt(2 / 4))
+    assert errors["abs_diff"].item() == pytest.approx(7.5 / 4)
+    clamped = errors_of_maps(torch.full((3,), 2.0), torch.tensor([[0.5, 0.5, 4.0]]), 10, (), "a", ("rmse",))
+    assert clamped["scaled_rmse"].item() == pytest.approx(math.sqrt(64 / 3))  # 4 * 4 m is 10 m
+
+
+# ---- naive loops, and the golden metrics
+
+
+def test_golden_metrics(golden, golden_inputs, golden_prediction):
+    nyu = compute_errors_NYU(golden_inputs["gt"], golden_prediction)
+    kitti = compute_errors(golden_inputs["gk"], golden_inputs["pk"], crop=True, cap=80)
+    np.testing.assert_allclose(list(nyu.values()), golden["nyu_metrics"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(list(kitti.values()), golden["kitti_metrics"], atol=1e-4, rtol=0)
+
+
+def test_nyu_equals_a_naive_loop_image_by_image_and_map_by_map():
+    gt, pred = uniform(0, 11, (2, 1, *FRAME), 0), uniform(0.5, 12, (2, 3, *CROP), 1)
     gt[gt < 1] = 0
-    gt[:, :, ::3] = 0  # fewer pixels for the loop
-    pred = rng.uniform(0.5, 12, (2, 1, *NYU_PRED)).astype(np.float32)
-    pred[:, :, 100:120] = 0
-    result = errors_NYU(torch.from_numpy(gt), torch.from_numpy(pred))
+    gt[:, :, torch.arange(480) % 9 > 0] = 0  # fewer pixels for the loop
+    pred[:, 1, 100:120] = 0
+    errors = compute_errors_NYU_per_image(gt, pred)
+    assert {name: (values.shape, values.dtype) for name, values in errors.items()} == {
+        **dict.fromkeys(NYU_METRICS, ((2, 3), torch.float64)),
+        **dict.fromkeys(("valid_pixels", "dropped_pixels"), ((2, 3), torch.int64)),
+    }
     for b in range(2):
-        canvas = np.zeros(NYU_GT, dtype=np.float32)
-        canvas[56:472, 60:604] = pred[b, 0]
-        crop = np.zeros(NYU_GT, dtype=bool)
-        crop[45:471, 46:601] = True
-        mask = crop & (gt[b, 0] > 1e-3) & (gt[b, 0] < 10) & (canvas > 1e-3)
-        expected = naive_figures(gt[b, 0], canvas, mask, 10)
-        assert result.valid_pixels[b] == mask.sum()
-        assert {n: v[b].item() for n, v in result.figures.items()} == pytest.approx(
-            {n: expected[n] for n in NYU_FIGURES}, abs=1e-5
-        )
+        for r in range(3):
+            truth = gt[b, 0].numpy()
+            mask, canvas = naive_mask_NYU(truth, pred[b, r].numpy())
+            expected = naive_metrics(truth[mask], canvas[mask], 10)
+            assert errors["valid_pixels"][b, r] == mask.sum()
+            ours = {name: errors[name][b, r].item() for name in NYU_METRICS}
+            assert ours == pytest.approx({name: expected[name] for name in NYU_METRICS}, abs=1e-5), (b, r)
+        valid, other, _ = errors["valid_pixels"][b].tolist()
+        assert errors["dropped_pixels"][b].tolist() == [0, valid - other, 0]
+        assert valid - other > 100
 
 
 @pytest.mark.parametrize("crop", [True, False])
-def test_kitti_figures_equal_a_naive_loop(crop):
-    rng = np.random.default_rng(1)
-    gt = rng.uniform(0, 100, (2, 1, 37, 122)).astype(np.float32)
-    pred = rng.uniform(0, 90, (2, 1, 37, 122)).astype(np.float32)
-    result = errors_KITTI(torch.from_numpy(gt), torch.from_numpy(pred), crop)
+@pytest.mark.parametrize("cap", [80, 50])
+def test_kitti_equals_a_naive_loop(crop, cap):
+    gt, pred = uniform(0, 100, (2, 1, 37, 122), 1), uniform(-5, 90, (2, 1, 37, 122), 2)
+    gt[gt < 20] = 0
+    images = []
     for b in range(2):
-        mask = (gt[b, 0] > 1e-3) & (gt[b, 0] < 80)
-        if crop:
+        mask = ((gt[b, 0] > 1e-3) & (gt[b, 0] < cap)).numpy()
+        if crop:  # .40810811 * 37 = 15.1, .99189189 * 37 = 36.7, .03594771 * 122 = 4.4, .96405229 * 122 = 117.6
             rows, columns = np.indices(mask.shape)
-            mask &= (rows >= int(0.40810811 * 37)) & (rows < int(0.99189189 * 37))
-            mask &= (columns >= int(0.03594771 * 122)) & (columns < int(0.96405229 * 122))
-        expected = naive_figures(gt[b, 0], pred[b, 0], mask, 80)
-        assert {n: v[b].item() for n, v in result.figures.items()} == pytest.approx(
-            {n: expected[n] for n in KITTI_FIGURES}, rel=1e-4, abs=1e-5
+            mask &= (rows >= 15) & (rows < 36) & (columns >= 4) & (columns < 117)
+        images.append(naive_metrics(gt[b, 0].numpy()[mask], pred[b, 0].numpy()[mask], cap))
+    expected = {name: (images[0][name] + images[1][name]) / 2 for name in KITTI_METRICS}
+    assert compute_errors(gt, pred, crop, cap) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, pixels=st.integers(1, 400), maps=st.integers(1, 5), cap=st.sampled_from([10.0, 80.0]))
+def test_the_kernel_equals_a_naive_loop(seed, pixels, maps, cap):
+    rng = np.random.default_rng(seed)
+    gt, pred = np.exp(rng.uniform(-8, 5, pixels)), np.exp(rng.uniform(-8, 5, (maps, pixels)))
+    gt, pred = gt.astype(np.float32), pred.astype(np.float32)
+    errors = mean_errors(torch.from_numpy(gt), torch.from_numpy(pred), cap, ALL)
+    for r in range(maps):
+        expected = naive_metrics(gt, pred[r], cap)
+        expected = silog_squared({name: expected[name] for name in ALL})
+        close = {name: pytest.approx(value, rel=2e-5, abs=1e-6) for name, value in expected.items()}
+        # in fp32, of a mean of squares of up to 60
+        assert silog_squared(one(errors, r)) == close | {"silog": pytest.approx(expected["silog"], rel=1e-4, abs=1e-4)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, pixels=st.integers(1, 60), maps=st.integers(1, 4), nothing=st.booleans())
+def test_scaled_metrics_equal_a_naive_loop_over_the_kept_pixels(seed, pixels, maps, nothing):
+    rng = np.random.default_rng(seed)
+    gt, pred = (rng.uniform(0.2, 9, size).astype(np.float32) for size in (pixels, (maps, pixels)))
+    if nothing:
+        pred[rng.random(pred.shape) < 0.3] = 0
+        pred[:, 0] = 1
+    scaled = ("delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")
+    errors = errors_of_maps(torch.from_numpy(gt), torch.from_numpy(pred), 10, ("rmse", "silog"), "a", scaled)
+    for r in range(maps):
+        kept = pred[r] > 1e-3
+        g, p = gt[kept], pred[r][kept]
+        ratio = np.float32(sorted(g)[(len(g) - 1) // 2]) / np.float32(sorted(p)[(len(p) - 1) // 2])
+        expected = naive_metrics(g, p * ratio, 10)
+        ours = one(errors, r)
+        assert {name: ours[f"scaled_{name}"] for name in scaled} == pytest.approx(
+            {name: expected[name] for name in scaled}, rel=1e-5, abs=1e-6
         )
+        assert ours["rmse"] == pytest.approx(naive_metrics(g, p, 10)["rmse"], rel=1e-5)
+        assert (ours["valid_pixels"], ours["dropped_pixels"]) == (kept.sum(), pixels - kept.sum())
 
 
-def test_which_pixels_count():
-    counted = torch.zeros(NYU_GT, dtype=torch.bool)
-    counted[EVERY_COUNTED] = True
-    whole = errors_NYU(constant(2.0, NYU_GT), constant(2.0, NYU_PRED))
-    assert whole.valid_pixels.item() == 415 * 541 == counted.sum()
-    assert errors_NYU(constant(2.0, NYU_GT), constant(2.0, NYU_PRED), crop=False).valid_pixels.item() == 416 * 544
-    gt = constant(0.0, NYU_GT)
-    gt[0, 0, 56, 60], gt[0, 0, 470, 600] = 1.0, 3.0  # two corners inside
-    gt[0, 0, 55, 60], gt[0, 0, 56, 59], gt[0, 0, 471, 600], gt[0, 0, 470, 601] = 9.0, 9.0, 9.0, 9.0  # just outside
-    corners = errors_NYU(gt, constant(2.0, NYU_PRED))
-    assert corners.valid_pixels.item() == 2
-    assert corners.figures["abs_diff"].item() == pytest.approx(1.0)
+def test_uniform_random_depth_has_its_closed_form():
+    depth, pred = 3.2, uniform(0.0, 10.0, (1, 4, *CROP), 5)
+    means = {name: values.mean().item() for name, values in nyu(constant(depth, FRAME), pred).items()}
+    assert means["delta1"] == pytest.approx(0.045 * depth, abs=2e-3)  # of 0.8 to 1.25 depths
+    assert means["abs_rel"] == pytest.approx(depth / 10 - 1 + 5 / depth, abs=5e-3)
+    assert means["rmse"] == pytest.approx(math.sqrt(100 / 12 + (5 - depth) ** 2), abs=5e-3)
 
 
-@pytest.mark.parametrize(("depth", "counts"), [(0.001, False), (0.002, True), (9.999, True), (10.0, False)])
-def test_range_of_ground_truth(depth, counts):
-    assert (errors_NYU(constant(depth, NYU_GT), constant(2.0, NYU_PRED)).valid_pixels.item() > 0) == counts
+def nyu(gt: Tensor, pred: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """The metrics alone, (B, R) each."""
+    errors = compute_errors_NYU_per_image(gt, pred, names=names)
+    return {name: errors[name] for name in NYU_METRICS}
 
 
-def test_columns_46_and_41_count_the_same_pixels():
-    # Official quirk: the release's crop starts at column 46, Eigen's at 41; predictions start at 60, so both agree.
-    assert NYU_CROP[1].start == 60 > 46 > 41
+# ---- constants, and ground truth as a histogram
 
 
-def test_prediction_is_clamped_to_the_range():
-    low, high = constant(0.0005, NYU_PRED), constant(1000.0, NYU_PRED)
-    assert compute_errors_NYU(constant(4.0, NYU_GT), high)["abs_diff"] == pytest.approx(6.0)
-    assert errors_NYU(constant(4.0, NYU_GT), low).valid_pixels.item() == 0  # dropped, see the next test
+def test_constants_need_one_value_each():
+    gt, depths = uniform(0.5, 9.5, (3000,), 3), torch.tensor([[2.0], [15 / 7], [0.0005], [12.0]])
+    short, long = (mean_errors(gt, pred, 10, ALL) for pred in (depths, depths.expand(-1, 3000).contiguous()))
+    for name in ALL:
+        torch.testing.assert_close(short[name], long[name], atol=1e-6, rtol=1e-6, msg=name)
 
 
-def test_pixels_dropped_for_a_prediction_of_zero_are_counted():
-    pred = constant(2.0, NYU_PRED)
-    pred[..., :208, :] = 0
-    result = errors_NYU(constant(2.0, NYU_GT), pred)
-    assert result.valid_pixels.item() == 207 * 541
-    assert result.dropped_pixels.item() == 208 * 541
+@settings(max_examples=30, deadline=None)
+@given(seed=SEEDS, images=st.integers(1, 4))
+def test_histograms_of_whole_millimetres_give_what_their_pixels_give(seed, images):
+    rng = np.random.default_rng(seed)
+    millimetres = [rng.integers(2, 10_000, rng.integers(1, 300)) for _ in range(images)]
+    shares = np.stack([np.bincount(m, minlength=10_000) / len(m) for m in millimetres], axis=1).astype(np.float32)
+    depths = torch.tensor([[0.002], [0.5], [2.0], [15 / 7], [9.999]])
+    possible = torch.arange(10_000, dtype=torch.float32) / 1000
+    weighted = mean_errors(possible, depths, 10, ALL, torch.from_numpy(shares))
+    for i, each in enumerate(millimetres):
+        plain = mean_errors(torch.from_numpy(each).float() / 1000, depths, 10, ALL)
+        for name in set(ALL) - {"silog"}:
+            torch.testing.assert_close(weighted[name][:, i], plain[name], atol=1e-6, rtol=1e-5, msg=name)
+        torch.testing.assert_close(weighted["silog"][:, i] ** 2, plain["silog"] ** 2, atol=2e-5, rtol=1e-4)
+    assert weighted["rmse"].shape == (5, images)
+    assert weighted["rmse"].dtype == torch.float64
+
+
+def test_weights_by_hand():
+    gt, weights = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([[1.0, 0.5], [0.0, 0.25], [0.0, 0.25]])
+    errors = mean_errors(gt, torch.tensor([[2.0]]), 10, ("abs_diff", "rmse", "delta1"), weights)
+    assert errors["abs_diff"].tolist() == [[1, 1]]
+    assert errors["rmse"][0].tolist() == pytest.approx([1, math.sqrt(0.5 + 1)])
+    assert errors["delta1"].tolist() == [[0, 0.25]]
+
+
+# ---- what holds for any depth
 
 
 def test_equal_maps_have_no_error():
-    rng = np.random.default_rng(2)
-    gt = torch.from_numpy(rng.uniform(0.5, 9.5, (2, 1, *NYU_GT)).astype(np.float32))
-    figures = compute_errors_NYU(gt, gt[..., 56:472, 60:604])
-    assert figures == {name: 1.0 if name in HIGHER_IS_BETTER else 0.0 for name in NYU_FIGURES}
+    gt = uniform(0.5, 9.5, (2, 1, *FRAME), 2)
+    perfect = {name: 1.0 if name in HIGHER_IS_BETTER else 0.0 for name in ALL}
+    assert compute_errors_NYU(gt, gt[..., 56:472, 60:604]) == {name: perfect[name] for name in NYU_METRICS}
+    assert compute_errors(gt, gt) == {name: perfect[name] for name in KITTI_METRICS}
+    assert one(mean_errors(gt.flatten(), gt.view(1, -1), 10, ALL)) == perfect
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1000, 2**20])
+def test_the_size_of_blocks_changes_nothing(at_once, monkeypatch):
+    gt, pred = uniform(0.5, 9.5, (1003,), 4), uniform(0.5, 9.5, (7, 1003), 5)
+    shares = torch.softmax(uniform(0, 1, (1003, 2), 6), 0)
+    whole, weighted = mean_errors(gt, pred, 10, ALL), mean_errors(gt, pred[:, :1], 10, ALL, shares)
+    monkeypatch.setattr(calculate_error, "AT_ONCE", at_once)
+    for name, values in mean_errors(gt, pred, 10, ALL).items():
+        torch.testing.assert_close(values, whole[name], atol=0, rtol=2e-6, msg=name)
+    for name, values in mean_errors(gt, pred[:, :1], 10, ALL, shares).items():
+        torch.testing.assert_close(values, weighted[name], atol=0, rtol=2e-5, msg=name)
+
+
+def test_many_maps_at_once_give_what_each_gives_alone():
+    gt, pred = uniform(0, 11, (1, 1, *FRAME), 7), uniform(0, 9.5, (1, 9, *CROP), 8)
+    pred[:, 3, :30] = 0  # one of them loses pixels, the others do not
+    together = compute_errors_NYU_per_image(gt, pred)
+    for r in range(9):
+        alone = compute_errors_NYU_per_image(gt, pred[:, r : r + 1])
+        for name, values in alone.items():
+            torch.testing.assert_close(together[name][:, r : r + 1], values, atol=1e-7, rtol=2e-6, msg=name)
+
+
+def test_a_batch_equals_its_singles_in_any_order():
+    gt, pred = uniform(-4, 11, (3, 1, *FRAME), 9).clamp(min=0), uniform(0.5, 9.5, (3, 2, *CROP), 10)
+    batch = compute_errors_NYU_per_image(gt, pred)
+    for b in range(3):
+        for name, values in compute_errors_NYU_per_image(gt[b : b + 1], pred[b : b + 1]).items():
+            assert torch.equal(values[0], batch[name][b]), name
+    backwards = compute_errors_NYU_per_image(gt.flip(0), pred.flip(0))
+    assert all(torch.equal(values.flip(0), batch[name]) for name, values in backwards.items())
 
 
 def test_every_image_has_the_same_weight():
-    # Official quirk: the release gives every batch the same weight
-    gt = constant(2.0, NYU_GT, batch=3)
+    # Official quirk: the release gives every batch the same weight, so that its result depends on the batch size
+    gt = constant(2.0, FRAME, batch=3)
     gt[0, :, 100:] = 0  # fewer pixels in the first image
-    pred = torch.cat([constant(value, NYU_PRED) for value in (2.0, 3.0, 5.0)])
+    pred = torch.cat([constant(value, CROP) for value in (2.0, 3.0, 5.0)])
+    assert nyu(gt, pred)["abs_diff"].flatten().tolist() == pytest.approx([0, 1, 3])
     assert compute_errors_NYU(gt, pred)["abs_diff"] == pytest.approx((0 + 1 + 3) / 3)
-    assert errors_NYU(gt, pred).figures["abs_diff"].tolist() == pytest.approx([0, 1, 3])
+    assert compute_errors_NYU(gt, pred)["rmse"] == pytest.approx((0 + 1 + 3) / 3)  # no root over all pixels
+    gt, pred = constant(10.0, (40, 60), batch=2), torch.cat([constant(11.0, (40, 60)), constant(15.0, (40, 60))])
+    gt[0, :, :, 20:] = 0
+    assert compute_errors(gt, pred)["rmse"] == pytest.approx((1 + 5) / 2)
 
 
-def test_an_image_without_a_valid_pixel_is_named():
-    gt, pred = constant(2.0, NYU_GT, batch=3), constant(3.0, NYU_PRED, batch=3)
-    gt[1] = 0
-    result = errors_NYU(gt, pred)
-    assert result.valid_pixels.tolist() == [415 * 541, 0, 415 * 541]
-    assert all(value.isnan().tolist() == [False, True, False] for value in result.figures.values())
-    with pytest.raises(NoValidPixelError, match="no valid pixel in image 1") as error:
-        result.mean()
-    assert error.value.images == [1]
-    with pytest.raises(NoValidPixelError):
-        compute_errors_NYU(gt, pred)
-    assert result.mean(empty="skip")["abs_diff"] == pytest.approx(1.0)
-    with pytest.raises(NoValidPixelError, match="image 0"):
-        errors_NYU(gt[1:2], pred[1:2]).mean(empty="skip")
-    with pytest.raises(NoValidPixelError):
-        compute_errors(constant(0.0, (50, 50)), constant(1.0, (50, 50)))
+@settings(max_examples=80, deadline=None)
+@given(seed=SEEDS, pixels=st.integers(1, 200), power=st.integers(-2, 2))
+def test_symmetries_and_order(seed, pixels, power):
+    rng = np.random.default_rng(seed)
+    gt, pred = (torch.from_numpy(rng.uniform(0.2, 2, pixels).astype(np.float32)) for _ in range(2))
+    mixed, scale = torch.from_numpy(rng.permutation(pixels)), 2.0**power
+    pairs = (gt, pred), (pred, gt), (gt * scale, pred * scale), (gt[mixed], pred[mixed])
+    forth, back, scaled, shuffled = (silog_squared(one(mean_errors(a, b[None], 10, ALL))) for a, b in pairs)
+    symmetric = ("delta1", "delta2", "delta3", "log10", "abs_diff", "rmse", "rmse_log", "silog")
+    unitless = ("delta1", "delta2", "delta3", "log10", "abs_rel", "rmse_log", "silog")
+    metres = ("rmse", "abs_diff", "sq_rel")
+    assert {n: back[n] for n in symmetric} == pytest.approx({n: forth[n] for n in symmetric}, rel=1e-5, abs=1e-6)
+    assert {n: scaled[n] for n in unitless} == pytest.approx({n: forth[n] for n in unitless}, rel=1e-6)
+    assert {n: scaled[n] for n in metres} == pytest.approx({n: forth[n] * scale for n in metres}, rel=1e-6)
+    assert shuffled == pytest.approx(forth, rel=1e-5, abs=1e-6)
+    assert forth["delta1"] <= forth["delta2"] <= forth["delta3"]
+    assert forth["abs_diff"] <= forth["rmse"] * (1 + 1e-6)
+    assert forth["silog"] <= forth["rmse_log"] ** 2 * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("place", [(0, 0), (200, 300), (415, 543)])
-def test_a_single_value_that_is_not_finite_raises(value, place):
-    pred = constant(2.0, NYU_PRED, batch=2)
-    pred[1, 0, *place] = value
-    with pytest.raises(NonFinitePredictionError, match="image 1 has 1") as error:
-        errors_NYU(constant(2.0, NYU_GT, batch=2), pred)
-    assert error.value.counts == {1: 1}
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, pixels=st.integers(2, 100), scale=st.sampled_from([0.25, 0.5, 2.0, 4.0]))
+def test_scaled_metrics_and_silog_do_not_see_a_common_factor(seed, pixels, scale):
+    rng = np.random.default_rng(seed)
+    gt, pred = (torch.from_numpy(rng.uniform(1, 2, pixels).astype(np.float32)) for _ in range(2))
+    plain, larger = (
+        one(errors_of_maps(gt, p[None], 10, ("silog", "rmse"), "a", ("abs_rel", "rmse"))) for p in (pred, pred * scale)
+    )
+    unseen = ("scaled_abs_rel", "scaled_rmse")
+    assert {n: larger[n] for n in unseen} == pytest.approx({n: plain[n] for n in unseen}, rel=1e-5)
+    assert larger["silog"] ** 2 == pytest.approx(plain["silog"] ** 2, abs=1e-5)
+    assert larger["rmse"] != pytest.approx(plain["rmse"], rel=1e-2)
 
 
-def test_nan_where_the_prediction_is_wrong_does_not_raise_the_score():
-    # what the release does: NaN falls out of its mask, so the wrong pixels no longer count
-    rng = np.random.default_rng(3)
-    gt = torch.from_numpy(rng.uniform(1, 5, (1, 1, *NYU_GT)).astype(np.float32))
-    pred = constant(2.5, NYU_PRED)
-    spoiled = pred.masked_fill((gt[..., 56:472, 60:604] - pred).abs() > 0.3, math.nan)
-    with pytest.raises(NonFinitePredictionError):
-        errors_NYU(gt, spoiled)
-    honest, worst = errors_NYU(gt, pred).mean(), errors_NYU(gt, spoiled, nonfinite="worst").mean()
-    assert worst["a1"] < honest["a1"]
-    assert worst["rmse"] > honest["rmse"]
+@pytest.mark.parametrize(("gt_type", "pred_type"), [(torch.float64, torch.float32), (torch.float32, torch.float16)])
+def test_any_float_is_taken(gt_type, pred_type):
+    gt, pred = uniform(0.5, 9.5, (1, 1, *FRAME), 11), uniform(0.5, 9.5, (1, 1, *CROP), 12).to(pred_type)
+    ours, plain = compute_errors_NYU(gt.to(gt_type), pred), compute_errors_NYU(gt, pred.float())
+    assert ours == plain
+    assert compute_errors(gt.to(gt_type), gt.to(pred_type)) == compute_errors(gt, gt.to(pred_type).float())
 
 
-@settings(max_examples=150, deadline=None)
+# ---- errors
+
+
+@settings(max_examples=80, deadline=None)
 @given(
-    seed=st.integers(0, 2**32 - 1),
+    seed=SEEDS,
     count=st.integers(1, 60),
     value=st.sampled_from([math.nan, math.inf, -math.inf]),
     crop=st.booleans(),
 )
-def test_no_figure_improves_where_predictions_stop_being_finite(seed, count, value, crop):
+def test_no_metric_improves_where_predictions_stop_being_finite(seed, count, value, crop):
+    # In the release, NaN falls out of the mask, so that a network improves by failing where it would be wrong.
     rng = np.random.default_rng(seed)
-    gt = torch.from_numpy(rng.uniform(0, 100, (1, 1, 12, 30)).astype(np.float32))
-    pred = torch.from_numpy(rng.uniform(-5, 120, (1, 1, 12, 30)).astype(np.float32))
-    spoiled = pred.flatten().clone()
-    spoiled[rng.choice(360, count, replace=False)] = value
-    spoiled = spoiled.view_as(pred)
-    with pytest.raises(NonFinitePredictionError):
-        errors_KITTI(gt, spoiled, crop)
-    before, after = errors_KITTI(gt, pred, crop), errors_KITTI(gt, spoiled, crop, nonfinite="worst")
-    assert torch.equal(before.valid_pixels, after.valid_pixels)
-    for name in KITTI_FIGURES:
-        if name in HIGHER_IS_BETTER:
-            assert after.figures[name] <= before.figures[name]
-        else:
-            assert after.figures[name] >= before.figures[name] * (1 - 1e-6)
+    gt, pred = (torch.from_numpy(rng.uniform(0, 100, (1, 1, 12, 30)).astype(np.float32)) for _ in range(2))
+    assert set(compute_errors(gt, pred, crop)) == set(KITTI_METRICS)
+    pred.view(-1)[torch.from_numpy(rng.choice(360, count, replace=False))] = value
+    with pytest.raises(UnscorableError, match=f"image 0: {count} of 360 predicted depths are NaN or infinite"):
+        compute_errors(gt, pred, crop)
 
 
-def test_worst_counts_pixels_whose_prediction_is_not_finite():
-    pred = constant(2.0, NYU_PRED)
-    pred[..., 0, 0] = math.nan
-    result = errors_NYU(constant(2.0, NYU_GT), pred, nonfinite="worst")
-    assert result.valid_pixels.item() == 415 * 541
-    assert result.dropped_pixels.item() == 0
-    assert result.figures["abs_diff"].item() == pytest.approx(8 / (415 * 541), rel=1e-4)  # 10 m is the worse end
-    assert result.figures["log10"].item() == pytest.approx(math.log10(2000) / (415 * 541), rel=1e-4)  # 1 mm is
-    assert result.figures["a3"].item() == pytest.approx(1 - 1 / (415 * 541))
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [(0, 0), (200, 300), (415, 543)])  # counted or not
+def test_a_single_value_that_is_not_finite_is_an_error_that_names_its_image(value, place):
+    gt, pred = constant(2.0, FRAME, batch=2), torch.full((2, 3, *CROP), 2.0)
+    pred[1, 2, *place] = value
+    with pytest.raises(UnscorableError, match=r"^den/b\.jpg: 1 of 678,912 predicted depths are NaN"):
+        compute_errors_NYU_per_image(gt, pred, names=["den/a.jpg", "den/b.jpg"])
+    with pytest.raises(UnscorableError, match="image 1: 1 of 226,304"):
+        compute_errors_NYU(gt, pred[:, 2:])
+
+
+def test_the_message_says_what_may_help():
+    with pytest.raises(UnscorableError, match=r"fp16.*--precision fp32"):
+        errors_of_maps(torch.ones(2), torch.tensor([[1.0, math.nan]]), 10, ("rmse",), "a")
+
+
+def test_an_image_without_a_counted_pixel_is_an_error_that_names_it():
+    gt, pred = constant(2.0, FRAME, batch=3), constant(3.0, CROP, batch=3)
+    gt[1, :, 56:471, 60:601] = 0  # what lies outside the crop does not help
+    with pytest.raises(UnscorableError, match="image 1: no valid pixel, so it has no metrics; leave the image out"):
+        compute_errors_NYU(gt, pred)
+    with pytest.raises(UnscorableError, match="image 0: no valid pixel"):
+        compute_errors_NYU(constant(2.0, FRAME), constant(0.0005, CROP))  # all of it dropped
+    with pytest.raises(UnscorableError, match="mine: no valid pixel"):  # one of two maps
+        errors_of_maps(torch.ones(2), torch.tensor([[1.0, 1.0], [0.0, 0.0]]), 10, ("rmse",), "mine")
+    gt = constant(3.0, (50, 50), batch=2)
+    gt[1] = 80.0
+    with pytest.raises(UnscorableError, match="image 1: no valid pixel"):
+        compute_errors(gt, gt)
+    assert issubclass(UnscorableError, ValueError)
 
 
 @pytest.mark.parametrize(
-    ("gt", "pred"),
+    ("gt", "pred", "message"),
     [
-        ((2, 1, 480, 640), (1, 1, 416, 544)),
-        ((1, 480, 640), (1, 416, 544)),
-        ((1, 1, 480, 640), (1, 1, 480, 640)),
-        ((1, 1, 416, 544), (1, 1, 416, 544)),
-        ((1, 3, 480, 640), (1, 1, 416, 544)),
-        ((0, 1, 480, 640), (0, 1, 416, 544)),
+        ((2, 1, 480, 640), (1, 1, 416, 544), r"expected pred of shape \(2, R, 416, 544\), got \(1, 1, 416, 544\)"),
+        ((1, 480, 640), (1, 416, 544), r"expected gt of shape \(B, 1, 480, 640\), got \(1, 480, 640\)"),
+        ((1, 1, 480, 640), (1, 1, 480, 640), "expected pred"),
+        ((1, 1, 480, 640), (1, 0, 416, 544), "expected pred"),
+        ((1, 1, 480, 640), (1, 416, 544), "expected pred"),
+        ((1, 1, 416, 544), (1, 1, 416, 544), "expected gt"),
+        ((1, 3, 480, 640), (1, 1, 416, 544), "expected gt"),
+        ((0, 1, 480, 640), (0, 1, 416, 544), "expected gt"),
     ],
 )
-def test_nothing_is_broadcast(gt, pred):
-    with pytest.raises(ValueError, match=r"expected (gt|pred) of shape \(B, 1, "):
-        errors_NYU(torch.ones(gt), torch.ones(pred))
+def test_nothing_is_broadcast(gt, pred, message):
+    with pytest.raises(ValueError, match=message):
+        compute_errors_NYU_per_image(torch.ones(gt), torch.ones(pred))
 
 
-def test_kitti_shapes_and_ground_truth_are_checked():
-    with pytest.raises(ValueError, match="expected pred of shape"):
-        errors_KITTI(torch.ones(1, 1, 20, 30), torch.ones(1, 1, 20, 31))
+def test_kitti_shapes_are_checked():
+    with pytest.raises(ValueError, match=r"expected pred of shape \(1, R, 20, 30\), got \(1, 1, 20, 31\)"):
+        compute_errors(torch.ones(1, 1, 20, 30), torch.ones(1, 1, 20, 31))
+    with pytest.raises(ValueError, match="expected gt of shape"):
+        compute_errors(torch.ones(1, 20, 30), torch.ones(1, 20, 30))
+    assert len(GARG_CROP) == 4
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_ground_truth_that_is_not_finite_is_refused(value):
+    gt = constant(2.0, FRAME)
+    gt[0, 0, 0, 0] = value
+    with pytest.raises(ValueError, match="gt holds NaN or infinite depths; use 0 where there is no measurement"):
+        compute_errors_NYU(gt, constant(2.0, CROP))
     with pytest.raises(ValueError, match="gt holds NaN"):
-        errors_KITTI(torch.full((1, 1, 20, 30), math.nan), torch.ones(1, 1, 20, 30))
+        compute_errors(gt, gt)

@@ -102,17 +102,6 @@ def test_torchscript_gives_what_torch_jit_gives(archive: Path, weights: dict[str
     assert_same(got, {name: tensor for name, tensor in want.items() if name not in SIZES})
 
 
-def test_torchscript_is_read_without_torch_jit(
-    archive: Path, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("torch.jit or torch.load was called")
-
-    monkeypatch.setattr(torch.jit, "load", refuse)
-    monkeypatch.setattr(torch, "load", refuse)
-    assert_same(read_state_dict(archive), weights)
-
-
 def test_strides_offsets_and_tied_storages(tmp_path: Path) -> None:
     base = torch.arange(24.0)
     module = nn.Module()

@@ -42,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.first = mode not in [path for path, _ in self.server.hits]
             self.server.hits.append((mode, self.headers.get("Range")))
-        getattr(self, mode)()
+        ANSWERS[mode](self)
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing is printed."""
@@ -70,65 +70,15 @@ class Handler(BaseHTTPRequestHandler):
         where = f"bytes {start}-{len(content) - 1}/{len(content)}"
         self.answer(206, content[start:], len(content) - start, Content_Range=where)
 
-    def good(self) -> None:
-        self.rest()
-
-    def flipped(self) -> None:
-        self.rest(FLIPPED)
-
-    def no_length(self) -> None:
-        self.answer(200, CONTENT, None)
-
-    def half(self) -> None:
+    def half(self, wait: threading.Event | None = None) -> None:
         self.answer(200, CONTENT[:HALF], SIZE)
+        if wait:
+            wait.wait(30)
 
-    def half_no_length(self) -> None:
-        self.answer(200, CONTENT[:HALF], None)
-
-    def longer(self) -> None:
-        self.answer(200, CONTENT + bytes(10), SIZE + 10)
-
-    def longer_no_length(self) -> None:
-        self.answer(200, CONTENT + bytes(10), None)
-
-    def page(self) -> None:
-        self.answer(200, b"<html>please log in</html>", None, Content_Type="text/html; charset=utf-8")
-
-    def missing(self) -> None:
-        self.answer(404, b"<html>not found</html>", 22)
-
-    def busy(self) -> None:
-        self.answer(503, b"", 0)
-
-    def busy_once(self) -> None:
-        self.busy() if self.first else self.good()
-
-    def half_then_rest(self) -> None:
-        self.half() if self.first else self.rest()
-
-    def half_then_all(self) -> None:
-        self.half() if self.first else self.answer(200, CONTENT, SIZE)
-
-    def half_then_elsewhere(self) -> None:
-        self.half() if self.first else self.rest(shift=-100)
-
-    def half_then_nowhere(self) -> None:
-        self.half() if self.first else self.answer(206, CONTENT[HALF:], HALF)
-
-    def reset_then_rest(self) -> None:
-        if not self.first:
-            self.rest()
-            return
+    def reset(self) -> None:
         self.half()
         time.sleep(0.2)  # so that what was sent arrives before the reset drops it
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close sends a reset
-
-    def stall(self) -> None:
-        self.half()
-        self.server.done.wait(30)
-
-    def stall_once(self) -> None:
-        self.stall() if self.first else self.rest()
 
     def together(self) -> None:
         """Half the file at once, the rest when four clients are there."""
@@ -136,8 +86,30 @@ class Handler(BaseHTTPRequestHandler):
         self.server.four.wait(60)
         self.wfile.write(CONTENT[HALF:])
 
-    def moved(self) -> None:
-        self.answer(302, b"", 0, Location="/half_then_rest/w.bin")
+
+PAGE = b"<html>please log in</html>"
+ANSWERS: dict[str, Callable[[Handler], None]] = {
+    "good": lambda to: to.rest(),
+    "flipped": lambda to: to.rest(FLIPPED),
+    "no_length": lambda to: to.answer(200, CONTENT, None),
+    "half": lambda to: to.half(),
+    "half_no_length": lambda to: to.answer(200, CONTENT[:HALF], None),
+    "longer": lambda to: to.answer(200, CONTENT + bytes(10), SIZE + 10),
+    "longer_no_length": lambda to: to.answer(200, CONTENT + bytes(10), None),
+    "page": lambda to: to.answer(200, PAGE, None, Content_Type="text/html; charset=utf-8"),
+    "missing": lambda to: to.answer(404, PAGE, len(PAGE)),
+    "busy": lambda to: to.answer(503, b"", 0),
+    "busy_once": lambda to: to.answer(503, b"", 0) if to.first else to.rest(),
+    "half_then_rest": lambda to: to.half() if to.first else to.rest(),
+    "half_then_all": lambda to: to.half() if to.first else to.answer(200, CONTENT, SIZE),
+    "half_then_elsewhere": lambda to: to.half() if to.first else to.rest(shift=-100),
+    "half_then_nowhere": lambda to: to.half() if to.first else to.answer(206, CONTENT[HALF:], HALF),
+    "reset_then_rest": lambda to: to.reset() if to.first else to.rest(),
+    "stall": lambda to: to.half(to.server.done),
+    "stall_once": lambda to: to.half(to.server.done) if to.first else to.rest(),
+    "together": lambda to: to.together(),
+    "moved": lambda to: to.answer(302, b"", 0, Location="/half_then_rest/w.bin"),
+}
 
 
 class Server(ThreadingHTTPServer):

@@ -1,14 +1,15 @@
-"""eval: the command line from files to figures, its outputs, and every input that it refuses."""
+"""eval: from the command line to the metrics, what it leaves behind, and every way in which it may end."""
 
 import csv
 import json
 import os
 import re
-import subprocess
-import sys
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -16,360 +17,347 @@ from PIL import Image
 
 import clip
 import eval as evaluation
-from calculate_error import NYU_CROP, NYU_FIGURES, compute_errors_NYU
-from datasets.nyu import TEST_INDICES, NYUDepthV2, scan_folder
-from evaluation.controls import Predictor
+from calculate_error import NYU_CROP, NYU_METRICS, compute_errors_NYU
+from datasets import nyu
+from datasets.nyu import TEST_INDICES, open_nyu, scan_folder
+from datasets.nyu_mat import LabelledMat
 from monoclip import PAPER, MonoCLIP, Reading
-from tests.conftest import GOLDEN, TINY, random_clip, write_pair
-from tests.test_nyu import FAULTS, spoil
+from tests.conftest import GOLDEN, ROOT, TINY, child, random_clip, torchrun, write_pair
+from tests.test_nyu import spoil
 
-RELEASED_COMMAND = "--evaluate --batch_size 1 --dataset NYU --gpu_num 0 --encoder AST --other_method MonoCLIP"
-RELEASED = RELEASED_COMMAND.split()
+RELEASED = "--evaluate --batch_size 1 --dataset NYU --gpu_num 0 --encoder AST --other_method MonoCLIP".split()
 PROMPT_2 = ("extremely close", "very close", "close", "a little close", "a little far", "far", "unseen")
 BINS_3 = ("1.00", "1.25", "1.50", "1.75", "2.00", "2.25", "2.50")
+SOFT = ("--temperature", "2")  # so that a tiny CLIP's depth is not one bin
 
 
 @pytest.fixture
 def run(tiny_checkpoint, nyu_folder, tmp_path, capsys):
     """`run(*flags)` evaluates the tiny CLIP on five images and returns exit code, standard output and error."""
-    root = nyu_folder(5)
 
-    def call(*flags: str, data: Path = root, weights: Path | str = tiny_checkpoint) -> tuple[int, str, str]:
-        usual = ["--data_path", str(data), "--clip_path", str(weights), "--device", "cpu", "--batch_size", "1"]
-        code = evaluation.main([*usual, *flags])
+    def arguments(*flags: object, data: Path | None = None, weights: Path | str = tiny_checkpoint) -> list[str]:
+        usual = ["--data_path", data or call.root, "--clip_path", weights, "--device", "cpu", "--batch_size", "1"]
+        return list(map(str, [*usual, *flags]))
+
+    def call(*flags: object, **places: Path) -> tuple[int, str, str]:
+        code = evaluation.main(arguments(*flags, **places))
         return code, *capsys.readouterr()
 
-    call.root = root
-    call.split = root / "official_splits" / "test"
-    call.output = tmp_path / "out"
+    call.arguments, call.root, call.output = arguments, nyu_folder(5), tmp_path / "out"
     return call
 
 
 def rows_of(folder: Path, reading: str = "this run") -> list[dict[str, str]]:
     """The CSV's rows of one reading."""
-    with (folder / "per_image.csv").open(newline="") as file:
+    with (folder / "per_image.csv").open(newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if row["reading"] == reading]
 
 
-def journal_of(folder: Path) -> list[dict]:
-    """The images that a run has finished so far."""
-    return [json.loads(line) for line in (folder / "per_image.jsonl").read_text().splitlines()[1:]]
+def metrics_of(row: dict) -> dict[str, float]:
+    return {name: float(row[name]) for name in NYU_METRICS}
 
 
 def results_of(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
+def means_of(folder: Path, row: str = "this run") -> dict[str, float]:
+    return results_of(folder)["rows"][row]["metrics"]
+
+
+def one_sentence(err: str) -> str:
+    """The error of a command, which is a single line that begins with its name; progress bars may stand before it."""
+    last = err.rstrip("\n").split("\n")[-1].split("\r")[-1]
+    assert last.startswith("eval.py: "), err
+    assert "Traceback" not in err
+    return last
+
+
+# The released implementation
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 9])
+@pytest.mark.parametrize(
+    ("expected", "flags"),
+    [
+        ("nyu_mini_expected.json", []),
+        ("nyu_mini_expected.json", ["--exact"]),
+        ("nyu_mini_expected_prompt2_bins3.json", ["--depth_classes", *PROMPT_2, "--bin_list", *BINS_3]),
+    ],
+)
+def test_released_evaluation(nyu_mini, seed0, run, tmp_path, expected, flags, batch_size):
+    torch.save(seed0, tmp_path / "seed0.pt")
+    flags = [*RELEASED, *flags, "--output", run.output, "--batch_size", batch_size]
+    assert run(*flags, data=nyu_mini, weights=tmp_path / "seed0.pt")[0] == 0
+    released = json.loads((GOLDEN / expected).read_text())
+
+    def renamed(metrics: dict[str, float]) -> dict[str, float]:
+        return {name: metrics[name.replace("delta", "a")] for name in NYU_METRICS}
+
+    for row, image in zip(rows_of(run.output), released["images"], strict=True):
+        assert row["image"] == image["image"]
+        assert metrics_of(row) == pytest.approx(renamed(image), abs=1e-4)
+    assert means_of(run.output) == pytest.approx(renamed(released["mean"]), abs=1e-4)
+
+
+def test_released_depth_maps(nyu_mini, rn50):
+    dataset = open_nyu(nyu_mini, NYU_CROP, PAPER.normalised)
+    with np.load(GOLDEN / "nyu_mini_expected_depth.npz") as file:
+        expected = np.concatenate([file[name] for name in file.files]).reshape(-1, 13, 17)
+    with torch.inference_mode():
+        depth = MonoCLIP(rn50)(torch.stack([dataset[0].image, dataset[8].image]))
+    assert np.abs(depth[:, 0].numpy() - expected[[0, 8]]).max() < 1e-3
+
+
 def test_released_command_line_prints_the_released_line_and_the_papers_row(run):
     code, out, _ = run(*RELEASED)
     assert code == 0
-    number = r"\d\.\d{3}"
-    line = ", ".join(f"{name} : {number}" for name in ("abs_diff", "a1", "a2", "a3", "abs_rel", "log10", "rmse"))
+    line = ", ".join(f"{name} : \\d\\.\\d{{3}}" for name in "abs_diff a1 a2 a3 abs_rel log10 rmse".split())
     assert re.search(rf"^ \* Avg {line}$", out, re.MULTILINE)
     assert re.search(r"delta1 +delta2 +delta3 +abs_rel +log10 +rmse\nthis run .*\npaper, DepthCLIP +0\.394", out)
+    assert re.search(r"^uniform weights \(2\.143 m\) +0\.", out, re.MULTILINE)
     assert "5 images: 5 of the 654 of the official test split" in out
     assert "they do not compare" in out
 
 
-def test_figures_are_those_of_the_method(run, tiny_clip):
-    assert run("--output", str(run.output), "--exact")[0] == 0
-    model = MonoCLIP(clip.build_model(tiny_clip.state_dict()))
-    dataset = NYUDepthV2(scan_folder(run.root), NYU_CROP, PAPER.image_mean, PAPER.image_std)
-    rows, means = rows_of(run.output), []
-    assert [row["image"] for row in rows] == [pair.name for pair in dataset.pairs]
-    for row, sample in zip(rows, (dataset[i] for i in range(5)), strict=True):
-        with torch.inference_mode():
-            expected = compute_errors_NYU(sample.depth[None], model.predict(sample.image[None]))
-        # One pixel in 220,000 at the very threshold is 5e-6.
-        assert {name: float(row[name]) for name in NYU_FIGURES} == pytest.approx(expected, abs=1e-5)
-        assert (row["scene"], int(row["index"])) == (sample.scene, sample.index)
-        means.append(expected)
-    results = results_of(run.output)
-    assert results["figures"] == pytest.approx({n: np.mean([m[n] for m in means]) for n in NYU_FIGURES}, abs=1e-5)
+@pytest.mark.weights
+@pytest.mark.nyu
+def test_the_papers_row(run):
+    data, weights = os.environ.get("NYU_PATH"), os.environ.get("CLIP_PATH")
+    if not data or not weights:
+        pytest.skip("needs the real RN50 and NYU Depth V2: CLIP_PATH and NYU_PATH name them")
+    code, out, _ = run("--output", run.output, data=Path(data), weights=weights)
+    assert code == 0
+    assert f"all {len(TEST_INDICES)} images" in out
+    # An independent run of the release (MoA-DepthCLIP, arXiv 2604.01118).
+    published = {"delta1": 0.390, "delta2": 0.680, "delta3": 0.848, "abs_rel": 0.393, "log10": 0.158, "rmse": 1.176}
+    assert {name: means_of(run.output)[name] for name in published} == pytest.approx(published, abs=0.01)
 
 
-def test_results_say_what_they_were_made_with(run, tiny_checkpoint):
-    assert run("--output", str(run.output), "--batch_size", "2", "--limit", "3")[0] == 0
-    results, rows = results_of(run.output), rows_of(run.output)
-    assert results["images"] == len(rows) == 3
-    assert results["valid_pixels"] == sum(int(row["valid_pixels"]) for row in rows)
-    assert results["configuration"]["batch_size"] == 2
-    assert results["configuration"]["precision"] == "fp32"
-    assert results["configuration"]["clip_sha256"] == clip.checkpoint.file_sha256(tiny_checkpoint)
-    assert results["configuration"]["reading"]["bin_list"] == list(PAPER.bin_list)
-    assert results["versions"]["torch"] == torch.__version__
-    assert results["device"]["type"] == "cpu"
-    assert json.loads((run.output / "timing.json").read_text())["images_per_second"] > 0
-    assert results["paper"]["a1"] == 0.394
-    assert "commit" in results
-    files = {"results.json", "timing.json", "per_image.csv", "per_image.jsonl", "tables.md", "tables.tex"}
-    assert {path.name for path in run.output.iterdir()} == files
+# What it computes
 
 
-@pytest.mark.parametrize("flags", [("--batch_size", "2"), ("--batch_size", "5", "--workers", "2"), ("--workers", "1")])
+def test_metrics_are_those_of_the_method_by_a_plain_loop(run, tiny_clip):
+    own = Reading(
+        depth_templates=("a {} which is {}", "This {} is {}"),
+        obj_classes=("thing",),
+        depth_classes=("near", "far away"),
+        bin_list=(1.0, 4.0),
+        temperature=0.5,
+    )
+    words = ["--depth_classes", *own.depth_classes, "--obj_classes", *own.obj_classes, "--bin_list", 1, 4]
+    words += ["--depth_templates", *own.depth_templates, "--temperature", 0.5]
+    plain = clip.build_model(tiny_clip.state_dict())
+    for reading, flags in ((PAPER, ["--exact"]), (own, ["--exact", *words])):
+        assert run("--output", run.output, *flags)[0] == 0
+        model = MonoCLIP(plain, reading)
+        dataset = open_nyu(run.root, NYU_CROP, PAPER.normalised)
+        expected: dict[str, list] = {"this run": [], "uniform weights": []}
+        for sample in dataset:
+            with torch.inference_mode():
+                depth = model.predict(sample.image[None])
+            uniform = torch.full_like(depth, sum(reading.bin_list) / len(reading.bin_list))
+            for row, pred in (("this run", depth), ("uniform weights", uniform)):
+                expected[row].append(compute_errors_NYU(sample.depth[None], pred))
+        for row, errors in expected.items():
+            got = rows_of(run.output, row)
+            assert [each["image"] for each in got] == dataset.names
+            assert [int(each["index"]) for each in got] == dataset.indices
+            for one, other in zip(got, errors, strict=True):
+                # One pixel in 220,000 at the very threshold is 5e-6.
+                assert metrics_of(one) == pytest.approx(other, abs=1e-5)
+            means = {name: np.mean([each[name] for each in errors]) for name in NYU_METRICS}
+            assert means_of(run.output, row) == pytest.approx(means, abs=1e-5)
+        assert results_of(run.output)["made_with"]["reading"]["bin_list"] == list(reading.bin_list)
+
+
+@pytest.mark.parametrize("flags", [("--batch_size", 2), ("--batch_size", 5, "--workers", 2)])
 def test_batch_size_and_workers_change_nothing(run, flags):
-    assert run("--output", str(run.output))[0] == 0
-    assert run("--output", str(run.output / "other"), *flags)[0] == 0
+    assert run("--output", run.output, *SOFT)[0] == 0
+    assert run("--output", run.output / "other", *SOFT, *flags)[0] == 0
     for one, other in zip(rows_of(run.output), rows_of(run.output / "other"), strict=True):
         assert one["image"] == other["image"]
-        for name in NYU_FIGURES:
-            assert float(one[name]) == pytest.approx(float(other[name]), abs=1e-5)
+        assert metrics_of(one) == pytest.approx(metrics_of(other), abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["prompt 1", "reversed bins", "permutation 3", "bin 1 m alone"])
-def test_a_reading_may_not_take_the_name_of_another_row(run, no_model, tmp_path, name):
-    readings = tmp_path / "readings.json"
-    readings.write_text(json.dumps([{"name": name, "depth_classes": ["far", "close"], "bin_list": [9, 8]}]))
-    code, _, err = run("--readings", str(readings), "--paper", "--controls")
+@pytest.mark.parametrize(("count", "limit"), [(2, 5), (3, 2)])
+def test_processes_share_the_images_and_give_the_means_of_one(run, count, limit):
+    assert run("--output", run.output / "one", "--limit", limit, *SOFT)[0] == 0
+    flags = run.arguments("--output", run.output / "several", "--limit", limit, *SOFT)
+    done = torchrun(count, ROOT / "eval.py", *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" * Avg ") == 1
+    assert f"{-(-limit // count)}/{-(-limit // count)} [" in done.stderr  # progress is that of the first process
+    one, several = (rows_of(run.output / name) for name in ("one", "several"))
+    assert [row["image"] for row in several] == [row["image"] for row in one]
+    assert means_of(run.output / "several") == pytest.approx(means_of(run.output / "one"), abs=1e-5)
+
+
+def test_an_error_in_one_process_ends_all(run):
+    beyond_range(scan_folder(run.root)[3])  # of the second process
+    done = torchrun(2, ROOT / "eval.py", *run.arguments("--output", run.output))
+    assert done.returncode != 0
+    assert done.stderr.count("eval.py: kitchen/rgb_00001.jpg: no valid pixel") == 1
+    assert "Avg" not in done.stdout
+    assert not (run.output / "results.json").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_other_precisions_stay_close(run, precision):
+    soft = ("--temperature", "10", "--limit", 2)  # so that a patch's depth is not one bin, whatever the precision
+    assert run("--output", run.output, *soft)[0] == 0
+    assert run("--output", run.output / precision, "--precision", precision, *soft)[0] == 0
+    exact, rough = means_of(run.output), means_of(run.output / precision)
+    assert exact != rough
+    assert rough == pytest.approx(exact, abs=0.05)
+
+
+# Which images
+
+
+def write_mat(path: Path, indices: list[int]) -> None:
+    """A file of the published structure with content in a few images, and all others HDF5's fill value."""
+    with h5py.File(path, "w") as file:
+        for name, shape, dtype in (("images", (3, 640, 480), "u1"), ("rawDepths", (640, 480), "f4")):
+            fill = {"fillvalue": 2, "chunks": (1, *shape), "compression": "gzip"}
+            array = file.create_dataset(name, (1449, *shape), dtype, **fill)
+            for index in indices:
+                squares = np.random.default_rng(index).uniform(1, 9, (*shape[:-2], 16, 12))
+                array[index] = np.kron(squares * (28 if dtype == "u1" else 1), np.ones((40, 40)))
+        file["depths"] = h5py.VirtualLayout((1449, 640, 480), "f4") and file["rawDepths"]
+        scene = file.create_dataset("attic", data=np.array([[ord(letter)] for letter in "attic"], "u2"))
+        file["sceneTypes"] = np.full((1, 1449), scene.ref, h5py.ref_dtype)
+
+
+def test_the_mat_and_the_folder_written_from_it_give_the_same_rows(run, tmp_path):
+    images = [0, 1, 8]
+    (tmp_path / "given").mkdir()
+    write_mat(tmp_path / "given" / "nyu_depth_v2_labeled.mat", images)
+    folder = tmp_path / "folder" / "official_splits" / "test" / "attic"
+    folder.mkdir(parents=True)
+    with LabelledMat(tmp_path / "given" / "nyu_depth_v2_labeled.mat") as mat:
+        for index in images:
+            (folder / f"rgb_{index:05d}.jpg").write_bytes(mat.jpeg(index))
+            (folder / f"sync_depth_{index:05d}.png").write_bytes(mat.png(index))
+    for name, workers in (("given", 2), ("folder", 0)):
+        flags = ("--limit", 3, "--workers", workers, "--scene", "attic", "--output", tmp_path / f"of {name}")
+        assert run(*flags, *SOFT, data=tmp_path / name)[0] == 0
+    given, folder = rows_of(tmp_path / "of given"), rows_of(tmp_path / "of folder")
+    assert given == folder
+    assert len({row["rmse"] for row in given}) == 3
+    code, _, err = run("--list_file", "list.txt", data=tmp_path / "given")
+    assert (code, "--list_file names files of a folder" in one_sentence(err)) == (2, True)
+
+
+def test_the_release_s_place_is_found(run, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "NYU_Depth_V2").symlink_to(run.root)
+    monkeypatch.chdir(tmp_path)
+    assert evaluation.main(["--clip_path", str(tiny_checkpoint), "--device", "cpu", "--limit", "1"]) == 0
+    assert "1 images: 1 of the 654" in capsys.readouterr().out
+
+
+def test_list_scene_and_limit_choose_the_images(run, tmp_path):
+    lines = [f"{pair.scene}/{pair.rgb.name} {pair.scene}/{pair.depth.name}" for pair in scan_folder(run.root)]
+    (tmp_path / "list.txt").write_text("\ufeff" + "\n".join(lines[:0:-1]))
+    for flags, expected in (
+        (("--list_file", tmp_path / "list.txt"), ["bathroom/8", "bathroom/14", "kitchen/1", "kitchen/13"]),
+        (("--list_file", tmp_path / "list.txt", "--scene", "kitchen", "--limit", 1), ["kitchen/1"]),
+        (("--scene", "kitchen", "bathroom", "--limit", 4), ["bathroom/0", "bathroom/8", "bathroom/14", "kitchen/1"]),
+    ):
+        assert run("--output", run.output, *flags)[0] == 0
+        assert [f"{row['scene']}/{row['index']}" for row in rows_of(run.output)] == expected
+    code, _, err = run("--scene", "attic", "kitchen")
     assert code == 2
-    assert f"--readings: {name} is the name of another row of this run" in err
+    assert one_sentence(err) == "eval.py: --scene attic: no such scene here; there are bathroom, kitchen"
 
 
-def test_controls_of_three_words_have_three_colours(run):
-    flags = ["--depth_classes", "close", "a little far", "far", "--bin_list", "1", "2", "3", "--controls"]
-    assert run("--output", str(run.output), "--limit", "1", *flags)[0] == 0
-    assert {"colour words", "unrelated words"} <= results_of(run.output)["rows"].keys()
-
-
-def test_own_words_and_bins_equal_the_same_reading(run, tiny_clip):
-    flags = ["--depth_classes", "near", "far away", "--bin_list", "1", "4", "--temperature", "0.5"]
-    flags += ["--depth_templates", "a {} which is {}", "This {} is {}", "--obj_classes", "thing"]
-    assert run("--output", str(run.output), *flags)[0] == 0
-    reading = results_of(run.output)["configuration"]["reading"]
-    assert reading["depth_classes"] == ["near", "far away"]
-    assert reading["depth_templates"] == ["a {} which is {}", "This {} is {}"]
-    assert run("--output", str(run.output / "paper"))[0] == 0
-    assert results_of(run.output)["figures"] != results_of(run.output / "paper")["figures"]
-
-
-def test_list_file_chooses_the_images(run, tmp_path):
-    list_file = tmp_path / "list.txt"
-    list_file.write_text("kitchen/rgb_00013.jpg kitchen/sync_depth_00013.png 518.8\n")
-    assert run("--list_file", str(list_file), "--output", str(run.output))[0] == 0
-    assert [row["image"] for row in rows_of(run.output)] == ["kitchen/rgb_00013.jpg"]
+# What it leaves behind
 
 
 def test_without_output_nothing_is_written(run, tmp_path, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     monkeypatch.chdir(tmp_path)
-    assert run()[0] == 0
+    assert run("--limit", 1)[0] == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-@pytest.fixture
-def no_model(monkeypatch):
-    """Fails the test if a model is built."""
+def test_results_say_what_they_were_made_with_and_the_strip_shows_them(run, tiny_checkpoint):
+    assert run("--output", run.output, "--limit", 3, "--figures")[0] == 0
+    assert {path.name for path in run.output.iterdir()} == {"results.json", "per_image.csv", "qualitative.png"}
+    results = results_of(run.output)
+    assert results["images"] == 3
+    assert results["paper"]["delta1"] == 0.394
+    made = results["made_with"]
+    assert made["checkpoint_sha256"] == clip.checkpoint.file_sha256(tiny_checkpoint)
+    assert (made["precision"], made["network"], made["torch"]) == ("fp32", "fast", torch.__version__)
+    with Image.open(run.output / "qualitative.png") as strip:
+        assert min(strip.size) > 700
+        assert strip.convert("L").getextrema()[0] < 100
+    assert run("--output", run.output, "--limit", 1)[0] == 0
+    assert not (run.output / "qualitative.png").exists()  # it does not belong to the new rows
+    assert "--figures needs --output" in one_sentence(run("--figures")[2])
 
-    def built(*_):
-        raise AssertionError("the model was built before the input was checked")
 
-    for module in ("clip.model", "clip"):
-        monkeypatch.setattr(f"{module}.build_model", built)
+def test_names_that_people_chose_stay_readable_and_lose_nothing(run, tmp_path):
+    scenes = [b"caf\xe9", b"two\nlines", b"=1+1", b"\x1b[31mred", b"-x", b"@a", "\u4e2d".encode(), b"x" * 200]
+    for i, scene in enumerate(scenes):
+        write_pair(tmp_path / "odd" / os.fsdecode(scene), i)
+    code, out, err = run("--output", run.output, "--figures", data=tmp_path / "odd")
+    assert code == 0
+    content = (run.output / "per_image.csv").read_bytes().decode()
+    assert all(letter.isprintable() or letter == "\n" for letter in content)
+    assert len(content.split("\n")) == 1 + 2 * len(scenes) + 1
+    there = {row["scene"] for row in rows_of(run.output)}
+    assert there == {r"caf\xe9", r"two\nlines", "'=1+1", r"\x1b[31mred", "'-x", "'@a", "\u4e2d", "x" * 200}
+    (tmp_path / "odd" / os.fsdecode(scenes[3]) / "sync_depth_00003.png").write_bytes(b"")
+    beside = run("--scene", r"\x1b[31mred", data=tmp_path / "odd")
+    assert beside[0] == 2
+    assert r"\x1b[31mred/sync_depth_00003.png: not a readable image" in beside[2]
+    assert "\x1b" not in out + err + "".join(beside[1:])
 
 
-@pytest.mark.parametrize("kind", FAULTS)
-def test_spoiled_data_are_one_sentence_before_the_model_is_built(run, no_model, kind):
-    pair = scan_folder(run.root)[2]
-    spoil(kind, pair.rgb, pair.depth)
-    code, out, err = run("--output", str(run.output))
+# What it refuses before a model is built
+
+
+def test_all_problems_of_a_list_are_named_before_the_model_is_built(run, no_model, tmp_path):
+    pairs = scan_folder(run.root)
+    for kind, pair in zip(("half JPEG", "8-bit depth", "small depth", "no depth"), pairs, strict=False):
+        spoil(kind, pair.rgb, pair.depth)
+    pairs[4].depth.unlink()
+    lines = [f"{pair.scene}/{pair.rgb.name} {pair.scene}/{pair.depth.name}" for pair in pairs]
+    (tmp_path / "list.txt").write_text("\n\n".join(lines))
+    code, out, err = run("--list_file", tmp_path / "list.txt", "--output", run.output)
     assert (code, out) == (2, "")
-    assert re.fullmatch(rf"eval\.py: .*{FAULTS[kind]}.*\n", err)
+    assert err.startswith("eval.py: 5 problems in the data:\n")
+    assert [int(re.match(r"  .*list\.txt, line (\d+): ", line)[1]) for line in err.splitlines()[1:]] == [1, 3, 5, 7, 9]
     assert not run.output.exists()
 
 
-def test_missing_data_are_one_sentence(run, no_model, tmp_path):
-    (tmp_path / "empty").mkdir()
-    pair = scan_folder(run.root)[0]
-    for folder, message in ((tmp_path / "nowhere", "no such folder"), (tmp_path / "empty", "no <scene>/rgb")):
-        code, _, err = run(data=folder)
-        assert code == 2
-        assert message in err
-        assert err.count("\n") == 1
-    pair.depth.unlink()
-    code, _, err = run()
-    assert code == 2
-    assert "its depth map sync_depth_00000.png is missing" in err
-    write_pair(pair.depth.parent, 0)
-    pair.rgb.unlink()
-    code, _, err = run()
-    assert code == 2
-    assert "its image rgb_00000.jpg is missing" in err
-
-
-def test_duplicate_and_mismatched_pairs_are_refused(run, no_model, tmp_path):
-    write_pair(run.split / "office", 13)
-    code, _, err = run()
-    assert code == 2
-    assert "index 13 occurs 2 times, in kitchen, office" in err
-    list_file = tmp_path / "list.txt"
-    list_file.write_text("kitchen/rgb_00013.jpg bathroom/sync_depth_00008.png\n")
-    code, _, err = run("--list_file", str(list_file))
-    assert code == 2
-    assert "do not carry the same index" in err
-
-
-def test_unusable_checkpoints_are_one_sentence(run, tiny_clip, tmp_path):
-    good = tmp_path / "good.pt"
-    torch.save(tiny_clip.state_dict(), good)
-    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
-    (tmp_path / "truncated.pt").write_bytes(good.read_bytes()[:100_000])
-    lacking = {k: v for k, v in tiny_clip.state_dict().items() if k != "visual.bn2.weight"}
-    torch.save(lacking, tmp_path / "lacking.pt")
-    (tmp_path / "page.pt").write_text("<html>404 Not Found</html>")
-    for name, message in (
-        ("other.pt", "not a CLIP checkpoint"),
-        ("truncated.pt", "truncated.pt"),
-        ("lacking.pt", "visual.bn2.weight"),
-        ("page.pt", "page.pt"),
-        ("missing.pt", "missing.pt"),
-    ):
-        code, _, err = run("--output", str(run.output), weights=tmp_path / name)
-        assert code == 2, name
-        assert message in err
-        assert str(tmp_path / name) in err
-        assert err.startswith("eval.py: ")
-        assert "Traceback" not in err
-        assert not run.output.exists()
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("flags", "message"),
     [
-        ({"vision_layers": 1, "vision_width": 64, "vision_patch_size": 14, "image_resolution": 28}, "patches of 14 px"),
-        ({"vocab_size": 600}, "a text encoder of 600 tokens"),
-        ({"embed_dim": 60}, "128 patch channels cannot be thinned evenly to 60"),
+        (("--bin_list", "1", "2"), "7 depth classes and 2 bins"),
+        (("--depth_classes", "\udcff", "--bin_list", "1"), "eval.py: "),
+        (("--device", "abacus"), "--device abacus: not available here"),
+        (("--output", "/proc/version/out"), "/proc/version is no folder that can be written"),
+        (("--data_path", "/nowhere"), "/nowhere: no such folder; give the folder that holds official_splits/test"),
+        (("--data_path", "/nowhere.mat"), "/nowhere.mat: no such file"),
+        (("--data_path", "/dev/zero"), "/dev/zero: no such folder"),
+        (("--data_path", "{pipe}"), "pipe: no such folder"),
+        (("--data_path", "{pipe}.mat"), "pipe.mat: not a regular file"),
+        (("--list_file", "{pipe}"), "pipe: not a regular file"),
+        (("--list_file", "/dev/zero"), "/dev/zero: not a regular file"),
+        (("--list_file", "/nowhere.txt"), "/nowhere.txt: cannot be read"),
     ],
 )
-def test_models_that_do_not_fit_are_one_sentence(run, tmp_path, change, message):
-    torch.save(random_clip(replace(TINY, **change)).state_dict(), tmp_path / "other.pt")
-    code, _, err = run("--output", str(run.output), weights=tmp_path / "other.pt")
-    assert code == 2
-    assert f"eval.py: --clip_path {tmp_path / 'other.pt'}: {message}" in err
+def test_what_cannot_be_followed_is_one_sentence(run, no_model, tmp_path, flags, message):
+    for name in ("pipe", "pipe.mat"):
+        os.mkfifo(tmp_path / name)
+    code, out, err = run(*(flag.replace("{pipe}", str(tmp_path / "pipe")) for flag in flags))
+    assert (code, out) == (2, "")
+    assert message in one_sentence(err)
     assert err.count("\n") == 1
-
-
-def test_a_model_that_is_not_there_says_what_to_bring(run, monkeypatch, tmp_path):
-    monkeypatch.setenv("CLIP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("CLIP_OFFLINE", "1")
-    code, _, err = run(weights="RN50")
-    assert code in (1, 2)
-    assert str(tmp_path / "cache" / "RN50.pt") in err
-    assert "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762" in err
-    assert "--clip_path" in err
-
-
-def beyond_range(pair) -> None:
-    """Depth that is there, but at 11 m everywhere: outside what counts."""
-    Image.fromarray(np.full((480, 640), 11000, dtype=np.uint16)).save(pair.depth)
-
-
-def test_an_image_without_a_valid_pixel_ends_the_run_and_keeps_its_rows(run):
-    beyond_range(scan_folder(run.root)[3])
-    code, out, err = run("--output", str(run.output))
-    assert code == 1
-    assert "Avg" not in out
-    assert "eval.py: kitchen/rgb_00001.jpg: no valid pixel, so no figures; remove it or pass --empty skip" in err
-    assert len(journal_of(run.output)) == 3
-    assert not (run.output / "results.json").exists()
-
-
-@pytest.mark.parametrize("batch_size", ["1", "4"])
-def test_images_without_a_valid_pixel_can_be_left_out(run, batch_size):
-    pairs = scan_folder(run.root)
-    beyond_range(pairs[3])
-    spoil("no depth", pairs[1].rgb, pairs[1].depth)
-    code, out, _ = run("--empty", "skip", "--output", str(run.output), "--batch_size", batch_size)
-    assert code == 0
-    assert "left out: 2 images without a valid pixel: bathroom/rgb_00008.jpg, kitchen/rgb_00001.jpg" in out
-    rows, results = rows_of(run.output), results_of(run.output)
-    assert [row["a1"] == "" for row in rows] == [False, True, False, True, False]
-    assert results["images_without_valid_pixel"] == ["bathroom/rgb_00008.jpg", "kitchen/rgb_00001.jpg"]
-    means = np.mean([[float(row[n]) for n in NYU_FIGURES] for row in rows if row["a1"]], axis=0)
-    assert list(results["figures"].values()) == pytest.approx(list(means), abs=1e-9)
-
-
-def test_no_image_with_a_valid_pixel_is_an_error_even_if_skipped(run):
-    for pair in scan_folder(run.root):
-        beyond_range(pair)
-    code, out, err = run("--empty", "skip")
-    assert code == 1
-    assert "Avg" not in out
-    assert "no image has a valid pixel" in err
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_predictions_that_are_not_finite_are_an_error_with_the_images_name(run, monkeypatch, value):
-    def spoiled(self, features, names):
-        depth = predict(self, features, names)
-        depth[[name == target for name in names]] = value
-        return depth
-
-    predict = Predictor.__call__
-    pairs = scan_folder(run.root)
-    target = pairs[1].name
-    assert run("--output", str(run.output / "honest"))[0] == 0
-    monkeypatch.setattr(Predictor, "__call__", spoiled)
-    code, out, err = run("--output", str(run.output))
-    assert code == 1
-    assert "Avg" not in out
-    assert f"NaN or infinite depth predicted for {pairs[1].name} (this run: 226,304 pixels)" in err
-    assert run("--output", str(run.output), "--nonfinite", "worst")[0] == 0
-    honest, worst = results_of(run.output / "honest")["figures"], results_of(run.output)["figures"]
-    assert worst["a1"] <= honest["a1"]
-    assert worst["rmse"] > honest["rmse"]
-
-
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_file_damaged_after_the_check_ends_the_run_with_its_name(run, monkeypatch, workers):
-    pair = scan_folder(run.root)[4]
-    spoil("half JPEG", pair.rgb, pair.depth)
-    monkeypatch.setattr(evaluation, "check_files", lambda *_, **__: None)
-    code, _, err = run("--workers", workers, "--output", str(run.output))
-    assert code == 1
-    assert "Traceback" not in err
-    assert re.search(r"eval\.py: .*kitchen/rgb_00013\.jpg: truncated or damaged", err)
-    assert len(journal_of(run.output)) == 4
-
-
-def test_pixels_dropped_for_a_prediction_of_zero_are_reported(run, monkeypatch):
-    half = torch.zeros(1, 1, 13, 17).index_fill(3, torch.arange(9, 17), 2.0)  # 0 m on the left
-    monkeypatch.setattr(Predictor, "__call__", lambda *_: half)
-    code, out, _ = run("--limit", "1")
-    assert code == 0
-    assert re.search(r"warning: \d\d\d,\d\d\d more pixels were not counted", out)
-
-
-def test_interrupted_run_says_how_far_it_came(run, monkeypatch):
-    calls = []
-
-    def interrupted(self, features, names):
-        calls.append(names)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return torch.full((1, 1, 13, 17), 2.0)
-
-    monkeypatch.setattr(Predictor, "__call__", interrupted)
-    code, out, err = run("--output", str(run.output))
-    assert code == 130
-    assert "interrupted: 2 of 5 images done" in err
-    assert "Avg" not in out
-    assert len(journal_of(run.output)) == 2
-    assert not (run.output / "results.json").exists()
-
-
-def test_results_of_an_earlier_run_do_not_outlive_a_new_one(run):
-    assert run("--output", str(run.output))[0] == 0
-    beyond_range(scan_folder(run.root)[0])
-    assert run("--output", str(run.output))[0] == 1
-    assert not (run.output / "results.json").exists()
-
-
-def test_output_that_cannot_be_written_is_one_sentence(run, tmp_path):
-    (tmp_path / "file").write_text("")
-    code, _, err = run("--output", str(tmp_path / "file" / "out"))
-    assert code in (1, 2)
-    assert str(tmp_path / "file") in err
-    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(
@@ -377,11 +365,10 @@ def test_output_that_cannot_be_written_is_one_sentence(run, tmp_path):
     [
         (("--batch_size", "0"), "0 is not 1 or more"),
         (("--workers", "-1"), "-1 is not 0 or more"),
-        (("--limit", "0"), "0 is not 1 or more"),
         (("--dataset", "KITTI"), "invalid choice: 'KITTI'"),
-        (("--other_method", "DORN"), "invalid choice: 'DORN'"),
         (("--precision", "int8"), "invalid choice: 'int8'"),
         (("--bin_list", "one"), "invalid float value: 'one'"),
+        (("--lim", "1"), "unrecognized arguments: --lim"),
     ],
 )
 def test_wrong_arguments_exit_with_2(flags, message, capsys):
@@ -391,214 +378,160 @@ def test_wrong_arguments_exit_with_2(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--bin_list", "1", "2"), "7 depth classes and 2 bins"),
-        (("--temperature", "0"), "temperature must be positive"),
-        (("--depth_templates", "far"), "must hold {} twice"),
-        (("--device", "cuda:99"), "--device cuda:99: not available here"),
-        (("--device", "abacus"), "--device abacus: not available here"),
-        (("--device", "meta"), "--device meta: not available here"),
-        (("--obj_classes", "far " * 80), "a prompt is too long: text 'This far far"),
-        (("--nonfinite", "worst", "--figures", "--output", "x"), "--nonfinite worst cannot be drawn"),
-        (("--readings", "/nowhere.json"), "--readings /nowhere.json: cannot be read (No such file or directory)"),
-        (("--feature_cache", "/proc/version/x.h5"), "--feature_cache /proc/version: /proc/version is no folder"),
-        (("--output", "/proc/version/out"), "/proc/version is no folder that can be written"),
-    ],
-)
-def test_arguments_that_cannot_be_followed_are_one_sentence(run, no_model, flags, message):
-    code, _, err = run(*flags)
-    assert code == 2
-    assert message in err
-    assert err.count("\n") == 1
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_other_precisions_stay_close(run, precision):
-    soft = ("--temperature", "10")  # so that a patch's depth is not one bin, whatever the precision
-    assert run("--output", str(run.output), *soft)[0] == 0
-    assert run("--output", str(run.output / precision), "--precision", precision, *soft)[0] == 0
-    exact, rough = results_of(run.output)["figures"], results_of(run.output / precision)["figures"]
-    assert exact != rough
-    assert rough == pytest.approx(exact, abs=0.05)
-
-
-def test_as_a_program_from_another_folder(run, tiny_checkpoint, tmp_path):
-    command = [sys.executable, "-W", "error", str(Path(evaluation.__file__).resolve()), "--device", "cpu"]
-    command += ["--data_path", str(run.root), "--clip_path", str(tiny_checkpoint), "--limit", "1", "--workers", "1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert " * Avg abs_diff : " in done.stdout
-    assert re.search(r"\d images/s", done.stderr)
-
-
-@pytest.mark.parametrize("batch_size", ["1", "4", "9"])
-@pytest.mark.parametrize(
-    ("expected", "flags"),
-    [
-        ("nyu_mini_expected.json", []),
-        ("nyu_mini_expected.json", ["--exact"]),
-        ("nyu_mini_expected_prompt2_bins3.json", ["--depth_classes", *PROMPT_2, "--bin_list", *BINS_3]),
-    ],
-)
-def test_released_evaluation(nyu_mini, seed0, tmp_path, expected, flags, batch_size):
-    torch.save(seed0, tmp_path / "seed0.pt")
-    flags = [*RELEASED, "--data_path", str(nyu_mini), "--clip_path", str(tmp_path / "seed0.pt"), *flags]
-    flags += ["--device", "cpu", "--output", str(tmp_path), "--batch_size", batch_size]
-    assert evaluation.main(flags) == 0
-    released = json.loads((GOLDEN / expected).read_text())
-    for row, image in zip(rows_of(tmp_path), released["images"], strict=True):
-        assert row["image"] == image["image"]
-        assert {n: float(row[n]) for n in NYU_FIGURES} == pytest.approx({n: image[n] for n in NYU_FIGURES}, abs=1e-4)
-    assert results_of(tmp_path)["figures"] == pytest.approx(released["mean"], abs=1e-4)
-
-
-def test_released_depth_maps(nyu_mini, rn50):
-    dataset = NYUDepthV2(scan_folder(nyu_mini), NYU_CROP, PAPER.image_mean, PAPER.image_std)
-    with np.load(GOLDEN / "nyu_mini_expected_depth.npz") as file:
-        expected = np.concatenate([file[name] for name in file.files])
-    model = MonoCLIP(rn50)
-    with torch.inference_mode():
-        maps = [(model(s.image[None]) + model(s.image[None].flip(-1)).flip(-1)) / 2 for s in (dataset[0], dataset[8])]
-    for ours, released in zip(maps, expected.reshape(-1, 13, 17)[[0, 8]], strict=True):
-        assert np.abs(ours[0, 0].numpy() - released).max() < 1e-3
-
-
-def test_paper_controls_and_figures_in_one_pass(run, monkeypatch):
-    passes = []
-    channel_features = MonoCLIP.channel_features
-    monkeypatch.setattr(
-        MonoCLIP, "channel_features", lambda self, x: passes.append(len(x)) or channel_features(self, x)
-    )
-    code, out, err = run("--paper", "--controls", "--figures", "--output", str(run.output))
-    assert code == 0, err
-    assert passes == [2] * 5  # each image and its mirror, once
-    for title in (
-        "Table 1: methods",
-        "Prompt ablation",
-        "Depth-bin ablation",
-        "Controls",
-        "What a constant cannot fake",
+def test_unusable_checkpoints_are_one_sentence(run, tiny_clip, tmp_path):
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
+    torch.save(tiny_clip.state_dict(), tmp_path / "cut.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:100_000])
+    os.mkfifo(tmp_path / "pipe.pt")
+    change = {"vision_layers": 1, "vision_width": 64, "vision_patch_size": 14, "image_resolution": 28}
+    torch.save(random_clip(replace(TINY, **change)).state_dict(), tmp_path / "patches.pt")
+    torch.save(random_clip(replace(TINY, vocab_size=600)).state_dict(), tmp_path / "tokens.pt")
+    torch.save(random_clip(replace(TINY, embed_dim=60)).state_dict(), tmp_path / "stride.pt")
+    for name, message in (
+        ("other.pt", "not a CLIP checkpoint"),
+        ("cut.pt", ""),
+        ("pipe.pt", "not a regular file"),
+        ("missing.pt", ""),
+        ("patches.pt", "patches of 14 px"),
+        ("tokens.pt", "a text encoder of 600 tokens"),
+        ("stride.pt", "128 patch channels cannot be thinned evenly to 60"),
     ):
-        assert title in out
-    tables = (run.output / "tables.md").read_text()
-    assert "DORN (depth) | as published, not measured here | 0.828 | 0.965 | 0.992 | 0.115 | 0.051 | 0.509" in tables
-    assert "| prompt 1 | ours |" in tables
-    assert "not the official test split of 654: the paper's figures are over other images and do not compare" in tables
-    assert "bathroom only, 3 images" in tables
-    assert "classroom only, 0 images" in tables
-    assert r"\begin{tabular}{llrrrrrr}" in (run.output / "tables.tex").read_text()
-    for name in ("qualitative.png", "bin_response.png", "rows.png"):
-        with Image.open(run.output / name) as image:
-            assert min(image.size) > 300
-            assert image.convert("L").getextrema()[0] < 100
-    results = results_of(run.output)
-    assert (
-        results["groups"]["word-to-bin permutations"]["min"]["a1"] <= results["rows"]["permutation 3"]["figures"]["a1"]
-    )
-    bathroom = results["scenes"]["bathroom"]["bins class-dependent 3"]["figures"]
-    there = rows_of(run.output, "bins class-dependent 3")
-    mean = {n: np.mean([float(r[n]) for r in there if r["scene"] == "bathroom"]) for n in ("a1", "rmse")}
-    assert {n: bathroom[n] for n in mean} == pytest.approx(mean, abs=1e-9)
-    assert bathroom["rmse"] != pytest.approx(np.mean([float(r["rmse"]) for r in there]), abs=1e-4)
-    tables = (run.output / "tables.md").read_text()
-    scene_table = tables[tables.index("## Depth-bin ablation (original prompts), bathroom") :]
-    assert f"| class-dependent 3 | ours | {mean['a1']:.3f} |" in scene_table
-    prompt_2 = results["rows"]["prompt 2"]
-    assert prompt_2["interval_95"]["rmse"][0] <= prompt_2["figures"]["rmse"] <= prompt_2["interval_95"]["rmse"][1]
-    alone = run("--depth_classes", *PROMPT_2, "--output", str(run.output / "alone"))[0]
-    assert alone == 0
-    single = results_of(run.output / "alone")["figures"]
-    assert {name: prompt_2["figures"][name] for name in NYU_FIGURES} == pytest.approx(single, abs=1e-5)
+        code, _, err = run("--output", run.output, weights=tmp_path / name)
+        assert code == 2, name
+        assert name in one_sentence(err)
+        assert message in err
+        assert not run.output.exists()
 
 
-def test_own_readings_from_a_file(run, tmp_path):
-    path = tmp_path / "readings.json"
-    path.write_text('[{"name": "near or far", "depth_classes": ["near", "far"], "bin_list": [1, 3], "temperature": 1}]')
-    code, out, _ = run("--readings", str(path), "--output", str(run.output))
-    assert code == 0
-    assert re.search(r"^near or far +\d\.\d{3}", out, re.MULTILINE)
-    flags = ["--depth_classes", "near", "far", "--bin_list", "1", "3", "--temperature", "1"]
-    assert run(*flags, "--output", str(run.output / "alone"))[0] == 0
-    for one, other in zip(rows_of(run.output, "near or far"), rows_of(run.output / "alone"), strict=True):
-        for name in NYU_FIGURES:
-            assert float(one[name]) == pytest.approx(float(other[name]), abs=1e-5)
-    path.write_text("[]")
-    code, _, err = run("--readings", str(path))
-    assert code == 2
-    assert f"{path}: expected a list of objects" in err
+# How it may end in between
 
 
-def test_scenes_can_be_chosen(run):
-    assert run("--scene", "kitchen", "--output", str(run.output))[0] == 0
-    assert {row["scene"] for row in rows_of(run.output)} == {"kitchen"}
-    code, _, err = run("--scene", "attic", "kitchen")
-    assert code == 2
-    assert "--scene attic: no such scene here; there are bathroom, kitchen" in err
+def beyond_range(pair) -> None:
+    """Depth that is there, but at 11 m everywhere: outside what counts."""
+    Image.fromarray(np.full((480, 640), 11000, dtype=np.uint16)).save(pair.depth)
 
 
-def test_a_prediction_that_is_not_finite_names_image_and_reading(run, monkeypatch):
-    def spoiled(self, features, names):
-        depth = predict(self, features, names)
-        depth[:, 2, 0, 0] = float("nan")
-        return depth
+@pytest.fixture
+def predicting(monkeypatch):
+    """`predicting(change, call)` has the given call of `MonoCLIP.predict` (0, 1, ...) return change(depth)."""
 
-    predict = Predictor.__call__
-    monkeypatch.setattr(Predictor, "__call__", spoiled)
-    code, _, err = run("--paper")
-    assert code == 1
-    assert re.search(r"NaN or infinite depth predicted for bathroom/rgb_00000\.jpg \(prompt 2: \d[\d,]* pixels\)", err)
+    def arrange(change, call: int) -> None:
+        calls = []
 
+        def predict(self, image):
+            calls.append(image)
+            depth = real(self, image)
+            return change(depth) if len(calls) == call + 1 else depth
 
-def test_rows_of_one_pass_equal_the_golden_evaluations(nyu_mini, seed0, tmp_path):
-    torch.save(seed0, tmp_path / "seed0.pt")
-    own = [{"name": "prompt 2, bins 3", "depth_classes": PROMPT_2, "bin_list": [float(b) for b in BINS_3]}]
-    (tmp_path / "own.json").write_text(json.dumps(own))
-    flags = ["--data_path", str(nyu_mini), "--clip_path", str(tmp_path / "seed0.pt"), "--device", "cpu", "--paper"]
-    assert evaluation.main([*flags, "--readings", str(tmp_path / "own.json"), "--output", str(tmp_path)]) == 0
-    for reading, file in (
-        ("this run", "nyu_mini_expected.json"),
-        ("prompt 2, bins 3", "nyu_mini_expected_prompt2_bins3.json"),
-    ):
-        released = json.loads((GOLDEN / file).read_text())
-        for row, image in zip(rows_of(tmp_path, reading), released["images"], strict=True):
-            assert {n: float(row[n]) for n in NYU_FIGURES} == pytest.approx(
-                {n: image[n] for n in NYU_FIGURES}, abs=1e-4
-            )
-    model = clip.build_model(seed0)
-    dataset = NYUDepthV2(scan_folder(nyu_mini), NYU_CROP, PAPER.image_mean, PAPER.image_std)
-    single = MonoCLIP(model, Reading(depth_classes=PROMPT_2))
-    with torch.inference_mode():
-        expected = compute_errors_NYU(dataset[0].depth[None], single.predict(dataset[0].image[None]))
-    row = rows_of(tmp_path, "prompt 2")[0]
-    assert {n: float(row[n]) for n in NYU_FIGURES} == pytest.approx(expected, abs=1e-5)
+        real = MonoCLIP.predict
+        monkeypatch.setattr(MonoCLIP, "predict", predict)
+
+    return arrange
 
 
-@pytest.mark.weights
-@pytest.mark.nyu
-def test_the_papers_row(tmp_path):
-    data, weights = os.environ.get("NYU_PATH"), os.environ.get("CLIP_PATH")
-    if not data or not weights:
-        pytest.skip("needs the real RN50 and NYU Depth V2: CLIP_PATH and NYU_PATH name them")
-    assert len(scan_folder(Path(data))) == len(TEST_INDICES)
-    assert evaluation.main(["--data_path", data, "--clip_path", weights, "--output", str(tmp_path)]) == 0
-    figures = results_of(tmp_path)["figures"]
-    # an independent run of the release (MoA-DepthCLIP, arXiv 2604.01118)
-    published = {"a1": 0.390, "a2": 0.680, "a3": 0.848, "abs_rel": 0.393, "log10": 0.158, "rmse": 1.176}
-    assert {name: figures[name] for name in published} == pytest.approx(published, abs=0.01)
+def ended(run, code: int, message: str, done: int, *flags: str) -> None:
+    """Asserts that a run ends with one sentence, keeps the rows of `done` images, and has no results."""
+    run.output.mkdir(exist_ok=True)
+    (run.output / "results.json").write_text("of an earlier run")
+    got, out, err = run("--output", run.output, *flags)
+    assert (got, "Avg" in out) == (code, False)
+    assert message in one_sentence(err)
+    assert len(rows_of(run.output)) == done
+    assert not (run.output / "results.json").exists()
 
 
-def test_scoring_does_not_depend_on_the_number_of_threads(run, tmp_path):
-    threads = torch.get_num_threads()
-    rows = []
+def test_an_image_without_a_valid_pixel_is_named(run):
+    beyond_range(scan_folder(run.root)[3])
+    ended(run, 1, "eval.py: kitchen/rgb_00001.jpg: no valid pixel", 3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_prediction_that_is_not_finite_is_named(run, predicting, value):
+    predicting(lambda depth: depth.index_fill(2, torch.tensor(100), value), 2)
+    ended(run, 1, "eval.py: bathroom/rgb_00014.jpg: 544 of 452,608 predicted depths are NaN or infinite", 2)
+
+
+def raises(error: BaseException):
+    def change(_):
+        raise error
+
+    return change
+
+
+def out_of_memory(_):
+    torch.empty(2**60, dtype=torch.uint8)  # torch's allocator on a CPU raises a RuntimeError
+
+
+@pytest.mark.parametrize("change", [raises(MemoryError()), out_of_memory])
+def test_too_little_memory_is_one_sentence(run, predicting, change):
+    predicting(change, 3)
+    ended(run, 1, "not enough memory; use a smaller --batch_size", 3)
+
+
+def test_ctrl_c_exits_with_130(run, predicting):
+    predicting(raises(KeyboardInterrupt()), 2)
+    ended(run, 130, "eval.py: interrupted", 2)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_file_damaged_after_the_check_is_named(run, monkeypatch, workers):
+    pair = scan_folder(run.root)[4]
+    spoil("half JPEG", pair.rgb, pair.depth)
+    monkeypatch.setattr(nyu, "check_files", lambda *_, **__: None)
+    ended(run, 2, "kitchen/rgb_00013.jpg: truncated or damaged", 4, "--workers", workers)
+
+
+def test_a_full_disk_is_one_sentence_with_the_file(run):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700, hard))
     try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            cache = ("--feature_cache", str(tmp_path / "features.h5"), "--workers", "0")  # the encoder runs once
-            assert run(*cache, "--controls", "--limit", "2", "--output", str(tmp_path / str(count)))[0] == 0
-            assert torch.get_num_threads() == count
-            rows.append((tmp_path / str(count) / "per_image.csv").read_bytes())
+        ended(run, 1, f"{run.output / 'per_image.csv'}: File too large; make room", 1)
     finally:
-        torch.set_num_threads(threads)
-    assert rows[0] == rows[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_killed_run_keeps_its_rows(run, tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, signal, sys, eval, monoclip\n"
+        "real, calls = monoclip.MonoCLIP.predict, []\n"
+        "def predict(self, image):\n"
+        "    calls.append(1)\n"
+        "    return real(self, image) if len(calls) < 4 else os.kill(os.getpid(), signal.SIGKILL)\n"
+        "monoclip.MonoCLIP.predict = predict\n"
+        "sys.exit(eval.main())\n"
+    )
+    done = child(script, *run.arguments("--output", run.output))
+    assert done.returncode == -signal.SIGKILL
+    assert [row["image"] for row in rows_of(run.output)] == [pair.name for pair in scan_folder(run.root)[:3]]
+    assert not (run.output / "results.json").exists()
+
+
+def test_pixels_dropped_for_a_prediction_of_zero_are_reported(run, predicting):
+    predicting(lambda depth: depth.index_fill(3, torch.arange(272), 0.0), 0)
+    code, out, _ = run("--limit", "1")
+    assert code == 0
+    assert re.search(r"warning: 1\d\d,\d\d\d more pixels do not count", out)
+
+
+def test_from_another_folder_without_a_home_and_with_closed_streams(run, tmp_path):
+    """A reader of both streams that goes away, as `2>&1 | head -1` is; closed error; full output."""
+    environment = {key: value for key, value in os.environ.items() if key != "HOME"}
+    command = ("-W", "error", ROOT / "eval.py", *run.arguments("--limit", 2, "--output", run.output))
+    results = run.output / "results.json"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = child(*command, cwd=tmp_path, env=environment, stdout=writer, stderr=writer)
+    os.close(writer)
+    assert (done.returncode, results.is_file()) == (0, True)
+    with open("/dev/full", "w") as full:
+        done = child(*command, cwd=tmp_path, env=environment, stdout=full)
+    assert done.returncode == 1
+    assert one_sentence(done.stderr) == "eval.py: standard output: No space left on device; make room or choose " \
+        "another folder"  # fmt: skip
+    assert results.is_file()
+    results.unlink()
+    done = child(*command, cwd=tmp_path, env=environment, stderr=None, preexec_fn=lambda: os.close(2))
+    assert (done.returncode, results.is_file()) == (0, True)
+    assert " * Avg abs_diff : " in done.stdout
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

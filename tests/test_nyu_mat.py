@@ -1,0 +1,240 @@
+"""The reader of the .mat, and the data set over it.
+
+The .mat of these tests has the published structure (1449 entries, transposed arrays, object references, MATLAB's user
+block) and a few images with content; all others are HDF5's fill value.
+"""
+
+import io
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image, JpegImagePlugin
+from torch.utils.data import DataLoader
+
+from datasets import DataError
+from datasets.nyu import NYUDepthV2, open_nyu
+from datasets.nyu_mat import LabelledMat
+from datasets.prepare_nyu import extract
+
+NYU_CROP = (slice(56, 472), slice(60, 604))
+WITH_CONTENT = (0, 1, 2, 8)  # 2 belongs to the train split
+TOO_FAR, NOT_A_NUMBER, NEGATIVE, LARGEST = 3, 4, 5, 6  # train images with such a depth
+FILLS = {"images": 120, "rawDepths": 2.5, "depths": 2.625}
+SCENES = [("bedroom", "living_room", "study")[index % 3] for index in range(1449)]
+
+
+def content(index: int) -> dict[str, np.ndarray]:
+    """Arrays of one image as they stand in the .mat: images (3, 640, 480), rawDepths and depths (640, 480)."""
+    rng = np.random.default_rng(index)
+    blocks = np.ones((1, 40, 40), dtype=np.uint8)
+    dense = rng.uniform(0.6, 9.9, (640, 480)).astype(np.float32)
+    raw = np.where(rng.random((640, 480)) < 0.1, np.float32(0), dense)
+    return {
+        "images": np.kron(rng.integers(0, 256, (3, 16, 12), dtype=np.uint8), blocks),
+        "rawDepths": raw,
+        "depths": dense,
+    }
+
+
+def write_mat(path: Path, scenes: list[str], leave_out: str = "", **replaced: tuple[tuple[int, ...], str]) -> Path:
+    """Writes a .mat; `replaced` gives arrays another (shape, dtype), `leave_out` names one that is not written."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, fill in FILLS.items():
+            usual = ((1449, 3, 640, 480), "uint8") if name == "images" else ((1449, 640, 480), "float32")
+            shape, dtype = replaced.get(name, usual)
+            if name == leave_out:
+                continue
+            array = file.create_dataset(
+                name, shape, dtype, chunks=(1, *shape[1:]), compression="gzip", compression_opts=1, fillvalue=fill
+            )
+            if name not in replaced:
+                for index in WITH_CONTENT:
+                    array[index] = content(index)[name]
+        if not replaced and not leave_out:
+            for index, depth in ((TOO_FAR, 70.0), (NOT_A_NUMBER, np.nan), (NEGATIVE, -0.5), (LARGEST, 65.535)):
+                file["rawDepths"][index] = np.where(np.arange(480) == 479, np.float32(depth), np.float32(1))
+        texts = file.create_group("#refs#")
+        types = file.create_dataset("sceneTypes", (1, len(scenes)), h5py.ref_dtype)
+        references = []
+        for index, scene in enumerate(scenes):
+            text = texts.create_dataset(f"s{index}", data=np.array([[ord(c)] for c in scene], dtype=np.uint16))
+            references.append(text.ref)
+        types[0] = np.array(references, dtype=h5py.ref_dtype)
+    with path.open("r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file")
+    return path
+
+
+@pytest.fixture(scope="module")
+def mat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_mat(tmp_path_factory.mktemp("mat") / "nyu_depth_v2_labeled.mat", SCENES)
+
+
+# What is read, against loops
+
+
+def test_depth_is_raw_and_truncated_to_millimetres(mat: Path) -> None:
+    with LabelledMat(mat) as reader:
+        for index in (0, 8):
+            raw, found = content(index)["rawDepths"], reader.millimetres(index).tolist()
+            for row in range(0, 480, 7):
+                assert found[row] == [int(raw[column, row] * np.float32(1000)) for column in range(640)]
+            with Image.open(io.BytesIO(reader.png(index))) as image:
+                assert image.mode == "I;16"
+                assert np.array(image).tolist() == found
+        expected = (content(2)["depths"].T * np.float32(1000)).astype(np.uint16)
+        np.testing.assert_array_equal(reader.millimetres(2, "depths"), expected)
+        assert reader.millimetres(LARGEST).max() == 65535
+        assert (reader.millimetres(9) == 2500).all()  # a fill value
+
+
+def test_rgb_is_black_outside_and_a_jpeg_of_quality_95(mat: Path) -> None:
+    images = content(1)["images"]
+    expected = np.zeros((480, 640, 3), dtype=np.uint8)
+    for row in range(7, 474):
+        for column in range(7, 632):
+            expected[row, column] = images[:, column, row]
+    buffer = io.BytesIO()
+    Image.fromarray(expected).save(buffer, "JPEG", quality=95, subsampling=2)
+    with LabelledMat(mat) as reader, Image.open(io.BytesIO(reader.jpeg(1))) as image, Image.open(buffer) as reference:
+        assert JpegImagePlugin.get_sampling(image) == 2  # 4:2:0
+        # The standard's first luminance steps 16, 11, 10 at quality 95, which divides them by ten.
+        assert image.quantization[0][:3] == [2, 1, 1]
+        pixels = np.array(image)
+        np.testing.assert_array_equal(pixels, np.array(reference))
+    assert np.abs(pixels[7:474, 7:632].astype(int) - expected[7:474, 7:632]).mean() < 8
+
+
+@pytest.mark.parametrize(("index", "text"), [(TOO_FAR, "1 to 70 m"), (NOT_A_NUMBER, "nan"), (NEGATIVE, "-0.5 to 1 m")])
+def test_depth_that_16_bits_do_not_hold_is_refused(mat: Path, index: int, text: str) -> None:
+    with (
+        LabelledMat(mat) as reader,
+        pytest.raises(DataError, match=rf"rawDepths of image {index} spans .*{text}.*0 to 65\.535 m"),
+    ):
+        reader.png(index)
+
+
+# A .mat that is not what it should be
+
+
+def test_truncated_mat_and_what_is_no_hdf5_file(mat: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.mat"
+    for data in (b"", b"<html>not found</html>", b"MATLAB 5.0 MAT-file" + bytes(600)):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=r"x\.mat: not a readable MATLAB v7\.3"):
+            LabelledMat(path)
+    path.write_bytes(mat.read_bytes()[: mat.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"x\.mat: truncated"):
+        LabelledMat(path)
+    with pytest.raises(DataError, match="no such file"):
+        LabelledMat(tmp_path / "y.mat")
+    os.mkfifo(tmp_path / "pipe.mat")
+    with pytest.raises(DataError, match="not a regular file"):
+        LabelledMat(tmp_path / "pipe.mat")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype"),
+    [
+        ("images", (1449, 640, 480, 3), "uint8"),
+        ("images", (1448, 3, 640, 480), "uint8"),
+        ("rawDepths", (1449, 640, 480), "float64"),
+    ],
+)
+def test_other_shape_or_dtype(tmp_path: Path, name: str, shape: tuple[int, ...], dtype: str) -> None:
+    write_mat(tmp_path / "x.mat", ["study"], **{name: (shape, dtype)})
+    with pytest.raises(DataError, match=rf"x\.mat: {name} is \(1.*\) {dtype}, expected \(1449, "):
+        LabelledMat(tmp_path / "x.mat")
+
+
+def test_missing_array_and_wrong_scene_types(tmp_path: Path) -> None:
+    path = write_mat(tmp_path / "x.mat", ["study"], leave_out="rawDepths")
+    with pytest.raises(DataError, match="holds no array rawDepths"):
+        LabelledMat(path)
+
+    def refused(problem: str) -> None:
+        with LabelledMat(path) as reader, pytest.raises(DataError, match=problem):
+            reader.scenes()
+
+    plain = {"depths": ((1449, 640, 480), "float32")}  # the published layout, without content
+    write_mat(path, ["study"] * 1448, **plain)
+    refused(r"sceneTypes is \(1, 1448\)")
+    for wrong in ("../x", "a b", "\0"):
+        write_mat(path, ["study"] * 7 + [wrong] + ["study"] * 1441, **plain)
+        refused("scene type of image 7 is")
+    with h5py.File(path, "r+") as file:
+        file["sceneTypes"][0, 7] = h5py.Reference()
+    refused("scene type of image 7 cannot be read")
+    with h5py.File(path, "r+") as file:
+        del file["sceneTypes"]
+        file["sceneTypes"] = np.zeros((1, 1449))
+    refused(r"sceneTypes is \(1, 1449\) float64, expected 1449 object references")
+
+
+def test_damaged_chunk_names_the_image(mat: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(mat, tmp_path))
+    with h5py.File(path) as file:
+        chunk = file["images"].id.get_chunk_info_by_coord((8, 0, 0, 0))
+    with path.open("r+b") as file:
+        file.seek(512 + chunk.byte_offset + chunk.size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 16]))
+    with LabelledMat(path) as reader:
+        reader.jpeg(0)
+        with pytest.raises(DataError, match="images of image 8 is damaged"):
+            reader.jpeg(8)
+
+
+# The data set over the .mat
+
+
+def as_tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32))
+
+
+def opened(path: Path, limit: int) -> NYUDepthV2:
+    return open_nyu(path, NYU_CROP, as_tensor, limit=limit)
+
+
+def test_mat_and_folder_give_the_same_samples(mat: Path, tmp_path: Path) -> None:
+    straight = opened(mat, 12)
+    assert set(straight.indices) & set(WITH_CONTENT)  # not all of them are fill values
+    extract(mat, tmp_path, [(index, kind) for index in straight.indices for kind in ("rgb", "sync_depth")])
+    folder = opened(tmp_path / "test", 12)
+    assert straight.names == folder.names
+    assert len(opened(mat, 1000)) == 654
+    for item in range(12):
+        expected, found = folder[item], straight[item]
+        assert found.image.shape == (3, 416, 544)
+        assert found.depth.shape == (1, 480, 640)
+        assert torch.equal(found.image, expected.image)
+        assert torch.equal(found.depth, expected.depth)
+        assert found[2:] == expected[2:]
+        assert straight.image_sha256(item) == folder.image_sha256(item)
+
+
+@pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_workers_read_the_mat(mat: Path, method: str, workers: int) -> None:
+    dataset = opened(mat, 4)
+    alone = [dataset[item] for item in range(4)]  # the parent's handle is open when the workers start
+    loader = DataLoader(dataset, batch_size=1, num_workers=workers, multiprocessing_context=method)
+    for expected, found in zip(alone, loader, strict=True):
+        assert torch.equal(found.image[0], expected.image)
+        assert torch.equal(found.depth[0], expected.depth)
+        assert list(found.name) == [expected.name]
+    assert torch.equal(dataset[0].image, alone[0].image)
+
+
+def test_pickle_leaves_the_handle_behind(mat: Path) -> None:
+    dataset = opened(mat, 1)
+    sample = dataset[0]
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(copy[0].image, sample.image)
