@@ -13,6 +13,7 @@ import secrets
 import shutil
 import socket
 import ssl
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -213,7 +214,8 @@ def _receive(url: str, file: IO[bytes], size: int | None, timeout: float) -> Non
             file.truncate(0)
             start = 0
         total = _total(response, start, size)
-        with tqdm(desc=Path(url).name, initial=start, total=total, unit="B", unit_scale=True, disable=None) as bar:
+        quiet = True if sys.stderr is None else None  # None: where it is no terminal
+        with tqdm(desc=Path(url).name, initial=start, total=total, unit="B", unit_scale=True, disable=quiet) as bar:
             while block := _read(response):
                 file.write(block)
                 bar.update(len(block))

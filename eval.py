@@ -23,7 +23,7 @@ from torch import distributed
 from tqdm import tqdm
 
 import options
-from calculate_error import NYU_CROP, NYU_METRICS, compute_errors_NYU_per_image
+from calculate_error import NYU_CROP, NYU_METRICS, compute_errors_NYU_per_image, size_of
 from clip.inference import keep_freed_memory
 from datasets.nyu import NYUDepthV2, coverage, is_official, open_nyu
 from experiments.published import COLUMNS, DEPTHCLIP, THIS_RUN, UNIFORM
@@ -132,14 +132,17 @@ def written(done: Iterable[list[Row]], output: Path | None) -> list[Row]:
     output.mkdir(parents=True, exist_ok=True)
     for name in (RESULTS_FILE, ROWS_FILE, STRIP_FILE):  # of an earlier run: they would not belong to these rows
         (output / name).unlink(missing_ok=True)
-    everything = []
-    with (output / ROWS_FILE).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ROW_FIELDS, lineterminator="\n")
-        writer.writeheader()
-        for rows in done:
-            writer.writerows([row | {key: options.csv_text(row[key]) for key in ("image", "scene")} for row in rows])
-            file.flush()
-            everything += rows
+    everything, path = [], output / ROWS_FILE
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ROW_FIELDS, lineterminator="\n")
+            writer.writeheader()
+            for rows in done:
+                writer.writerows([row | {k: options.csv_text(row[k]) for k in ("image", "scene")} for row in rows])
+                file.flush()
+                everything += rows
+    except OSError as error:  # that of a full disk does not name the file
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
     return everything
 
 
@@ -176,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dataset = open_nyu(args.data_path, NYU_CROP, reading.normalised, args.list_file, args.scene, args.limit)
         say = print if rank == 0 else lambda text: None
         say(f"data: {coverage(dataset.indices)}")
-        _, model = options.load_model(args.clip_path, device, precision, reading, args.exact)
+        _, model = options.load_model(args.clip_path, device, precision, reading, args.exact, size_of(NYU_CROP))
         say(f"model: {args.clip_path} on {device} in {precision}")
 
         batch_size = args.batch_size or options.BATCH_SIZE[device.type]

@@ -33,9 +33,8 @@ def monoclip(
         options.UsageError: no such device here, or a CLIP that cannot be read as depth.
         ValueError, TypeError: a reading that makes no depth, or a field that there is not.
     """
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in reading.items()}
     chosen = choose_device(str(device or "auto"))
-    _, model = load_model(clip_path, chosen, choose_precision("auto", chosen), Reading(**fields), exact)
+    _, model = load_model(clip_path, chosen, choose_precision("auto", chosen), Reading(**reading), exact)
     return model.eval()
 
 

@@ -17,6 +17,7 @@ Shapes, here and in all files: B images, H x W pixels, h = H/32 and w = W/32 pat
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -32,6 +33,11 @@ from datasets.pictures import read_picture, resized, working_size
 @dataclass(frozen=True)
 class Reading:
     """How depth is read out of CLIP: the paper's words and numbers, each of which may be replaced by one's own.
+
+    Lists will do for tuples, and whole numbers for floats.
+
+    Raises:
+        ValueError: a field has a value of another kind, words and bins do not match, or a value makes no depth.
 
     Paper: section 3 and its prompt and bin ablations; the defaults are its main result (table 1, "DepthCLIP").
     """
@@ -56,12 +62,16 @@ class Reading:
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        """Raises ValueError: words and bins do not match, or a value makes no depth."""
+        for name, kind in (("depth_templates", str), ("obj_classes", str), ("depth_classes", str), ("bin_list", Real)):
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple) or not all(isinstance(v, kind) and v is not True for v in value):
+                raise ValueError(f"{name} has a value of another kind: {value!r}")
+            object.__setattr__(self, name, tuple(value) if kind is str else tuple(map(float, value)))
+        if not isinstance(self.temperature, Real):
+            raise ValueError(f"temperature has a value of another kind: {self.temperature!r}")
         if len(self.depth_classes) != len(self.bin_list) or not self.bin_list:
-            raise ValueError(
-                f"{len(self.depth_classes)} depth classes and {len(self.bin_list)} bins: "
-                "every depth class needs one bin [m]"
-            )
+            classes, bins = len(self.depth_classes), len(self.bin_list)
+            raise ValueError(f"{classes} depth classes and {bins} bins: every depth class needs one bin [m]")
         if not all(0 < depth < float("inf") for depth in self.bin_list):
             raise ValueError(f"bins must be positive and finite depths [m], got {list(self.bin_list)}")
         if not 0 < self.temperature < float("inf"):

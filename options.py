@@ -7,12 +7,13 @@ below takes what it needs by name.
 """
 
 import argparse
+import io
 import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -37,9 +38,9 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 BATCH_SIZE = {"cpu": 4, "cuda": 32, "mps": 8}
 WORKERS = {"cpu": 1, "cuda": 8, "mps": 4}
 DATA_FOLDERS = (Path("nyu_depth_v2"), Path("datasets") / "NYU_Depth_V2")  # the second is the release's place
-PROCESS_VARIABLES = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))  # that torchrun sets
 # tqdm's own, but always images a second, also where an image takes longer than one.
 PROGRESS = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+NO_MEMORY = "not enough memory; use a smaller --batch_size, or another --device"
 READING_FLAGS = ("depth_templates", "obj_classes", "depth_classes", "bin_list", "temperature")
 
 
@@ -60,12 +61,8 @@ def positive(text: str) -> int:
 
 def new_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
     """A parser that shows defaults and takes no abbreviated flags."""
-    return argparse.ArgumentParser(
-        prog=prog,
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    return argparse.ArgumentParser(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False)
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,19 +134,11 @@ def checked_reading(values: dict[str, Any], where: str = "") -> Reading:
     if unknown := sorted(values.keys() - set(READING_FLAGS)):
         known = ", ".join(READING_FLAGS)
         raise UsageError(f"{where}unknown field {', '.join(unknown)}; known are {known}")
-    for key, value in values.items():
-        items = [value] if key == "temperature" else value
-        kind = float | int if key in ("bin_list", "temperature") else str
-        if not isinstance(items, list | tuple) or any(
-            not isinstance(item, kind) or isinstance(item, bool) for item in items
-        ):
-            raise UsageError(f"{where}{key} has a value of another kind: {value!r}")
     try:
-        given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        reading = Reading(**given)
+        reading = Reading(**values)
         for template in reading.depth_templates:
             clip.tokenize([template.format(o, c) for o in reading.obj_classes for c in reading.depth_classes])
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OverflowError) as error:  # the last: JSON knows whole numbers of any size
         raise UsageError(f"{where}{error}") from error
     return reading
 
@@ -180,11 +169,10 @@ def own_device(name: str, gpu: str = "0") -> tuple[torch.device, int, int]:
     Raises:
         UsageError: no such device here, or not enough GPUs.
     """
-    rank, count, local = (int(os.environ.get(key, default)) for key, default in PROCESS_VARIABLES)
-    if count > 1:
-        gpu = str(local)
-        distributed.init_process_group("gloo", timeout=timedelta(days=1))
-    return choose_device(name, gpu), rank, count
+    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
+        return choose_device(name, gpu), 0, 1
+    distributed.init_process_group("gloo", timeout=timedelta(days=1))
+    return choose_device(name, os.environ["LOCAL_RANK"]), distributed.get_rank(), distributed.get_world_size()
 
 
 def choose_precision(name: str, device: torch.device) -> str:
@@ -193,7 +181,12 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def load_model(
-    clip_path: str | Path, device: torch.device, precision: str, reading: Reading, exact: bool = False
+    clip_path: str | Path,
+    device: torch.device,
+    precision: str,
+    reading: Reading,
+    exact: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> tuple[clip.CLIP, MonoCLIP]:
     """The CLIP of `clip_path` on `device`, and its MonoCLIP.
 
@@ -204,13 +197,18 @@ def load_model(
         reading: words, bins and temperature.
         exact: keep the plain network, bit for bit; else its image encoder gets the form of
             `clip.optimize_for_inference`, and only that is in `precision`.
+        size: (H, W) of all images, if they are not resized to what the encoder takes.
 
     Raises:
-        UsageError: this CLIP cannot be read as depth.
+        UsageError: this CLIP cannot be read as depth, or its patches do not fill images of `size`.
         clip.CheckpointError: the checkpoint cannot be used.
     """
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; other precisions do not use it
     clip_model, _ = clip.load(clip_path, device="cpu")
+    patch = clip_model.visual.patch_size
+    if size and any(side % patch for side in size):
+        problem = f"patches of {patch} px do not fill images of {size[0]} x {size[1]} px"
+        raise UsageError(f"--clip_path {clip_path}: {problem}; use a ResNet, or a ViT with patches of 32 or 16")
     if exact:
         convert_weights(clip_model, PRECISIONS[precision])
     else:
@@ -268,19 +266,21 @@ def check_output(folder: Path | None) -> None:
 class ForgivingStream:
     """A text stream whose reader may go away, as `| head` does: from then on, what is written is dropped.
 
-    What its encoding lacks, such as a name that is not UTF-8, is written with backslashes.
-
-    Raises:
-        OSError: of `write` and `flush`, where another reason than the reader keeps the text from being written.
+    Args:
+        stream: standard output or error; None, where it is closed, takes everything and keeps nothing. What its
+            encoding lacks, such as a name that is not UTF-8, is written with backslashes.
+        needed: whether `write` and `flush` raise OSError where another reason, such as a full disk, keeps the text
+            from being written.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+    def __init__(self, stream: TextIO | None, needed: bool) -> None:
+        self.stream, self.needed = stream or open(os.devnull, "w"), needed  # noqa: SIM115  # for the whole command
+        if isinstance(self.stream, io.TextIOWrapper):
+            self.stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         """Writes the text."""
-        encoding = self.stream.encoding or "utf-8"
-        self._tried(lambda: self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding)))
+        self._tried(lambda: self.stream.write(text))
         return len(text)
 
     def flush(self) -> None:
@@ -292,25 +292,11 @@ class ForgivingStream:
             action()
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # what is left in its buffer goes there
-            if not isinstance(error, BrokenPipeError):
+            if self.needed and not isinstance(error, BrokenPipeError):
                 raise OSError(error.errno, error.strerror, "standard output") from error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
-
-
-@contextmanager
-def forgiving_streams() -> Iterator[None]:
-    """Standard output and error as `ForgivingStream`s, or as nothing where they are closed."""
-    streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (  # type: ignore[assignment]
-        ForgivingStream(stream if stream is not None else open(os.devnull, "w"))  # noqa: SIM115  # for the command
-        for stream in streams
-    )
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = streams
 
 
 def printable_lines(message: str) -> str:
@@ -323,7 +309,10 @@ def run_command(prog: str, work: Callable[[], None]) -> int:
 
     0: done; 1: it could not be finished; 2: wrong arguments, unusable data or an unusable checkpoint; 130: interrupted.
     """
-    with forgiving_streams():
+    with (
+        redirect_stdout(ForgivingStream(sys.stdout, needed=True)),  # type: ignore[type-var]
+        redirect_stderr(ForgivingStream(sys.stderr, needed=False)),  # type: ignore[type-var]
+    ):
         try:
             work()
             sys.stdout.flush()
@@ -333,7 +322,11 @@ def run_command(prog: str, work: Callable[[], None]) -> int:
         except (UnscorableError, WorkError) as error:
             message, code = str(error), 1
         except (MemoryError, torch.OutOfMemoryError):
-            message, code = "not enough memory; use a smaller --batch_size, or another --device", 1
+            message, code = NO_MEMORY, 1
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):  # as torch says it on a CPU
+                raise
+            message, code = NO_MEMORY, 1
         except OSError as error:
             message = f"{error.filename or 'output'}: {error.strerror or error}; make room or choose another folder"
             code = 1

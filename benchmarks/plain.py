@@ -76,9 +76,9 @@ def metrics_of(gt: Tensor, pred: Tensor) -> dict[str, float]:
 def evaluate(network: CLIP, data_path: Path, limit: int | None = None) -> dict[str, float]:
     """Mean metrics over the first images of a folder in NYU's layout."""
     text_features, rows = words(network), []
-    normalised = transforms.Compose([transforms.ToTensor(), transforms.Normalize(PAPER.image_mean, PAPER.image_std)])
+    to_tensor, normalise = transforms.ToTensor(), transforms.Normalize(PAPER.image_mean, PAPER.image_std)
     for path in sorted(data_path.glob("official_splits/test/*/rgb_*.jpg"))[:limit]:
-        image = normalised(np.asarray(Image.open(path))[RGB_CROP])  # (3, 416, 544)
+        image = normalise(to_tensor(np.array(Image.open(path))[RGB_CROP]))  # (3, 416, 544)
         millimetres = np.asarray(Image.open(path.with_name(f"sync_depth_{path.stem[-5:]}.png")))
         gt = torch.from_numpy(millimetres.astype(np.float32) / 1000).clamp(0, 10)  # (480, 640)
         rows.append(metrics_of(gt, predict(network, text_features, image[None])[0, 0]))

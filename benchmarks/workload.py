@@ -42,8 +42,8 @@ def write_weights(path: Path, architecture: Architecture = RN50) -> None:
     write_whole(path, lambda file: torch.save(network.state_dict(), file))
 
 
-def write_images(root: Path, count: int) -> int:
-    """Writes `count` pairs, or as many as the test split has, and says how many: smooth noise with grain, and smooth depth of 0.8 to 6 m with holes.
+def write_images(root: Path, count: int) -> None:
+    """Writes `count` pairs: smooth noise with grain, and smooth depth of 0.8 to 6 m with holes.
 
     A comment with the image's index in each JPEG makes all files differ, as the store names features by their bytes.
     """
@@ -70,23 +70,23 @@ def write_images(root: Path, count: int) -> int:
         comment = b"\xff\xfe\x00\x06" + index.to_bytes(4, "big")
         (folder / f"rgb_{index:05d}.jpg").write_bytes(jpeg_bytes[:2] + comment + jpeg_bytes[2:])
         (folder / f"sync_depth_{index:05d}.png").write_bytes(png_bytes)
-    return len(TEST_INDICES[:count])
 
 
-def fill_store(output: Path, model: MonoCLIP, data: Path) -> None:
+def fill_store(output: Path, model: MonoCLIP, data: Path, count: int) -> None:
     """Completes the feature store that `python -m experiments --limit 4` left in its --output.
 
     Args:
         output: what --output named.
         model: any with RN50's sizes; nothing is computed.
         data: written by `write_images`, so that the features of each image are those of one of the first.
+        count: of the images that the store is to have.
 
     Raises:
         FileNotFoundError: that run stored its features elsewhere.
     """
     made = json.loads((output / RESULTS_FILE).read_text(encoding="utf-8"))["made_with"]
     depends_on = {key: made["reading"][key] for key in ("image_mean", "image_std")}
-    dataset = open_nyu(data, NYU_CROP, model.reading.normalised)
+    dataset = open_nyu(data, NYU_CROP, model.reading.normalised, limit=count)
     store = FeatureStore(output / FEATURES, model, dataset, depends_on | {key: made[key] for key in STORED_WITH})
     for item in store.missing(range(len(dataset))):
         shutil.copyfile(store.paths[item % PICTURES], store.paths[item])

@@ -185,7 +185,7 @@ class NYUDepthV2:
         parts = [list(items[start : start + batch_size]) for start in range(0, len(items), batch_size)]
         with ThreadPoolExecutor(workers) as pool:
             following = [pool.map(self.__getitem__, part) for part in parts[:1]]
-            for part, after in zip(parts, [*parts[1:], []], strict=True):
+            for part, after in zip(parts, [*parts[1:], []], strict=False):  # no part at all, none after it
                 image, depth = zip(*following.pop(), strict=True)
                 following.append(pool.map(self.__getitem__, after))
                 yield Batch(part, torch.stack(image), torch.stack(depth))
@@ -344,9 +344,11 @@ def unsafe_path(text: str, folder: Path) -> str | None:
     path = PurePosixPath(text)
     if "\0" in text or "\\" in text or path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", text):
         return f"{text!r} is not a plain relative path"
-    if not (folder / path).resolve().is_relative_to(folder.resolve()):
-        return f"{text!r} leads out of {folder}"
-    return None
+    try:
+        inside = (folder / path).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError) as error:  # too long a name, links in a circle
+        return f"{text!r} cannot be followed ({error})"
+    return None if inside else f"{text!r} leads out of {folder}"
 
 
 def raise_problems(problems: Sequence[str]) -> None:
@@ -404,9 +406,9 @@ def decode(content: bytes, name: str, mode: str) -> np.ndarray:
 
 def content_of(path: Path) -> bytes:
     """The bytes of a regular file. Raises DataError: it cannot be read, or is none."""
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path}: not a regular file; put the image there")
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: not a regular file; put the image there")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error

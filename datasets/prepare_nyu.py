@@ -114,7 +114,8 @@ def extract(mat: Path, folder: Path, files: Sequence[tuple[int, str]]) -> None:
     """
     with LabelledMat(mat) as reader:
         scenes = reader.scenes()
-        for index, kind in tqdm(files, desc="writing", unit="file", disable=None):
+        quiet = True if sys.stderr is None else None  # None: where it is no terminal
+        for index, kind in tqdm(files, desc="writing", unit="file", disable=quiet):
             if kind == "rgb":
                 content = reader.jpeg(index)
             else:

@@ -29,7 +29,7 @@ from torch import Tensor, distributed
 from tqdm import tqdm
 
 import options
-from calculate_error import NYU_CROP
+from calculate_error import NYU_CROP, size_of
 from clip.inference import keep_freed_memory
 from datasets import text_of
 from datasets.nyu import NYUDepthV2, coverage, is_official, mean_training_depth, open_nyu
@@ -84,9 +84,11 @@ def load_readings(path: Path) -> dict[str, Reading]:
 
     Raises:
         UsageError: no such list, an unknown field, a value of another kind, or a name twice.
+        DataError: no such file.
     """
+    text = text_of(path)
     try:
-        entries = json.loads(text_of(path))
+        entries = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise options.UsageError(f"{path}: no JSON ({error}); see --help") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
@@ -94,8 +96,8 @@ def load_readings(path: Path) -> dict[str, Reading]:
     readings: dict[str, Reading] = {}
     for i, entry in enumerate(entries, 1):
         name = entry.pop("name", None)
-        if not isinstance(name, str) or not name or name in readings:
-            raise options.UsageError(f'{path}, entry {i}: needs a "name" of its own, got {name!r}')
+        if not isinstance(name, str) or not name or not name.isprintable() or name in readings:
+            raise options.UsageError(f'{path}, entry {i}: needs a printable "name" of its own, got {name!r}')
         readings[name] = options.checked_reading(entry, f"{path}, {name!r}: ")
     return readings
 
@@ -243,7 +245,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         dataset = open_nyu(args.data_path, NYU_CROP, reading.normalised, args.list_file, args.scene, args.limit)
         say = print if rank == 0 else lambda text: None
         say(f"data: {coverage(dataset.indices)}")
-        clip_model, model = options.load_model(args.clip_path, device, precision, reading, args.exact)
+        size = size_of(NYU_CROP)
+        clip_model, model = options.load_model(args.clip_path, device, precision, reading, args.exact, size)
         say(f"model: {args.clip_path} on {device} in {precision}")
         made = options.made_with(args.clip_path, device, precision, args.exact, reading)
         rows = paper_rows(reading, own)
@@ -282,6 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.controls,
             captioned(dataset),
         )
+        args.output.mkdir(parents=True, exist_ok=True)
         for name in FILES:  # of an earlier run: it would not belong to these rows
             (args.output / name).unlink(missing_ok=True)
         if args.figures:

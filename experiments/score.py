@@ -234,11 +234,8 @@ def score_image(gt: Tensor, patches: Tensor, pixels: Tensor, name: str) -> dict[
 
 def correlations(pred: Tensor, truth: Tensor) -> dict[str, Tensor]:
     """Spearman's and Pearson's correlation of R predictions with the truth: (R, P), (P,) [m] -> (R,) float64 each."""
-    pred = (pred / TIE).round()
-    return {
-        "spearman": correlation(ranks(pred), ranks(truth[None])),
-        "pearson": correlation(pred, truth[None]),
-    }
+    pred, truth = (pred / TIE).round(), (truth[None] / TIE).round()
+    return {"spearman": correlation(ranks(pred), ranks(truth)), "pearson": correlation(pred, truth)}
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:

@@ -205,8 +205,8 @@ def as_latex(tables: Iterable[Table]) -> str:
     """One `table` environment for each table; needs no package."""
     parts = []
     for table in tables:
-        rows = [" & ".join(map(latex, ("", "", *table.columns))) + r" \\ \hline"]
-        rows += [" & ".join(map(latex, (line.name, line.kind, *line.cells))) + r" \\" for line in table.lines]
+        rows = [latex_row("", "", *table.columns) + r" \hline"]
+        rows += [latex_row(line.name, line.kind, *line.cells) for line in table.lines]
         parts.append(
             "\\begin{table}\n"
             f"\\caption{{{latex(table.title)}. {latex(table.caption)}}}\n"
@@ -229,6 +229,12 @@ def latex(text: str) -> str:
     return f"${text}$" if text[:1] in ("+", "-") and text[1:2].isdigit() else text
 
 
+def latex_row(*cells: str) -> str:
+    r"""A row of a LaTeX table. What would look like an argument of the `\\` before it begins with an empty group."""
+    text = " & ".join(map(latex, cells))
+    return ("{}" if text.startswith(("[", "*")) else "") + text + r" \\"
+
+
 def as_csv(results: Results, cell: Callable[[str], str]) -> str:
     """A line for each image and row; `cell` makes text harmless for a spreadsheet."""
     text = io.StringIO()
@@ -236,7 +242,7 @@ def as_csv(results: Results, cell: Callable[[str], str]) -> str:
     writer.writerow(("image", "scene", "index", "reading", *COUNTS, *results.columns))
     for i, image in enumerate(results.images):
         for row, metrics in results.metrics.items():
-            where = cell(image), cell(results.scenes[i]), results.indices[i], cell(row)
+            where = cell(image), cell(results.scenes[i]), results.indices[i], cell(printable(row))
             writer.writerow([*where, *results.counts[row][i].tolist(), *metrics[i].tolist()])
     return text.getvalue()
 

@@ -145,8 +145,10 @@ def test_kitti_by_hand():
 
 @pytest.mark.parametrize(
     ("row", "column", "counts"),
-    [(56, 60, True), (470, 600, True), (56, 600, True), (470, 60, True)]
-    + [(55, 60, False), (56, 59, False), (471, 600, False), (470, 601, False), (46, 47, False)],
+    [
+        *((row, column, True) for row in (56, 470) for column in (60, 600)),
+        *((row, column, False) for row, column in ((55, 60), (56, 59), (471, 600), (470, 601), (46, 47))),
+    ],
 )
 def test_borders_of_the_nyu_crop(row, column, counts):
     gt = constant(0.0, FRAME)

@@ -1,18 +1,34 @@
-"""monoclip: the method against values worked by hand, naive loops and the released figures."""
+"""monoclip: the method against values worked by hand, naive loops, the golden figures, and what holds for any image."""
 
 import copy
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 import clip
-from monoclip import PAPER, MonoCLIP, Reading, mirror_average, with_mirror, zeroshot_classifier
+from datasets.pictures import resized
+from monoclip import (
+    PAPER,
+    MonoCLIP,
+    Reading,
+    depth_of,
+    logits_of,
+    mirror_average,
+    unit_channels,
+    upsampled,
+    with_mirror,
+    zeroshot_classifier,
+)
 from tests.conftest import TINY, random_clip
 
 
@@ -26,15 +42,36 @@ def image():
     return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
 
 
+@pytest.fixture(scope="module")
+def golden_trunk(rn50, golden_inputs):
+    """What RN50's trunk sees of the two golden images, then of their mirrors, (4, 2048, 13, 17)."""
+    with torch.inference_mode():
+        return MonoCLIP(rn50).trunk(golden_inputs["x"])
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.inference_mode():
+        yield
+
+
+def normal(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- worked by hand
+
+
 def test_numbers_of_the_paper():
-    assert PAPER.depth_classes[0] == "giant"
-    assert PAPER.depth_classes[-1] == "unseen"
+    assert PAPER.depth_templates == ("This {} is {}",)
+    assert PAPER.obj_classes == ("object",)
+    words = "giant | extremely close | close | not in distance | a little remote | far | unseen"
+    assert " | ".join(PAPER.depth_classes) == words
     assert PAPER.bin_list == (1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)
-    assert math.isclose(sum(PAPER.bin_list) / 7, 15 / 7)
     assert PAPER.logit_scale / PAPER.temperature == pytest.approx(1000)
     # Official quirk: ImageNet's statistics, not those that CLIP was trained with
     assert (PAPER.image_mean, PAPER.image_std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert (PAPER.image_mean, PAPER.image_std) != (clip.CLIP_MEAN, clip.CLIP_STD)
+    assert (clip.CLIP_MEAN[0], clip.CLIP_STD[0]) == (0.48145466, 0.26862954)
 
 
 def test_depth_by_hand(tiny_clip):
@@ -48,29 +85,107 @@ def test_depth_by_hand(tiny_clip):
     assert_close(model.depth(features), torch.tensor([[[[2.0, 3.0]]]]), atol=1e-5, rtol=0)
 
 
-def test_released_figures(rn50, golden, golden_inputs, golden_prediction):
-    model, x = MonoCLIP(rn50), golden_inputs["x"]
-    with torch.inference_mode():
-        depth, mirrored = model(x), model(x.flip(-1)).flip(-1)
+@pytest.mark.parametrize(("temperature", "logit_scale", "expected"), [(0.1, 100, 20), (1, 100, 2), (0.5, 1, 0.04)])
+def test_scale_and_temperature_by_hand(temperature, logit_scale, expected):
+    reading = replace(PAPER, temperature=temperature, logit_scale=logit_scale)
+    logits = logits_of(torch.full((1, 1, 1, 1), 0.02), torch.tensor([[1.0, -1.0]]), reading)
+    assert logits.flatten().tolist() == pytest.approx([expected, -expected])
+
+
+def test_pixels_are_normalised_by_hand():
+    x = PAPER.normalised(np.array([[[255, 0, 51]]], dtype=np.uint8))
+    expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225]
+    assert x.shape == (3, 1, 1)
+    assert x.flatten().tolist() == pytest.approx(expected, abs=1e-6)
+    plain = replace(PAPER, image_mean=(0, 0, 0), image_std=(1, 1, 1)).normalised(np.array([[[255, 0, 51]]], np.uint8))
+    assert plain.flatten().tolist() == pytest.approx([1, 0, 0.2])
+
+
+def test_a_mirrored_half_is_mirrored_back_and_averaged():
+    image = torch.arange(6.0).view(1, 1, 2, 3)
+    assert with_mirror(image).tolist() == [[[[0, 1, 2], [3, 4, 5]]], [[[2, 1, 0], [5, 4, 3]]]]
+    assert torch.equal(mirror_average(with_mirror(image)), image)
+    two = torch.stack([torch.tensor([[[1.0, 2.0]], [[5.0, 6.0]]]), torch.tensor([[[4.0, 3.0]], [[0.0, 0.0]]])])
+    assert mirror_average(two).tolist() == [[[[2, 3]], [[2.5, 3]]]]  # each of the two sets of bins for itself
+
+
+def test_upsampling_keeps_the_corners():
+    depth = torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]])
+    assert upsampled(depth, (3, 5))[0, 0].tolist() == [[1, 1.5, 2, 2.5, 3], [3, 3.5, 4, 4.5, 5], [5, 5.5, 6, 6.5, 7]]
+
+
+class StubText:
+    """A text encoder whose answers are known: one vector for each prompt, in the order of the prompts."""
+
+    context_length = 77
+    token_embedding = SimpleNamespace(num_embeddings=49408)
+    text_projection = torch.zeros(2, 2)
+
+    def __init__(self, vectors: list[list[float]]) -> None:
+        self.vectors, self.tokens = torch.tensor(vectors), []
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        self.tokens.append(tokens)
+        return self.vectors.half()
+
+
+def test_classifier_by_hand():
+    # normalise: (.6, .8) and (0, 1); mean (.3, .9); normalise again. The second class has two equal prompts.
+    stub = StubText([[3.0, 4.0], [0.0, 2.0], [5.0, 0.0], [1.0, 0.0]])
+    features = zeroshot_classifier(stub, ("close", "far"), ("thing",), ("This {} is {}", "{}: {}"))
+    root = math.sqrt(0.9)
+    assert_close(features, torch.tensor([[0.3 / root, 1.0], [0.9 / root, 0.0]]), atol=1e-6, rtol=0)
+    assert features.dtype == torch.float32
+    (tokens,) = stub.tokens  # all prompts are one batch
+    prompts = ["This thing is close", "thing: close", "This thing is far", "thing: far"]
+    assert torch.equal(tokens, clip.tokenize(prompts))
+
+
+# ---- the golden figures, and naive loops
+
+
+def test_the_papers_prompts_have_the_golden_tokens(golden):
+    stub = StubText([[1.0, 0.0]] * 7)
+    zeroshot_classifier(stub)
+    np.testing.assert_array_equal(stub.tokens[0], golden["tokens"])
+
+
+def test_golden_text_features(rn50, golden):
     scale = np.abs(golden["text_features"]).max()
-    assert np.abs(model.text_features.numpy() - golden["text_features"]).max() <= 1e-4 * scale
-    sampled = golden_prediction[:, :, ::13, ::17]
-    for ours, name in ((depth, "depth"), (mirrored, "depth_flip"), (sampled, "avg_slice")):
-        assert ours.shape == golden[name].shape
-        assert np.abs(ours.numpy() - golden[name]).max() <= 1e-3, name
+    np.testing.assert_allclose(zeroshot_classifier(rn50), golden["text_features"], atol=1e-4 * scale, rtol=0)
+
+
+def test_golden_features(golden_trunk, golden):
+    assert golden_trunk.shape == (4, 2048, 13, 17)
+    patches = golden_trunk[:2].flatten(2).permute(2, 0, 1)  # (221, 2, 2048)
+    scale = golden["features_slice"].max()
+    np.testing.assert_allclose(patches[::20, :, ::64], golden["features_slice"], atol=1e-4 * scale, rtol=0)
+
+
+def test_golden_depth(rn50, golden_trunk, golden, golden_prediction):
+    model = MonoCLIP(rn50)
+    upright, mirrored = model.depth(model.patch_features(golden_trunk)).chunk(2)
+    average = upsampled(mirror_average(torch.cat([upright, mirrored])), (416, 544))
+    found = {"depth": upright, "depth_flip": mirrored.flip(-1), "avg_slice": average[:, :, ::13, ::17]}
+    for name, ours in found.items():
+        np.testing.assert_allclose(ours, golden[name], atol=1e-3, rtol=0, err_msg=name)
+    np.testing.assert_allclose(golden_prediction[:, :, ::13, ::17], golden["avg_slice"], atol=1e-3, rtol=0)
 
 
 def test_features_are_every_second_channel_of_unit_vectors(tiny_clip, model, image):
-    # Official quirks: layer4's features, thinned to D channels, not normalised again
-    with torch.inference_mode():
-        features, layer4 = model.patch_features(image), tiny_clip.encode_patches(image)
-    assert features.shape == (2, 64, 2, 3)
-    for b in range(2):
-        for y in range(2):
-            for x in range(3):
-                vector = layer4[b, :, y, x]
-                assert_close(features[b, :, y, x], (vector / vector.norm())[0::2], atol=1e-6, rtol=0)
+    # Official quirks: layer4's features without the attention pool, thinned to D channels, not normalised again
+    trunk = model.trunk(image)
+    layer4 = tiny_clip.visual.forward_patches(torch.cat([image, image.flip(-1)]))
+    assert torch.equal(trunk, layer4)
+    features = model.patch_features(trunk)
+    assert features.shape == (4, 64, 2, 3)
+    assert model.channel_stride == 2
+    for place in np.ndindex(4, 2, 3):
+        b, y, x = place
+        vector = layer4[b, :, y, x]
+        assert_close(features[b, :, y, x], (vector / vector.norm())[0::2], atol=1e-6, rtol=0)
     assert (features.norm(dim=1) < 0.999).all()
+    assert_close(unit_channels(trunk).norm(dim=1), torch.ones(4, 2, 3))
 
 
 def test_classifier_is_the_normalised_mean_of_normalised_prompts(tiny_clip):
@@ -78,76 +193,111 @@ def test_classifier_is_the_normalised_mean_of_normalised_prompts(tiny_clip):
     features = zeroshot_classifier(tiny_clip, ("close", "far away", "unseen"), objects, templates)
     assert features.shape == (64, 3)
     for k, word in enumerate(("close", "far away", "unseen")):
-        vectors = []
-        for template in templates:
-            for thing in objects:
-                vector = tiny_clip.encode_text(clip.tokenize(template.format(thing, word)))[0]
-                vectors.append(vector / vector.norm())
-        mean = torch.stack(vectors).mean(dim=0)
+        prompts = [template.format(thing, word) for template in templates for thing in objects]
+        vectors = [tiny_clip.encode_text(clip.tokenize(prompt))[0] for prompt in prompts]
+        mean = torch.stack([vector / vector.norm() for vector in vectors]).mean(dim=0)
         assert_close(features[:, k], mean / mean.norm(), atol=1e-6, rtol=0)
+
+
+def test_a_naive_loop_gives_the_same_depth(model, image):
+    features, depth = model.patch_features(model.trunk(image)).double(), model(image)
+    text = model.text_features.double()
+    halves = np.zeros((4, 2, 3))
+    for b, y, x in np.ndindex(4, 2, 3):
+        logits = [100 * float(features[b, :, y, x] @ text[:, k]) / 0.1 for k in range(7)]
+        weights = [math.exp(value - max(logits)) for value in logits]
+        halves[b, y, x] = sum(w * d for w, d in zip(weights, PAPER.bin_list, strict=True)) / sum(weights)
+    expected = (halves[:2] + halves[2:, :, ::-1]) / 2
+    np.testing.assert_allclose(depth[:, 0], expected, atol=1e-3, rtol=0)  # fp32 times the scale of 1000
+
+
+def test_prediction_is_the_mirror_average_resized_with_aligned_corners(model, image):
+    upright, mirrored = (model.depth(model.patch_features(model.trunk(x)[:2])) for x in (image, image.flip(-1)))
+    average, predicted = (upright + mirrored.flip(-1)) / 2, model.predict(image)
+    assert_close(model(image), average, atol=1e-5, rtol=0)
+    assert predicted.shape == (2, 1, 64, 96)
+    assert predicted.dtype == torch.float32
+    assert_close(predicted[..., ::63, ::95], average[..., ::1, ::2], atol=1e-5, rtol=0)
+    for y, x in ((0, 30), (17, 50), (63, 94)):  # pixel (y, x) lies at cell (y / 63, 2 x / 95) of 2 x 3
+        v, u = y / 63, 2 * x / 95
+        j = int(u)
+        rows = average[..., j] * (1 - (u - j)) + average[..., j + 1] * (u - j)
+        assert_close(predicted[..., y, x], rows[..., 0] * (1 - v) + rows[..., 1] * v, atol=1e-5, rtol=0)
+
+
+# ---- what holds for any image
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([0.1, 3.0, 1000.0]), sets=st.integers(1, 4))
+def test_many_sets_of_bins_equal_one_by_one_and_depth_lies_within_them(seed, scale, sets):
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy(rng.normal(0, scale, (2, 5, 3, 4)).astype(np.float32))
+    bins = torch.from_numpy(rng.uniform(0.1, 9, (sets, 5)).astype(np.float32))
+    depth = depth_of(logits, bins)
+    assert depth.shape == (2, sets, 3, 4)
+    weights = np.exp(logits.double().numpy() - logits.double().numpy().max(1, keepdims=True))
+    for m in range(sets):
+        assert_close(depth[:, m : m + 1], depth_of(logits, bins[m : m + 1]), atol=2e-6, rtol=0)
+        naive = (weights * bins[m].double().numpy()[:, None, None]).sum(1) / weights.sum(1)
+        np.testing.assert_allclose(depth[:, m], naive, atol=1e-5)
+    assert (depth >= bins.min(1).values[:, None, None] - 1e-5).all()
+    assert (depth <= bins.max(1).values[:, None, None] + 1e-5).all()
+    assert_close(depth_of(logits + 10, bins), depth, atol=1e-4, rtol=0)  # a common offset says nothing
+    assert_close(depth_of(logits, bins.flip(1)), depth_of(logits.flip(1), bins), atol=1e-5, rtol=0)
+
+
+def test_weights_sum_to_one(model, image):
+    probs = model.probs(model.patch_features(model.trunk(image)))
+    assert probs.shape == (4, 7, 2, 3)
+    assert_close(probs.sum(dim=1), torch.ones(4, 2, 3))
+
+
+def test_depth_lies_within_the_bins(model):
+    depth = model.predict(normal((4, 3, 96, 64), 6) * 3)
+    assert depth.min() >= 1.0 - 1e-6
+    assert depth.max() <= 3.0 + 1e-6
+    assert depth.std() > 0.01
+
+
+def test_mirrored_image_gives_the_mirrored_prediction(model, image):
+    assert_close(model.predict(image.flip(-1)), model.predict(image).flip(-1), atol=1e-5, rtol=0)
+    assert not model.predict(image).allclose(model.predict(image).flip(-1), atol=1e-2)
+
+
+def test_a_batch_equals_its_singles(model):
+    images = normal((4, 3, 96, 64), 5)
+    singles = torch.cat([model.predict(one[None]) for one in images])
+    assert_close(model.predict(images), singles, atol=1e-4, rtol=0)
+    assert_close(model.predict(images.flip(0)), singles.flip(0), atol=1e-4, rtol=0)
+
+
+def test_order_of_words_and_bins_together_changes_nothing(tiny_clip, model, image):
+    reading = replace(PAPER, depth_classes=PAPER.depth_classes[::-1], bin_list=PAPER.bin_list[::-1])
+    assert_close(MonoCLIP(tiny_clip, reading)(image), model(image), atol=1e-4, rtol=0)
+    other = MonoCLIP(tiny_clip, replace(PAPER, bin_list=PAPER.bin_list[::-1]))(image)
+    assert not other.allclose(model(image), atol=1e-2)
+
+
+def test_temperature_goes_from_the_likeliest_bin_to_the_mean_of_all(tiny_clip, model, image):
+    hot, cold = (MonoCLIP(tiny_clip, replace(PAPER, temperature=t)) for t in (1e9, 1e-6))
+    assert_close(hot(image), torch.full((2, 1, 2, 3), 15 / 7), atol=1e-5, rtol=0)
+    features = model.patch_features(model.trunk(image))
+    likeliest = torch.tensor(PAPER.bin_list)[model.logits(features).argmax(1)]
+    assert_close(cold.depth(features)[:, 0], likeliest, atol=1e-4, rtol=0)
 
 
 def test_the_default_reading_is_the_papers(tiny_clip, model):
     assert_close(zeroshot_classifier(tiny_clip), model.text_features, atol=0, rtol=0)
     assert model.reading is PAPER
+    assert Reading() == PAPER
+    assert PAPER.words == (PAPER.depth_classes, PAPER.obj_classes, PAPER.depth_templates)
 
 
-def test_a_naive_loop_gives_the_same_depth(model, image):
-    with torch.inference_mode():
-        features, depth = model.patch_features(image), model(image)
-    for b in range(2):
-        for y in range(2):
-            for x in range(3):
-                logits = [100 * float(features[b, :, y, x] @ model.text_features[:, k]) / 0.1 for k in range(7)]
-                weights = [math.exp(value - max(logits)) for value in logits]
-                expected = sum(w * d for w, d in zip(weights, PAPER.bin_list, strict=True)) / sum(weights)
-                assert depth[b, 0, y, x].item() == pytest.approx(expected, abs=1e-3)
-
-
-def test_weights_sum_to_one_and_depth_lies_within_the_bins(model, image):
-    with torch.inference_mode():
-        probs, depth = model.probs(model.patch_features(image)), model.predict(image)
-    assert probs.shape == (2, 7, 2, 3)
-    assert_close(probs.sum(dim=1), torch.ones(2, 2, 3))
-    assert depth.shape == (2, 1, 64, 96)
-    assert depth.dtype == torch.float32
-    assert depth.min() >= 1.0
-    assert depth.max() <= 3.0
-
-
-def test_prediction_is_the_mirror_average_resized_with_aligned_corners(model, image):
-    with torch.inference_mode():
-        one, other, predicted = model(image), model(image.flip(-1)).flip(-1), model.predict(image)
-    average = (one + other) / 2
-    assert_close(mirror_average(model(with_mirror(image))), average, atol=1e-5, rtol=0)
-    assert_close(predicted[..., ::63, ::95], average[..., ::1, ::2], atol=1e-5, rtol=0)  # corners stay corners
-    row = average[0, 0, 0]  # 3 cells over 96 pixels: pixel x lies at cell x * 2 / 95
-    position = 30 * 2 / 95
-    assert predicted[0, 0, 0, 30].item() == pytest.approx((row[0] + (row[1] - row[0]) * position).item(), abs=1e-5)
-
-
-def test_mirrored_image_gives_the_mirrored_prediction(model, image):
-    with torch.inference_mode():
-        assert_close(model.predict(image.flip(-1)), model.predict(image).flip(-1), atol=1e-5, rtol=0)
-
-
-def test_a_batch_equals_its_singles(model):
-    image = torch.randn(4, 3, 96, 64, generator=torch.Generator().manual_seed(5))
-    with torch.inference_mode():
-        singles = torch.cat([model.predict(one[None]) for one in image])
-        assert_close(model.predict(image), singles, atol=1e-4, rtol=0)
-
-
-def test_order_of_words_and_bins_together_changes_nothing(tiny_clip, image):
-    reading = replace(PAPER, depth_classes=PAPER.depth_classes[::-1], bin_list=PAPER.bin_list[::-1])
-    with torch.inference_mode():
-        assert_close(MonoCLIP(tiny_clip, reading)(image), MonoCLIP(tiny_clip)(image), atol=1e-4, rtol=0)
-
-
-def test_infinite_temperature_gives_the_mean_of_the_bins(tiny_clip, image):
-    with torch.inference_mode():
-        depth = MonoCLIP(tiny_clip, replace(PAPER, temperature=1e9))(image)
-    assert_close(depth, torch.full_like(depth, 15 / 7), atol=1e-5, rtol=0)
+def test_a_reading_takes_lists_and_whole_numbers():
+    reading = Reading(depth_classes=["near", "far"], bin_list=[1, 3], temperature=1)
+    assert reading == Reading(depth_classes=("near", "far"), bin_list=(1.0, 3.0), temperature=1.0)
+    assert (reading.depth_classes, reading.bin_list) == (("near", "far"), (1.0, 3.0))
 
 
 def test_text_features_and_bins_are_buffers(model):
@@ -159,33 +309,92 @@ def test_text_features_and_bins_are_buffers(model):
 
 
 def test_vision_transformer_features_are_used_whole():
-
     vit = random_clip(replace(TINY, vision_layers=2, vision_width=64, vision_patch_size=16))
-    model = MonoCLIP(vit)
-    x = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        assert model(x).shape == (1, 1, 4, 6)
-        assert_close(model.patch_features(x), F.normalize(vit.encode_patches(x), dim=1))
+    model, x = MonoCLIP(vit), normal((1, 3, 64, 96), 0)
+    assert model.channel_stride == 1
+    assert model(x).shape == (1, 1, 4, 6)
+    patches = vit.visual.forward_patches(with_mirror(x))
+    assert_close(model.patch_features(model.trunk(x)), F.normalize(patches, dim=1))
+    assert model.infer_image(np.zeros((50, 70, 3), dtype=np.uint8)).shape == (50, 70)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 60, 64), (3, 64, 64)])
-def test_images_of_other_shapes_are_refused(tiny_clip, shape):
-    with pytest.raises(ValueError, match="divisible by 32"):
-        MonoCLIP(tiny_clip)(torch.zeros(shape))
+# ---- pictures
+
+
+@pytest.mark.parametrize("kind", ["array", "PIL", "path", "text"])
+def test_a_picture_of_nyus_size_is_predicted_pixel_for_pixel(model, tmp_path, kind):
+    pixels = np.kron(np.random.default_rng(0).integers(0, 256, (13, 17, 3)), np.ones((32, 32, 1))).astype(np.uint8)
+    path = tmp_path / "room.png"
+    Image.fromarray(pixels).save(path)
+    depth = model.infer_image({"array": pixels, "PIL": Image.fromarray(pixels), "path": path, "text": str(path)}[kind])
+    expected = model.predict(PAPER.normalised(pixels)[None])[0, 0]
+    assert depth.shape == (416, 544)
+    assert depth.dtype == np.float32
+    assert depth.std() > 0.01
+    assert_close(torch.from_numpy(depth), expected, atol=1e-6, rtol=0)
+
+
+def test_a_picture_of_another_size_gets_depth_of_its_own_size(model):
+    pixels = np.random.default_rng(1).integers(0, 256, (70, 101, 3), dtype=np.uint8)  # is looked at as 64 x 96
+    view = PAPER.normalised(resized(pixels, (64, 96)))[None]
+    assert model.prepare(pixels).shape == (1, 3, 64, 96)
+    expected = F.interpolate(model(view), (70, 101), mode="bilinear", align_corners=True)[0, 0]
+    assert_close(torch.from_numpy(model.infer_image(pixels)), expected, atol=1e-5, rtol=0)
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 60, 64), (1, 3, 64, 100), (3, 64, 64), (1, 1, 64, 64)])
+def test_images_of_other_shapes_are_refused(model, shape):
+    with pytest.raises(ValueError, match=r"divisible by 32, got .*" + str(shape[-2])):
+        model(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((64, 64), np.uint8), np.zeros((64, 64, 3)), np.zeros((0, 64, 3), np.uint8)]
+)
+def test_arrays_that_are_no_picture_are_refused(model, pixels):
+    with pytest.raises(ValueError, match=r"expected an array \(H, W, 3\) uint8"):
+        model.infer_image(pixels)
+
+
+def test_channels_that_cannot_be_thinned_evenly_are_refused():
+    with pytest.raises(ValueError, match="128 patch channels cannot be thinned evenly to 48 joint dimensions"):
+        MonoCLIP(random_clip(replace(TINY, embed_dim=48)))
+
+
+def test_a_text_encoder_of_another_tokenizer_is_refused():
+    with pytest.raises(ValueError, match="a text encoder of 1000 tokens"):
+        zeroshot_classifier(random_clip(replace(TINY, vocab_size=1000)))
+
+
+def test_a_prompt_that_is_too_long_is_refused(tiny_clip):
+    with pytest.raises(RuntimeError, match="context length of 77"):
+        zeroshot_classifier(tiny_clip, ("far " * 80,))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bin_list": (1.0, 2.0)}, "7 depth classes and 2 bins"),
+        ({"bin_list": (1.0, 2.0)}, "7 depth classes and 2 bins: every depth class needs one bin"),
         ({"depth_classes": (), "bin_list": ()}, "0 depth classes and 0 bins"),
-        ({"bin_list": (1, 2, 3, 4, 5, 6, -1)}, "bins must be positive"),
-        ({"bin_list": (1, 2, 3, 4, 5, 6, math.nan)}, "bins must be positive"),
-        ({"temperature": 0}, "temperature must be positive"),
-        ({"depth_templates": ("This is {}",)}, r"must hold \{\} twice"),
+        ({"bin_list": (1, 2, 3, 4, 5, 6, -1)}, "bins must be positive and finite"),
+        ({"bin_list": (1, 2, 3, 4, 5, 6, 0)}, "bins must be positive and finite"),
+        ({"bin_list": (1, 2, 3, 4, 5, 6, math.nan)}, "bins must be positive and finite"),
+        ({"bin_list": (1, 2, 3, 4, 5, 6, math.inf)}, "bins must be positive and finite"),
+        ({"bin_list": ("1", 2, 3, 4, 5, 6, 7)}, "bin_list has a value of another kind"),
+        ({"bin_list": 1.0}, "bin_list has a value of another kind: 1.0"),
+        ({"depth_classes": "near"}, "depth_classes has a value of another kind: 'near'"),
+        ({"depth_templates": ("{} {}", 1)}, "depth_templates has a value of another kind"),
+        ({"temperature": "1"}, "temperature has a value of another kind: '1'"),
+        ({"temperature": 0}, "temperature must be positive and finite, got 0"),
+        ({"temperature": math.nan}, "temperature must be positive and finite"),
+        ({"depth_templates": ("This is {}",)}, r"template 'This is \{\}' must hold \{\} twice"),
         ({"depth_templates": ("{} {} {0}",)}, r"must hold \{\} twice"),
         ({"depth_templates": ("{} {} {x",)}, r"must hold \{\} twice"),
-        ({"obj_classes": ()}, "at least one template"),
+        ({"depth_templates": ()}, "at least one template and one object word"),
+        ({"obj_classes": ()}, "at least one template and one object word"),
     ],
 )
 def test_readings_that_make_no_depth_are_refused(change, message):

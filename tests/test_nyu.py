@@ -1,5 +1,6 @@
 """datasets.nyu: what it reads, in which order, and everything it refuses."""
 
+import hashlib
 import os
 import resource
 import struct
@@ -14,19 +15,27 @@ from PIL import Image, ImageFile
 from torch.testing import assert_close
 
 from calculate_error import NYU_CROP
+from datasets import DataError
 from datasets.nyu import (
     TEST_INDICES,
-    DataError,
+    FolderSource,
     NYUDepthV2,
+    Pair,
     check_files,
     coverage,
+    is_official,
+    mean_training_depth,
+    open_nyu,
     read_list,
     scan_folder,
 )
 from monoclip import PAPER
 from tests.conftest import write_pair
 
-STATISTICS = (PAPER.image_mean, PAPER.image_std)
+
+def opened(pairs: list[Pair]) -> NYUDepthV2:
+    """The data set of the pairs, whatever is wrong with their files."""
+    return NYUDepthV2(FolderSource(pairs), NYU_CROP, PAPER.normalised)
 
 
 def test_official_indices():
@@ -43,16 +52,36 @@ def test_a_sample_by_hand(tmp_path):
     millimetres = np.zeros((480, 640), dtype=np.uint16)
     millimetres[7, 11], millimetres[8, 12] = 1234, 12000
     Image.fromarray(millimetres).save(depth)
-    sample = NYUDepthV2(scan_folder(tmp_path), NYU_CROP, *STATISTICS)[0]
-    assert (sample.name, sample.scene, sample.index) == ("kitchen/rgb_00045.jpg", "kitchen", 45)
-    assert sample.depth.shape == (1, 480, 640)
-    assert sample.depth[0, 7, 11].item() == pytest.approx(1.234)
-    assert sample.depth[0, 8, 12].item() == 10.0  # clipped
-    assert sample.depth.count_nonzero() == 2
+    dataset = open_nyu(tmp_path, NYU_CROP, PAPER.normalised)
+    assert (dataset.names, dataset.scenes, dataset.indices) == (["kitchen/rgb_00045.jpg"], ["kitchen"], [45])
+    image, gt = dataset[0]
+    assert gt.shape == (1, 480, 640)
+    assert gt[0, 7, 11].item() == pytest.approx(1.234)
+    assert gt[0, 8, 12].item() == 10.0  # clipped
+    assert gt.count_nonzero() == 2
     pixels = np.asarray(Image.open(rgb), dtype=np.float64)[56:472, 60:604] / 255
     expected = ((pixels - PAPER.image_mean) / PAPER.image_std).transpose(2, 0, 1)
-    assert sample.image.shape == (3, 416, 544)
-    assert np.abs(sample.image.numpy() - expected).max() < 1e-5
+    assert image.shape == (3, 416, 544)
+    assert np.abs(image.numpy() - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (2, 3), (5, 2), (9, 1)])
+def test_batches_are_the_images_in_order(nyu_folder, batch_size, workers):
+    dataset = open_nyu(nyu_folder(5), NYU_CROP, PAPER.normalised)
+    items = [4, 0, 3, 1]
+    parts = list(dataset.batches(items, batch_size, workers))
+    assert [part.items for part in parts] == [items[i : i + batch_size] for i in range(0, 4, batch_size)]
+    assert_close(torch.cat([part.image for part in parts]), torch.stack([dataset[i][0] for i in items]))
+    assert_close(torch.cat([part.depth for part in parts]), torch.stack([dataset[i][1] for i in items]))
+    assert list(dataset.batches([], batch_size, workers)) == []
+
+
+def test_the_image_s_hash_is_of_its_file_s_bytes(nyu_folder):
+    dataset = open_nyu(nyu_folder(2), NYU_CROP, PAPER.normalised)
+    pairs = scan_folder(nyu_folder(2))
+    assert [dataset.image_sha256(i) for i in range(2)] == [
+        hashlib.sha256(pair.rgb.read_bytes()).hexdigest() for pair in pairs
+    ]
 
 
 def test_order_is_scene_then_file_name_and_the_root_may_be_the_split(nyu_folder):
@@ -72,6 +101,10 @@ def test_coverage_of_the_official_split():
     assert coverage(TEST_INDICES) == "all 654 images of the official test split"
     assert coverage([0, 1]) == "2 images: 2 of the 654 of the official test split"
     assert coverage([0, 2, 3]) == "3 images: 1 of the 654 of the official test split, and 2 that do not belong to it"
+    assert is_official(TEST_INDICES[::-1])
+    assert not is_official(TEST_INDICES[1:])
+    assert not is_official([*TEST_INDICES, 2])
+    assert not is_official([*TEST_INDICES[1:], TEST_INDICES[1]])
 
 
 def test_no_folder_and_empty_folder(tmp_path):
@@ -162,8 +195,8 @@ FAULTS = {
     "RGB depth": r"png: has mode RGB and format PNG, expected a 16-bit single-channel PNG",
     "float TIFF": r"png: has mode F and format TIFF, expected a 16-bit single-channel PNG",
     "small depth": r"png: is 320x240, expected 640x480",
-    "depth in metres": r"png: its largest depth is 0.00\d m, so it does not hold millimetres",
-    "depth too large": r"png: its largest depth is 65.1 m, so it does not hold millimetres",
+    "depth in metres": r"g: its largest depth is 0.00\d m, so it does not hold millimetres",
+    "depth too large": r"g: its largest depth is 65.1 m, so it does not hold millimetres",
     "no depth": r"png: no valid pixel, every depth is 0",
     "small RGB": r"jpg: is 320x240, expected 640x480",
     "grey RGB": r"jpg: has mode L and format JPEG, expected an RGB JPEG",
@@ -182,11 +215,10 @@ def test_spoiled_files_are_refused_before_and_while_reading(nyu_folder, kind, mo
     spoil(kind, pairs[1].rgb, pairs[1].depth)
     with pytest.raises(DataError, match=FAULTS[kind]):
         check_files(pairs)
-    dataset = NYUDepthV2(pairs, NYU_CROP, *STATISTICS)
-    assert dataset[0].name == pairs[0].name
+    dataset = opened(pairs)
+    assert dataset[0][1].any()
     if kind == "no depth":  # the metrics name it; nothing is wrong with the file
-        check_files(pairs, allow_empty=True)
-        assert dataset[1].depth.count_nonzero() == 0
+        assert not dataset[1][1].any()
     else:
         with pytest.raises(DataError, match=FAULTS[kind]):
             dataset[1]
@@ -270,14 +302,6 @@ def test_files_of_a_list_are_reported_with_their_lines(nyu_folder):
         check_files(read_list(list_of(root, lines), root))
 
 
-def test_pairs_of_other_data_sets_may_carry_other_indices(nyu_folder):
-    root = nyu_folder(1)
-    lines = ["a/rgb_1.jpg a/sync_depth_2.png"]
-    with pytest.raises(DataError, match="do not carry the same index"):
-        read_list(list_of(root, lines), root)
-    assert read_list(list_of(root, lines), root, any_index=True)[0].name == "a/rgb_1.jpg"
-
-
 @pytest.mark.parametrize(
     "path",
     [
@@ -322,17 +346,59 @@ def test_an_unreadable_or_empty_list_is_an_error(nyu_folder):
         read_list(list_of(root, ["", ""]), root)
     with pytest.raises(DataError, match="cannot be read"):
         read_list(root / "missing.txt", root)
-    (root / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_list(root / "binary", root)
+
+
+@pytest.mark.parametrize("folder", ["x" * 300, "loop", "file", "caf\udcff"])
+def test_a_name_that_leads_nowhere_is_named_with_its_line(nyu_folder, folder):
+    root = nyu_folder(1)
+    (root / "official_splits" / "test" / "loop").symlink_to("loop")
+    (root / "official_splits" / "test" / "file").write_bytes(b"")
+    path = root / "list.txt"
+    path.write_bytes(os.fsencode(f"\n{folder}/rgb_1.jpg a/sync_depth_1.png"))
+    with pytest.raises(DataError, match=r"list\.txt, line 2: "):
+        check_files(read_list(path, root))
+
+
+def test_what_is_no_regular_file_is_not_waited_for(nyu_folder):
+    root = nyu_folder(1)
+    os.mkfifo(root / "pipe")
+    (root / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(DataError, match="not a regular file"):
+            read_list(root / name, root)
+    pair = scan_folder(root)[0]
+    pair.depth.unlink()
+    pair.depth.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"sync_depth_00000\.png: not a regular file"):
+        check_files([pair])
+
+
+def test_mean_training_depth(tmp_path):
+    assert mean_training_depth(tmp_path, NYU_CROP) is None
+    folder = tmp_path / "official_splits" / "train" / "den"
+    folder.mkdir(parents=True)
+    first, second = np.full((480, 640), 2000, np.uint16), np.full((480, 640), 4000, np.uint16)
+    first[100, 100] = second[100, 100] = 0  # never measured: takes the mean of all others
+    second[200, 200] = 0  # measured once
+    Image.fromarray(first).save(folder / "sync_depth_00002.png")
+    Image.fromarray(second).save(folder / "sync_depth_00003.png")
+    mean = mean_training_depth(tmp_path, NYU_CROP)
+    assert mean.shape == (416, 544)
+    assert mean[0, 0] == 3
+    assert mean[200 - 56, 200 - 60] == 2
+    assert mean[100 - 56, 100 - 60] == pytest.approx(3, abs=1e-4)
+    for path in folder.iterdir():
+        Image.fromarray(np.zeros((480, 640), np.uint16)).save(path)
+    with pytest.raises(DataError, match="no training depth map has a measured pixel"):
+        mean_training_depth(tmp_path, NYU_CROP)
+    (folder / "sync_depth_00003.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"sync_depth_00003\.png: not a readable image"):
+        mean_training_depth(tmp_path, NYU_CROP)
 
 
 def test_nothing_is_written(nyu_folder):
     root = nyu_folder(2)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    pairs = scan_folder(root)
-    check_files(pairs)
-    dataset = NYUDepthV2(pairs, NYU_CROP, *STATISTICS)
-    assert_close(dataset[0].image, dataset[0].image)
-    assert torch.isfinite(dataset[1].depth).all()
+    dataset = open_nyu(root, NYU_CROP, PAPER.normalised)
+    assert all(dataset[i][1].isfinite().all() for i in range(2))
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before

@@ -6,7 +6,6 @@ block) and a few images with content; all others are HDF5's fill value.
 
 import io
 import os
-import pickle
 import shutil
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, JpegImagePlugin
-from torch.utils.data import DataLoader
 
 from datasets import DataError
 from datasets.nyu import NYUDepthV2, open_nyu
@@ -211,30 +209,18 @@ def test_mat_and_folder_give_the_same_samples(mat: Path, tmp_path: Path) -> None
     assert straight.names == folder.names
     assert len(opened(mat, 1000)) == 654
     for item in range(12):
-        expected, found = folder[item], straight[item]
-        assert found.image.shape == (3, 416, 544)
-        assert found.depth.shape == (1, 480, 640)
-        assert torch.equal(found.image, expected.image)
-        assert torch.equal(found.depth, expected.depth)
-        assert found[2:] == expected[2:]
+        (expected_image, expected_depth), (image, depth) = folder[item], straight[item]
+        assert image.shape == (3, 416, 544)
+        assert depth.shape == (1, 480, 640)
+        assert torch.equal(image, expected_image)
+        assert torch.equal(depth, expected_depth)
         assert straight.image_sha256(item) == folder.image_sha256(item)
 
 
-@pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_workers_read_the_mat(mat: Path, method: str, workers: int) -> None:
-    dataset = opened(mat, 4)
-    alone = [dataset[item] for item in range(4)]  # the parent's handle is open when the workers start
-    loader = DataLoader(dataset, batch_size=1, num_workers=workers, multiprocessing_context=method)
-    for expected, found in zip(alone, loader, strict=True):
-        assert torch.equal(found.image[0], expected.image)
-        assert torch.equal(found.depth[0], expected.depth)
-        assert list(found.name) == [expected.name]
-    assert torch.equal(dataset[0].image, alone[0].image)
-
-
-def test_pickle_leaves_the_handle_behind(mat: Path) -> None:
-    dataset = opened(mat, 1)
-    sample = dataset[0]
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert torch.equal(copy[0].image, sample.image)
+def test_threads_read_one_mat(mat: Path) -> None:
+    dataset = opened(mat, 12)
+    batches = list(dataset.batches(range(12), batch_size=5, workers=4))
+    assert [batch.items for batch in batches] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
+    alone = opened(mat, 12)
+    for part, singles in ((torch.cat([b.image for b in batches]), 0), (torch.cat([b.depth for b in batches]), 1)):
+        assert torch.equal(part, torch.stack([alone[item][singles] for item in range(12)]))

@@ -107,16 +107,19 @@ def test_half_a_picture_is_no_picture_whatever_others_set(tmp_path, monkeypatch)
         whole = save(tmp_path / f"whole{suffix}", noise(64, 64)).read_bytes()
         half = tmp_path / f"half{suffix}"
         half.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(DataError, match=f"half{suffix}: (truncated|not)"):
+        with pytest.raises(DataError, match=f"half{suffix}: (damaged|not a picture)"):
             read_picture(half)
 
 
 def test_a_bomb_is_not_decoded(tmp_path, monkeypatch):
     path = save(tmp_path / "bomb.png", Image.new("1", (12_000, 10_001)))
-    for limit in (None, 1000):  # with the second, Pillow raises an error of its own
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(DataError, match=r"bomb\.png: claims more than 120,000,000 pixels"):
-            read_picture(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    for source in (path, Image.new("RGB", (0, 5))):
+        with pytest.raises(DataError, match=r"claims .* pixels; 1 to 120,000,000 are decoded"):
+            read_picture(source)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match=r"bomb\.png: damaged or not readable \(Image size"):
+        read_picture(path)
 
 
 def test_what_is_no_picture_is_said_and_special_files_are_not_opened(tmp_path, monkeypatch):
@@ -126,7 +129,6 @@ def test_what_is_no_picture_is_said_and_special_files_are_not_opened(tmp_path, m
     monkeypatch.chdir(tmp_path)  # a socket's path is short
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket.png")
-    long = "n" * 300
     for name, problem in (
         ("text.jpg", "not a picture"),
         ("empty.png", "not a picture"),
@@ -134,17 +136,12 @@ def test_what_is_no_picture_is_said_and_special_files_are_not_opened(tmp_path, m
         ("socket.png", "not a regular file"),
         ("/dev/zero", "not a regular file"),
         (".", "not a regular file"),
-        ("none", "no such file"),
-        (long, r"not readable \(File name too long\)"),
-        ("~nobody-of-this-name/a.png", "no such file"),
-        ("a\n\x1b[31m\udcff.png", "no such file"),
+        ("n" * 300, r"damaged or not readable \(File name too long\)"),
+        ("~nobody-of-this-name/a.png", r"damaged or not readable \(No such file or directory\)"),
+        ("a\n\x1b[31m\udcff.png", r"damaged or not readable \(No such file or directory\)"),
     ):
         with pytest.raises(DataError, match=f"^.*: {problem}$"):
             read_picture(name)
-    for shape, dtype in (((4, 4), "u1"), ((4, 4, 3), "f8"), ((0, 4, 3), "u1"), ((4, 4, 4), "u1")):
-        with pytest.raises(ValueError, match="expected an array"):
-            read_picture(np.zeros(shape, dtype))
-
 
 def test_too_little_memory_is_not_called_a_damaged_picture(tmp_path, monkeypatch):
     def fail(image):
@@ -160,7 +157,7 @@ def test_too_little_memory_is_not_called_a_damaged_picture(tmp_path, monkeypatch
 
 @pytest.fixture
 def relatives(tmp_path, monkeypatch):
-    """`relatives(*inputs)`: relative paths of what is found from a folder with `in/`; `relatives.skipped`: messages."""
+    """`relatives(*inputs)`: paths, below the shared folder, of what is found from a folder that holds `in/`."""
     names = ["a.jpg", "kitchen/a.jpg", "kitchen/b.png", "office/deep/a.jpg", "office/.hidden.jpg", ".git/c.jpg"]
     for name in names:
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -168,23 +165,18 @@ def relatives(tmp_path, monkeypatch):
     for loop in ("loop", "office/loop", "office/deep/loop"):
         (tmp_path / "in" / loop).symlink_to(tmp_path / "in")
     monkeypatch.chdir(tmp_path)
-
-    def call(*inputs: str) -> list[str]:
-        return [found.relative.as_posix() for found in find_files(inputs, call.skipped.append, ["*.txt"])]
-
-    call.skipped = []
-    return call
+    return lambda *inputs: [relative.as_posix() for relative in find_files(inputs).values()]
 
 
 def test_relative_paths_are_those_below_the_shared_folder(relatives):
-    Path("in/office/names.txt").write_text("deep/a.jpg\n\n../kitchen/b.png\n")
     everything = ["a.jpg", "kitchen/a.jpg", "kitchen/b.png", "office/deep/a.jpg"]
     assert relatives("in") == everything
     assert relatives("in/a.jpg") == ["a.jpg"]
     assert relatives("in/kitchen", "in/office") == ["kitchen/a.jpg", "kitchen/b.png", "office/deep/a.jpg"]
     assert relatives("in/k*/a.jpg", "in/kitchen/b.png") == ["a.jpg", "b.png"]
-    assert relatives("in/office/names.txt") == ["office/deep/a.jpg", "kitchen/b.png"]
     assert relatives("in/a.jpg", "in", "in/a.jpg") == everything
+    Path("in/office/names.txt").write_text("deep/a.jpg\n\n../kitchen/b.png\n")
+    assert relatives("in/office/names.txt") == ["office/deep/a.jpg", "kitchen/b.png"]
 
 
 def test_patterns_end_in_a_folder_with_links_to_itself(relatives):
@@ -200,24 +192,22 @@ def test_a_list_may_begin_with_a_mark_and_name_what_is_no_utf8(relatives):
 
 
 def test_an_input_that_is_nothing_is_said(relatives):
-    os.mkfifo("pipe.txt")
-    Path("blank.txt").write_text("\n")
     Path("wide.txt").write_text("a.jpg\n", encoding="utf-16")
     for text, problem in (
         ("", "an empty name"),
         ("nothing.jpg", r"nothing\.jpg: no such file or folder"),
         ("no\x1bthing/**/*.jpg", r"no\\x1bthing/\*\*/\*\.jpg: no such file or folder"),
         ("~nobody-of-this-name/a", "no such file or folder"),
-        ("pipe.txt", "pipe.txt: not a regular file"),
-        ("/dev/zero", "/dev/zero: not a regular file"),
-        ("blank.txt", "blank.txt: names no picture"),
-        ("wide.txt", "is not a path; save the list as UTF-8"),
+        ("in/***.jpg", "no such file or folder"),
+        ("wide.txt", "wide.txt: not UTF-8; save the list as that"),
     ):
         with pytest.raises(DataError, match=problem):
             relatives(text)
+    os.mkfifo("pipe.txt")
+    assert relatives("pipe.txt") == ["pipe.txt"]  # it is not opened; `read_picture` refuses it
 
 
-def test_what_may_not_be_entered_does_not_end_the_search(relatives, monkeypatch):
+def test_what_may_not_be_entered_does_not_end_the_search(relatives, monkeypatch, capsys):
     def refusing(name, refused):
         real = getattr(os, name)
 
@@ -231,7 +221,9 @@ def test_what_may_not_be_entered_does_not_end_the_search(relatives, monkeypatch)
     refusing("scandir", "kitchen")
     refusing("stat", "kitchen/a.jpg")
     assert relatives("in") == ["a.jpg", "office/deep/a.jpg"]
-    assert relatives.skipped == [f"{Path.cwd()}/in/kitchen: cannot be searched (Permission denied)"]
+    said = f"skipped: {Path.cwd()}/in/kitchen: cannot be searched (Permission denied)\n"
+    assert capsys.readouterr().err == said
+    assert relatives("in/**/a.jpg") == ["a.jpg", "office/deep/a.jpg"]
     assert relatives("in/kitchen/a.jpg", "in/a.jpg") == ["kitchen/a.jpg", "a.jpg"]
-    with pytest.raises(DataError, match=r"a\.jpg: not readable \(Permission denied\)"):
+    with pytest.raises(DataError, match=r"a\.jpg: damaged or not readable \(Permission denied\)"):
         read_picture("in/kitchen/a.jpg")

@@ -1,6 +1,8 @@
-"""paper: every published number against the tables as they are printed, written out here a second time."""
+"""experiments.published: every published number against the tables as they are printed, written out a second time."""
 
-import paper
+import pytest
+
+from experiments import published
 from monoclip import PAPER
 
 METHODS = """
@@ -39,41 +41,66 @@ class-dependent 4: 2.00 2.50 3.00 3.25 3.50 3.75 4.00: classroom: .276 .637 .844
 """
 
 
-def figures(text: str) -> tuple[float | None, ...]:
+def numbers(text: str) -> tuple[float | None, ...]:
     return tuple(None if cell == "-" else float(cell) for cell in text.split())
 
 
-def published(table: str) -> list[paper.Published]:
-    return [row for row in paper.PUBLISHED if row.table == table and "not in the paper" not in row.note]
+def lines(text: str) -> list[list[str]]:
+    return [line.split(": ") for line in text.strip().splitlines()]
+
+
+def rows_of(table: str) -> list[published.Published]:
+    return [row for row in published.PUBLISHED if row.table == table and "not in the paper" not in row.note]
 
 
 def test_methods():
-    lines = [line.split(": ") for line in METHODS.strip().splitlines()]
-    assert [(row.name, row.figures) for row in published(paper.TABLE_1)] == [(n, figures(f)) for n, f in lines]
+    rows = rows_of(published.TABLE_1)
+    assert [(row.name, row.metrics) for row in rows] == [(name, numbers(text)) for name, text in lines(METHODS)]
+    assert [row.name for row in rows if row.reading] == ["DepthCLIP"]
+    supervision = ["depth"] * 5 + ["random 0-10 m"] + ["video, KITTI"] * 2 + ["language"]
+    assert [row.note for row in rows] == supervision
 
 
 def test_prompts():
-    lines = [line.split(": ") for line in PROMPTS.strip().splitlines()]
-    rows = published(paper.PROMPTS)
-    assert [(r.name, r.figures) for r in rows] == [(name, figures(f)) for name, _, f in lines]
-    assert [r.reading.depth_classes for r in rows] == [tuple(words.split(", ")) for _, words, _ in lines]
-    assert all(r.reading.bin_list == PAPER.bin_list for r in rows)
+    rows = rows_of(published.PROMPTS)
+    assert [(row.name, row.metrics) for row in rows] == [(name, numbers(text)) for name, _, text in lines(PROMPTS)]
+    assert [row.reading.depth_classes for row in rows] == [tuple(words.split(", ")) for _, words, _ in lines(PROMPTS)]
+    assert all(row.reading.bin_list == PAPER.bin_list for row in rows)
 
 
 def test_bins():
-    lines = [line.split(": ") for line in BINS.strip().splitlines()]
-    rows = published(paper.BINS)
-    assert [(r.name, r.scene, r.figures) for r in rows] == [
-        (name, None if scene == "all" else scene, figures(f)) for name, _, scene, f in lines
+    rows = rows_of(published.BINS)
+    assert [(row.name, row.scene, row.metrics) for row in rows] == [
+        (name, None if scene == "all" else scene, numbers(text)) for name, _, scene, text in lines(BINS)
     ]
-    assert [r.reading.bin_list for r in rows] == [figures(metres) for _, metres, _, _ in lines]
-    assert all(r.reading.depth_classes == PAPER.depth_classes for r in rows)
+    assert [row.reading.bin_list for row in rows] == [numbers(metres) for _, metres, _, _ in lines(BINS)]
+    assert all(row.reading.depth_classes == PAPER.depth_classes for row in rows)
 
 
-def test_other_work_and_the_bin_response():
-    others = {row.name: row.figures for row in paper.PUBLISHED if "not in the paper" in row.note}
-    assert list(others.values()) == [figures(".390 .680 .848 .393 .158 1.176"), figures(".418 .711 .874 .408 - 1.244")]
-    assert paper.BIN_RESPONSE_DEPTHS == ((3.117, 3.567), (1.502, 1.328))
-    assert paper.BIN_RESPONSE.bin_list == (1.00, 2.00, 2.25, 2.50, 2.75, 3.00, 4.00)
-    assert paper.BIN_RESPONSE.depth_classes[2] == "a little close"
-    assert paper.DEPTHCLIP["a1"] == 0.394
+def test_other_work():
+    others = {row.name: row.metrics for row in published.PUBLISHED if "not in the paper" in row.note}
+    assert others == {
+        "DepthCLIP, run by MoA-DepthCLIP": numbers(".390 .680 .848 .393 .158 1.176"),
+        "mean training depth image": numbers(".418 .711 .874 .408 - 1.244"),
+    }
+    assert len(published.PUBLISHED) == 9 + 2 + 4 + 15
+
+
+def test_bin_response():
+    assert published.BIN_RESPONSE_DEPTHS == ((3.117, 3.567), (1.502, 1.328))
+    assert published.BIN_RESPONSE.bin_list == (1.00, 2.00, 2.25, 2.50, 2.75, 3.00, 4.00)
+    assert ", ".join(published.BIN_RESPONSE.depth_classes) == lines(PROMPTS)[3][1]
+
+
+def test_metrics_by_column():
+    assert published.COLUMNS == ("delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")
+    expected = {"delta1": 0.394, "delta2": 0.683, "delta3": 0.851, "abs_rel": 0.388, "log10": 0.156, "rmse": 1.167}
+    assert dict(published.DEPTHCLIP) == expected
+    assert rows_of(published.PROMPTS)[0].by_column() == expected
+    assert rows_of(published.TABLE_1)[0].by_column()["log10"] is None
+
+
+@pytest.mark.parametrize("data", [published.PROMPT_SETS, published.BIN_SETS, published.DEPTHCLIP])
+def test_what_is_published_cannot_be_changed_by_mistake(data):
+    with pytest.raises(TypeError):
+        data["original"] = None

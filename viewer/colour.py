@@ -38,24 +38,19 @@ def with_legend(image: np.ndarray, near: float, far: float) -> Image.Image:
     The canvas is as wide as the image, or as the legend needs.
     """
     height, width = image.shape[:2]
-    canvas_width = max(width, LEGEND_WIDTH)
-    size = max(11, round(min(canvas_width, 4 * max(height, 40)) / 50))  # of the letters, px
-    margin, bar = size, size
-    font = ImageFont.load_default(size)
-    canvas = Image.new("RGB", (canvas_width, height + bar + size * 3), "white")
+    length = max(width, LEGEND_WIDTH)
+    size = max(11, round(min(length, 4 * height) / 50))  # of the letters and of the bar, px
+    canvas = Image.new("RGB", (length, height + 4 * size), "white")
     canvas.paste(Image.fromarray(image), (0, 0))
-    length = canvas_width - 2 * margin
-    shades = coloured(np.linspace(near, far, length)[None].repeat(bar, axis=0), near, far)
     top = height + size // 2
-    canvas.paste(Image.fromarray(shades), (margin, top))
-    draw = ImageDraw.Draw(canvas)
-    count = 5 if canvas_width >= 25 * size else 3
-    for i, depth in enumerate(np.linspace(near, far, count)):
-        x, text = margin + (length - 1) * i / (count - 1), f"{depth:.2f} m"
-        draw.line([(x, top + bar), (x, top + bar + size // 3)], "black", max(1, size // 10))
-        text_width = draw.textlength(text, font)
-        left = min(max(x - text_width / 2, 0), canvas_width - text_width)
-        draw.text((left, top + bar + size // 2), text, "black", font)
+    bar = coloured(np.linspace(near, far, length)[None].repeat(size, axis=0), near, far)
+    canvas.paste(Image.fromarray(bar), (0, top))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
+    count = 5 if length >= 25 * size else 3
+    for x, depth in zip(np.linspace(0, length - 1, count), np.linspace(near, far, count), strict=True):
+        text = f"{depth:.2f} m"
+        needed = draw.textlength(text, font)
+        draw.text((min(max(x - needed / 2, 0), length - needed), top + size + size // 3), text, "black", font)
     return canvas
 
 

@@ -28,9 +28,7 @@ from viewer.colour import colour_table, to_millimetres
 PAGE_FILE = "depth.html"
 PAGE_IMAGES = 24  # on a page unless the user says otherwise: it redraws them all while a slider moves
 SOURCES = Path(__file__).parent
-MAX_CARD_BYTES = 150_000
-THUMBNAIL_SIDE = 544  # px at most: NYU's crop as it is
-MAX_JPEG_BYTES = 45_000
+PICTURE_SIDE = 544  # px at most: NYU's crop as it is
 TRUTH_SIDE = 136  # px at most, of the ground truth as a map; its means over the patches are exact
 
 Card = dict[str, Any]
@@ -58,7 +56,7 @@ def card(
     truth: np.ndarray | None = None,
     metrics: Mapping[str, float | None] | None = None,
 ) -> Card:
-    """What the page stores of one picture, at most 150 kB, ready for JSON.
+    """What the page stores of one picture, some 100 kB, ready for JSON.
 
     Args:
         name: as in every table.
@@ -80,39 +78,36 @@ def card(
     # Relative to each patch's best word, which softmax does not notice and half precision does: what matters is near 0.
     similarity = (logits - logits.max(axis=1, keepdims=True)) * reading.temperature
     similarity[1:] = similarity[1:, ..., ::-1]
+    jpeg, small = io.BytesIO(), Image.fromarray(pixels)
+    small.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    small.save(jpeg, "JPEG", quality=80, optimize=True)
     stored: Card = {
         "name": name,
         "scene": scene,
         "size": list(pixels.shape[:2]),
         "grid": [h, w],
         "views": views,
-        "similarity": encoded(similarity.clip(-60000, 0).astype("<f2")),
+        "jpeg": encoded(jpeg.getvalue()),
+        "similarity": encoded(similarity.clip(-60000, 0).astype("<f2").tobytes()),
         "truth": None,
         "metrics": {key: None if value is None else float(value) for key, value in (metrics or {}).items()},
     }
     if truth is not None:
         if truth.shape != pixels.shape[:2]:
             raise ValueError(f"{name}: true depth of {truth.shape}, but a picture of {pixels.shape[:2]}")
-        small = nearest(truth, TRUTH_SIDE)
+        step = -(-max(truth.shape) // TRUTH_SIDE)
+        sparse = to_millimetres(truth[::step, ::step])
         stored["truth"] = {
-            "size": list(small.shape),
-            "map": encoded(to_millimetres(small).astype("<u2")),
-            "patches": encoded(to_millimetres(patch_means(truth, h, w)).astype("<u2")),
+            "size": list(sparse.shape),
+            "map": encoded(sparse.astype("<u2").tobytes()),
+            "patches": encoded(to_millimetres(patch_means(truth, h, w)).astype("<u2").tobytes()),
         }
-    left = (MAX_CARD_BYTES - len(json.dumps(stored))) * 3 // 4 - 1000
-    stored["jpeg"] = base64.b64encode(thumbnail(pixels, min(MAX_JPEG_BYTES, left))).decode()
     return stored
 
 
-def encoded(array: np.ndarray) -> str:
-    """The bytes of the array in base64."""
-    return base64.b64encode(array.tobytes()).decode()
-
-
-def nearest(array: np.ndarray, side: int) -> np.ndarray:
-    """Every n-th row and column, with the least n that leaves at most `side` of the longer ones."""
-    step = -(-max(array.shape[:2]) // side)
-    return array[step // 2 :: step, step // 2 :: step] if min(array.shape[:2]) > step // 2 else array[::step, ::step]
+def encoded(content: bytes) -> str:
+    """The bytes in base64, as JSON can hold them."""
+    return base64.b64encode(content).decode()
 
 
 def patch_means(truth: np.ndarray, h: int, w: int) -> np.ndarray:
@@ -123,20 +118,6 @@ def patch_means(truth: np.ndarray, h: int, w: int) -> np.ndarray:
     total = np.bincount(patch, truth.ravel().astype(np.float64), h * w)
     count = np.bincount(patch, truth.ravel() > 0, h * w)
     return (total / np.maximum(count, 1)).reshape(h, w)
-
-
-def thumbnail(pixels: np.ndarray, limit: int) -> bytes:
-    """A JPEG of the picture, at most 544 px long and `limit` bytes large, as far as a JPEG of 32 px can be."""
-    side = THUMBNAIL_SIDE
-    while True:
-        image = Image.fromarray(pixels)
-        image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0)
-        for quality in (85, 70, 50):
-            file = io.BytesIO()
-            image.save(file, "JPEG", quality=quality, optimize=True)
-            if file.tell() <= limit or side <= 32:
-                return file.getvalue()
-        side = side * 3 // 4
 
 
 def build(
@@ -165,35 +146,30 @@ def build(
     columns = list(next(iter(metrics.values()))) if metrics else []
     content: dict[str, Any] = {
         "title": title,
-        "notes": list(notes),
+        "notes": notes,
         "reading": {
-            "words": list(reading.depth_classes),
-            "bins": list(reading.bin_list),
+            "words": reading.depth_classes,
+            "bins": reading.bin_list,
             "temperature": reading.temperature,
             "prompts": prompts,
         },
         "metrics": metrics
         and {"columns": columns, "rows": [[name, [row[c] for c in columns]] for name, row in metrics.items()]},
-        "colours": encoded(colour_table()),
-        "images": list(cards),
+        "colours": encoded(colour_table().tobytes()),
+        "images": cards,
     }
+    data = json.dumps(content, allow_nan=False, separators=(",", ":"))
     parts = {
         "title": html.escape(title),
         "style": style,
         "style_hash": policy_hash(style),
         "script": script,
         "script_hash": policy_hash(script),
-        "data": embedded_json(content),
+        "data": data.replace("<", "\\u003c"),  # so that nothing in it ends the script element or begins another
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
 
 
 def policy_hash(text: str) -> str:
     """The source expression that lets a content security policy accept exactly this inline text."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def embedded_json(value: Any) -> str:
-    """JSON that can stand inside a script element: nothing in it can end the element or begin another."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return "sha256-" + encoded(hashlib.sha256(text.encode()).digest())

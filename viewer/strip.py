@@ -39,22 +39,14 @@ class Example:
 
 
 def example_images(scenes: Sequence[str], count: int = 4) -> list[int]:
-    """Places of the images to show: the first of each scene, a classroom before all others, then any.
-
-    Args:
-        scenes: of each image.
-        count: how many at most.
-    """
+    """Places of at most `count` images to show: the first of each scene, a classroom before all others, then any."""
     first = {scene: place for place, scene in reversed(list(enumerate(scenes)))}
     of_scenes = sorted(first.values(), key=lambda place: (scenes[place] != FIRST_SCENE, place))
     return list(dict.fromkeys([*of_scenes, *range(len(scenes))]))[:count]
 
 
 def colour_range(examples: Sequence[Example]) -> tuple[float, float]:
-    """The depths [m] that the colours run between.
-
-    All predictions lie within them; of each ground truth, what lies between its 2nd and 98th percentile.
-    """
+    """Between which depths [m] the colours run: all predictions, and each truth's 2nd to 98th percentile."""
     depths = [example.depth for example in examples]
     measured = [example.truth[example.truth > 0] for example in examples]
     bounds = depths + [np.percentile(depth, (2, 98)) for depth in measured if depth.size]

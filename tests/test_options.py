@@ -1,0 +1,162 @@
+"""options: readings from flags and files, the device, streams that break, and how a command ends."""
+
+import errno
+import io
+import sys
+from dataclasses import asdict
+
+import pytest
+import torch
+
+import options
+from calculate_error import UnscorableError
+from clip import CheckpointError
+from datasets import DataError
+from monoclip import PAPER, Reading
+
+
+def test_a_checked_reading_is_the_papers_but_for_what_is_given():
+    assert options.checked_reading({}) == PAPER
+    given = {"depth_classes": ["near", "far"], "bin_list": [1, 3.5], "temperature": 1}
+    assert options.checked_reading(given) == Reading(depth_classes=("near", "far"), bin_list=(1, 3.5), temperature=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bins": [1], "words": ["a"]}, "unknown field bins, words; known are depth_templates, obj_classes"),
+        ({"image_mean": [0, 0, 0]}, "unknown field image_mean"),
+        ({"bin_list": ["1"]}, r"bin_list has a value of another kind: \['1'\]"),
+        ({"bin_list": [True, False]}, "bin_list has a value of another kind"),
+        ({"bin_list": 3}, "bin_list has a value of another kind"),
+        ({"depth_classes": "near"}, "depth_classes has a value of another kind: 'near'"),
+        ({"temperature": "hot"}, "temperature has a value of another kind"),
+        ({"temperature": None}, "temperature has a value of another kind"),
+        ({"bin_list": [1, 2]}, "7 depth classes and 2 bins"),
+        ({"bin_list": [], "depth_classes": []}, "every depth class needs one bin"),
+        ({"depth_classes": ["a"], "bin_list": [float("nan")]}, "bins must be positive and finite"),
+        ({"depth_classes": ["a"], "bin_list": [10**400]}, "int too large"),
+        ({"temperature": 10**400}, "int too large"),
+        ({"temperature": 0}, "temperature must be positive"),
+        ({"obj_classes": []}, "at least one template and one object word"),
+        ({"depth_templates": ["This {} is {} or {}"]}, "must hold {} twice"),
+        ({"depth_templates": ["{0.__class__} {}"]}, "must hold {} twice"),
+        ({"obj_classes": ["far " * 80]}, "has 85 tokens .*more than the context length of 77"),
+    ],
+)
+def test_a_reading_that_makes_no_depth_is_refused(values, message):
+    with pytest.raises(options.UsageError, match=f"^here: .*{message}") as error:
+        options.checked_reading(values, "here: ")
+    assert "truncate" not in str(error.value)  # which is no flag
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "abacus", "meta", "cpu:x", ""])
+def test_a_device_that_is_not_here_is_refused(name):
+    with pytest.raises(options.UsageError, match=f"--device {name}: not available here; use --device cpu or auto"):
+        options.choose_device(name)
+
+
+def test_devices_and_precisions(monkeypatch):
+    assert options.choose_device("cpu", gpu=7) == torch.device("cpu")
+    assert options.choose_precision("auto", torch.device("cpu")) == "fp32"
+    assert options.choose_precision("auto", torch.device("cuda")) == "fp16"
+    assert options.choose_precision("bf16", torch.device("cpu")) == "bf16"
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert options.own_device("cpu") == (torch.device("cpu"), 0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "4")  # without RANK, it is some other program's
+    assert options.own_device("cpu") == (torch.device("cpu"), 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"), [("=1+1", "'=1+1"), ("+x", "'+x"), ("-x", "'-x"), ("@x", "'@x"), ("a=1", "a=1"), ("", "")]
+)
+def test_no_cell_is_a_formula(text, cell):
+    assert options.csv_text(text) == cell
+
+
+def test_an_output_that_cannot_be_is_refused_and_nothing_is_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(options.UsageError, match=r"--output .*: .*file is no folder that can be written"):
+        options.check_output(tmp_path / "file" / "a" / "b")
+    options.check_output(tmp_path / "new" / "folder")
+    options.check_output(None)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+class Broken(io.StringIO):
+    """A stream on which every write fails."""
+
+    def __init__(self, error: OSError, file: io.IOBase) -> None:
+        super().__init__()
+        self.error, self.file = error, file
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+    def fileno(self) -> int:
+        return self.file.fileno()
+
+
+def test_a_reader_who_goes_away_ends_nothing_and_a_full_disk_is_said(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with (tmp_path / "file").open("w") as file:
+        assert options.ForgivingStream(Broken(BrokenPipeError(), file)).write("text") == 4
+        assert options.ForgivingStream(Broken(full, file), needed=False).write("text") == 4
+        with pytest.raises(OSError, match="standard output"):
+            options.ForgivingStream(Broken(full, file)).write("text")
+        file.write("what is left in the buffer")
+    assert (tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (options.UsageError("--x: no; use --y"), 2, "--x: no; use --y"),
+        (DataError("a.jpg: damaged\n  b.jpg: too"), 2, "a.jpg: damaged\n  b.jpg: too"),
+        (DataError("\x1b[31m.jpg: damaged"), 2, r"\x1b[31m.jpg: damaged"),
+        (DataError("caf\udce9.jpg: damaged"), 2, r"caf\xe9.jpg: damaged"),
+        (CheckpointError("a.pt", "no checkpoint"), 2, "a.pt"),
+        (UnscorableError("a.jpg: no valid pixel"), 1, "a.jpg: no valid pixel"),
+        (options.WorkError("too small"), 1, "too small"),
+        (MemoryError(), 1, "not enough memory; use a smaller --batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 1, "not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "not enough memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.csv"), 1, "a.csv: No space left on device; make room"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_a_command_ends_in_one_sentence_and_an_exit_code(error, code, message, capsys):
+    def work() -> None:
+        print("so far")
+        raise error
+
+    streams = sys.stdout, sys.stderr
+    assert options.run_command("prog", work) == code
+    assert (sys.stdout, sys.stderr) == streams
+    out, err = capsys.readouterr()
+    assert out == "so far\n"
+    assert err.startswith("prog: ")
+    assert message in err
+    assert options.run_command("prog", lambda: None) == 0
+
+
+def test_a_mistake_of_ours_is_not_hidden():
+    def work() -> None:
+        raise RuntimeError("expected scalar type Float")
+
+    with pytest.raises(RuntimeError, match="scalar type"):
+        options.run_command("prog", work)
+
+
+def test_without_streams_a_command_works(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert options.run_command("prog", lambda: print("nobody reads this")) == 0
+
+
+def test_results_say_what_they_were_made_with(tiny_checkpoint):
+    made = options.made_with(tiny_checkpoint, torch.device("cpu"), "bf16", True, PAPER)
+    assert made["reading"] == asdict(PAPER)
+    assert (made["precision"], made["network"], made["device"]) == ("bf16", "plain", "cpu")
+    assert made["checkpoint_sha256"] == options.file_sha256(tiny_checkpoint)
