@@ -25,11 +25,9 @@ from typing import IO, Any, BinaryIO
 from tqdm import tqdm
 
 TIMEOUT = 30.0  # [s] to connect, and for every read
-RETRIES = 3  # more tries of one address, after 1, 2 and 4 s; the count begins again after PROGRESS
-PROGRESS = 2**20  # [bytes]
+RETRIES = 3  # more tries of one address, after 1, 2 and 4 s, as long as none of them brings the file further
 BLOCK = 2**20  # [bytes] at most for one read
 PASSING_CODES = (408, 416, 425, 429)  # and 500 to 599: worth another try; any other error code is final
-ABANDONED = 24 * 3600  # [s] without a write, after which an unfinished file is that of a killed process
 
 
 class DownloadError(Exception):
@@ -104,7 +102,7 @@ def download(
         DownloadError: no address gave the file.
         OSError: it cannot be stored, where another address would not help; the error names `target`.
     """
-    received = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+    received = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
     unfinished = target.with_name(f"{target.name}.part")
 
     def verify() -> None:
@@ -118,7 +116,6 @@ def download(
         if target.exists() and not target.is_file():
             raise OSError(errno.EEXIST, "it is not a regular file; move it away")
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
         if sha256 and unfinished.is_file():
             with suppress(FileNotFoundError):  # another process has just taken it
                 unfinished.rename(received)
@@ -145,14 +142,6 @@ def download(
     raise DownloadError(failures)
 
 
-def _remove_abandoned(target: Path) -> None:
-    """Removes what killed processes left of earlier downloads; one that lives writes to its file all the time."""
-    for path in target.parent.glob(f".{target.name}.*.part"):
-        with suppress(FileNotFoundError):  # another process was faster
-            if time.time() - path.stat().st_mtime > ABANDONED:
-                path.unlink()
-
-
 def _length(file: IO[bytes]) -> int:
     """Number of bytes in a file that is open for appending; all of them are on their way to the disk."""
     return file.seek(0, os.SEEK_END)
@@ -170,29 +159,24 @@ def _fetch(
         _RefusedError: the address does not give the file, for good or after `RETRIES` more tries.
         OSError: the file cannot be stored.
     """
-    all_from_here = _length(file) == 0
-    failed = 0
+    all_from_here, failed = _length(file) == 0, 0
     while True:
         start = _length(file)
         try:
             _receive(url, file, size, timeout)
+            file.flush()
+            os.fsync(file.fileno())
+            return verify()
         except ConnectionError as error:
-            failed = 1 if _length(file) - start >= PROGRESS else failed + 1
+            failed = 1 if _length(file) > start else failed + 1
             if failed > RETRIES:
                 raise _RefusedError(f"{error}, after {RETRIES} more tries") from error
             sleep(2.0 ** (failed - 1))
-            continue
-        file.flush()
-        os.fsync(file.fileno())
-        try:
-            verify()
         except ValueError as error:
             file.truncate(0)
             if all_from_here:
                 raise _RefusedError(str(error)) from error
             all_from_here = True
-        else:
-            return
 
 
 def _receive(url: str, file: IO[bytes], size: int | None, timeout: float) -> None:
@@ -204,9 +188,6 @@ def _receive(url: str, file: IO[bytes], size: int | None, timeout: float) -> Non
         OSError: the file cannot be stored.
     """
     start = _length(file)
-    if size and start > size:
-        file.truncate(0)
-        start = 0
     if start == size:
         return
     with _open(url, file, start, timeout) as response:
@@ -219,11 +200,7 @@ def _receive(url: str, file: IO[bytes], size: int | None, timeout: float) -> Non
             while block := _read(response):
                 file.write(block)
                 bar.update(len(block))
-    length = _length(file)
-    if total and length > total:
-        file.truncate(0)
-        raise _RefusedError(f"sent more than the expected {total:,} bytes")
-    if total and length < total:
+    if total and (length := _length(file)) < total:
         raise ConnectionError(f"the connection ended after {length:,} of {total:,} bytes")
 
 

@@ -4,9 +4,10 @@
     python -m benchmarks.speed --output speed.json          also writes them, with the seconds of each run
     python -m benchmarks.speed --quick                      few images, one round: whether it runs, not how fast
 
-Weights are random, of RN50's shape; images are noise of NYU's size; an image always goes with its mirror. Commands are
-whole processes, from start to exit. In each round all take their turn, and a ratio is the median over the rounds of the
-ratio within a round, so that a machine that slows down slows both sides. Ratios hold for the machine that is named.
+Weights are random, of RN50's shape; images are noise of NYU's size. Commands are whole processes, from start to exit;
+encoders run in one process, where the plain one gains from `keep_freed_memory` as well. In each round all take their
+turn, and a ratio is the median over the rounds of the ratio within a round, so that a machine that slows down slows
+both sides. Ratios hold for the machine that is named.
 """
 
 import argparse

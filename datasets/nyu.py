@@ -61,65 +61,49 @@ TEST_INDICES = _expand(TEST_RANGES)
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One test image of a folder: its files, its scene, its 0-based index and where a reader finds it in the input."""
+class FolderPair:
+    """A test image in a folder: its files, its scene, its 0-based index, and the line of a list that names it."""
 
     rgb: Path
     depth: Path
     scene: str
     index: int
-    origin: str = ""  # "list.txt, line 7" when it comes from a list file
+    origin: str = ""  # "list.txt, line 7"
 
     @property
     def name(self) -> str:
         """`<scene>/<file name of the RGB image>`, as a text that any file and any terminal can hold."""
         return printable(f"{self.scene}/{self.rgb.name}")
 
-
-class FolderSource:
-    """The files of `pairs`, in their order; `names`, `scenes` and `indices` are of the images, as in `MatSource`."""
-
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.pairs = list(pairs)
-        self.names = [pair.name for pair in self.pairs]
-        self.scenes = [printable(pair.scene) for pair in self.pairs]
-        self.indices = [pair.index for pair in self.pairs]
-
-    def jpeg(self, item: int) -> bytes:
+    def jpeg(self) -> bytes:
         """The RGB image as the bytes of its JPEG file. Raises DataError."""
-        return content_of(self.pairs[item].rgb)
+        return content_of(self.rgb)
 
-    def millimetres(self, item: int) -> np.ndarray:
+    def millimetres(self) -> np.ndarray:
         """The raw depth map, (480, 640) uint16 [mm]. Raises DataError."""
-        path = self.pairs[item].depth
-        return decode(content_of(path), str(path), "I;16")
+        return decode(content_of(self.depth), str(self.depth), "I;16")
 
 
-class MatSource:
-    """Images out of the .mat, sorted by scene and index, as `scan_folder` sorts a folder's.
+@dataclass(frozen=True)
+class MatPair:
+    """A test image in the .mat: as a `FolderPair` that `prepare_nyu` would write."""
 
-    Args:
-        path: the .mat.
-        indices: which of the 1449 images, 0-based.
+    mat: LabelledMat
+    scene: str
+    index: int
 
-    Raises:
-        DataError: the file is missing, truncated, no HDF5 file or laid out otherwise. No image is read yet.
-    """
+    @property
+    def name(self) -> str:
+        """`<scene>/<file name of the RGB image>`."""
+        return f"{self.scene}/rgb_{self.index:05d}.jpg"
 
-    def __init__(self, path: Path, indices: Sequence[int]) -> None:
-        self.mat = LabelledMat(path)
-        scenes = self.mat.scenes()
-        self.indices = sorted(indices, key=lambda index: (scenes[index], index))
-        self.scenes = [scenes[index] for index in self.indices]
-        self.names = [f"{scene}/rgb_{index:05d}.jpg" for scene, index in zip(self.scenes, self.indices, strict=True)]
+    def jpeg(self) -> bytes:
+        """The RGB image as the bytes of a JPEG file. Raises DataError."""
+        return self.mat.jpeg(self.index)
 
-    def jpeg(self, item: int) -> bytes:
-        """The RGB image as the bytes of the JPEG file that `prepare_nyu` writes. Raises DataError."""
-        return self.mat.jpeg(self.indices[item])
-
-    def millimetres(self, item: int) -> np.ndarray:
+    def millimetres(self) -> np.ndarray:
         """The raw depth map, (480, 640) uint16 [mm]. Raises DataError."""
-        return self.mat.millimetres(self.indices[item])
+        return self.mat.millimetres(self.index)
 
 
 class Batch(NamedTuple):
@@ -131,22 +115,24 @@ class Batch(NamedTuple):
 
 
 class NYUDepthV2:
-    """Images and depth maps of a source, in its order; `names`, `scenes` and `indices` are theirs.
+    """Images and depth maps, in the order of `pairs`; `names`, `scenes` and `indices` are theirs.
 
     Args:
-        source: a folder's files or the .mat.
+        pairs: in a folder or in the .mat.
         crop: rows and columns of the RGB image that the method sees; no resizing. Depth stays whole.
         normalised: from pixels (H, W, 3) uint8 to what the encoder takes, (3, H, W) float32.
     """
 
     def __init__(
         self,
-        source: FolderSource | MatSource,
+        pairs: Sequence[FolderPair | MatPair],
         crop: tuple[slice, slice],
         normalised: Callable[[np.ndarray], Tensor],
     ) -> None:
-        self.source, self.crop, self.normalised = source, crop, normalised
-        self.names, self.scenes, self.indices = source.names, source.scenes, source.indices
+        self.pairs, self.crop, self.normalised = list(pairs), crop, normalised
+        self.names = [pair.name for pair in pairs]
+        self.scenes = [printable(pair.scene) for pair in pairs]
+        self.indices = [pair.index for pair in pairs]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -161,15 +147,15 @@ class NYUDepthV2:
 
     def pixels(self, item: int) -> np.ndarray:
         """The part of the picture that the method sees, (416, 544, 3) uint8, RGB. Raises DataError."""
-        return decode(self.source.jpeg(item), self.names[item], "RGB")[self.crop]
+        return decode(self.pairs[item].jpeg(), self.names[item], "RGB")[self.crop]
 
     def depth(self, item: int) -> Tensor:
         """The ground truth, (1, 480, 640) float32 [m], clipped to [0, 10]; 0 = no measurement. Raises DataError."""
-        return depth_in_metres(self.source.millimetres(item), self.names[item])
+        return depth_in_metres(self.pairs[item].millimetres(), self.names[item])
 
     def image_sha256(self, item: int) -> str:
         """Of the bytes of the image's JPEG file, which a folder and the .mat have in common. Raises DataError."""
-        return hashlib.sha256(self.source.jpeg(item)).hexdigest()
+        return hashlib.sha256(self.pairs[item].jpeg()).hexdigest()
 
     def batches(self, items: Sequence[int], batch_size: int, workers: int = 1) -> Iterator[Batch]:
         """Some images, in the order of `items`; the next batch is read while the caller works on one.
@@ -222,24 +208,23 @@ def open_nyu(
     Raises:
         DataError: the data cannot be used; all that is wrong is listed.
     """
-
-    def chosen(all_scenes: Sequence[str]) -> list[int]:
-        there = sorted(set(all_scenes))
-        if unknown := [scene for scene in scenes or () if scene not in there]:
-            raise DataError(f"--scene {' '.join(unknown)}: no such scene here; there are {', '.join(there)}")
-        return [i for i, scene in enumerate(all_scenes) if not scenes or scene in scenes][:limit]
-
     if path.is_dir() and not (path / SPLIT).is_dir() and (path / MAT_NAME).is_file():
         path = path / MAT_NAME
+    pairs: Sequence[FolderPair | MatPair]
     if path.suffix == ".mat" and not path.is_dir():
         if list_file is not None:
             raise DataError(f"--list_file names files of a folder, but --data_path is {path}; drop one")
-        mat = MatSource(path, TEST_INDICES)
-        return NYUDepthV2(MatSource(path, [mat.indices[i] for i in chosen(mat.scenes)]), crop, normalised)
-    pairs = scan_folder(path) if list_file is None else read_list(list_file, path)
-    pairs = [pairs[i] for i in chosen(FolderSource(pairs).scenes)]
-    check_files(pairs)
-    return NYUDepthV2(FolderSource(pairs), crop, normalised)
+        mat = LabelledMat(path)
+        scenes_of = mat.scenes()
+        pairs = sorted((MatPair(mat, scenes_of[index], index) for index in TEST_INDICES), key=lambda pair: pair.name)
+    else:
+        pairs = scan_folder(path) if list_file is None else read_list(list_file, path)
+    there = sorted({printable(pair.scene) for pair in pairs})
+    if unknown := [scene for scene in scenes or () if scene not in there]:
+        raise DataError(f"--scene {' '.join(unknown)}: no such scene here; there are {', '.join(there)}")
+    pairs = [pair for pair in pairs if not scenes or printable(pair.scene) in scenes][:limit]
+    check_files([pair for pair in pairs if isinstance(pair, FolderPair)])
+    return NYUDepthV2(pairs, crop, normalised)
 
 
 def test_split_folder(root: Path) -> Path:
@@ -254,7 +239,7 @@ def test_split_folder(root: Path) -> Path:
     return inner if inner.is_dir() else root
 
 
-def scan_folder(root: Path) -> list[Pair]:
+def scan_folder(root: Path) -> list[FolderPair]:
     """All pairs below the test split of `root`, sorted by scene and file name.
 
     Raises:
@@ -269,30 +254,23 @@ def scan_folder(root: Path) -> list[Pair]:
             match = re.fullmatch(rf"{kind}_(\d+){re.escape(suffix)}", path.name)
             if match is None:
                 problems.append(f"{path}: expected a name like {kind}_00045{suffix}")
-                continue
-            key = (path.parent.name, int(match[1]))
-            if key in found[kind]:
-                problems.append(f"{path}: a second file of index {key[1]}, beside {found[kind][key].name}")
-            found[kind].setdefault(key, path)
-    rgb, depth = found["rgb"], found["sync_depth"]
+            elif (other := found[kind].setdefault((path.parent.name, int(match[1])), path)) is not path:
+                problems.append(f"{path}: a second file of index {int(match[1])}, beside {other.name}")
+    rgb, depth = found.values()
     if not rgb and not depth and not problems:
-        raise DataError(
-            f"{folder}: no <scene>/rgb_*.jpg with sync_depth_*.png in it; "
-            "write them with python -m datasets.prepare_nyu, or give another folder"
-        )
-    problems += [
-        f"{path}: its depth map sync_depth_{key[1]:05d}.png is missing" for key, path in rgb.items() if key not in depth
-    ]
-    problems += [f"{path}: its image rgb_{key[1]:05d}.jpg is missing" for key, path in depth.items() if key not in rgb]
+        how = "write them with python -m datasets.prepare_nyu, or give another folder"
+        raise DataError(f"{folder}: no <scene>/rgb_*.jpg with sync_depth_*.png in it; {how}")
+    problems += [f"{rgb[key]}: its depth map sync_depth_{key[1]:05d}.png is missing" for key in rgb.keys() - depth]
+    problems += [f"{depth[key]}: its image rgb_{key[1]:05d}.jpg is missing" for key in depth.keys() - rgb]
     for index, count in Counter(index for _, index in rgb).items():
         if count > 1:
             scenes = ", ".join(scene for scene, i in rgb if i == index)
             problems.append(f"{folder}: index {index} occurs {count} times, in {scenes}")
-    raise_problems(problems)
-    return [Pair(rgb[key], depth[key], key[0], key[1]) for key in sorted(rgb, key=lambda key: (key[0], rgb[key].name))]
+    raise_problems(sorted(problems))
+    return [FolderPair(path, depth[key], *key) for key, path in sorted(rgb.items(), key=lambda e: (e[0][0], e[1].name))]
 
 
-def read_list(list_file: Path, root: Path) -> list[Pair]:
+def read_list(list_file: Path, root: Path) -> list[FolderPair]:
     """The pairs that a text file names, sorted by RGB path.
 
     Each line holds the RGB path and the depth path relative to the test split, then optionally the focal length, which
@@ -307,7 +285,7 @@ def read_list(list_file: Path, root: Path) -> list[Pair]:
     """
     folder = test_split_folder(root)
     text = text_of(list_file)
-    pairs: list[Pair] = []
+    pairs: list[FolderPair] = []
     problems: list[str] = []
     seen: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), 1):
@@ -332,7 +310,7 @@ def read_list(list_file: Path, root: Path) -> list[Pair]:
             wrong.append(f"{rgb.name} and {depth.name} do not carry the same index")
         problems += [f"{where}: {reason}" for reason in wrong]
         if not wrong:
-            pairs.append(Pair(folder / rgb, folder / depth, rgb.parent.name, indices[0], where))
+            pairs.append(FolderPair(folder / rgb, folder / depth, rgb.parent.name, indices[0], where))
     if not pairs and not problems:
         problems.append(f"{list_file}: names no image")
     raise_problems(problems)
@@ -416,7 +394,7 @@ def content_of(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def check_files(pairs: Sequence[Pair]) -> None:
+def check_files(pairs: Sequence[FolderPair]) -> None:
     """Looks at everything that can be wrong before a model is built: about 3 ms an image and core.
 
     Of an RGB image the header and the end are looked at, and all pixels only if the end is not a JPEG's; depth is
@@ -427,7 +405,7 @@ def check_files(pairs: Sequence[Pair]) -> None:
             the lines that name them.
     """
 
-    def problems_of(pair: Pair) -> list[str]:
+    def problems_of(pair: FolderPair) -> list[str]:
         problems = []
         for check, path in ((check_rgb, pair.rgb), (check_depth, pair.depth)):
             try:

@@ -117,10 +117,8 @@ def encode(store: FeatureStore, items: Sequence[int], batch_size: int, workers: 
             bar.update(count)
 
 
-def score(
-    store: FeatureStore, dataset: NYUDepthV2, rows: Rows, readouts: Readouts
-) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
-    """Step 2: the metrics of every row for each image, and the images' histograms of ground truth, (I, 10000).
+def score(store: FeatureStore, dataset: NYUDepthV2, rows: Rows, readouts: Readouts) -> tuple[Results, dict[str, float]]:
+    """Step 2: the metrics of every row for each image, and metric -> the constant [m] that is best for it.
 
     Raises:
         UnscorableError: a prediction is not finite, or an image has no valid pixel.
@@ -134,17 +132,18 @@ def score(
 
     # A thread for each image at a time, in which torch computes alone: threads that share a step wait for each other
     # at the end of each of thousands, and metrics do not depend on how many there are.
-    threads = torch.get_num_threads()
+    threads, count = torch.get_num_threads(), len(dataset)
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            bar = tqdm(
-                pool.map(one, range(len(dataset))), "score", len(dataset), unit=" images", bar_format=options.PROGRESS
-            )
-            scored = list(bar)
+            done = tqdm(pool.map(one, range(count)), "score", count, unit=" images", bar_format=options.PROGRESS)
+            errors, shares = zip(*done, strict=True)
+            best, at_best = pool.submit(best_constants, torch.from_numpy(np.stack(shares, axis=1))).result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return [errors for errors, _ in scored], np.stack([share for _, share in scored])
+    results = Results(dataset.names, dataset.scenes, dataset.indices, rows.names, errors, published.UNIFORM)
+    results.add_like_baseline(published.BEST, at_best)
+    return results, best
 
 
 def captioned(dataset: NYUDepthV2) -> str:
@@ -271,10 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         encoded = time.perf_counter()
 
         readouts = Readouts(model, partial(zeroshot_classifier, clip_model), rows.settings)
-        errors, shares = score(store, dataset, rows, readouts)
-        results = Results(dataset.names, dataset.scenes, dataset.indices, rows.names, errors, published.UNIFORM)
-        best, at_best = best_constants(torch.from_numpy(shares).T.contiguous())
-        results.add_like_baseline(published.BEST, at_best)
+        results, best = score(store, dataset, rows, readouts)
         finished = time.perf_counter()
 
         scored = tables.Scored(

@@ -275,7 +275,8 @@ def constant_errors(depths: Sequence[float], shares: Tensor, metrics: Sequence[s
 def best_constants(shares: Tensor) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """The constant depth, to the millimetre, that is best for each metric in the mean over images.
 
-    Every metric but rmse is a mean over pixels, so that its mean over images is that of the mean histogram.
+    Every metric but rmse is a mean over pixels, so that its mean over images is that of the mean histogram. All but the
+    deltas fall and then rise with the constant, or with its logarithm, so that the best to 10 cm leads to the best.
 
     Args:
         shares: (10000, I) as from `histogram`.
@@ -284,11 +285,14 @@ def best_constants(shares: Tensor) -> tuple[dict[str, float], dict[str, np.ndarr
         Metric -> constant [m]; metric -> (I,), its values at that constant.
     """
     sweep = [millimetre / 1000 for millimetre in range(2, MILLIMETRES)]
-    linear = [metric for metric in NYU_METRICS if metric != "rmse"]
-    means = constant_errors(sweep, shares.mean(1, keepdim=True), linear) | constant_errors(sweep, shares, ["rmse"])
     best = {}
     for metric in NYU_METRICS:
-        mean = means[metric].mean(1)
-        best[metric] = sweep[int(mean.argmax() if metric in HIGHER_IS_BETTER else mean.argmin())]
+        over = shares if metric == "rmse" else shares.mean(1, keepdim=True)
+        depths = sweep
+        if metric not in HIGHER_IS_BETTER:
+            coarse = 100 * int(constant_errors(sweep[::100], over, [metric])[metric].mean(1).argmin())
+            depths = sweep[max(0, coarse - 100) : coarse + 101]
+        mean = constant_errors(depths, over, [metric])[metric].mean(1)
+        best[metric] = depths[int(mean.argmax() if metric in HIGHER_IS_BETTER else mean.argmin())]
     errors = constant_errors(list(best.values()), shares, NYU_METRICS)  # (7, I) each
     return best, {metric: errors[metric][i].numpy() for i, metric in enumerate(NYU_METRICS)}

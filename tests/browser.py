@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-MACOS = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 
 # Becomes the browser, with its pipe at descriptors 3 and 4, where it is expected.
 LAUNCH = """
@@ -25,8 +24,8 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 def find_browser() -> str | None:
     """The Chromium or Chrome of this machine; `$CHROME` names another."""
-    names = (os.environ["CHROME"],) if os.environ.get("CHROME") else (*NAMES, MACOS)
-    return next((path for name in names if (path := shutil.which(name))), None)
+    names = (os.environ["CHROME"],) if os.environ.get("CHROME") else NAMES
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 class Browser:

@@ -10,7 +10,7 @@ import eval as evaluation
 import options
 from benchmarks import plain, speed, workload
 from calculate_error import NYU_CROP, NYU_METRICS
-from datasets.nyu import TEST_INDICES, open_nyu
+from datasets.nyu import open_nyu
 from experiments.published import THIS_RUN
 from monoclip import PAPER, MonoCLIP
 
@@ -90,8 +90,3 @@ def test_a_command_that_fails_is_one_sentence(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(options.WorkError, match=r"unrecognized arguments: --nothing$"):
         speed.command("eval.py", "--nothing")
-
-
-def test_the_paper_has_eight_settings():
-    assert speed.SETTINGS == 8
-    assert len(TEST_INDICES) == 654

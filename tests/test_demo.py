@@ -14,7 +14,7 @@ import clip
 from calculate_error import HIGHER_IS_BETTER, NYU_CROP, NYU_METRICS
 from clip.checkpoint import read_state_dict
 from clip.model import CLIP, Architecture
-from datasets.nyu import FolderSource, NYUDepthV2, open_nyu
+from datasets.nyu import NYUDepthV2, open_nyu
 from demo import rooms, train_clip
 from eval import THIS_RUN, evaluate, mean
 from monoclip import PAPER, MonoCLIP, Reading
@@ -170,10 +170,10 @@ def test_checkpoint_has_the_keys_of_openai_in_fp16_and_at_most_5_mb(rooms_clip):
 def test_sample_is_small_and_is_what_the_renderer_makes(sample):
     assert sum(path.stat().st_size for path in (DEMO / "sample").rglob("*") if path.is_file()) <= 4_000_000
     assert len(sample) == 16
-    assert len({pair.scene for pair in sample.source.pairs}) >= 4
+    assert len({pair.scene for pair in sample.pairs}) >= 4
     scene, _, depth = rooms.render_scene(train_clip.SAMPLE_SEED, 0)
-    first = next(i for i, pair in enumerate(sample.source.pairs) if pair.index == 0)
-    assert sample.source.pairs[first].scene == scene
+    first = next(i for i, pair in enumerate(sample.pairs) if pair.index == 0)
+    assert sample.pairs[first].scene == scene
     same = np.abs(sample[first][1][0].numpy() - depth) < 2e-3
     assert same.mean() > 0.995  # another processor may round an edge otherwise
 
@@ -200,7 +200,7 @@ def test_readme_states_a_model_that_beats_the_others(heading):
 
 
 def test_measure_agrees_with_the_official_evaluation_and_beats_the_others(rooms_clip, sample, tmp_path):
-    pairs = sample.source.pairs[::3]  # for speed
+    pairs = sample.pairs[::3]  # for speed
     for pair in pairs:
         folder = tmp_path / "official_splits" / "test" / pair.scene
         folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ def test_measure_agrees_with_the_official_evaluation_and_beats_the_others(rooms_
             shutil.copy(path, folder)
     table, correlation = train_clip.measure(rooms_clip, tmp_path)
     model, *others = table.values()
-    official = metrics_of(MonoCLIP(rooms_clip), NYUDepthV2(FolderSource(pairs), sample.crop, sample.normalised))
+    official = metrics_of(MonoCLIP(rooms_clip), NYUDepthV2(pairs, sample.crop, sample.normalised))
     assert list(table) == ["embedded CLIP", "uniform weights", "best constant", "best of 20 permutations"]
     for name in NYU_METRICS:
         assert model[name] == pytest.approx(official[name], rel=1e-4)

@@ -3,6 +3,7 @@
 import os
 import socket
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -144,10 +145,7 @@ def test_what_is_no_picture_is_said_and_special_files_are_not_opened(tmp_path, m
             read_picture(name)
 
 def test_too_little_memory_is_not_called_a_damaged_picture(tmp_path, monkeypatch):
-    def fail(image):
-        raise MemoryError
-
-    monkeypatch.setattr(pictures, "to_rgb", fail)
+    monkeypatch.setattr(pictures, "to_rgb", Mock(side_effect=MemoryError))
     with pytest.raises(MemoryError):
         read_picture(save(tmp_path / "a.png", noise(4, 4)))
 
@@ -208,18 +206,16 @@ def test_an_input_that_is_nothing_is_said(relatives):
 
 
 def test_what_may_not_be_entered_does_not_end_the_search(relatives, monkeypatch, capsys):
-    def refusing(name, refused):
-        real = getattr(os, name)
-
-        def call(path, *args, **kwargs):
-            if str(path).endswith(refused):
+    def refuse(name, end):
+        def call(path, *args, real=getattr(os, name), **kwargs):
+            if str(path).endswith(end):
                 raise PermissionError(13, "Permission denied", path)
             return real(path, *args, **kwargs)
 
         monkeypatch.setattr(os, name, call)  # because root, who may run the tests, may enter everything
 
-    refusing("scandir", "kitchen")
-    refusing("stat", "kitchen/a.jpg")
+    refuse("scandir", "kitchen")
+    refuse("stat", "kitchen/a.jpg")
     assert relatives("in") == ["a.jpg", "office/deep/a.jpg"]
     said = f"skipped: {Path.cwd()}/in/kitchen: cannot be searched (Permission denied)\n"
     assert capsys.readouterr().err == said

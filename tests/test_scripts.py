@@ -4,11 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import torch
 
-ROOT = Path(__file__).parents[1]
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def script(tmp_path):
     for entry in ROOT.iterdir():
         if entry.name in ("test.sh", "environment.sh", "requirements.txt") or entry.suffix == ".py":
             shutil.copy(entry, copy)
-    for package in ("clip", "datasets", "evaluation", "web"):
+    for package in ("clip", "datasets", "demo", "experiments", "viewer"):
         (copy / package).symlink_to(ROOT / package)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -29,6 +29,7 @@ def script(tmp_path):
             "PATH": os.environ["PATH"],
             "HOME": str(tmp_path / "home"),
             "PYTHON": sys.executable,
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
             **variables,
         }
         return subprocess.run(
@@ -53,6 +54,25 @@ def test_from_weights_and_data_to_the_figures(script, tiny_checkpoint, nyu_folde
     assert (script.copy / "results" / "results.json").is_file()
     assert '"large object"' in (script.copy / "results" / "results.json").read_text()
     assert [path.name for path in script.elsewhere.iterdir()] == ["nyu"]
+
+
+def test_the_whole_paper_on_the_demo(script):
+    done = script("--demo", "--paper", "--limit", "1")
+    assert done.returncode == 0, done.stderr
+    assert "it says nothing about the real CLIP or the paper's claim" in done.stdout
+    assert "Prompt ablation" in done.stdout
+    output = script.copy / "results_demo_paper"
+    assert f"The pictures, their true and their predicted depth: {output}/qualitative.png" in done.stdout
+    assert {"results.json", "tables.md", "qualitative.png", "depth.html"} <= {path.name for path in output.iterdir()}
+    assert "permutation 0" in (output / "results.json").read_text()
+
+
+def test_the_mat_beside_the_script_is_evaluated_as_it_is(script, tiny_checkpoint):
+    (script.copy / "nyu_depth_v2").mkdir()
+    (script.copy / "nyu_depth_v2" / "nyu_depth_v2_labeled.mat").write_text("no HDF5")
+    done = script("--clip_path", str(tiny_checkpoint), "--no_download")
+    assert done.returncode == 2
+    assert "nyu_depth_v2_labeled.mat: not a readable MATLAB v7.3 (HDF5) file" in done.stderr
 
 
 def test_where_the_results_go(script, tiny_checkpoint, nyu_folder):
@@ -108,7 +128,7 @@ def test_the_demo_takes_no_other_weights(script, tmp_path):
 def test_help(script):
     done = script("--help")
     assert done.returncode == 0
-    assert "sh test.sh --demo" in done.stdout
+    assert "sh test.sh [--paper] --demo" in done.stdout
     assert "set -eu" not in done.stdout
 
 
