@@ -142,9 +142,9 @@ def errors_of_maps(
     Raises:
         UnscorableError: a prediction is not finite, or a map has no counted pixel.
     """
-    check_finite(pred, name)
-    kept = pred > MIN_DEPTH  # (R, N)
-    valid = kept.sum(1)
+    smallest = check_finite(pred, name)
+    kept = pred > MIN_DEPTH if smallest < 2 * MIN_DEPTH else None  # (R, N); all are kept if None
+    valid = torch.full((len(pred),), len(gt)) if kept is None else kept.sum(1)
     if not len(gt) or not valid.all():
         raise UnscorableError(f"{name}: no valid pixel, so it has no metrics; leave the image out")
 
@@ -156,7 +156,7 @@ def errors_of_maps(
         after = mean_errors(gt, pred * ratio[:, None], cap, scaled)
         return plain | {f"scaled_{metric}": value for metric, value in after.items()}
 
-    if kept.all():
+    if kept is None:
         found = errors(gt, pred)
     else:
         rows = [errors(gt[mask], one[None, mask]) for one, mask in zip(pred, kept, strict=True)]
@@ -171,14 +171,20 @@ def lower_median(values: Tensor) -> Tensor:
     return torch.from_numpy(ordered[:, middle]).to(values.device)
 
 
-def check_finite(pred: Tensor, name: str) -> None:
-    """Raises UnscorableError if a predicted depth is NaN or infinite: out of the mask it would raise the score."""
-    if pred.numel() and not torch.stack(pred.aminmax()).isfinite().all():
+def check_finite(pred: Tensor, name: str) -> float:
+    """The smallest predicted depth [m].
+
+    Raises:
+        UnscorableError: a depth is NaN or infinite; left out of the mask, it would raise the score.
+    """
+    smallest, largest = (value.item() for value in pred.aminmax()) if pred.numel() else (math.inf, 0.0)
+    if not math.isfinite(largest - smallest) and pred.numel():
         bad = int((~pred.isfinite()).sum())
         raise UnscorableError(
             f"{name}: {bad:,} of {pred.numel():,} predicted depths are NaN or infinite, so it has no metrics "
             "(where the encoder runs in fp16, --precision fp32 may help)"
         )
+    return smallest
 
 
 def compute_errors_NYU_per_image(

@@ -67,14 +67,14 @@ class Reading:
             if not isinstance(value, list | tuple) or not all(isinstance(v, kind) and v is not True for v in value):
                 raise ValueError(f"{name} has a value of another kind: {value!r}")
             object.__setattr__(self, name, tuple(value) if kind is str else tuple(map(float, value)))
-        if not isinstance(self.temperature, Real):
+        if not isinstance(self.temperature, Real) or self.temperature is True:
             raise ValueError(f"temperature has a value of another kind: {self.temperature!r}")
         if len(self.depth_classes) != len(self.bin_list) or not self.bin_list:
             classes, bins = len(self.depth_classes), len(self.bin_list)
             raise ValueError(f"{classes} depth classes and {bins} bins: every depth class needs one bin [m]")
         if not all(0 < depth < float("inf") for depth in self.bin_list):
             raise ValueError(f"bins must be positive and finite depths [m], got {list(self.bin_list)}")
-        if not 0 < self.temperature < float("inf"):
+        if not 0 < float(self.temperature) < float("inf"):
             raise ValueError(f"the temperature must be positive and finite, got {self.temperature}")
         if not self.depth_templates or not self.obj_classes:
             raise ValueError("at least one template and one object word are needed")

@@ -2,11 +2,10 @@
 
 Three kinds of file, told apart by their content and never by trying one reader after the other:
 
-- OpenAI's TorchScript archives: a zip with `{name}/data.pkl`, one entry `{name}/data/{i}` for each storage, and code.
-  torch.jit would run that code and does not notice a flipped bit. Here `data.pkl` goes through an unpickler that knows
-  tensors and modules' attributes and nothing else; the code is not looked at, and nothing is unpacked to the disk.
-- what torch.save writes from a state dict, a zip or the bare pickles of old versions: `torch.load(weights_only=True)`,
-  after a look at the pickle, because one that is nested deeply enough would end the process.
+- zips: OpenAI's TorchScript archives and what torch.save writes. Both hold `{name}/data.pkl` and, for each storage, an
+  entry `{name}/data/{i}`. torch.jit would run the code in an archive and does not notice a flipped bit. Here `data.pkl`
+  goes through an unpickler that knows tensors and modules' attributes and nothing else; the code is not looked at.
+- the bare pickles of torch before 1.6: `torch.load(weights_only=True)`.
 - `.safetensors`: the package of that name.
 
 A zip's checksums are compared, so damage to one is an error. Bare pickles and `.safetensors` have no checksum: there,
@@ -21,8 +20,10 @@ import re
 import stat
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -41,17 +42,10 @@ STORAGES = {
     "IntStorage": torch.int32,
     "LongStorage": torch.int64,
 }
-# The instructions that torch's own writer uses. Left out is every other way to name, make or call something.
-OPCODES = frozenset(
-    {"PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
-    | {"BINUNICODE", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS"}
-    | {"EMPTY_DICT", "SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"}
-    | {"GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID"}
-)
-MAX_PICKLE = 16 * 2**20  # [bytes]; RN50's is about 50 KB
-# Tuples and calls in a pickle, six for a tensor. The hash of 200,000 tuples in each other overruns the stack.
-MAX_TUPLES = 30_000
-MAX_ENTRIES = 10_000  # tensors and modules in one file; the largest CLIP has about 2,000
+# The largest CLIP has about 2,000 tensors and modules, each with four or five tuples in the pickle.
+MAX_ENTRIES = 10_000
+MAX_TUPLES = 50_000
+MAX_MEMO = 1_000_000  # objects that a pickle refers back to
 
 
 def check_torch(version: str) -> None:
@@ -114,7 +108,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     require_file(path)
     try:
-        state_dict = _as_state_dict(_read(path))
+        state_dict = _read(path)
     except _FormatError as error:
         raise CheckpointError(path, str(error), file_sha256(path)) from error
     except OSError as error:
@@ -126,8 +120,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state_dict.items() if name not in SIZES}
 
 
-def _read(path: Path) -> object:
-    """What a file holds; its first bytes decide the reader."""
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file, by name; its first bytes decide the reader."""
     with path.open("rb") as file:
         start = file.read(1024)
     if not start:
@@ -135,15 +129,11 @@ def _read(path: Path) -> object:
     if start.startswith(b"PK\x03\x04"):
         try:
             with zipfile.ZipFile(path) as archive:
-                return _read_zip(path, archive)
+                return _read_zip(archive, path.stat().st_size)
         except zipfile.BadZipFile as error:
             raise _FormatError(f"it is truncated or damaged ({error}); fetch it again") from error
     if start.startswith(b"\x80"):
-        with path.open("rb") as file:
-            for _ in range(5):  # torch's magic number, its version, the machine, the state dict, the storages' names
-                if file.peek(1):
-                    _check_pickle(file)
-        return _load_weights(path, mmap=False)
+        return _read_bare_pickle(path)
     if start[8:9] == b"{":
         return _read_safetensors(path)
     if start.lstrip()[:1] == b"<":
@@ -151,22 +141,6 @@ def _read(path: Path) -> object:
     if start.startswith(b"version https://git-lfs"):
         raise _FormatError("it is a git-lfs pointer, not the weights; run `git lfs pull` where it came from")
     raise _FormatError("it is no TorchScript archive, state dict or .safetensors file")
-
-
-def _as_state_dict(loaded: object) -> dict[str, Tensor]:
-    """`loaded` as a flat mapping from names to CPU tensors, without the wrappings of training scripts."""
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict) or not loaded:
-        raise _FormatError(f"it holds a {type(loaded).__name__}, not a state dict")
-    for name, value in loaded.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise _FormatError(f"it holds a {type(value).__name__} under {name!r}, so it is not a state dict")
-        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
-            raise _FormatError(f"{name} is not a plain tensor")
-    if all(name.startswith("module.") for name in loaded):
-        return {name.removeprefix("module."): value for name, value in loaded.items()}
-    return dict(loaded)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -177,69 +151,94 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
+def _read_bare_pickle(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        for _ in range(5):  # torch's magic number, its version, the machine, the state dict, the storages' names
+            if file.peek(1):
+                _check_pickle(file)
+        file.seek(0)
+        try:
+            found = _state_dict(torch.load(file, map_location="cpu", weights_only=True), Tensor)
+        except pickle.UnpicklingError as error:
+            unsafe = re.search(r"GLOBAL (\S+)", str(error))
+            asks = f"asks to run {unsafe[1]}" if unsafe else "is damaged or holds more than tensors"
+            raise _FormatError(f"it {asks}; nothing was run") from error
+    for name, tensor in found.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise _FormatError(f"{name} is not a plain tensor")
+    return found
+
+
+def _state_dict(loaded: object, kind: type) -> dict[str, Any]:
+    """`loaded` as a flat mapping from names to values of this kind, without the wrappings of training scripts."""
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not loaded:
+        raise _FormatError(f"it holds a {type(loaded).__name__}, not a state dict")
+    for name, value in loaded.items():
+        if not isinstance(name, str) or not isinstance(value, kind):
+            raise _FormatError(f"it holds a {type(value).__name__} under {name!r}, so it is not a state dict")
+    wrapped = all(name.startswith("module.") for name in loaded)
+    return {name.removeprefix("module.") if wrapped else name: value for name, value in loaded.items()}
+
+
 def _check_pickle(file: IO[bytes]) -> None:
-    """Reads one pickle, to its end, and runs nothing: only torch's own instructions, and not too many, may be in it."""
-    start, tuples = file.tell(), 0
+    """Reads one pickle, to its end, and runs nothing; what would overrun the stack or fill the memory is refused.
+
+    The hash of 200,000 tuples in each other overruns the stack, and a memo is as long as the largest place in it.
+    """
+    tuples = 0
     for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name not in OPCODES or (opcode.name == "LONG_BINPUT" and (argument or 0) > MAX_PICKLE):
-            raise _FormatError(f"its pickle holds the instruction {opcode.name}, which torch does not write")
-        tuples += opcode.name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE")
-        if tuples > MAX_TUPLES or file.tell() - start > MAX_PICKLE:
+        tuples += opcode.name.startswith("TUPLE")
+        if tuples > MAX_TUPLES or ("PUT" in opcode.name and (argument or 0) > MAX_MEMO):
             raise _FormatError("its pickle is far larger than that of any CLIP")
 
 
-def _load_weights(path: Path, mmap: bool) -> object:
-    """`torch.load(weights_only=True)`, and no second try without it; `mmap` maps a zip's tensors from the file."""
-    try:
-        with path.open("rb") as file:
-            return torch.load(str(path) if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        unsafe = re.search(r"GLOBAL (\S+)", str(error))
-        if unsafe:
-            raise _FormatError(f"it asks to run {unsafe[1]}, which no state dict needs; nothing was run") from error
-        raise _FormatError("it is a damaged pickle, or one that holds more than tensors; nothing was run") from error
-
-
-def _read_zip(path: Path, archive: zipfile.ZipFile) -> object:
-    """What a zip holds: tensors by name (TorchScript), or whatever was saved."""
-    names = archive.namelist()
-    if len(set(names)) != len(names):
-        raise _FormatError("its zip holds two entries of one name")
+def _read_zip(archive: zipfile.ZipFile, size: int) -> dict[str, Tensor]:
+    """The tensors in a zip of `size` bytes: the attributes of the modules in its data.pkl, or of a state dict."""
     # Only code is compressed in these files. More than that is a bomb, or entries that lie on top of each other.
-    if sum(info.file_size for info in archive.infolist()) > 2 * path.stat().st_size + MAX_PICKLE:
+    if sum(info.file_size for info in archive.infolist()) > 2 * size + 2**24:
         raise _FormatError("its zip unpacks to far more than its own size")
-    roots = [name.removesuffix("/data.pkl") for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)]
+    roots = [name.removesuffix("/data.pkl") for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
     if len(roots) != 1:
         raise _FormatError("it is a zip without a data.pkl, so not written by torch")
-    root = roots[0]
-    if f"{root}/byteorder" in names and archive.read(f"{root}/byteorder") != b"little":
-        raise _FormatError("its numbers are big-endian; save it on a little-endian machine")
-    if archive.getinfo(f"{root}/data.pkl").file_size > MAX_PICKLE:
-        raise _FormatError("its pickle is far larger than that of any CLIP")
-    data = archive.read(f"{root}/data.pkl")
-    _check_pickle(io.BytesIO(data))
-    if f"{root}/constants.pkl" in names or any(name.startswith(f"{root}/code/") for name in names):
-        return _read_torchscript(archive, root, data)
-    if damaged := archive.testzip():
-        raise _FormatError(f"its entry {damaged} is damaged (bad CRC-32); fetch it again")
-    return _load_weights(path, mmap=path.suffix != ".safetensors")  # torch would believe that suffix
+    data = io.BytesIO(archive.read(f"{roots[0]}/data.pkl"))  # BadZipFile where a checksum does not agree
+    _check_pickle(data)
+    data.seek(0)
+    top = _Unpickler(data).load()
+    saved = dict(_attributes(top)) if isinstance(top, _Module) else _state_dict(top, _SavedTensor)
+    storages = {key: bytearray(archive.read(f"{roots[0]}/data/{key}")) for key in {v.key for v in saved.values()}}
+    return {name: value.on(storages[value.key]) for name, value in saved.items()}
 
 
 class _Module:
     """Stands for any class of the archive's code; its attributes are those that were saved."""
 
 
-class _TensorInfo(NamedTuple):
-    """A tensor as the pickle describes it; offset and stride count elements. Nothing in it is checked yet."""
+@dataclass(eq=False)  # so that a pickle's tensors in each other cannot overrun the stack when they are hashed
+class _SavedTensor:
+    """A tensor as the pickle describes it; offset, size and stride count elements. Nothing in it is checked yet."""
 
     storage: Any  # its name in the zip and its dtype
     offset: Any
     size: Any
     stride: Any
 
+    @property
+    def key(self) -> str:
+        """Name of the storage."""
+        return self.storage[0]
 
-class _ModuleUnpickler(pickle.Unpickler):
-    """Unpickles a tree of `_Module` and `_TensorInfo`; any other class or function is refused.
+    def on(self, content: bytearray) -> Tensor:
+        """The tensor, on the bytes of its storage. torch raises RuntimeError where it would reach beyond them."""
+        flat = torch.frombuffer(content, dtype=self.storage[1])  # torch wants memory that may be written to
+        if math.prod(self.size) > len(flat):  # one number, a terabyte of them
+            raise _FormatError("one of its tensors reaches beyond its storage")
+        return flat.as_strided(self.size, self.stride, self.offset)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickles a tree of `_Module`, or dicts, with `_SavedTensor` in it; any other class or function is refused.
 
     What `find_class` hands out is new each time or a type of C, so a pickle cannot change it for a later file.
     """
@@ -250,7 +249,7 @@ class _ModuleUnpickler(pickle.Unpickler):
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda *arguments: _TensorInfo(*arguments[:4])
+            return lambda *arguments: _SavedTensor(*arguments[:4])
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda data, *_: data
         if (module, name) == ("collections", "OrderedDict"):
@@ -264,40 +263,18 @@ class _ModuleUnpickler(pickle.Unpickler):
         return key, dtype
 
 
-def _read_torchscript(archive: zipfile.ZipFile, root: str, data: bytes) -> dict[str, Tensor]:
-    """All tensors among the attributes of the modules in data.pkl, whose bytes are `data`.
+def _attributes(top: _Module) -> Iterator[tuple[str, _SavedTensor]]:
+    """All tensors among the attributes of modules, with their names.
 
     These are the parameters and buffers, which torch.jit calls the state dict, and, if a module has any, tensors that
     are neither; the caller finds those to be unexpected.
     """
-    top = _ModuleUnpickler(io.BytesIO(data)).load()
-    if not isinstance(top, _Module):
-        raise _FormatError("its data.pkl does not hold a module")
-    storages: dict[tuple[str, torch.dtype], Tensor] = {}  # flat; kept, so that tied tensors stay tied
-
-    def build(name: str, info: _TensorInfo) -> Tensor:
-        (key, dtype), offset, size, stride = info
-        if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)) or len(size) > 8:
-            raise _FormatError(f"the description of {name} makes no sense")
-        if (key, dtype) not in storages:  # BadZipFile where the checksum does not agree
-            content = bytearray(archive.read(f"{root}/data/{key}"))  # torch wants memory that may be written to
-            storages[key, dtype] = torch.frombuffer(content, dtype=dtype, count=len(content) // dtype.itemsize)
-        flat = storages[key, dtype]
-        end = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
-        if max(math.prod(size), end) > len(flat):
-            raise _FormatError(f"{name} reaches beyond its storage")
-        return flat.as_strided(size, stride, offset)
-
-    found: dict[str, Tensor] = {}
-    pending: list[tuple[str, _Module]] = [("", top)]
+    pending = [("", top)]
     for prefix, module in pending:
         for name, value in vars(module).items():
             if isinstance(value, _Module):
                 pending.append((f"{prefix}{name}.", value))
-            elif isinstance(value, _TensorInfo):
-                if f"{prefix}{name}" in found:
-                    raise _FormatError(f"it has two tensors of the name {prefix}{name}")
-                found[f"{prefix}{name}"] = build(f"{prefix}{name}", value)
-        if len(pending) + len(found) > MAX_ENTRIES or len(prefix) > 1000:
+            elif isinstance(value, _SavedTensor):
+                yield f"{prefix}{name}", value
+        if len(pending) > MAX_ENTRIES or len(prefix) > 1000:
             raise _FormatError("its modules hold each other, or far more of them than any CLIP")
-    return found

@@ -20,42 +20,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
-
 from clip.archive import CheckpointError, read_state_dict, require_file
-from clip.model import CLIP, Architecture, check_state_dict
+from clip.model import Architecture, build_model, infer_architecture
 from download import DownloadError, download, file_sha256
 
+HUB = "https://huggingface.co/timm/resnet50_clip.openai/resolve/main/open_clip_model.safetensors"
 OPENAI = ("https://openaipublic.azureedge.net/clip/models", "https://openaipublic.blob.core.windows.net/clip/models")
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """The same weights in a `.safetensors` file whose SHA-256 is not known; they must fit `architecture`."""
-
-    url: str
-    architecture: Architecture
-
-    def check(self, path: Path) -> None:
-        """Raises ValueError unless the file holds exactly the weights of such a CLIP, all finite."""
-        with torch.device("meta"):
-            expected = CLIP(self.architecture).state_dict()
-        try:
-            check_state_dict(read_state_dict(path), expected)
-        except CheckpointError as error:
-            raise ValueError(f"sent a file that cannot be used: {error.reason}") from error
-        except ValueError as error:
-            raise ValueError(f"sent the weights of another model: {error}") from error
+RN50 = Architecture(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 12)  # what the hub's copy has to be
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One file of weights: its name, its SHA-256, its size in bytes if known, and the hub's copy if there is one."""
+    """A file of weights: its name, its SHA-256, its size [bytes] if known, and the hub's copy if there is one."""
 
     file: str
     sha256: str
     size: int | None = None
-    hub: HubFile | None = None
+    hub: str | None = None
 
     @property
     def urls(self) -> list[str]:
@@ -63,22 +44,10 @@ class Checkpoint:
         return [f"{prefix}/{self.sha256}/{self.file}" for prefix in OPENAI]
 
 
-RN50 = Architecture(
-    embed_dim=1024,
-    image_resolution=224,
-    vision_layers=(3, 4, 6, 3),
-    vision_width=64,
-    vision_patch_size=None,
-    context_length=77,
-    vocab_size=49408,
-    transformer_width=512,
-    transformer_layers=12,
-)
-RN50_HUB = HubFile("https://huggingface.co/timm/resnet50_clip.openai/resolve/main/open_clip_model.safetensors", RN50)
 CHECKPOINTS: Mapping[str, Checkpoint] = MappingProxyType(
     {
         "RN50": Checkpoint(
-            "RN50.pt", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", 255_827_503, RN50_HUB
+            "RN50.pt", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", 255_827_503, HUB
         ),
         "RN101": Checkpoint("RN101.pt", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
         "RN50x4": Checkpoint("RN50x4.pt", "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd"),
@@ -157,12 +126,23 @@ def _fetch(checkpoint: Checkpoint, target: Path, hub_target: Path) -> Path:
         if checkpoint.hub is None:
             raise
         if importlib.util.find_spec("safetensors") is None:
-            lacking = f"{checkpoint.hub.url}: what it has needs a package, pip install safetensors"
+            lacking = f"{checkpoint.hub}: what it has needs a package, pip install safetensors"
             raise DownloadError([*error.failures, lacking]) from error
         try:
-            return download([checkpoint.hub.url], hub_target, None, check=checkpoint.hub.check)
+            return download([checkpoint.hub], hub_target, None, check=check_rn50)
         except DownloadError as last:
             raise DownloadError([*error.failures, *last.failures]) from last
+
+
+def check_rn50(path: Path) -> None:
+    """Raises ValueError unless the file holds exactly the weights of an RN50, all finite."""
+    try:
+        state_dict = read_state_dict(path)
+    except CheckpointError as error:
+        raise ValueError(f"sent a file that cannot be used: {error.reason}") from error
+    if (found := infer_architecture(state_dict)) != RN50:
+        raise ValueError(f"sent the weights of another model: {found}")
+    build_model(state_dict)
 
 
 def _expanded(path: str | Path) -> Path:

@@ -8,9 +8,13 @@ class DataError(ValueError):
 
 
 def printable(name: str) -> str:
-    """A file's name as text that any file and any terminal can hold: what is no UTF-8, or controls, escaped."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    r"""A name as text that any file and any terminal can hold: controls, and bytes that are no UTF-8, as `\x1b`."""
+
+    def shown(c: str) -> str:
+        byte = "\udc80" <= c <= "\udcff"  # as Python reads what is no UTF-8 from a file system
+        return c if c.isprintable() else (chr(ord(c) - 0xDC00) if byte else c).encode("unicode_escape").decode()
+
+    return "".join(map(shown, name))
 
 
 def text_of(path: Path) -> str:

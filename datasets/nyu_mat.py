@@ -9,8 +9,9 @@ RGB is black outside rows 7:474, columns 7:632 and goes through a JPEG; depth st
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import h5py
 import numpy as np
@@ -33,7 +34,8 @@ LAYOUT = {
     "rawDepths": ((NUM_IMAGES, *FRAME[::-1]), "float32"),
     "depths": ((NUM_IMAGES, *FRAME[::-1]), "float32"),
 }
-UNREADABLE = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises on damaged files
+# What h5py raises on damaged files, and what other kinds of object in them lead to.
+UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
 
 
 class LabelledMat:
@@ -57,39 +59,27 @@ class LabelledMat:
         except UNREADABLE as error:
             reason = "truncated" if "truncated" in str(error) else "not a readable MATLAB v7.3 (HDF5) file"
             raise DataError(f"{path}: {reason} ({error}); bring {MAT_NAME} again") from error
-        try:
-            self.arrays = {name: self._array(name) for name in LAYOUT}
-        except DataError:
-            self.file.close()
-            raise
+        self.arrays: dict[str, h5py.Dataset] = {}
+        for name, (shape, dtype) in LAYOUT.items():
+            with self._damage(name):
+                self.arrays[name] = self.file[name]
+                found = f"{self.arrays[name].shape} {self.arrays[name].dtype}"
+                if found != f"{shape} {dtype}":
+                    raise ValueError(f"{found}, expected {shape} {dtype}")
 
     def __enter__(self) -> "LabelledMat":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the file."""
+    def __exit__(self, *_: object) -> None:
         self.file.close()
 
-    def _array(self, name: str) -> h5py.Dataset:
-        array = self._member(name)
-        shape, dtype = LAYOUT[name]
-        if array.shape != shape or array.dtype != dtype:
-            raise DataError(
-                f"{self.path}: {name} is {array.shape} {array.dtype}, expected {shape} {dtype}; bring {MAT_NAME} again"
-            )
-        return array
-
-    def _member(self, name: str) -> h5py.Dataset:
+    @contextmanager
+    def _damage(self, what: str) -> Iterator[None]:
+        """Makes a DataError that names the file of whatever reading `what` raises."""
         try:
-            member = self.file.get(name)
+            yield
         except UNREADABLE as error:
-            raise DataError(f"{self.path}: {name} cannot be read ({error}); bring {MAT_NAME} again") from error
-        if not isinstance(member, h5py.Dataset):
-            raise DataError(f"{self.path}: holds no array {name}, so it is not {MAT_NAME}; bring that file")
-        return member
+            raise DataError(f"{self.path}: {what} cannot be used ({error}); bring {MAT_NAME} again") from error
 
     def scenes(self) -> list[str]:
         """The scene of each of the 1449 images: bedroom, kitchen, ...
@@ -97,31 +87,13 @@ class LabelledMat:
         Raises:
             DataError: sceneTypes is laid out otherwise or holds something that is not a name.
         """
-        references = self._member("sceneTypes")
-        if h5py.check_ref_dtype(references.dtype) is not h5py.Reference or references.size != NUM_IMAGES:
-            raise DataError(
-                f"{self.path}: sceneTypes is {references.shape} {references.dtype}, expected {NUM_IMAGES} object "
-                f"references; bring {MAT_NAME} again"
-            )
-        return [self._scene(reference, index) for index, reference in enumerate(references[()].ravel())]
-
-    def _scene(self, reference: h5py.Reference, index: int) -> str:
-        try:
-            characters = np.asarray(self.file[reference][()])  # uint16, one column
-            scene = "".join(chr(code) for code in characters.ravel().tolist())
-        except (*UNREADABLE, TypeError, OverflowError) as error:
-            raise DataError(f"{self.path}: scene type of image {index} cannot be read ({error})") from error
-        if not re.fullmatch(r"[A-Za-z0-9_]+", scene):
-            raise DataError(f"{self.path}: scene type of image {index} is {scene!r}, expected a name like living_room")
-        return scene
-
-    def _read(self, name: str, index: int) -> np.ndarray:
-        try:
-            return self.arrays[name][index]
-        except UNREADABLE as error:
-            raise DataError(
-                f"{self.path}: {name} of image {index} is damaged ({error}); bring {MAT_NAME} again"
-            ) from error
+        with self._damage("sceneTypes"):
+            characters = [self.file[reference][()] for reference in self.file["sceneTypes"][()].ravel()]
+            scenes = ["".join(map(chr, codes.ravel().tolist())) for codes in characters]  # uint16, one column
+            wrong = [scene for scene in scenes if not re.fullmatch(r"[A-Za-z0-9_]+", scene)]
+            if len(scenes) != NUM_IMAGES or wrong:
+                raise ValueError(f"{len(scenes)} names, {wrong[:3]} among them; expected {NUM_IMAGES} like living_room")
+        return scenes
 
     def jpeg(self, index: int) -> bytes:
         """The RGB image, black outside `BORDER_FREE`, as the bytes of its JPEG file.
@@ -129,7 +101,8 @@ class LabelledMat:
         Raises:
             DataError: it cannot be read.
         """
-        rgb = self._read("images", index).transpose(2, 1, 0)  # (480, 640, 3)
+        with self._damage(f"images of image {index}"):
+            rgb = self.arrays["images"][index].transpose(2, 1, 0)  # (480, 640, 3)
         framed = np.zeros_like(rgb, order="C")
         framed[BORDER_FREE] = rgb[BORDER_FREE]
         buffer = io.BytesIO()
@@ -142,13 +115,11 @@ class LabelledMat:
         Raises:
             DataError: it cannot be read, or a depth is NaN, negative or beyond 16 bits.
         """
-        metres = self._read(name, index).T  # (480, 640)
-        low, high = metres.min(), metres.max()
-        if not (low >= 0 and high <= LARGEST_DEPTH):  # NaN fails both
-            raise DataError(
-                f"{self.path}: {name} of image {index} spans {low:g} to {high:g} m, "
-                f"expected 0 to {LARGEST_DEPTH:g} m; bring {MAT_NAME} again"
-            )
+        with self._damage(f"{name} of image {index}"):
+            metres = self.arrays[name][index].T  # (480, 640)
+            low, high = metres.min(), metres.max()
+            if not (low >= 0 and high <= LARGEST_DEPTH):  # NaN fails both
+                raise ValueError(f"it spans {low:g} to {high:g} m, expected 0 to {LARGEST_DEPTH:g} m")
         return np.ascontiguousarray(metres * np.float32(DEPTH_UNITS_PER_METRE)).astype(np.uint16)
 
     def png(self, index: int, name: str = "rawDepths") -> bytes:

@@ -14,9 +14,9 @@ command.
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
+from operator import methodcaller
 from pathlib import Path
 
 from tqdm import tqdm
@@ -34,102 +34,61 @@ BY_HAND = (
     "NYU's host is down at times. Run this again later, which continues the download; or name another address with "
     f"--url; or bring {MAT_NAME} ({MAT_SIZE:,} bytes, SHA-256 {MAT_SHA256}) from elsewhere and name it with --mat."
 )
-FILES = {  # kind of file -> its path below the scene's folder
-    "rgb": "rgb_{:05d}.jpg",
-    "sync_depth": "sync_depth_{:05d}.png",
-    "sync_depth_dense": "dense/sync_depth_dense_{:05d}.png",
-}
 TEST = frozenset(TEST_INDICES)
 
 
-def find_mat(root: Path, mat: Path | None, urls: Sequence[str], verify: bool) -> Path:
+def obtain(root: Path, mat: Path | None, urls: Sequence[str], verify: bool) -> Path:
     """The .mat: `mat`, or `root`/nyu_depth_v2_labeled.mat, downloaded unless the right file is there already.
 
     Args:
         root: the folder that a download goes to.
         mat: a file of the user's, for which the network is never used.
         urls: addresses to download it from, tried in this order.
-        verify: compare size and SHA-256 of `mat` with the published file's. A download is always verified.
+        verify: compare the SHA-256 of the file with the published file's.
 
     Raises:
         DataError: `mat` is missing or another file.
         DownloadError: no address gave it.
         OSError: it cannot be read or stored.
     """
-    if mat is not None:
-        if verify:
-            verify_mat(mat)
-        return mat
-    target = root / MAT_NAME
-    if target.exists():
-        try:
-            verify_mat(target)
-            return target
-        except DataError as error:
-            print(f"{printable(str(error))}\nIt is replaced once the right file has been downloaded.", flush=True)
+    target = mat or root / MAT_NAME
+    if target.is_file() and (not verify or file_sha256(target) == MAT_SHA256):
+        return target
+    if mat:
+        problem = (
+            f"SHA-256 is not {MAT_SHA256}, so it is not {MAT_NAME} as published" if mat.exists() else "no such file"
+        )
+        raise DataError(f"{mat}: {problem}; bring it again, or name a file of your own with --mat and --no_verify")
     print(f"Downloading {MAT_NAME} ({MAT_SIZE / 1e9:.2f} GB) to {printable(str(target))}", flush=True)
     return download(urls, target, MAT_SHA256, MAT_SIZE)
 
 
-def verify_mat(mat: Path) -> None:
-    """Raises DataError unless size and SHA-256 of the file are the published ones, and OSError if it is unreadable."""
-    if not mat.is_file():
-        raise DataError(f"{mat}: no such file; give the path of {MAT_NAME}")
-    size = mat.stat().st_size
-    found, expected = f"{size:,} bytes", f"{MAT_SIZE:,} bytes"
-    if size == MAT_SIZE:
-        print(f"Checking the SHA-256 of {printable(str(mat))}", flush=True)
-        found, expected = f"SHA-256 {file_sha256(mat)}", f"SHA-256 {MAT_SHA256}"
-    if found != expected:
-        raise DataError(
-            f"{mat}: {found}, expected {expected}, so it is not {MAT_NAME} as published; "
-            "bring it again, or name a file of your own with --mat and --no_verify"
-        )
-
-
-def split_of(index: int) -> str:
-    """The official split that the image belongs to."""
-    return "test" if index in TEST else "train"
-
-
-def missing_files(folder: Path, splits: Sequence[str], dense: bool) -> list[tuple[int, str]]:
-    """(index, kind) of every file of these splits that is not in `folder`, which is official_splits."""
-    there = {(split, path.name) for split in splits for path in (folder / split).rglob("*")}
-    return [
-        (index, kind)
-        for index in range(NUM_IMAGES)
-        for kind, name in FILES.items()
-        if split_of(index) in splits
-        and (dense or kind != "sync_depth_dense")
-        and (split_of(index), Path(name.format(index)).name) not in there
-    ]
-
-
-def extract(mat: Path, folder: Path, files: Sequence[tuple[int, str]]) -> None:
-    """Writes these files, (index, kind), into `folder`, one at a time in memory.
+def extract(mat: Path, root: Path, splits: Sequence[str], dense: bool) -> int:
+    """Writes the images of these splits that are not there into `root`/official_splits; returns the number of files.
 
     Raises:
         DataError: the .mat is damaged or no such file.
         OSError: a file cannot be written.
     """
+    written = 0
+    quiet = True if sys.stderr is None else None  # None: where it is no terminal
     with LabelledMat(mat) as reader:
         scenes = reader.scenes()
-        quiet = True if sys.stderr is None else None  # None: where it is no terminal
-        for index, kind in tqdm(files, desc="writing", unit="file", disable=quiet):
-            if kind == "rgb":
-                content = reader.jpeg(index)
-            else:
-                content = reader.png(index, "rawDepths" if kind == "sync_depth" else "depths")
-            path = folder / split_of(index) / scenes[index] / FILES[kind].format(index)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, lambda file, content=content: file.write(content))  # type: ignore[misc]
-
-
-def web_address(text: str) -> str:
-    """`text`, if it is an http or https address."""
-    if not re.match(r"https?://[^/]+/", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an http or https address of a file")
-    return text
+        for index in tqdm(range(NUM_IMAGES), desc="writing", unit="image", disable=quiet):
+            split = "test" if index in TEST else "train"
+            folder = root / "official_splits" / split / scenes[index]
+            files = {
+                folder / f"rgb_{index:05d}.jpg": lambda i: reader.jpeg(i),
+                folder / f"sync_depth_{index:05d}.png": lambda i: reader.png(i, "rawDepths"),
+            }
+            if dense:
+                files[folder / "dense" / f"sync_depth_dense_{index:05d}.png"] = lambda i: reader.png(i, "depths")
+            for path, content in files.items():
+                if split in splits and not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_whole(path, methodcaller("write", content(index)))
+                    written += 1
+    return written
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -146,7 +105,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--url",
-        type=web_address,
         nargs="+",
         default=MAT_URLS,
         metavar="URL",
@@ -165,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no_verify",
         action="store_true",
-        help="take the file of --mat without comparing its size and SHA-256 with the published ones (default: compare)",
+        help="take the file of --mat without comparing its SHA-256 with the published one (default: compare)",
     )
     parser.add_argument(
         "--download_only", action="store_true", help="fetch and verify the .mat and write no images (default: no)"
@@ -182,17 +140,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.no_verify and args.mat is None:
         parser.error("--no_verify needs --mat: a download is always verified")
-    folder = args.output / "official_splits"
     try:
-        missing = missing_files(folder, args.splits, args.dense)
-        if missing or args.download_only:  # else the .mat is not looked at, let alone downloaded
-            mat = find_mat(args.output, args.mat, args.url, not args.no_verify)
+        mat = obtain(args.output, args.mat, args.url, not args.no_verify)
         if args.download_only:
             print(printable(f"{mat}: complete"))
-            return 0
-        if missing:
-            extract(mat, folder, missing)
-        print(printable(f"{folder}: complete, {len(missing)} files written now"))
+        else:
+            written = extract(mat, args.output, args.splits, args.dense)
+            print(printable(f"{args.output / 'official_splits'}: complete, {written} files written now"))
         return 0
     except DataError as error:
         message, code = str(error), 2

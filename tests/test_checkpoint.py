@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import io
 import os
 import pickle
 import socket
@@ -20,9 +19,10 @@ from torch import Tensor, nn
 
 import clip
 from clip.archive import CheckpointError, check_torch, read_state_dict
-from clip.checkpoint import CHECKPOINTS, Checkpoint, HubFile, locate_checkpoint
+from clip.checkpoint import CHECKPOINTS, Checkpoint, locate_checkpoint
 from clip.model import CLIP, Architecture
 from download import DownloadError, file_sha256
+from tests.test_model import PAPER_MODELS
 
 ROOT = Path(clip.__file__).parents[1]
 
@@ -93,32 +93,34 @@ def assert_same(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
 
 
 def test_torchscript_gives_what_torch_jit_gives(archive: Path, weights: dict[str, Tensor]) -> None:
-    got = read_state_dict(archive)
-    assert_same(got, weights)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         want = torch.jit.load(str(archive)).state_dict()
     assert SIZES.keys() <= want.keys()
-    assert_same(got, {name: tensor for name, tensor in want.items() if name not in SIZES})
+    assert_same({name: tensor for name, tensor in want.items() if name not in SIZES}, weights)
+    assert_same(read_state_dict(archive), weights)
 
 
 def test_strides_offsets_and_tied_storages(tmp_path: Path) -> None:
     base = torch.arange(24.0)
     module = nn.Module()
-    module.register_buffer("whole", base.view(4, 6))
-    module.register_buffer("transposed", base.view(4, 6).T)
-    module.register_buffer("column", base.view(4, 6)[1:3, 2])
-    module.register_buffer("scalar", base[5])
-    module.register_buffer("counter", torch.tensor(7))
-    module.register_buffer("brain", torch.tensor([1.5, -2], dtype=torch.bfloat16))
-    script(module, tmp_path / "m.pt")
-    got = read_state_dict(tmp_path / "m.pt")
-    assert got["column"].tolist() == [8.0, 14.0]
-    assert got["scalar"].item() == 5
-    assert_same(got, module.state_dict())
-    assert got["transposed"].stride() == (1, 6)
-    assert got["whole"].data_ptr() == got["transposed"].data_ptr()
-    assert got["column"].data_ptr() == got["whole"].data_ptr() + 8 * 4
+    for name, tensor in (
+        ("whole", base.view(4, 6)),
+        ("transposed", base.view(4, 6).T),
+        ("column", base.view(4, 6)[1:3, 2]),
+        ("scalar", base[5]),
+        ("counter", torch.tensor(7)),
+        ("brain", torch.tensor([1.5, -2], dtype=torch.bfloat16)),
+    ):
+        module.register_buffer(name, tensor)
+    script(module, tmp_path / "script.pt")
+    torch.save(module.state_dict(), tmp_path / "dict.pt")
+    for name in ("script.pt", "dict.pt"):
+        got = read_state_dict(tmp_path / name)
+        assert_same(got, module.state_dict())
+        assert got["column"].tolist() == [8.0, 14.0]
+        assert got["transposed"].stride() == (1, 6)
+        assert got["whole"].data_ptr() == got["transposed"].data_ptr() == got["column"].data_ptr() - 8 * 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -174,19 +176,16 @@ def rewrite(source: Path, target: Path, changes: dict[str, bytes], compress: boo
                 new.writestr(name, content)
 
 
-@pytest.mark.parametrize("kind", ["torchscript", "zip", "legacy", "bare pickle"])
+@pytest.mark.parametrize("kind", ["torchscript", "zip", "legacy"])
 def test_a_pickle_bomb_is_refused_by_name_and_does_not_go_off(tmp_path: Path, archive: Path, kind: str) -> None:
     marker, path = tmp_path / "executed", tmp_path / "bomb.pt"
     content = pickle.dumps({"visual.proj": Bomb(marker)}, protocol=2)
     if kind == "torchscript":
         rewrite(archive, path, {"data.pkl": content})
-    elif kind == "bare pickle":
-        path.write_bytes(content)
     else:
         torch.save({"visual.proj": Bomb(marker)}, path, _use_new_zipfile_serialization=kind == "zip")
-    with pytest.raises(CheckpointError, match=r"(posix|nt|os)\.system") as caught:
+    with pytest.raises(CheckpointError, match=r"(posix|nt|os)\.system.*nothing was run") as caught:
         read_state_dict(path)
-    assert "nothing was run" in str(caught.value)
     assert caught.value.sha256 == file_sha256(path)
     assert not marker.exists()
     pickle.loads(content)  # the bomb is a real one
@@ -194,24 +193,21 @@ def test_a_pickle_bomb_is_refused_by_name_and_does_not_go_off(tmp_path: Path, ar
 
 
 @pytest.mark.parametrize(
-    "opcodes",
+    ("opcodes", "problem"),
     [
-        b"cbuiltins\neval\n(S'1'\ntR.",  # a string in quotes, which pickle would evaluate
-        b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x011\x85R.",  # STACK_GLOBAL
-        b"\x80\x02(ibuiltins\neval\n.",  # INST
-        b"\x80\x02\x82\x01.",  # the registry of extensions
-        b"\x80\x02Nr\xff\xff\xff\x7f.",  # a memo of 2**31 entries
-        b"\x80\x02})" + b"\x85" * 300_000 + b"Ns.",  # a key so deep that its hash overruns the stack
-        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n.",  # not a module
-        b"\x80\x02c__torch__.M\nM\n)\x81}(X\x01\x00\x00\x00ah\x00ubq\x00.",  # reads a memo that is not there
-        b"\x80\x02c__torch__.M\nM\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb.",  # a module that holds itself
-        b"\x80\x02",
-        b"",
+        (b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x011\x85R.", "asks to run builtins.eval"),  # STACK_GLOBAL
+        (b"(S'1'\nibuiltins\neval\n.", "asks to run builtins.eval"),  # INST
+        (b"\x80\x02ctorch.serialization\nload\n.", "asks to run torch.serialization.load"),
+        (b"\x80\x02\x82\x01.", "damaged"),  # the registry of extensions
+        (b"\x80\x02Nr\xff\xff\xff\x7f.", "far larger"),  # a memo of 2**31 entries
+        (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n.", "not a state dict"),
+        (b"\x80\x02c__torch__.M\nM\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb.", "hold each other"),  # holds itself
+        (b"\x80\x02", "damaged"),
     ],
 )
-def test_other_instructions_in_an_archive_are_refused(tmp_path: Path, archive: Path, opcodes: bytes) -> None:
+def test_other_pickles_in_an_archive_are_refused(tmp_path: Path, archive: Path, opcodes: bytes, problem: str) -> None:
     rewrite(archive, tmp_path / "x.pt", {"data.pkl": opcodes})
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=problem):
         read_state_dict(tmp_path / "x.pt")
 
 
@@ -239,21 +235,20 @@ def tensor_pickle(offset: int, size: tuple[int, ...], stride: tuple[int, ...], k
 @pytest.mark.parametrize(
     ("offset", "size", "stride", "problem"),
     [
-        (0, (5,), (1,), "beyond its storage"),
-        (2, (3,), (1,), "beyond its storage"),
-        (0, (2, 2), (3, 1), "beyond its storage"),
+        (2, (3,), (1,), "out of bounds"),
+        (0, (2, 2), (3, 1), "out of bounds"),
         (0, (2**40,), (0,), "beyond its storage"),  # one number, a terabyte of them
-        (-1, (2,), (1,), "makes no sense"),
-        (3, (4,), (-1,), "makes no sense"),
-        (0, (2, 2), (1,), "damaged"),
-        (2**62, (2,), (2**62,), "beyond its storage"),
+        (-1, (2,), (1,), "invalid storage offset"),
+        (3, (4,), (-1,), "Negative strides"),
+        (0, (-1,), (1,), "RuntimeError"),
+        (0, (2, 2), (1,), "RuntimeError"),
+        (2**62, (2,), (2**62,), "overflowed"),
     ],
 )
 def test_a_tensor_outside_its_storage_is_refused(
     tmp_path: Path, archive: Path, offset: int, size: tuple[int, ...], stride: tuple[int, ...], problem: str
 ) -> None:
-    storage = struct.pack("<4e", 1, 2, 3, 4)
-    path = tmp_path / "x.pt"
+    storage, path = struct.pack("<4e", 1, 2, 3, 4), tmp_path / "x.pt"
     rewrite(archive, path, {"data/0": storage, "data.pkl": tensor_pickle(1, (3,), (1,))})
     assert read_state_dict(path)["w"].tolist() == [2, 3, 4]
     rewrite(archive, path, {"data/0": storage, "data.pkl": tensor_pickle(offset, size, stride)})
@@ -261,69 +256,57 @@ def test_a_tensor_outside_its_storage_is_refused(
         read_state_dict(path)
 
 
-def test_a_storage_that_is_not_there_is_refused(tmp_path: Path, archive: Path) -> None:
-    rewrite(archive, tmp_path / "x.pt", {"data.pkl": tensor_pickle(0, (1,), (1,), key="../../../etc/passwd")})
+def test_entries_that_are_not_there_and_zip_bombs_are_refused(tmp_path: Path, archive: Path) -> None:
+    path = tmp_path / "x.pt"
+    rewrite(archive, path, {"data.pkl": tensor_pickle(0, (1,), (1,), key="../../../etc/passwd")})
     with pytest.raises(CheckpointError, match="etc/passwd"):
-        read_state_dict(tmp_path / "x.pt")
-
-
-def test_zip_bombs_are_refused(tmp_path: Path, archive: Path) -> None:
-    rewrite(archive, tmp_path / "x.pt", {"data/0": bytes(64 * 2**20)}, compress=True)
-    assert (tmp_path / "x.pt").stat().st_size < 2**20
+        read_state_dict(path)
+    rewrite(archive, path, {"data/0": bytes(64 * 2**20)}, compress=True)
+    assert path.stat().st_size < 2**20
     with pytest.raises(CheckpointError, match="far more than its own size"):
-        read_state_dict(tmp_path / "x.pt")
-
-
-def test_two_entries_of_one_name_are_refused(tmp_path: Path, archive: Path) -> None:
-    rewrite(archive, tmp_path / "x.pt", {})
-    with zipfile.ZipFile(tmp_path / "x.pt", "a") as file, pytest.warns(UserWarning, match="Duplicate"):
-        file.writestr(file.namelist()[0], b"again")
-    with pytest.raises(CheckpointError, match="two entries"):
-        read_state_dict(tmp_path / "x.pt")
+        read_state_dict(path)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("readme.txt", "hello")
+    with pytest.raises(CheckpointError, match=r"without a data\.pkl"):
+        read_state_dict(path)
 
 
 # --- damaged files and files of another kind
 
 
-@pytest.fixture
-def plain(tmp_path: Path, weights: dict[str, Tensor]) -> Path:
-    torch.save(weights, tmp_path / "plain.pt")
-    return tmp_path / "plain.pt"
-
-
-@pytest.mark.parametrize("kind", ["torchscript", "zip", "legacy", "safetensors"])
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
-def test_truncated_files(tmp_path: Path, archive: Path, weights: dict[str, Tensor], kind: str, share: float) -> None:
-    path = tmp_path / "x.pt"
+def write(kind: str, path: Path, archive: Path, weights: dict[str, Tensor]) -> bytearray:
+    """Writes the weights as a file of this kind; returns its bytes."""
     if kind == "torchscript":
         path.write_bytes(archive.read_bytes())
     elif kind == "safetensors":
         save_file(weights, path)
     else:
         torch.save(weights, path, _use_new_zipfile_serialization=kind == "zip")
-    read_state_dict(path)
-    content = path.read_bytes()
+    return bytearray(path.read_bytes())
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "zip", "legacy", "safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+def test_truncated_files(tmp_path: Path, archive: Path, weights: dict[str, Tensor], kind: str, share: float) -> None:
+    path = tmp_path / "x.pt"
+    content = write(kind, path, archive, weights)
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(CheckpointError, match="cannot use the checkpoint") as caught:
+    with pytest.raises(CheckpointError, match=r"^cannot use the checkpoint .*$") as caught:
         read_state_dict(path)
-    assert "\n" not in str(caught.value)
-    assert caught.value.path == path
-    assert caught.value.sha256 == file_sha256(path)
+    assert (caught.value.path, caught.value.sha256) == (path, file_sha256(path))
 
 
 @pytest.mark.parametrize("kind", ["torchscript", "zip"])
-@pytest.mark.parametrize("entry", ["data/0", "data/5", "data.pkl"])
-def test_one_flipped_bit(tmp_path: Path, archive: Path, plain: Path, kind: str, entry: str) -> None:
-    source = archive if kind == "torchscript" else plain
-    content = bytearray(source.read_bytes())
-    with zipfile.ZipFile(source) as file:
+@pytest.mark.parametrize("entry", ["data/5", "data.pkl"])
+def test_one_flipped_bit(tmp_path: Path, archive: Path, weights: dict[str, Tensor], kind: str, entry: str) -> None:
+    content = write(kind, tmp_path / "x.pt", archive, weights)
+    with zipfile.ZipFile(tmp_path / "x.pt") as file:
         info = next(info for info in file.infolist() if info.filename.endswith("/" + entry))
     lengths = struct.unpack_from("<HH", content, info.header_offset + 26)  # of the name and the padding
     content[info.header_offset + 30 + sum(lengths) + info.file_size // 2] ^= 1
     (tmp_path / "x.pt").write_bytes(content)
-    with pytest.raises(CheckpointError, match="CRC") as caught:
+    with pytest.raises(CheckpointError, match="CRC"):
         read_state_dict(tmp_path / "x.pt")
-    assert caught.value.sha256 == file_sha256(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize(
@@ -331,11 +314,9 @@ def test_one_flipped_bit(tmp_path: Path, archive: Path, plain: Path, kind: str, 
     [
         (b"", "empty"),
         (b"<!DOCTYPE html><html>not found</html>", "web page"),
-        (b"\n  <html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git-lfs"),
         (b"weights", "no TorchScript archive"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(100), "no TorchScript archive"),
-        (pickle.dumps([1, 2]), "holds a list|pickle|not written by torch"),
+        (pickle.dumps([1, 2]), "damaged"),
     ],
 )
 def test_files_of_another_kind(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -344,19 +325,20 @@ def test_files_of_another_kind(tmp_path: Path, content: bytes, problem: str) -> 
         read_state_dict(tmp_path / "x.pt")
 
 
-def test_a_zip_that_torch_did_not_write(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
-        file.writestr("readme.txt", "hello")
-    with pytest.raises(CheckpointError, match=r"without a data\.pkl"):
-        read_state_dict(tmp_path / "x.zip")
-
-
 @pytest.mark.parametrize(
-    "saved", [[torch.zeros(2)], {}, {"a": 1}, {3: torch.zeros(2)}, torch.zeros(2), {"a": torch.zeros(2, device="meta")}]
+    ("saved", "problem"),
+    [
+        ([torch.zeros(2)], "holds a list, not a state dict"),
+        ({}, "not a state dict"),
+        ({"a": 1}, "holds a int under 'a'"),
+        ({3: torch.zeros(2)}, "under 3"),
+        ({"a": torch.zeros(2, device="meta")}, "meta_tensor|plain tensor"),
+    ],
 )
-def test_saved_things_that_are_no_state_dict(tmp_path: Path, saved: object) -> None:
-    torch.save(saved, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match=r"state dict|plain tensor"):
+@pytest.mark.parametrize("new", [True, False])
+def test_saved_things_that_are_no_state_dict(tmp_path: Path, saved: object, problem: str, new: bool) -> None:
+    torch.save(saved, tmp_path / "x.pt", _use_new_zipfile_serialization=new)
+    with pytest.raises(CheckpointError, match=problem):
         read_state_dict(tmp_path / "x.pt")
 
 
@@ -366,10 +348,8 @@ def test_not_everything_under_a_path_is_opened(tmp_path: Path) -> None:
     for reader in (read_state_dict, locate_checkpoint):
         for path, problem in (
             (tmp_path / "missing.pt", "there is no such file"),
-            (tmp_path / "file" / "x.pt", "there is no such file"),
             (tmp_path, "it is a directory"),
             (tmp_path / "pipe", "it is not a regular file"),
-            (Path("/dev/zero"), "it is not a regular file"),
             (tmp_path / ("x" * 300), "it cannot be read .File name too long"),
             (tmp_path / "nul\0", "it cannot be read"),
         ):
@@ -414,23 +394,13 @@ def test_deeply_nested_pickles_do_not_end_the_process(tmp_path: Path, archive: P
 # --- the whole way to a model
 
 
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        (lambda w: w.pop("visual.bn1.bias"), "missing: visual.bn1.bias"),
-        (lambda w: w.update(extra=torch.zeros(1)), "unexpected: extra"),
-        (lambda w: w["visual.bn1.bias"].fill_(torch.nan), "visual.bn1.bias holds values that are not finite"),
-    ],
-)
-def test_what_is_not_clip_has_the_files_name_and_hash_in_its_error(
-    tmp_path: Path, weights: dict[str, Tensor], change: object, problem: str
-) -> None:
-    changed = {name: tensor.clone() for name, tensor in weights.items()}
-    change(changed)
-    torch.save(changed, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match=f"x.pt: .*{problem}") as caught:
+def test_what_is_not_clip_has_the_files_name_and_hash_in_its_error(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    torch.save(weights | {"extra": torch.zeros(1)}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="x.pt: 1 entries are unexpected: extra") as caught:
         clip.load(tmp_path / "x.pt", device="cpu")
     assert caught.value.sha256 == file_sha256(tmp_path / "x.pt")
+    error = pickle.loads(pickle.dumps(caught.value))  # as a process of a pool would hand it on
+    assert str(error) == str(caught.value)
 
 
 # --- names, cache and addresses
@@ -438,7 +408,7 @@ def test_what_is_not_clip_has_the_files_name_and_hash_in_its_error(
 
 CONTENT = b"weights of a model"
 KNOWN = Checkpoint("w.pt", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
-HUB = HubFile("https://hub.example/w", TINY)
+HUB = "https://hub.example/w"
 
 
 class Network(list):
@@ -468,15 +438,19 @@ def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Network:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"W": KNOWN, "H": Checkpoint("h.pt", "0" * 64, None, HUB)})
+    monkeypatch.setattr(clip.checkpoint, "RN50", TINY)
     network = Network()
     monkeypatch.setattr(clip.checkpoint, "download", network)
     return network
 
 
-def test_where_the_cache_is(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_and_the_order_of_addresses(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIP_MIRRORS", "https://a.example/b/ http://c.example/w.pt")
     network.files[KNOWN.urls[1]] = CONTENT
     assert locate_checkpoint("W") == tmp_path / "home" / ".cache" / "clip" / "w.pt"
-    assert network == [KNOWN.urls]
+    assert network == [["https://a.example/b/w.pt", "http://c.example/w.pt", *KNOWN.urls]]
     assert locate_checkpoint("W").read_bytes() == CONTENT
     assert len(network) == 1  # it was there
     monkeypatch.setenv("CLIP_CACHE", "~/weights")
@@ -484,10 +458,16 @@ def test_where_the_cache_is(network: Network, tmp_path: Path, monkeypatch: pytes
     assert locate_checkpoint("W", tmp_path / "root") == tmp_path / "root" / "w.pt"
 
 
-def test_nobody_knows_the_home_folder(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_place_for_the_cache(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "w.pt"))
+
     def unknown(path: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")  # no $HOME, and a user id without an entry
 
+    monkeypatch.setattr(clip.checkpoint, "download", full)
+    with pytest.raises(CheckpointError, match=r"cannot be stored .No space left .*make room there .*\$CLIP_CACHE"):
+        locate_checkpoint("W", tmp_path)
     monkeypatch.setattr(Path, "expanduser", unknown)
     with pytest.raises(CheckpointError, match=r"the home folder is not known, as \$HOME is not set; set \$CLIP_CACHE"):
         locate_checkpoint("W")
@@ -510,13 +490,6 @@ def test_a_damaged_file_in_the_cache_is_not_used(network: Network, tmp_path: Pat
         locate_checkpoint("W", tmp_path)
 
 
-def test_mirrors_of_the_user_come_first(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLIP_MIRRORS", "https://a.example/b/ http://c.example/w.pt")
-    network.files["https://a.example/b/w.pt"] = CONTENT
-    assert locate_checkpoint("W", tmp_path) == tmp_path / "w.pt"
-    assert network == [["https://a.example/b/w.pt", "http://c.example/w.pt", *KNOWN.urls]]
-
-
 def test_offline_no_socket_is_opened(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("a socket was opened")
@@ -535,31 +508,24 @@ def test_offline_no_socket_is_opened(network: Network, tmp_path: Path, monkeypat
     assert network == []
 
 
-def test_a_cache_that_cannot_be_written(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "w.pt"))
-
-    monkeypatch.setattr(clip.checkpoint, "download", full)
-    with pytest.raises(CheckpointError, match=r"cannot be stored .No space left .*make room there .*\$CLIP_CACHE"):
-        locate_checkpoint("W", tmp_path)
-
-
 def test_the_hubs_file_is_the_last_source_and_has_its_own_name(
     network: Network, tmp_path: Path, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_file(weights, tmp_path / "good")
-    save_file(weights | {"visual.bn1.bias": torch.zeros(3)}, tmp_path / "other")
+    save_file(weights | {"token_embedding.weight": torch.zeros(65, 64)}, tmp_path / "other")
+    save_file(weights | {"visual.bn1.bias": torch.full((4,), torch.nan)}, tmp_path / "broken")
     cache = tmp_path / "cache"
     for content, reason in (
-        ((tmp_path / "other").read_bytes(), "w: sent the weights of another model: visual.bn1.bias has shape"),
+        ((tmp_path / "other").read_bytes(), "w: sent the weights of another model: .*vocab_size=65"),
+        ((tmp_path / "broken").read_bytes(), "w: visual.bn1.bias holds values that are not finite"),
         ((tmp_path / "good").read_bytes()[:-4], "w: sent a file that cannot be used: "),
     ):
-        network.files[HUB.url] = content
+        network.files[HUB] = content
         with pytest.raises(CheckpointError, match=reason) as caught:
             locate_checkpoint("H", cache)
         assert "HTTP 404" in str(caught.value)
         assert list(cache.iterdir()) == []
-    network.files[HUB.url] = (tmp_path / "good").read_bytes()
+    network.files[HUB] = (tmp_path / "good").read_bytes()
     assert locate_checkpoint("H", cache) == cache / "h.safetensors"
     calls = len(network)
     assert locate_checkpoint("H", cache) == cache / "h.safetensors"
@@ -572,6 +538,10 @@ def test_the_hubs_file_is_the_last_source_and_has_its_own_name(
     assert network[calls:] == [Checkpoint("h.pt", "0" * 64).urls]
 
 
+def test_the_hubs_copy_has_to_be_an_rn50() -> None:
+    assert PAPER_MODELS["RN50"] == clip.checkpoint.RN50
+
+
 def test_table_of_checkpoints_is_complete() -> None:
     assert len({checkpoint.sha256 for checkpoint in CHECKPOINTS.values()}) == 9
     for checkpoint in CHECKPOINTS.values():
@@ -582,23 +552,9 @@ def test_table_of_checkpoints_is_complete() -> None:
     )
 
 
-def test_the_hubs_architecture_is_that_of_rn50(seed0: dict[str, Tensor]) -> None:
-    hub = CHECKPOINTS["RN50"].hub
-    assert hub is not None
-    with torch.device("meta"):
-        state_dict = CLIP(hub.architecture).state_dict()
-    assert {name: tensor.shape for name, tensor in state_dict.items()} == {k: v.shape for k, v in seed0.items()}
-
-
 def test_an_old_torch_is_refused() -> None:
     for version in ("1.13.1", "2.6.0", "2.9.1+cu126"):
         with pytest.raises(ImportError, match=f"torch {version.split('+')[0]}.* is too old.*install torch>=2.10"):
             check_torch(version)
     for version in ("2.10.0", "2.10.0+cpu", "2.15.0", "3.0"):
         check_torch(version)
-
-
-def test_the_error_survives_a_process_boundary() -> None:
-    error = pickle.load(io.BytesIO(pickle.dumps(CheckpointError("a.pt", "it is empty", "ab" * 32))))
-    assert (error.path, error.reason, error.sha256) == (Path("a.pt"), "it is empty", "ab" * 32)
-    assert str(error) == f"cannot use the checkpoint a.pt: it is empty (the file there has sha256 {'ab' * 32})"

@@ -6,6 +6,8 @@ import os
 import re
 import resource
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -532,7 +534,8 @@ def test_from_another_folder_without_a_home_and_with_closed_streams(run, tmp_pat
         "another folder"  # fmt: skip
     assert results.is_file()
     results.unlink()
-    done = child(*command, cwd=tmp_path, env=environment, stderr=None, preexec_fn=lambda: os.close(2))
+    closing = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, *map(str, command)]
+    done = subprocess.run(closing, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, timeout=200)
     assert (done.returncode, results.is_file()) == (0, True)
     assert " * Avg abs_diff : " in done.stdout
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -88,10 +88,12 @@ def sha256_of(path: Path) -> str:
 
 
 def assert_same(one: dict, other: dict) -> None:
-    """Metrics of the same rows, up to the batches in which images were encoded: correlations notice them most."""
+    """Metrics of the same rows, up to the last bits of features, which may change the order of patches."""
     assert one.keys() == other.keys()
     for row, metrics in one.items():
-        assert other[row] == pytest.approx(metrics, abs=1e-4), row
+        for name, value in metrics.items():
+            tolerance = 5e-3 if name in ("spearman", "pearson") else 1e-4
+            assert other[row][name] == pytest.approx(value, abs=tolerance), (row, name)
 
 
 # Everything at once

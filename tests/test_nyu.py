@@ -18,9 +18,8 @@ from calculate_error import NYU_CROP
 from datasets import DataError
 from datasets.nyu import (
     TEST_INDICES,
-    FolderSource,
+    FolderPair,
     NYUDepthV2,
-    Pair,
     check_files,
     coverage,
     is_official,
@@ -33,9 +32,9 @@ from monoclip import PAPER
 from tests.conftest import write_pair
 
 
-def opened(pairs: list[Pair]) -> NYUDepthV2:
+def opened(pairs: list[FolderPair]) -> NYUDepthV2:
     """The data set of the pairs, whatever is wrong with their files."""
-    return NYUDepthV2(FolderSource(pairs), NYU_CROP, PAPER.normalised)
+    return NYUDepthV2(pairs, NYU_CROP, PAPER.normalised)
 
 
 def test_official_indices():

@@ -101,10 +101,10 @@ class Broken(io.StringIO):
 def test_a_reader_who_goes_away_ends_nothing_and_a_full_disk_is_said(tmp_path):
     full = OSError(errno.ENOSPC, "No space left on device")
     with (tmp_path / "file").open("w") as file:
-        assert options.ForgivingStream(Broken(BrokenPipeError(), file)).write("text") == 4
+        assert options.ForgivingStream(Broken(BrokenPipeError(), file), needed=True).write("text") == 4
         assert options.ForgivingStream(Broken(full, file), needed=False).write("text") == 4
         with pytest.raises(OSError, match="standard output"):
-            options.ForgivingStream(Broken(full, file)).write("text")
+            options.ForgivingStream(Broken(full, file), needed=True).write("text")
         file.write("what is left in the buffer")
     assert (tmp_path / "file").read_text() == ""
 
@@ -147,12 +147,6 @@ def test_a_mistake_of_ours_is_not_hidden():
 
     with pytest.raises(RuntimeError, match="scalar type"):
         options.run_command("prog", work)
-
-
-def test_without_streams_a_command_works(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", None)
-    monkeypatch.setattr(sys, "stderr", None)
-    assert options.run_command("prog", lambda: print("nobody reads this")) == 0
 
 
 def test_results_say_what_they_were_made_with(tiny_checkpoint):
