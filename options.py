@@ -40,7 +40,7 @@ WORKERS = {"cpu": 1, "cuda": 8, "mps": 4}
 DATA_FOLDERS = (Path("nyu_depth_v2"), Path("datasets") / "NYU_Depth_V2")  # the second is the release's place
 # tqdm's own, but always images a second, also where an image takes longer than one.
 PROGRESS = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-NO_MEMORY = "not enough memory; use a smaller --batch_size, or another --device"
+NO_MEMORY = "not enough memory; use smaller batches or pictures, or another --device"
 READING_FLAGS = ("depth_templates", "obj_classes", "depth_classes", "bin_list", "temperature")
 
 

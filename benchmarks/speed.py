@@ -1,18 +1,18 @@
-"""The suite's speed beside a plain implementation (plain.py) on this machine's processor, in about 12 minutes.
+"""The suite's speed beside a plain implementation (plain.py) on this machine's processor, in about 15 minutes.
 
-    python -m benchmarks.speed                              prints one line for each measurement
-    python -m benchmarks.speed --output speed.json          also writes them, with the seconds of each run
-    python -m benchmarks.speed --quick                      few images, one round: whether it runs, not how fast
+    python -m benchmarks.speed              one line for each measurement
+    python -m benchmarks.speed --quick      few images, one round: whether it runs, not how fast
 
-Weights are random, of RN50's shape; images are noise of NYU's size. Commands are whole processes, from start to exit;
-encoders run in one process, where the plain one gains from `keep_freed_memory` as well. In each round all take their
-turn, and a ratio is the median over the rounds of the ratio within a round, so that a machine that slows down slows
-both sides. Ratios hold for the machine that is named.
+Weights are random, of RN50's shape; the images are the demo's, repeated. Commands are whole processes, from start to
+exit; encoders run in one process, where the plain one gains from `keep_freed_memory` as well. In each round all take
+their turn, and a ratio is the median over the rounds of the ratio within a round, so that a machine that slows down
+slows both sides. Ratios hold for the machine that is named.
 """
 
 import argparse
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,22 +23,22 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import options
 from benchmarks import plain
-from benchmarks.workload import FEATURES, PICTURES, fill_store, write_images, write_weights
 from calculate_error import NYU_CROP, size_of
 from clip.inference import keep_freed_memory
+from clip.model import CLIP, Architecture, convert_weights
 from datasets.nyu import TEST_INDICES
 from experiments.published import PUBLISHED
 from monoclip import PAPER, MonoCLIP
 
 ROOT = Path(__file__).parents[1]
-CPU = torch.device("cpu")
+RN50 = Architecture(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 12)
 SETTINGS = len({row.reading for row in PUBLISHED if row.reading})  # 8, in the paper's prompt and bin ablations
 ENCODERS = (("fp32", 1), ("fp32", 4), ("bf16", 1), ("bf16", 4))  # precision and images at once of the programs' form
 BUSY = 0.3  # load of each core from which on a machine is not quiet
-NEW_WORDS = ("--depth_classes", "near", "far", "--bin_list", "1", "3")
 
 Seconds = Mapping[str, Sequence[float]]  # by name, of each round
 
@@ -47,11 +47,36 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = options.new_parser("Measure the suite's speed beside a plain implementation.", "benchmarks.speed")
     parser.add_argument("--quick", action="store_true", help="8 images, 16 stored images, 1 round")
-    parser.add_argument("--images", type=options.positive, default=48, help="images of a whole evaluation")
-    parser.add_argument("--rounds", type=options.positive, default=3, help="rounds of whole commands")
-    parser.add_argument("--work", type=Path, help="folder that keeps weights, images and features (4 GB) for next time")
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write what was measured")
+    parser.add_argument("--images", type=options.positive, default=96, help="images of a whole evaluation")
+    parser.add_argument("--rounds", type=options.positive, default=2, help="rounds of whole commands")
     return parser
+
+
+def write_weights(path: Path, architecture: Architecture = RN50) -> None:
+    """Writes random weights, in fp16 like OpenAI's, with batch norms unlike those of a new layer."""
+    torch.manual_seed(0)
+    network = CLIP(architecture)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.get_buffer("running_mean").normal_(0, 0.05)
+            module.get_buffer("running_var").uniform_(0.8, 1.2)
+    convert_weights(network, torch.float16)
+    torch.save(network.state_dict(), path)
+
+
+def write_images(root: Path, count: int, distinct: int) -> None:
+    """Writes `count` pairs out of the demo's, the first `distinct` of which the feature store takes for different ones.
+
+    The store knows images by the bytes of their files: a comment in the JPEG makes a difference that nothing else sees.
+    """
+    folder = root / "official_splits" / "test" / "office"
+    folder.mkdir(parents=True)
+    pictures = sorted(options.DEMO_DATA.rglob("rgb_*.jpg"))
+    for i, index in enumerate(TEST_INDICES[:count]):
+        rgb = pictures[i % distinct % len(pictures)]
+        jpeg, comment = rgb.read_bytes(), b"\xff\xfe\x00\x06" + (i % distinct).to_bytes(4, "big")
+        (folder / f"rgb_{index:05d}.jpg").write_bytes(jpeg[:2] + comment + jpeg[2:])
+        shutil.copyfile(rgb.with_name(f"sync_depth_{rgb.stem[-5:]}.png"), folder / f"sync_depth_{index:05d}.png")
 
 
 def take_turns(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -70,32 +95,29 @@ def ratio(seconds: Seconds, name: str, base: str) -> float:
     return statistics.median(one / other for one, other in zip(seconds[name], seconds[base], strict=True))
 
 
-def command(*arguments: object, output: Path | None = None) -> None:
-    """Runs a command of the project; what it writes goes to `output` and is removed. Raises WorkError: it failed."""
-    with tempfile.TemporaryDirectory(dir=output) as folder:
-        written = ("--output", folder) if output else ()
-        words = [sys.executable, *map(str, (*arguments, *written))]
+def command(*arguments: object) -> None:
+    """Runs a command of the project; what it writes goes to a folder that is removed. Raises WorkError: it failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [sys.executable, *(str(word).replace("OUTPUT", folder) for word in arguments)]
         run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     if run.returncode:
         said = run.stderr.strip().splitlines() or [f"exit code {run.returncode}"]
         raise options.WorkError(f"{' '.join(words[1:])} failed: {said[-1]}")
 
 
-def commands(work: Path, weights: Path, data: Path, images: int, stored: int) -> dict[str, Callable[[], object]]:
+def commands(weights: Path, data: Path, store: Path, images: int) -> dict[str, Callable[[], object]]:
     """The whole commands by the names that `command_lines` knows; each call runs one."""
     source = ("--data_path", data, "--clip_path", weights)
-    some, own = (*source, "--limit", images), ("--device", "cpu")
-    paper = ("-m", "experiments", *own)
-    known = ("--limit", stored, "--store", work / "begun" / FEATURES)
+    some = (*source, "--limit", images)
+    paper = ("-m", "experiments", "--output", "OUTPUT", "--device", "cpu")
+    words = ("--depth_classes", "near", "far", "--bin_list", "1", "3")
     return {
         "plain": partial(command, "-m", "benchmarks.plain", *some),
-        "eval fp32": partial(command, "eval.py", *some, *own),
-        "eval bf16": partial(command, "eval.py", *some, *own, "--precision", "bf16"),
-        "paper": partial(command, *paper, *some, output=work),
-        "controls": partial(command, *paper, *some, "--controls", output=work),
-        "new words": partial(command, *paper, *source, *known, *NEW_WORDS, output=work),
-        "plain, 1 image": partial(command, "-m", "benchmarks.plain", *source, "--limit", 1),
-        "eval fp32, 1 image": partial(command, "eval.py", *source, "--limit", 1, *own),
+        "eval fp32": partial(command, "eval.py", *some, "--device", "cpu"),
+        "eval bf16": partial(command, "eval.py", *some, "--device", "cpu", "--precision", "bf16"),
+        "paper": partial(command, *paper, *some),
+        "controls": partial(command, *paper, *some, "--controls"),
+        "new words": partial(command, *paper, *source, "--store", store, *words),
         "help": partial(command, "eval.py", "--help"),
     }
 
@@ -108,23 +130,21 @@ def command_lines(seconds: Seconds, images: int, stored: int) -> list[str]:
         took = f"{median[name]:.1f} s against {median[base]:.1f} s"
         return f"{text}, {images} images: {ratio(seconds, name, base):.2f} of {of} ({took}); target: at most {target}"
 
-    start = median["plain, 1 image"], median["eval fp32, 1 image"]
     faster = SETTINGS / ratio(seconds, "paper", "plain")
+    took = f"{median['paper']:.1f} s against {SETTINGS} x {median['plain']:.1f} s"
     return [
         compared("eval.py, fp32", "eval fp32", "plain", "the plain implementation's time", "0.80"),
         compared("eval.py, bf16", "eval bf16", "plain", "the plain implementation's time", "0.43"),
-        f"start-up and one image: plain {start[0]:.1f} s, eval.py {start[1]:.1f} s",
-        compared("experiments, fp32, empty store", "paper", "eval fp32", "eval.py's time", "1.15"),
-        compared("experiments --controls, fp32, empty store", "controls", "eval fp32", "eval.py's time", "1.90"),
-        f"experiments, fp32, empty store, {images} images: {faster:.1f} times faster than the plain implementation "
-        f"run for each of {SETTINGS} settings ({median['paper']:.1f} s against {SETTINGS} x {median['plain']:.1f} s); "
-        "target: at least 9",
+        compared("experiments, empty store", "paper", "eval fp32", "eval.py's time", "1.15"),
+        compared("experiments --controls, empty store", "controls", "eval fp32", "eval.py's time", "1.90"),
+        f"experiments, empty store, {images} images: {faster:.1f} times faster than "
+        f"the plain implementation run for each of {SETTINGS} settings ({took}); target: at least 9",
         f"experiments with new words over {stored} stored images: {median['new words']:.1f} s; target: under 12 s",
         f"eval.py --help: {median['help']:.1f} s; target: under 3 s",
     ]
 
 
-def encoders(network: plain.CLIP, models: Mapping[str, MonoCLIP]) -> dict[str, Callable[[], object]]:
+def encoders(network: CLIP, models: Mapping[str, MonoCLIP]) -> dict[str, Callable[[], object]]:
     """The image encoder alone, plain and in the programs' forms, by the names that `encoder_lines` knows."""
     images = torch.randn(4, 3, *size_of(NYU_CROP), generator=torch.Generator().manual_seed(0))
     views = images[:1], images[:1].flip(-1)
@@ -153,34 +173,26 @@ def machine() -> str:
     return f"{name} ({isa}), {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def measure(work: Path, images: int, stored: int, rounds: int) -> dict[str, object]:
-    """Measures everything on files in `work`, prints each line when it is there, and returns it as JSON can hold it."""
-    weights, data, begun = (work / name for name in ("random.pt", "nyu", "begun"))
-    images = min(images, len(TEST_INDICES))
-    found = [f"machine: {machine()}; medians of {rounds}; GPU: not run here"]
-    print(found[0], flush=True)
+def measure(work: Path, images: int, stored: int, rounds: int) -> None:
+    """Measures everything on files that it writes into `work`, and prints each line as soon as it is there."""
+    print(f"machine: {machine()}; medians of {rounds}; GPU: not run here", flush=True)
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > BUSY * (os.cpu_count() or 1):
         print(f"warning: other work is running (load {os.getloadavg()[0]:.1f}): these ratios mean little", flush=True)
+    weights, data, store = (work / name for name in ("random.pt", "nyu", "features"))
     write_weights(weights)
-    write_images(data, max(images, stored))
+    write_images(data, stored, images)
 
-    network = plain.load(weights)
-    models = {precision: options.load_model(weights, CPU, precision, PAPER)[1] for precision in ("fp32", "bf16")}
+    network, cpu = plain.load(weights), torch.device("cpu")
+    models = {precision: options.load_model(weights, cpu, precision, PAPER)[1] for precision in ("fp32", "bf16")}
     with torch.inference_mode():
         runs = encoders(network, models)
         take_turns(runs, 2)  # unmeasured: malloc and the processor settle
-        encoder_seconds = take_turns(runs, 4 * rounds)
-    found += encoder_lines(encoder_seconds)
-    print("\n".join(found[1:]), flush=True)
-
-    source = ("--data_path", data, "--clip_path", weights, "--device", "cpu")
-    command("-m", "experiments", *source, "--limit", PICTURES, "--output", begun)
-    fill_store(begun, models["fp32"], data, stored)
+        print("\n".join(encoder_lines(take_turns(runs, 6 * rounds))), flush=True)
     del network, models, runs
-    seconds = take_turns(commands(work, weights, data, images, stored), rounds)
-    lines = command_lines(seconds, images, stored)
-    print("\n".join(lines), flush=True)
-    return {"lines": found + lines, "encoder_seconds": encoder_seconds, "command_seconds": seconds}
+
+    command("-m", "experiments", "--data_path", data, "--clip_path", weights, "--store", store, "--output", "OUTPUT")
+    seconds = take_turns(commands(weights, data, store, images), rounds)
+    print("\n".join(command_lines(seconds, images, stored)), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,14 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         sizes = (8, 16, 1) if args.quick else (args.images, len(TEST_INDICES), args.rounds)
-        if args.work:
-            args.work.mkdir(parents=True, exist_ok=True)
-            measured = measure(args.work.absolute(), *sizes)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                measured = measure(Path(folder), *sizes)
-        if args.output:
-            options.write_json(args.output, measured)
+        with tempfile.TemporaryDirectory() as folder:
+            measure(Path(folder), *sizes)
 
     return options.run_command("benchmarks.speed", work)
 

@@ -64,7 +64,7 @@ def read_picture(source: str | os.PathLike[str] | Image.Image | np.ndarray) -> n
     except UnidentifiedImageError:
         problem = "not a picture"
     except Exception as error:  # Pillow's readers raise whatever the damage leads them to
-        problem = f"damaged or not readable ({getattr(error, 'strerror', None) or error})"
+        problem = f"cannot be read as a picture ({getattr(error, 'strerror', None) or error})"
     raise DataError(printable(f"{path}: {problem}"))
 
 

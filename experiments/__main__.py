@@ -38,10 +38,11 @@ from experiments.features import FeatureStore
 from experiments.score import Readouts, Rows, best_constants, depth_maps, histogram, score_image
 from experiments.settings import paper_rows, with_controls
 from experiments.statistics import Results
-from monoclip import MonoCLIP, Reading, depth_of, logits_of, mirror_average, upsampled, zeroshot_classifier
+from monoclip import Reading, depth_of, logits_of, mirror_average, upsampled, zeroshot_classifier
 from viewer import page
 from viewer.strip import Example, draw_strip, example_images
 
+TITLE = "MonoCLIP on NYU Depth V2"
 PAGE_METRICS = ("abs_rel", "rmse", "delta1", "spearman")
 RESULTS_FILE, ROWS_FILE, MARKDOWN_FILE, LATEX_FILE = "results.json", "per_image.csv", "tables.md", "tables.tex"
 STRIP_FILE, RESPONSE_FILE, CHART_FILE = "qualitative.png", "bin_response.png", "rows.png"
@@ -117,13 +118,14 @@ def encode(store: FeatureStore, items: Sequence[int], batch_size: int, workers: 
             bar.update(count)
 
 
-def score(store: FeatureStore, dataset: NYUDepthV2, rows: Rows, readouts: Readouts) -> tuple[Results, dict[str, float]]:
+def score(store: FeatureStore, rows: Rows, readouts: Readouts) -> tuple[Results, dict[str, float]]:
     """Step 2: the metrics of every row for each image, and metric -> the constant [m] that is best for it.
 
     Raises:
         UnscorableError: a prediction is not finite, or an image has no valid pixel.
         DataError: a depth map is damaged.
     """
+    dataset = store.dataset
 
     def one(item: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         gt, name = dataset.depth(item), dataset.names[item]
@@ -150,59 +152,40 @@ def captioned(dataset: NYUDepthV2) -> str:
     """What the tables are over."""
     if is_official(dataset.indices):
         return "Over the 654 images of the official test split."
-    return (
-        f"Over {len(dataset)} images, not the official test split of 654: the paper's metrics are over other images "
-        "and do not compare."
-    )
+    others = "not the official test split of 654: the paper's metrics are over other images and do not compare."
+    return f"Over {len(dataset)} images, {others}"
 
 
-def report(
-    scored: tables.Scored, own: Sequence[str], uniform_depth: float, output: Path, about: dict[str, Any]
-) -> None:
-    """Step 3: prints the tables and writes them, the CSV and, last, results.json, each whole or not at all.
+def report(scored: tables.Scored, found: list[tables.Table], output: Path, about: dict[str, Any]) -> None:
+    """Step 3: prints the tables and writes them, the CSV and, last, results.json with `about`; each is written whole.
 
-    Args:
-        scored: all rows.
-        own: rows of one's own readings.
-        uniform_depth: the mean of this run's bins [m].
-        output: the folder.
-        about: what else results.json says.
-
-    Raises:
-        OSError: a file cannot be written.
+    Raises OSError: a file cannot be written.
     """
-    found = tables.all_tables(scored, own, uniform_depth)
     print("\n\n".join(map(tables.as_text, found)))
-    found.append(tables.interval_table(scored))
-    files = {
-        ROWS_FILE: tables.as_csv(scored.results, options.csv_text),
-        MARKDOWN_FILE: tables.as_markdown(found, "MonoCLIP on NYU Depth V2"),
-        LATEX_FILE: tables.as_latex(found),
-    }
-    for name, text in files.items():
-        options.write_text(output / name, text)
+    found = [*found, tables.interval_table(scored)]
+    options.write_text(output / ROWS_FILE, tables.as_csv(scored.results, options.csv_text))
+    options.write_text(output / MARKDOWN_FILE, tables.as_markdown(found, TITLE))
+    options.write_text(output / LATEX_FILE, tables.as_latex(found))
     options.write_json(output / RESULTS_FILE, tables.as_json(scored) | about)
 
 
 @torch.inference_mode()
-def answers(store: FeatureStore, model: MonoCLIP, item: int) -> tuple[Tensor, Tensor]:
+def answers(store: FeatureStore, item: int) -> tuple[Tensor, Tensor]:
     """Features (2, D, h, w) of an image and its mirror, and their logits (2, K, h, w) by this run's reading."""
-    features = model.patch_features(store.get(item).to(model.bin_list.device))
-    return features, model.logits(features)
+    features = store.model.patch_features(store.get(item).to(store.model.bin_list.device))
+    return features, store.model.logits(features)
 
 
 @torch.inference_mode()
-def draw(
-    output: Path, scored: tables.Scored, store: FeatureStore, dataset: NYUDepthV2, model: MonoCLIP, text: Tensor
-) -> None:
+def draw(output: Path, scored: tables.Scored, store: FeatureStore, text: Tensor) -> None:
     """Writes the three PNGs; `text` are the text features (D, K) of the words of `published.BIN_RESPONSE`."""
     from experiments import plots  # imports matplotlib, which takes a second
 
-    examples = []
+    examples, dataset, bins = [], store.dataset, store.model.bin_list[None]
     for item in example_images(dataset.scenes):
-        features, logits = answers(store, model, item)
+        features, logits = answers(store, item)
         truth = dataset.depth(item)[0][NYU_CROP].numpy()
-        depth = upsampled(mirror_average(depth_of(logits, model.bin_list[None])), truth.shape)[0, 0].cpu().numpy()
+        depth = upsampled(mirror_average(depth_of(logits, bins)), truth.shape)[0, 0].cpu().numpy()
         examples.append(Example(dataset.names[item], dataset.pixels(item), truth, depth))
         if len(examples) == 1:
             weights = logits_of(features.cpu(), text, published.BIN_RESPONSE).softmax(1)[0].numpy()  # (K, h, w)
@@ -212,23 +195,21 @@ def draw(
     plots.draw_chart(output / CHART_FILE, scored.results, scored.groups, theirs, scored.caption)
 
 
-def write_page(
-    path: Path, count: int, scored: tables.Scored, store: FeatureStore, dataset: NYUDepthV2, model: MonoCLIP
-) -> None:
+def write_page(path: Path, count: int, scored: tables.Scored, store: FeatureStore) -> None:
     """Writes the page of `count` images, spread evenly over the data set."""
-    results, cards = scored.results, []
+    results, dataset, reading, cards = scored.results, store.dataset, store.model.reading, []
     for item in page.spread(len(dataset), count):
-        _, logits = answers(store, model, item)
-        own = dict(zip(results.columns, results.metrics[published.THIS_RUN][item].tolist(), strict=True))
+        _, logits = answers(store, item)
+        own = results.by_column(results.metrics[published.THIS_RUN][item].tolist())
         metrics = {name: own[name] for name in PAGE_METRICS}
         truth, picture = dataset.depth(item)[0][NYU_CROP].numpy(), dataset.pixels(item)
         name, scene = dataset.names[item], dataset.scenes[item]
-        cards.append(page.card(name, scene, picture, logits.cpu().numpy(), model.reading, truth, metrics))
+        cards.append(page.card(name, scene, picture, logits.cpu().numpy(), reading, truth, metrics))
     rows = {row: results.mean(row) for row in (published.THIS_RUN, published.UNIFORM)}
-    rows["paper, DepthCLIP"] = dict(published.DEPTHCLIP)
+    rows["paper, DepthCLIP"] = published.DEPTHCLIP
     table = {name: {column: row[column] for column in published.COLUMNS} for name, row in rows.items()}
     notes = [scored.caption, page.subset_note(len(cards), len(dataset))]
-    options.write_text(path, page.build("MonoCLIP on NYU Depth V2", cards, model.reading, table, notes))
+    options.write_text(path, page.build(TITLE, cards, reading, table, notes))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -270,28 +251,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         encoded = time.perf_counter()
 
         readouts = Readouts(model, partial(zeroshot_classifier, clip_model), rows.settings)
-        results, best = score(store, dataset, rows, readouts)
+        results, best = score(store, rows, readouts)
         finished = time.perf_counter()
 
         scored = tables.Scored(
             results,
-            rows.groups if args.controls else {},
-            {row: name for row in published.PUBLISHED if row.reading and (name := rows.row_of(row.reading))},
-            [random.name for random in rows.randoms if random.seed == 0],
-            args.controls,
-            captioned(dataset),
+            groups=rows.groups if args.controls else {},
+            published_by={r: name for r in published.PUBLISHED if r.reading and (name := rows.row_of(r.reading))},
+            lower_bounds=[random.name for random in rows.randoms if random.seed == 0],
+            controls=args.controls,
+            caption=captioned(dataset),
         )
         args.output.mkdir(parents=True, exist_ok=True)
         for name in FILES:  # of an earlier run: it would not belong to these rows
             (args.output / name).unlink(missing_ok=True)
         if args.figures:
-            draw(args.output, scored, store, dataset, model, readouts.text[published.BIN_RESPONSE.words])
+            draw(args.output, scored, store, readouts.text[published.BIN_RESPONSE.words])
         if args.html:
-            write_page(args.output / page.PAGE_FILE, args.html, scored, store, dataset, model)
+            write_page(args.output / page.PAGE_FILE, args.html, scored, store)
         seconds = {"encode": round(encoded - start, 3), "score": round(finished - encoded, 3)}
         about = {"best_constants": best, "data": coverage(dataset.indices), "seconds": seconds, "made_with": made}
         about["readings"] = {setting.name: asdict(setting.reading) for setting in rows.settings if not setting.group}
-        report(scored, list(own), rows.constants[published.UNIFORM], args.output, about)
+        report(scored, tables.all_tables(scored, list(own), rows.constants[published.UNIFORM]), args.output, about)
 
     return options.run_command("experiments", work)
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 import calculate_error
 from calculate_error import (
-    GARG_CROP,
     HIGHER_IS_BETTER,
     KITTI_METRICS,
     NYU_CROP,
@@ -25,7 +24,6 @@ from calculate_error import (
     errors_of_maps,
     lower_median,
     mean_errors,
-    pixel_errors,
     size_of,
 )
 
@@ -101,14 +99,6 @@ def test_every_metric_of_four_pixels_by_hand():
     assert one(mean_errors(gt, pred, 80, ALL)) == pytest.approx(expected, abs=1e-6)
 
 
-def test_what_is_averaged_of_one_pixel():
-    terms = pixel_errors(torch.tensor([4.0]), torch.tensor([[2.0], [4.0]]), ALL)
-    assert {name: values.shape for name, values in terms.items()} == dict.fromkeys(ALL, (2, 1))
-    assert terms["rmse"].flatten().tolist() == [4, 0]  # the root comes after the mean
-    assert terms["silog"].flatten().tolist() == pytest.approx([-math.log(2), 0])
-    assert terms["delta3"].flatten().tolist() == [0, 1]
-
-
 @pytest.mark.parametrize("i", [1, 2, 3])
 @pytest.mark.parametrize("gt", [2.0, 0.5, 4.0])
 def test_a_ratio_of_exactly_the_threshold_is_no_hit(i, gt):
@@ -118,15 +108,6 @@ def test_a_ratio_of_exactly_the_threshold_is_no_hit(i, gt):
     assert hits.tolist() == [0, 1]
     for truth, hit in ((beyond, 0), (inside, 1)):
         assert mean_errors(torch.tensor([truth]), torch.tensor([[gt]]), 80, ALL)[f"delta{i}"].tolist() == [hit]
-
-
-def test_both_sides_are_clamped():
-    gt, pred = torch.tensor([0.0005, 4.0, 90.0]), torch.tensor([[1.0, 0.0, 1000.0], [0.0005, 0.001, 50.0]])
-    ten, eighty = (mean_errors(gt, pred, cap, ("abs_diff", "log10")) for cap in (10, 80))
-    # against 10 m: 1 mm with 1 m, 4 m with 1 mm, 10 m with 10 m; then only the second pixel is wrong
-    assert ten["abs_diff"].tolist() == pytest.approx([(0.999 + 3.999) / 3, 3.999 / 3])
-    assert ten["log10"].tolist() == pytest.approx([(3 + math.log10(4000)) / 3, math.log10(4000) / 3])
-    assert eighty["abs_diff"].tolist() == pytest.approx([(0.999 + 3.999) / 3, (3.999 + 30) / 3])
 
 
 def test_nyu_by_hand():
@@ -167,44 +148,13 @@ def test_size_of_the_nyu_crop():
     assert calculate_error.NYU_EVAL_CROP[1].start == 46 < NYU_CROP[1].start
 
 
-def test_places_of_counted_pixels_are_those_of_the_prediction():
+def test_range_of_nyus_ground_truth_and_places_in_the_prediction():
     gt = torch.zeros(1, *FRAME)
-    gt[0, 56, 61], gt[0, 57, 60], gt[0, 470, 600] = 1.0, 2.0, 3.0
+    gt[0, 56, 60:66] = torch.tensor([0.0, 0.001, 0.002, 9.999, 10.0, 11.0])
+    gt[0, 470, 600] = 3.0
     places, depth = counted_NYU(gt)
-    assert places.tolist() == [1, 544, 414 * 544 + 540]
-    assert depth.tolist() == [1, 2, 3]
-
-
-@pytest.mark.parametrize(
-    ("row", "column", "counts"),
-    # .40810811 * 375 = 153.04, .99189189 * 375 = 371.96, .03594771 * 1242 = 44.65, .96405229 * 1242 = 1197.35
-    [(153, 44, True), (370, 1196, True), (152, 44, False), (153, 43, False), (371, 1196, False), (370, 1197, False)],
-)
-def test_borders_of_gargs_crop(row, column, counts):
-    gt = constant(0.0, (375, 1242))
-    gt[0, 0, 200, 600], gt[0, 0, row, column] = 2.0, 5.0  # the first always counts
-    pred = constant(2.0, (375, 1242))
-    assert compute_errors(gt, pred)["abs_diff"] == pytest.approx(1.5 if counts else 0)
-    assert compute_errors(gt, pred, crop=False)["abs_diff"] == pytest.approx(1.5)
-
-
-@pytest.mark.parametrize(
-    ("depth", "counts"), [(0.0, False), (0.001, False), (0.002, True), (9.999, True), (10.0, False), (11.0, False)]
-)
-def test_range_of_nyus_ground_truth(depth, counts):
-    gt = constant(depth, FRAME)
-    gt[0, 0, 250, 300] = 2.0
-    valid = compute_errors_NYU_per_image(gt, constant(2.0, CROP))["valid_pixels"].item()
-    assert valid == (415 * 541 if counts else 1)
-
-
-@pytest.mark.parametrize(("cap", "expected"), [(80, 14.0), (50, 0.0), (50.5, 14.0)])
-def test_cap_of_kitti(cap, expected):
-    gt = constant(2.0, (100, 200))
-    gt[..., 100:] = 50.0  # counts below the cap, and only there
-    pred = constant(2.0, (100, 200))
-    pred[..., 100:] = 22.0
-    assert compute_errors(gt, pred, crop=False, cap=cap)["abs_diff"] == pytest.approx(expected)
+    assert places.tolist() == [2, 3, 414 * 544 + 540]
+    assert depth.tolist() == pytest.approx([0.002, 9.999, 3.0])
 
 
 def test_pixels_with_a_prediction_of_at_most_a_millimetre_are_dropped_and_counted():
@@ -221,19 +171,6 @@ def test_pixels_with_a_prediction_of_at_most_a_millimetre_are_dropped_and_counte
     assert errors["abs_diff"].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_kitti_clamps_what_nyu_drops():
-    gt, pred = constant(2.0, (100, 200)), constant(2.0, (100, 200))
-    pred[..., 100:] = -1.0
-    assert compute_errors(gt, pred, crop=False)["abs_diff"] == pytest.approx(1.999 / 2)
-
-
-def test_only_the_counted_pixels_of_a_map_may_be_dropped():
-    gt, pred = constant(0.0, FRAME), constant(0.0, CROP)
-    gt[..., 100, 100], pred[..., 44, 40] = 2.0, 2.5
-    errors = compute_errors_NYU_per_image(gt, pred)
-    assert (errors["valid_pixels"].item(), errors["dropped_pixels"].item()) == (1, 0)
-
-
 @pytest.mark.parametrize(
     ("values", "median"), [([4.0, 1.0, 3.0, 2.0], 2), ([5.0, 5.0, 1.0, 0.0], 1), ([3.0, 1.0, 2.0], 2), ([7.0], 7)]
 )
@@ -247,8 +184,6 @@ def test_scaled_metrics_by_hand():
     assert errors["scaled_abs_rel"].item() == pytest.approx((0 + 0 + 1 / 3 + 1 / 9) / 4)
     assert errors["scaled_rmse"].item() == pytest.approx(math.sqrt(2 / 4))
     assert errors["abs_diff"].item() == pytest.approx(7.5 / 4)
-    clamped = errors_of_maps(torch.full((3,), 2.0), torch.tensor([[0.5, 0.5, 4.0]]), 10, (), "a", ("rmse",))
-    assert clamped["scaled_rmse"].item() == pytest.approx(math.sqrt(64 / 3))  # 4 * 4 m is 10 m
 
 
 # ---- naive loops, and the golden metrics
@@ -289,6 +224,7 @@ def test_nyu_equals_a_naive_loop_image_by_image_and_map_by_map():
 def test_kitti_equals_a_naive_loop(crop, cap):
     gt, pred = uniform(0, 100, (2, 1, 37, 122), 1), uniform(-5, 90, (2, 1, 37, 122), 2)
     gt[gt < 20] = 0
+    gt[:, :, 20, 50:60] = 50.0  # does not count if it is the cap
     images = []
     for b in range(2):
         mask = ((gt[b, 0] > 1e-3) & (gt[b, 0] < cap)).numpy()
@@ -315,51 +251,7 @@ def test_the_kernel_equals_a_naive_loop(seed, pixels, maps, cap):
         assert silog_squared(one(errors, r)) == close | {"silog": pytest.approx(expected["silog"], rel=1e-4, abs=1e-4)}
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=SEEDS, pixels=st.integers(1, 60), maps=st.integers(1, 4), nothing=st.booleans())
-def test_scaled_metrics_equal_a_naive_loop_over_the_kept_pixels(seed, pixels, maps, nothing):
-    rng = np.random.default_rng(seed)
-    gt, pred = (rng.uniform(0.2, 9, size).astype(np.float32) for size in (pixels, (maps, pixels)))
-    if nothing:
-        pred[rng.random(pred.shape) < 0.3] = 0
-        pred[:, 0] = 1
-    scaled = ("delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")
-    errors = errors_of_maps(torch.from_numpy(gt), torch.from_numpy(pred), 10, ("rmse", "silog"), "a", scaled)
-    for r in range(maps):
-        kept = pred[r] > 1e-3
-        g, p = gt[kept], pred[r][kept]
-        ratio = np.float32(sorted(g)[(len(g) - 1) // 2]) / np.float32(sorted(p)[(len(p) - 1) // 2])
-        expected = naive_metrics(g, p * ratio, 10)
-        ours = one(errors, r)
-        assert {name: ours[f"scaled_{name}"] for name in scaled} == pytest.approx(
-            {name: expected[name] for name in scaled}, rel=1e-5, abs=1e-6
-        )
-        assert ours["rmse"] == pytest.approx(naive_metrics(g, p, 10)["rmse"], rel=1e-5)
-        assert (ours["valid_pixels"], ours["dropped_pixels"]) == (kept.sum(), pixels - kept.sum())
-
-
-def test_uniform_random_depth_has_its_closed_form():
-    depth, pred = 3.2, uniform(0.0, 10.0, (1, 4, *CROP), 5)
-    means = {name: values.mean().item() for name, values in nyu(constant(depth, FRAME), pred).items()}
-    assert means["delta1"] == pytest.approx(0.045 * depth, abs=2e-3)  # of 0.8 to 1.25 depths
-    assert means["abs_rel"] == pytest.approx(depth / 10 - 1 + 5 / depth, abs=5e-3)
-    assert means["rmse"] == pytest.approx(math.sqrt(100 / 12 + (5 - depth) ** 2), abs=5e-3)
-
-
-def nyu(gt: Tensor, pred: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """The metrics alone, (B, R) each."""
-    errors = compute_errors_NYU_per_image(gt, pred, names=names)
-    return {name: errors[name] for name in NYU_METRICS}
-
-
 # ---- constants, and ground truth as a histogram
-
-
-def test_constants_need_one_value_each():
-    gt, depths = uniform(0.5, 9.5, (3000,), 3), torch.tensor([[2.0], [15 / 7], [0.0005], [12.0]])
-    short, long = (mean_errors(gt, pred, 10, ALL) for pred in (depths, depths.expand(-1, 3000).contiguous()))
-    for name in ALL:
-        torch.testing.assert_close(short[name], long[name], atol=1e-6, rtol=1e-6, msg=name)
 
 
 @settings(max_examples=30, deadline=None)
@@ -376,8 +268,7 @@ def test_histograms_of_whole_millimetres_give_what_their_pixels_give(seed, image
         for name in set(ALL) - {"silog"}:
             torch.testing.assert_close(weighted[name][:, i], plain[name], atol=1e-6, rtol=1e-5, msg=name)
         torch.testing.assert_close(weighted["silog"][:, i] ** 2, plain["silog"] ** 2, atol=2e-5, rtol=1e-4)
-    assert weighted["rmse"].shape == (5, images)
-    assert weighted["rmse"].dtype == torch.float64
+    assert (weighted["rmse"].shape, weighted["rmse"].dtype) == ((5, images), torch.float64)
 
 
 def test_weights_by_hand():
@@ -436,12 +327,8 @@ def test_every_image_has_the_same_weight():
     gt = constant(2.0, FRAME, batch=3)
     gt[0, :, 100:] = 0  # fewer pixels in the first image
     pred = torch.cat([constant(value, CROP) for value in (2.0, 3.0, 5.0)])
-    assert nyu(gt, pred)["abs_diff"].flatten().tolist() == pytest.approx([0, 1, 3])
     assert compute_errors_NYU(gt, pred)["abs_diff"] == pytest.approx((0 + 1 + 3) / 3)
     assert compute_errors_NYU(gt, pred)["rmse"] == pytest.approx((0 + 1 + 3) / 3)  # no root over all pixels
-    gt, pred = constant(10.0, (40, 60), batch=2), torch.cat([constant(11.0, (40, 60)), constant(15.0, (40, 60))])
-    gt[0, :, :, 20:] = 0
-    assert compute_errors(gt, pred)["rmse"] == pytest.approx((1 + 5) / 2)
 
 
 @settings(max_examples=80, deadline=None)
@@ -464,26 +351,10 @@ def test_symmetries_and_order(seed, pixels, power):
     assert forth["silog"] <= forth["rmse_log"] ** 2 * (1 + 1e-6)
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=SEEDS, pixels=st.integers(2, 100), scale=st.sampled_from([0.25, 0.5, 2.0, 4.0]))
-def test_scaled_metrics_and_silog_do_not_see_a_common_factor(seed, pixels, scale):
-    rng = np.random.default_rng(seed)
-    gt, pred = (torch.from_numpy(rng.uniform(1, 2, pixels).astype(np.float32)) for _ in range(2))
-    plain, larger = (
-        one(errors_of_maps(gt, p[None], 10, ("silog", "rmse"), "a", ("abs_rel", "rmse"))) for p in (pred, pred * scale)
-    )
-    unseen = ("scaled_abs_rel", "scaled_rmse")
-    assert {n: larger[n] for n in unseen} == pytest.approx({n: plain[n] for n in unseen}, rel=1e-5)
-    assert larger["silog"] ** 2 == pytest.approx(plain["silog"] ** 2, abs=1e-5)
-    assert larger["rmse"] != pytest.approx(plain["rmse"], rel=1e-2)
-
-
-@pytest.mark.parametrize(("gt_type", "pred_type"), [(torch.float64, torch.float32), (torch.float32, torch.float16)])
-def test_any_float_is_taken(gt_type, pred_type):
-    gt, pred = uniform(0.5, 9.5, (1, 1, *FRAME), 11), uniform(0.5, 9.5, (1, 1, *CROP), 12).to(pred_type)
-    ours, plain = compute_errors_NYU(gt.to(gt_type), pred), compute_errors_NYU(gt, pred.float())
-    assert ours == plain
-    assert compute_errors(gt.to(gt_type), gt.to(pred_type)) == compute_errors(gt, gt.to(pred_type).float())
+def test_any_float_is_taken():
+    gt, pred = uniform(0.5, 9.5, (1, 1, *FRAME), 11), uniform(0.5, 9.5, (1, 1, *CROP), 12).half()
+    assert compute_errors_NYU(gt.double(), pred) == compute_errors_NYU(gt, pred.float())
+    assert compute_errors(gt.double(), gt.half()) == compute_errors(gt, gt.half().float())
 
 
 # ---- errors
@@ -502,7 +373,7 @@ def test_no_metric_improves_where_predictions_stop_being_finite(seed, count, val
     gt, pred = (torch.from_numpy(rng.uniform(0, 100, (1, 1, 12, 30)).astype(np.float32)) for _ in range(2))
     assert set(compute_errors(gt, pred, crop)) == set(KITTI_METRICS)
     pred.view(-1)[torch.from_numpy(rng.choice(360, count, replace=False))] = value
-    with pytest.raises(UnscorableError, match=f"image 0: {count} of 360 predicted depths are NaN or infinite"):
+    with pytest.raises(UnscorableError, match=f"image 0: {count} of 360 predicted depths are NaN.*--precision fp32"):
         compute_errors(gt, pred, crop)
 
 
@@ -517,11 +388,6 @@ def test_a_single_value_that_is_not_finite_is_an_error_that_names_its_image(valu
         compute_errors_NYU(gt, pred[:, 2:])
 
 
-def test_the_message_says_what_may_help():
-    with pytest.raises(UnscorableError, match=r"fp16.*--precision fp32"):
-        errors_of_maps(torch.ones(2), torch.tensor([[1.0, math.nan]]), 10, ("rmse",), "a")
-
-
 def test_an_image_without_a_counted_pixel_is_an_error_that_names_it():
     gt, pred = constant(2.0, FRAME, batch=3), constant(3.0, CROP, batch=3)
     gt[1, :, 56:471, 60:601] = 0  # what lies outside the crop does not help
@@ -531,11 +397,8 @@ def test_an_image_without_a_counted_pixel_is_an_error_that_names_it():
         compute_errors_NYU(constant(2.0, FRAME), constant(0.0005, CROP))  # all of it dropped
     with pytest.raises(UnscorableError, match="mine: no valid pixel"):  # one of two maps
         errors_of_maps(torch.ones(2), torch.tensor([[1.0, 1.0], [0.0, 0.0]]), 10, ("rmse",), "mine")
-    gt = constant(3.0, (50, 50), batch=2)
-    gt[1] = 80.0
-    with pytest.raises(UnscorableError, match="image 1: no valid pixel"):
-        compute_errors(gt, gt)
-    assert issubclass(UnscorableError, ValueError)
+    with pytest.raises(UnscorableError, match="image 0: no valid pixel"):
+        compute_errors(constant(80.0, (50, 50)), constant(3.0, (50, 50)))
 
 
 @pytest.mark.parametrize(
@@ -545,8 +408,6 @@ def test_an_image_without_a_counted_pixel_is_an_error_that_names_it():
         ((1, 480, 640), (1, 416, 544), r"expected gt of shape \(B, 1, 480, 640\), got \(1, 480, 640\)"),
         ((1, 1, 480, 640), (1, 1, 480, 640), "expected pred"),
         ((1, 1, 480, 640), (1, 0, 416, 544), "expected pred"),
-        ((1, 1, 480, 640), (1, 416, 544), "expected pred"),
-        ((1, 1, 416, 544), (1, 1, 416, 544), "expected gt"),
         ((1, 3, 480, 640), (1, 1, 416, 544), "expected gt"),
         ((0, 1, 480, 640), (0, 1, 416, 544), "expected gt"),
     ],
@@ -554,14 +415,8 @@ def test_an_image_without_a_counted_pixel_is_an_error_that_names_it():
 def test_nothing_is_broadcast(gt, pred, message):
     with pytest.raises(ValueError, match=message):
         compute_errors_NYU_per_image(torch.ones(gt), torch.ones(pred))
-
-
-def test_kitti_shapes_are_checked():
     with pytest.raises(ValueError, match=r"expected pred of shape \(1, R, 20, 30\), got \(1, 1, 20, 31\)"):
         compute_errors(torch.ones(1, 1, 20, 30), torch.ones(1, 1, 20, 31))
-    with pytest.raises(ValueError, match="expected gt of shape"):
-        compute_errors(torch.ones(1, 20, 30), torch.ones(1, 20, 30))
-    assert len(GARG_CROP) == 4
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -570,5 +425,3 @@ def test_ground_truth_that_is_not_finite_is_refused(value):
     gt[0, 0, 0, 0] = value
     with pytest.raises(ValueError, match="gt holds NaN or infinite depths; use 0 where there is no measurement"):
         compute_errors_NYU(gt, constant(2.0, CROP))
-    with pytest.raises(ValueError, match="gt holds NaN"):
-        compute_errors(gt, gt)

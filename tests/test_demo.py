@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import clip
 from calculate_error import HIGHER_IS_BETTER, NYU_CROP, NYU_METRICS
@@ -45,20 +44,6 @@ def metrics(rooms_clip, sample) -> dict[str, float]:
     return metrics_of(MonoCLIP(rooms_clip), sample)
 
 
-@pytest.fixture(scope="module")
-def patches(rooms_clip, sample) -> tuple[Tensor, Tensor]:
-    """Predicted and true depth (N,) [m] of all patches of the sample that were mostly measured; no mirror average."""
-    model = MonoCLIP(rooms_clip)
-    pred, true = [], []
-    for i in range(len(sample)):
-        image, depth = sample[i][0], sample[i][1][0][NYU_CROP].numpy()
-        mean, measured = train_clip.patch_depth(depth)
-        with torch.no_grad():
-            pred.append(model(image[None])[0, 0][torch.from_numpy(measured > 0.5)])
-        true.append(torch.from_numpy(mean[measured > 0.5]))
-    return torch.cat(pred), torch.cat(true)
-
-
 def better(name: str, a: dict[str, float], b: dict[str, float]) -> bool:
     return a[name] > b[name] if name in HIGHER_IS_BETTER else a[name] < b[name]
 
@@ -72,28 +57,21 @@ def readme_table(heading: str) -> dict[str, dict[str, float]]:
     return {row[0]: dict(zip(titles[1:], map(float, row[1:]), strict=True)) for row in rows}
 
 
-# ---------------------------------------------------------------------------------------------------- values by hand
+# ---- values by hand
 
 
 @pytest.mark.parametrize(
     ("depth", "shares"),
     [
-        (1.0, [1, 0, 0, 0, 0, 0, 0]),
         (1.25, [0.5, 0.5, 0, 0, 0, 0, 0]),
         (1.9, [0, 0.2, 0.8, 0, 0, 0, 0]),
         (2.25, [0, 0, 0, 1, 0, 0, 0]),
-        (3.0, [0, 0, 0, 0, 0, 0, 1]),
         (0.6, [1, 0, 0, 0, 0, 0, 0]),
         (4.2, [0, 0, 0, 0, 0, 0, 1]),
     ],
 )
 def test_class_shares(depth, shares):
     torch.testing.assert_close(train_clip.class_shares(torch.tensor([depth]), BINS)[0], torch.tensor(shares).float())
-
-
-def test_class_shares_have_the_depth_as_mean():
-    depth = torch.linspace(1, 3, 40).view(5, 8)
-    torch.testing.assert_close(train_clip.class_shares(depth, BINS) @ BINS, depth)
 
 
 def test_patch_depth_leaves_holes_out():
@@ -103,16 +81,6 @@ def test_patch_depth_leaves_holes_out():
     mean, measured = train_clip.patch_depth(depth)
     np.testing.assert_allclose(mean, [[(2**16 * 3**8) ** (1 / 24)], [1]])  # 16 rows of 2 m, 8 rows of 3 m
     np.testing.assert_allclose(measured, [[0.75], [0]])
-
-
-def test_ranks_and_spearman():
-    values = torch.tensor([3.0, 1.0, 3.0, 2.0])
-    torch.testing.assert_close(train_clip.ranks(values), torch.tensor([3.5, 1.0, 3.5, 2.0]).double())
-    rising = torch.linspace(0.1, 2, 9)
-    assert train_clip.spearman(rising, rising.exp()) == pytest.approx(1)
-    assert train_clip.spearman(rising, 1 / rising) == pytest.approx(-1)
-    # 1 - 6 * (1 + 1) / (3 * 8) = 0.5
-    assert train_clip.spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 1.0, 3.0])) == pytest.approx(0.5)
 
 
 def test_patch_loss_by_hand():
@@ -127,30 +95,19 @@ def test_patch_loss_by_hand():
     assert train_clip.patch_loss(right, depth, measured, BINS).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_learning_rate_share():
-    assert train_clip.learning_rate_share(0.025) == pytest.approx(0.5)
-    assert train_clip.learning_rate_share(0.5) == pytest.approx(0.5)
-    assert train_clip.learning_rate_share(1.0) == pytest.approx(0.0)
-
-
 def test_batches_mirror_image_and_depth_together():
     ramp = np.linspace(40, 200, 544)
     image = np.broadcast_to(ramp[None, None, :, None], (3, 416, 544, 3)).astype(np.uint8)
     depth = torch.linspace(1, 3, 17).expand(3, 13, 17)
     pictures = train_clip.Pictures(image, depth, torch.ones(3, 13, 17))
-    mirrored = 0
-    stream = train_clip.batches(pictures, 4, np.random.default_rng(0))
-    for _ in range(3):
-        image_batch, depth_batch, measured = next(stream)
-        assert image_batch.shape == (4, 3, 416, 544)
-        assert measured.shape == (4, 13, 17)
-        for x, y in zip(image_batch, depth_batch, strict=True):
-            assert (x[0, 0, 0] < x[0, 0, -1]) == (y[0, 0] < y[0, -1])
-            mirrored += int(y[0, 0] > y[0, -1])
-    assert 0 < mirrored < 12
+    image_batch, depth_batch, measured = next(train_clip.batches(pictures, 12, np.random.default_rng(0)))
+    assert (image_batch.shape, measured.shape) == ((12, 3, 416, 544), (12, 13, 17))
+    mirrored = depth_batch[:, 0, 0] > depth_batch[:, 0, -1]
+    assert torch.equal(image_batch[:, 0, 0, 0] > image_batch[:, 0, 0, -1], mirrored)
+    assert 0 < mirrored.sum() < 12
 
 
-# ------------------------------------------------------------------------------------------------- what is embedded
+# ---- what is embedded
 
 
 def test_checkpoint_has_the_keys_of_openai_in_fp16_and_at_most_5_mb(rooms_clip):
@@ -164,13 +121,11 @@ def test_checkpoint_has_the_keys_of_openai_in_fp16_and_at_most_5_mb(rooms_clip):
     for key, value in state_dict.items():
         assert value.dtype == (torch.int64 if key.endswith("num_batches_tracked") else torch.float16)
     assert rooms_clip.visual.patch_dim == 2 * rooms_clip.text_projection.shape[1]  # every second channel, as RN50
-    assert rooms_clip.visual.input_resolution == 224
 
 
 def test_sample_is_small_and_is_what_the_renderer_makes(sample):
     assert sum(path.stat().st_size for path in (DEMO / "sample").rglob("*") if path.is_file()) <= 4_000_000
     assert len(sample) == 16
-    assert len({pair.scene for pair in sample.pairs}) >= 4
     scene, _, depth = rooms.render_scene(train_clip.SAMPLE_SEED, 0)
     first = next(i for i, pair in enumerate(sample.pairs) if pair.index == 0)
     assert sample.pairs[first].scene == scene
@@ -185,11 +140,7 @@ def test_metrics_are_those_of_the_readme(metrics):
         assert value == pytest.approx(stated[name], abs=0.01), name
 
 
-@pytest.mark.parametrize(
-    "heading",
-    ["Held out: 64 pictures of seed 64000", "The sample: 16 pictures of seed 16000"],
-    ids=["held out", "sample"],
-)
+@pytest.mark.parametrize("heading", ["Held out: 64 pictures of seed 64000", "The sample: 16 pictures of seed 16000"])
 def test_readme_states_a_model_that_beats_the_others(heading):
     model, *others = readme_table(heading).values()
     assert len(others) == 3
@@ -199,7 +150,7 @@ def test_readme_states_a_model_that_beats_the_others(heading):
         assert all(better(name, model, other) for other in others), name
 
 
-def test_measure_agrees_with_the_official_evaluation_and_beats_the_others(rooms_clip, sample, tmp_path):
+def test_measure_agrees_with_the_official_evaluation(rooms_clip, sample, tmp_path):
     pairs = sample.pairs[::3]  # for speed
     for pair in pairs:
         folder = tmp_path / "official_splits" / "test" / pair.scene
@@ -207,43 +158,27 @@ def test_measure_agrees_with_the_official_evaluation_and_beats_the_others(rooms_
         for path in (pair.rgb, pair.depth):
             shutil.copy(path, folder)
     table, correlation = train_clip.measure(rooms_clip, tmp_path)
-    model, *others = table.values()
     official = metrics_of(MonoCLIP(rooms_clip), NYUDepthV2(pairs, sample.crop, sample.normalised))
     assert list(table) == ["embedded CLIP", "uniform weights", "best constant", "best of 20 permutations"]
-    for name in NYU_METRICS:
-        assert model[name] == pytest.approx(official[name], rel=1e-4)
-        if name != "delta3":  # near its ceiling: in so few pictures, one near ball decides it; README.md has it for 64
-            assert all(better(name, model, other) for other in others), name
+    assert {name: table["embedded CLIP"][name] for name in NYU_METRICS} == pytest.approx(official, rel=1e-4)
     assert correlation > 0.6
 
 
-# ------------------------------------------------------------------------------------------------- it knows distance
+# ---- it knows distance
 
 
-def test_reversed_words_make_every_metric_worse(rooms_clip, sample, metrics):
-    reversed_words = metrics_of(MonoCLIP(rooms_clip, Reading(bin_list=PAPER.bin_list[::-1])), sample)
-    for name in NYU_METRICS:
-        assert better(name, metrics, reversed_words), name
-
-
-def test_uniform_weights_make_every_metric_worse(rooms_clip, sample, metrics):
-    uniform = metrics_of(MonoCLIP(rooms_clip, Reading(temperature=1e6)), sample)
-    for name in NYU_METRICS:
-        assert better(name, metrics, uniform), name
-
-
-def test_words_that_say_nothing_of_distance_make_every_metric_worse(rooms_clip, sample, metrics):
-    words = ("red", "a dog", "seven", "music", "thin", "yesterday", "wet")
-    other = metrics_of(MonoCLIP(rooms_clip, Reading(depth_classes=words)), sample)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bin_list": PAPER.bin_list[::-1]},
+        {"temperature": 1e6},  # uniform weights
+        {"depth_classes": ("red", "a dog", "seven", "music", "thin", "yesterday", "wet")},  # nothing of distance
+    ],
+)
+def test_other_words_and_weights_make_every_metric_worse(rooms_clip, sample, metrics, change):
+    other = metrics_of(MonoCLIP(rooms_clip, Reading(**change)), sample)
     for name in NYU_METRICS:
         assert better(name, metrics, other), name
-
-
-def test_near_patches_are_predicted_nearer_than_far_ones(patches):
-    pred, true = patches
-    means = [pred[(true >= low) & (true < high)].mean().item() for low, high in ((0, 1.5), (1.5, 2.25), (2.25, 9))]
-    assert means[0] + 0.2 < means[1]
-    assert means[1] + 0.2 < means[2]
 
 
 def test_mirrored_input_gives_the_mirrored_map(rooms_clip, sample):
@@ -251,10 +186,7 @@ def test_mirrored_input_gives_the_mirrored_map(rooms_clip, sample):
     images = torch.stack([sample[i][0] for i in range(4)])
     with torch.no_grad():
         pred, mirrored = model.predict(images), model.predict(images.flip(-1)).flip(-1)
-        single, single_mirrored = model(images), model(images.flip(-1)).flip(-1)
     torch.testing.assert_close(mirrored, pred, atol=1e-3, rtol=0)
-    # One view alone is no exact mirror, but nearer to it than to the map that was not mirrored back.
-    assert (single - single_mirrored).abs().mean() < 0.5 * (single - single_mirrored.flip(-1)).abs().mean()
 
 
 def test_pooled_embedding_ranks_whole_views_by_depth(rooms_clip, sample):
@@ -270,7 +202,7 @@ def test_pooled_embedding_ranks_whole_views_by_depth(rooms_clip, sample):
     assert train_clip.spearman(pred, torch.stack(depths)) > 0.5
 
 
-# ---------------------------------------------------------------------------------------------------- the command line
+# ---- the command line
 
 
 def test_training_repeats_from_its_seed():
@@ -292,25 +224,13 @@ def test_two_steps_end_to_end(tmp_path, capsys):
     small = ["--images", "2", "--steps", "2", "--batch_size", "2", "--held_out", "1", "--workers", "0"]
     small += ["--threads", str(torch.get_num_threads())]
     assert train_clip.main(["--output", str(path), *small]) == 0
-    printed = capsys.readouterr().out
-    assert "step 2 of 2: loss" in printed
-    assert "| embedded CLIP |" in printed
+    assert "step 2 of 2: loss" in capsys.readouterr().out
     model, _ = clip.load(path, device="cpu")
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--seed", str(train_clip.HELD_OUT_SEED)], "is that of pictures which training must not see"),
-        (["--seed", str(train_clip.SAMPLE_SEED)], "is that of pictures which training must not see"),
-        (["--seed", "-1"], "-1 is not 0 or more"),
-        (["--steps", "0"], "0 is not 1 or more"),
-        (["--output", "no/such/folder/clip.pt"], "does not exist; create it first"),
-    ],
-)
-def test_wrong_arguments(arguments, message, tmp_path, capsys):
-    with pytest.raises(SystemExit) as error:
-        train_clip.main(["--output", str(tmp_path / "clip.pt"), *arguments])
-    assert error.value.code == 2
-    assert message in capsys.readouterr().err
+def test_a_seed_of_pictures_that_training_must_not_see_is_refused(tmp_path, capsys):
+    for seed in (train_clip.HELD_OUT_SEED, train_clip.SAMPLE_SEED):
+        with pytest.raises(SystemExit):
+            train_clip.main(["--output", str(tmp_path / "clip.pt"), "--seed", str(seed)])
+        assert "is that of pictures which training must not see" in capsys.readouterr().err

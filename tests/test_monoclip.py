@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.testing import assert_close
 
 import clip
@@ -97,8 +97,6 @@ def test_pixels_are_normalised_by_hand():
     expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225]
     assert x.shape == (3, 1, 1)
     assert x.flatten().tolist() == pytest.approx(expected, abs=1e-6)
-    plain = replace(PAPER, image_mean=(0, 0, 0), image_std=(1, 1, 1)).normalised(np.array([[[255, 0, 51]]], np.uint8))
-    assert plain.flatten().tolist() == pytest.approx([1, 0, 0.2])
 
 
 def test_a_mirrored_half_is_mirrored_back_and_averaged():
@@ -188,17 +186,6 @@ def test_features_are_every_second_channel_of_unit_vectors(tiny_clip, model, ima
     assert_close(unit_channels(trunk).norm(dim=1), torch.ones(4, 2, 3))
 
 
-def test_classifier_is_the_normalised_mean_of_normalised_prompts(tiny_clip):
-    templates, objects = ("This {} is {}", "a photo of a {} that is {}"), ("object", "thing")
-    features = zeroshot_classifier(tiny_clip, ("close", "far away", "unseen"), objects, templates)
-    assert features.shape == (64, 3)
-    for k, word in enumerate(("close", "far away", "unseen")):
-        prompts = [template.format(thing, word) for template in templates for thing in objects]
-        vectors = [tiny_clip.encode_text(clip.tokenize(prompt))[0] for prompt in prompts]
-        mean = torch.stack([vector / vector.norm() for vector in vectors]).mean(dim=0)
-        assert_close(features[:, k], mean / mean.norm(), atol=1e-6, rtol=0)
-
-
 def test_a_naive_loop_gives_the_same_depth(model, image):
     features, depth = model.patch_features(model.trunk(image)).double(), model(image)
     text = model.text_features.double()
@@ -209,20 +196,6 @@ def test_a_naive_loop_gives_the_same_depth(model, image):
         halves[b, y, x] = sum(w * d for w, d in zip(weights, PAPER.bin_list, strict=True)) / sum(weights)
     expected = (halves[:2] + halves[2:, :, ::-1]) / 2
     np.testing.assert_allclose(depth[:, 0], expected, atol=1e-3, rtol=0)  # fp32 times the scale of 1000
-
-
-def test_prediction_is_the_mirror_average_resized_with_aligned_corners(model, image):
-    upright, mirrored = (model.depth(model.patch_features(model.trunk(x)[:2])) for x in (image, image.flip(-1)))
-    average, predicted = (upright + mirrored.flip(-1)) / 2, model.predict(image)
-    assert_close(model(image), average, atol=1e-5, rtol=0)
-    assert predicted.shape == (2, 1, 64, 96)
-    assert predicted.dtype == torch.float32
-    assert_close(predicted[..., ::63, ::95], average[..., ::1, ::2], atol=1e-5, rtol=0)
-    for y, x in ((0, 30), (17, 50), (63, 94)):  # pixel (y, x) lies at cell (y / 63, 2 x / 95) of 2 x 3
-        v, u = y / 63, 2 * x / 95
-        j = int(u)
-        rows = average[..., j] * (1 - (u - j)) + average[..., j + 1] * (u - j)
-        assert_close(predicted[..., y, x], rows[..., 0] * (1 - v) + rows[..., 1] * v, atol=1e-5, rtol=0)
 
 
 # ---- what holds for any image
@@ -247,19 +220,6 @@ def test_many_sets_of_bins_equal_one_by_one_and_depth_lies_within_them(seed, sca
     assert_close(depth_of(logits, bins.flip(1)), depth_of(logits.flip(1), bins), atol=1e-5, rtol=0)
 
 
-def test_weights_sum_to_one(model, image):
-    probs = model.probs(model.patch_features(model.trunk(image)))
-    assert probs.shape == (4, 7, 2, 3)
-    assert_close(probs.sum(dim=1), torch.ones(4, 2, 3))
-
-
-def test_depth_lies_within_the_bins(model):
-    depth = model.predict(normal((4, 3, 96, 64), 6) * 3)
-    assert depth.min() >= 1.0 - 1e-6
-    assert depth.max() <= 3.0 + 1e-6
-    assert depth.std() > 0.01
-
-
 def test_mirrored_image_gives_the_mirrored_prediction(model, image):
     assert_close(model.predict(image.flip(-1)), model.predict(image).flip(-1), atol=1e-5, rtol=0)
     assert not model.predict(image).allclose(model.predict(image).flip(-1), atol=1e-2)
@@ -272,37 +232,7 @@ def test_a_batch_equals_its_singles(model):
     assert_close(model.predict(images.flip(0)), singles.flip(0), atol=1e-4, rtol=0)
 
 
-def test_order_of_words_and_bins_together_changes_nothing(tiny_clip, model, image):
-    reading = replace(PAPER, depth_classes=PAPER.depth_classes[::-1], bin_list=PAPER.bin_list[::-1])
-    assert_close(MonoCLIP(tiny_clip, reading)(image), model(image), atol=1e-4, rtol=0)
-    other = MonoCLIP(tiny_clip, replace(PAPER, bin_list=PAPER.bin_list[::-1]))(image)
-    assert not other.allclose(model(image), atol=1e-2)
-
-
-def test_temperature_goes_from_the_likeliest_bin_to_the_mean_of_all(tiny_clip, model, image):
-    hot, cold = (MonoCLIP(tiny_clip, replace(PAPER, temperature=t)) for t in (1e9, 1e-6))
-    assert_close(hot(image), torch.full((2, 1, 2, 3), 15 / 7), atol=1e-5, rtol=0)
-    features = model.patch_features(model.trunk(image))
-    likeliest = torch.tensor(PAPER.bin_list)[model.logits(features).argmax(1)]
-    assert_close(cold.depth(features)[:, 0], likeliest, atol=1e-4, rtol=0)
-
-
-def test_the_default_reading_is_the_papers(tiny_clip, model):
-    assert_close(zeroshot_classifier(tiny_clip), model.text_features, atol=0, rtol=0)
-    assert model.reading is PAPER
-    assert Reading() == PAPER
-    assert PAPER.words == (PAPER.depth_classes, PAPER.obj_classes, PAPER.depth_templates)
-
-
-def test_a_reading_takes_lists_and_whole_numbers():
-    reading = Reading(depth_classes=["near", "far"], bin_list=[1, 3], temperature=1)
-    assert reading == Reading(depth_classes=("near", "far"), bin_list=(1.0, 3.0), temperature=1.0)
-    assert (reading.depth_classes, reading.bin_list) == (("near", "far"), (1.0, 3.0))
-
-
 def test_text_features_and_bins_are_buffers(model):
-    assert {"text_features", "bin_list"} <= {name for name, _ in model.named_buffers()}
-    assert isinstance(model, nn.Module)
     moved = copy.deepcopy(model).to("meta")
     assert moved.text_features.is_meta
     assert moved.bin_list.is_meta
@@ -328,8 +258,7 @@ def test_a_picture_of_nyus_size_is_predicted_pixel_for_pixel(model, tmp_path, ki
     Image.fromarray(pixels).save(path)
     depth = model.infer_image({"array": pixels, "PIL": Image.fromarray(pixels), "path": path, "text": str(path)}[kind])
     expected = model.predict(PAPER.normalised(pixels)[None])[0, 0]
-    assert depth.shape == (416, 544)
-    assert depth.dtype == np.float32
+    assert (depth.shape, depth.dtype) == ((416, 544), np.float32)
     assert depth.std() > 0.01
     assert_close(torch.from_numpy(depth), expected, atol=1e-6, rtol=0)
 
@@ -369,31 +298,18 @@ def test_a_text_encoder_of_another_tokenizer_is_refused():
         zeroshot_classifier(random_clip(replace(TINY, vocab_size=1000)))
 
 
-def test_a_prompt_that_is_too_long_is_refused(tiny_clip):
-    with pytest.raises(RuntimeError, match="context length of 77"):
-        zeroshot_classifier(tiny_clip, ("far " * 80,))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"bin_list": (1.0, 2.0)}, "7 depth classes and 2 bins: every depth class needs one bin"),
         ({"depth_classes": (), "bin_list": ()}, "0 depth classes and 0 bins"),
-        ({"bin_list": (1, 2, 3, 4, 5, 6, -1)}, "bins must be positive and finite"),
         ({"bin_list": (1, 2, 3, 4, 5, 6, 0)}, "bins must be positive and finite"),
         ({"bin_list": (1, 2, 3, 4, 5, 6, math.nan)}, "bins must be positive and finite"),
-        ({"bin_list": (1, 2, 3, 4, 5, 6, math.inf)}, "bins must be positive and finite"),
         ({"bin_list": ("1", 2, 3, 4, 5, 6, 7)}, "bin_list has a value of another kind"),
-        ({"bin_list": 1.0}, "bin_list has a value of another kind: 1.0"),
         ({"depth_classes": "near"}, "depth_classes has a value of another kind: 'near'"),
-        ({"depth_templates": ("{} {}", 1)}, "depth_templates has a value of another kind"),
         ({"temperature": "1"}, "temperature has a value of another kind: '1'"),
         ({"temperature": 0}, "temperature must be positive and finite, got 0"),
-        ({"temperature": math.nan}, "temperature must be positive and finite"),
         ({"depth_templates": ("This is {}",)}, r"template 'This is \{\}' must hold \{\} twice"),
-        ({"depth_templates": ("{} {} {0}",)}, r"must hold \{\} twice"),
-        ({"depth_templates": ("{} {} {x",)}, r"must hold \{\} twice"),
-        ({"depth_templates": ()}, "at least one template and one object word"),
         ({"obj_classes": ()}, "at least one template and one object word"),
     ],
 )

@@ -6,6 +6,7 @@ block) and a few images with content; all others are HDF5's fill value.
 
 import io
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -15,10 +16,9 @@ import pytest
 import torch
 from PIL import Image, JpegImagePlugin
 
-from datasets import DataError
-from datasets.nyu import NYUDepthV2, open_nyu
+from datasets import DataError, prepare_nyu
+from datasets.nyu import open_nyu
 from datasets.nyu_mat import LabelledMat
-from datasets.prepare_nyu import extract
 
 NYU_CROP = (slice(56, 472), slice(60, 604))
 WITH_CONTENT = (0, 1, 2, 8)  # 2 belongs to the train split
@@ -113,7 +113,7 @@ def test_rgb_is_black_outside_and_a_jpeg_of_quality_95(mat: Path) -> None:
 def test_depth_that_16_bits_do_not_hold_is_refused(mat: Path, index: int, text: str) -> None:
     with (
         LabelledMat(mat) as reader,
-        pytest.raises(DataError, match=rf"rawDepths of image {index} spans .*{text}.*0 to 65\.535 m"),
+        pytest.raises(DataError, match=rf"rawDepths of image {index} .* spans .*{text}.*0 to 65\.535 m"),
     ):
         reader.png(index)
 
@@ -121,15 +121,23 @@ def test_depth_that_16_bits_do_not_hold_is_refused(mat: Path, index: int, text: 
 # A .mat that is not what it should be
 
 
-def test_truncated_mat_and_what_is_no_hdf5_file(mat: Path, tmp_path: Path) -> None:
-    path = tmp_path / "x.mat"
-    for data in (b"", b"<html>not found</html>", b"MATLAB 5.0 MAT-file" + bytes(600)):
-        path.write_bytes(data)
-        with pytest.raises(DataError, match=r"x\.mat: not a readable MATLAB v7\.3"):
-            LabelledMat(path)
-    path.write_bytes(mat.read_bytes()[: mat.stat().st_size // 2])
-    with pytest.raises(DataError, match=r"x\.mat: truncated"):
-        LabelledMat(path)
+@pytest.mark.parametrize(
+    ("share", "content", "problem"),
+    [
+        (0.0, b"<html>not found</html>", r"not a readable MATLAB v7\.3"),
+        (0.0, b"MATLAB 5.0 MAT-file" + bytes(600), r"not a readable MATLAB v7\.3"),
+        (0.5, b"", "truncated"),
+    ],
+)
+def test_truncated_mat_and_what_is_no_hdf5_file(
+    mat: Path, tmp_path: Path, share: float, content: bytes, problem: str
+) -> None:
+    (tmp_path / "x.mat").write_bytes(mat.read_bytes()[: int(share * mat.stat().st_size)] + content)
+    with pytest.raises(DataError, match=rf"x\.mat: {problem}"):
+        LabelledMat(tmp_path / "x.mat")
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         LabelledMat(tmp_path / "y.mat")
     os.mkfifo(tmp_path / "pipe.mat")
@@ -137,42 +145,45 @@ def test_truncated_mat_and_what_is_no_hdf5_file(mat: Path, tmp_path: Path) -> No
         LabelledMat(tmp_path / "pipe.mat")
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "dtype"),
-    [
+def test_another_layout(tmp_path: Path) -> None:
+    path = tmp_path / "x.mat"
+    for name, shape, dtype in (
         ("images", (1449, 640, 480, 3), "uint8"),
-        ("images", (1448, 3, 640, 480), "uint8"),
+        ("depths", (1448, 640, 480), "float32"),
         ("rawDepths", (1449, 640, 480), "float64"),
-    ],
-)
-def test_other_shape_or_dtype(tmp_path: Path, name: str, shape: tuple[int, ...], dtype: str) -> None:
-    write_mat(tmp_path / "x.mat", ["study"], **{name: (shape, dtype)})
-    with pytest.raises(DataError, match=rf"x\.mat: {name} is \(1.*\) {dtype}, expected \(1449, "):
-        LabelledMat(tmp_path / "x.mat")
-
-
-def test_missing_array_and_wrong_scene_types(tmp_path: Path) -> None:
-    path = write_mat(tmp_path / "x.mat", ["study"], leave_out="rawDepths")
-    with pytest.raises(DataError, match="holds no array rawDepths"):
+    ):
+        write_mat(path, ["study"], **{name: (shape, dtype)})
+        with pytest.raises(
+            DataError, match=rf"x\.mat: {name} cannot be used .{re.escape(f'{shape} {dtype}')}, expected"
+        ):
+            LabelledMat(path)
+    write_mat(path, ["study"], leave_out="rawDepths")
+    with pytest.raises(DataError, match=r"rawDepths cannot be used .*doesn't exist"):
         LabelledMat(path)
 
-    def refused(problem: str) -> None:
-        with LabelledMat(path) as reader, pytest.raises(DataError, match=problem):
-            reader.scenes()
 
-    plain = {"depths": ((1449, 640, 480), "float32")}  # the published layout, without content
-    write_mat(path, ["study"] * 1448, **plain)
-    refused(r"sceneTypes is \(1, 1448\)")
-    for wrong in ("../x", "a b", "\0"):
-        write_mat(path, ["study"] * 7 + [wrong] + ["study"] * 1441, **plain)
-        refused("scene type of image 7 is")
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        (["study"] * 1448, "1448 names"),
+        (["study"] * 7 + ["../x"] + ["study"] * 1441, r"\['../x'\] among them"),
+        (h5py.Reference(), "Invalid HDF5 object reference"),
+        (np.zeros((1, 1449)), "not <class 'numpy.float64'>"),
+        (None, "doesn't exist"),
+    ],
+)
+def test_wrong_scene_types(tmp_path: Path, wrong: object, problem: str) -> None:
+    names = wrong if isinstance(wrong, list) else ["study"] * 1449
+    path = write_mat(tmp_path / "x.mat", names, depths=((1449, 640, 480), "float32"))  # without content
     with h5py.File(path, "r+") as file:
-        file["sceneTypes"][0, 7] = h5py.Reference()
-    refused("scene type of image 7 cannot be read")
-    with h5py.File(path, "r+") as file:
-        del file["sceneTypes"]
-        file["sceneTypes"] = np.zeros((1, 1449))
-    refused(r"sceneTypes is \(1, 1449\) float64, expected 1449 object references")
+        if isinstance(wrong, h5py.Reference):
+            file["sceneTypes"][0, 7] = wrong
+        elif not isinstance(wrong, list):
+            del file["sceneTypes"]
+            if wrong is not None:
+                file["sceneTypes"] = wrong
+    with LabelledMat(path) as reader, pytest.raises(DataError, match=f"sceneTypes cannot be used .*{problem}"):
+        reader.scenes()
 
 
 def test_damaged_chunk_names_the_image(mat: Path, tmp_path: Path) -> None:
@@ -186,7 +197,7 @@ def test_damaged_chunk_names_the_image(mat: Path, tmp_path: Path) -> None:
         file.write(bytes([byte ^ 16]))
     with LabelledMat(path) as reader:
         reader.jpeg(0)
-        with pytest.raises(DataError, match="images of image 8 is damaged"):
+        with pytest.raises(DataError, match="images of image 8 cannot be used"):
             reader.jpeg(8)
 
 
@@ -197,30 +208,24 @@ def as_tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32))
 
 
-def opened(path: Path, limit: int) -> NYUDepthV2:
-    return open_nyu(path, NYU_CROP, as_tensor, limit=limit)
-
-
-def test_mat_and_folder_give_the_same_samples(mat: Path, tmp_path: Path) -> None:
-    straight = opened(mat, 12)
-    assert set(straight.indices) & set(WITH_CONTENT)  # not all of them are fill values
-    extract(mat, tmp_path, [(index, kind) for index in straight.indices for kind in ("rgb", "sync_depth")])
-    folder = opened(tmp_path / "test", 12)
-    assert straight.names == folder.names
-    assert len(opened(mat, 1000)) == 654
-    for item in range(12):
-        (expected_image, expected_depth), (image, depth) = folder[item], straight[item]
-        assert image.shape == (3, 416, 544)
-        assert depth.shape == (1, 480, 640)
-        assert torch.equal(image, expected_image)
-        assert torch.equal(depth, expected_depth)
-        assert straight.image_sha256(item) == folder.image_sha256(item)
+def test_mat_and_folder_give_the_same_samples(mat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_nyu, "NUM_IMAGES", 15)
+    assert prepare_nyu.extract(mat, tmp_path, ["test"], dense=False) == 10
+    folder, straight = (open_nyu(path, NYU_CROP, as_tensor) for path in (tmp_path, mat))
+    assert len(straight.names) == 654
+    assert sorted(folder.indices) == [0, 1, 8, 13, 14]
+    for item, index in enumerate(folder.indices):
+        place = straight.indices.index(index)
+        assert straight.names[place] == folder.names[item]
+        assert straight.image_sha256(place) == folder.image_sha256(item)
+        for ours, theirs, shape in zip(straight[place], folder[item], ((3, 416, 544), (1, 480, 640)), strict=True):
+            assert ours.shape == shape
+            assert torch.equal(ours, theirs)
 
 
 def test_threads_read_one_mat(mat: Path) -> None:
-    dataset = opened(mat, 12)
+    dataset, alone = (open_nyu(mat, NYU_CROP, as_tensor, limit=12) for _ in range(2))
     batches = list(dataset.batches(range(12), batch_size=5, workers=4))
     assert [batch.items for batch in batches] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
-    alone = opened(mat, 12)
     for part, singles in ((torch.cat([b.image for b in batches]), 0), (torch.cat([b.depth for b in batches]), 1)):
         assert torch.equal(part, torch.stack([alone[item][singles] for item in range(12)]))

