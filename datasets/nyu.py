@@ -13,7 +13,6 @@ end marker, is not noticed here either. Nothing is ever written.
 import hashlib
 import io
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +29,6 @@ from datasets import DataError, printable, text_of
 from datasets.nyu_mat import DEPTH_UNITS_PER_METRE, FRAME, MAT_NAME, LabelledMat
 
 SPLIT = Path("official_splits") / "test"
-JPEG_END = b"\xff\xd9"
 MAX_DEPTH = 10.0  # [m] the Kinect's range; ground truth is clipped to it
 SANE_DEPTH = (0.1, 65.0)  # [m] a largest depth outside this range is another unit or a damaged file
 MAX_PIXELS = 4_000_000  # an image that claims more is refused before it is decoded
@@ -79,9 +77,21 @@ class FolderPair:
         """The RGB image as the bytes of its JPEG file. Raises DataError."""
         return content_of(self.rgb)
 
+    def pixels(self) -> np.ndarray:
+        """The RGB image, (480, 640, 3) uint8. Raises DataError."""
+        return decode(self.jpeg(), str(self.rgb), "RGB")
+
     def millimetres(self) -> np.ndarray:
         """The raw depth map, (480, 640) uint16 [mm]. Raises DataError."""
         return decode(content_of(self.depth), str(self.depth), "I;16")
+
+    def measured(self) -> np.ndarray:
+        """`millimetres`, if any of them is measured and they make sense. Raises DataError."""
+        millimetres = self.millimetres()
+        depth_in_metres(millimetres, str(self.depth))
+        if not millimetres.any():
+            raise DataError(f"{self.depth}: no valid pixel, every depth is 0; remove the image")
+        return millimetres
 
 
 @dataclass(frozen=True)
@@ -177,16 +187,6 @@ class NYUDepthV2:
                 yield Batch(part, torch.stack(image), torch.stack(depth))
 
 
-def depth_in_metres(millimetres: np.ndarray, name: str) -> Tensor:
-    """(480, 640) uint16 [mm] -> (1, 480, 640) float32 [m], clipped to [0, 10].
-
-    Raises:
-        DataError: as `require_millimetres`.
-    """
-    require_millimetres(millimetres, name)
-    return torch.from_numpy(millimetres.astype(np.float32) / DEPTH_UNITS_PER_METRE).clamp(0, MAX_DEPTH)[None]
-
-
 def open_nyu(
     path: Path,
     crop: tuple[slice, slice],
@@ -276,36 +276,26 @@ def read_list(list_file: Path, root: Path) -> list[FolderPair]:
     Each line holds the RGB path and the depth path relative to the test split, then optionally the focal length, which
     is not used; blank lines are skipped.
 
-    Args:
-        list_file: the text file.
-        root: as for `scan_folder`.
-
     Raises:
         DataError: all lines that are wrong, with their numbers.
     """
     folder = test_split_folder(root)
-    text = text_of(list_file)
     pairs: list[FolderPair] = []
     problems: list[str] = []
-    seen: dict[str, str] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        columns = line.split()
-        where = f"{list_file}, line {number}"
+    seen: dict[PurePosixPath, str] = {}
+    for number, line in enumerate(text_of(list_file).split("\n"), 1):
+        columns, where = line.split(), f"{list_file}, line {number}"
         if not columns:
             continue
         if len(columns) not in (2, 3):
-            problems.append(
-                f"{where}: {len(columns)} columns, expected RGB path, depth path and optionally focal length"
-            )
+            expected = "expected RGB path, depth path and optionally focal length"
+            problems.append(f"{where}: {len(columns)} columns, {expected}")
             continue
         wrong = [reason for column in columns[:2] if (reason := unsafe_path(column, folder))]
-        for column in columns[:2]:
-            key = str(PurePosixPath(column))
-            if key in seen:
-                wrong.append(f"{column} stands in {seen[key]} already")
-            seen.setdefault(key, f"line {number}")
-        rgb, depth = (PurePosixPath(column) for column in columns[:2])
-        indices = [int(match[1]) for path in (rgb, depth) if (match := re.search(r"(\d{1,9})$", path.stem))]
+        rgb, depth = paths = [PurePosixPath(column) for column in columns[:2]]
+        wrong += [f"{path} stands in {seen[path]} already" for path in paths if path in seen]
+        seen |= dict.fromkeys(paths, f"line {number}")
+        indices = [int(match[1]) for path in paths if (match := re.search(r"(\d{1,9})$", path.stem))]
         if not wrong and (len(indices) < 2 or indices[0] != indices[1]):
             wrong.append(f"{rgb.name} and {depth.name} do not carry the same index")
         problems += [f"{where}: {reason}" for reason in wrong]
@@ -337,51 +327,6 @@ def raise_problems(problems: Sequence[str]) -> None:
         raise DataError(f"{len(problems)} problems in the data:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
-def open_image(file: io.BytesIO, name: str, mode: str) -> Image.Image:
-    """The image, opened but not decoded, a JPEG of mode RGB or a PNG of mode I;16 (16 bits), and of 640x480 pixels.
-
-    Raises:
-        DataError: it cannot be opened, has another format, mode or size, or claims more than 4 million pixels.
-    """
-    form, expected = ("JPEG", "an RGB JPEG") if mode == "RGB" else ("PNG", "a 16-bit single-channel PNG")
-    try:
-        image = Image.open(file)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: claims more than {MAX_PIXELS:,} pixels, so it is not decoded; remove it") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{name}: not a readable image; write it again") from error
-    height, width = FRAME
-    if image.width * image.height > MAX_PIXELS:
-        problem = f"claims {image.width}x{image.height} pixels, so it is not decoded; remove it"
-    elif (image.mode, image.format) != (mode, form):
-        problem = f"has mode {image.mode} and format {image.format}, expected {expected} (mode {mode}); write it again"
-    elif image.size != (width, height):
-        problem = f"is {image.width}x{image.height}, expected {width}x{height}; do not resize NYU's images"
-    else:
-        return image
-    raise DataError(f"{name}: {problem}")
-
-
-def decode(content: bytes, name: str, mode: str) -> np.ndarray:
-    """All pixels of an image file: (480, 640, 3) uint8 for mode RGB, (480, 640) uint16 for mode I;16.
-
-    Args:
-        content: of the file.
-        name: of the file, for errors.
-        mode: Pillow's, RGB or I;16.
-
-    Raises:
-        DataError: as `open_image`; or the file is truncated or damaged.
-    """
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # some package may have set it; half a JPEG must not be scored
-    with open_image(io.BytesIO(content), name, mode) as image:
-        try:
-            image.load()
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{name}: truncated or damaged ({error}); write it again") from error
-        return np.array(image)
-
-
 def content_of(path: Path) -> bytes:
     """The bytes of a regular file. Raises DataError: it cannot be read, or is none."""
     try:
@@ -394,45 +339,64 @@ def content_of(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def check_files(pairs: Sequence[FolderPair]) -> None:
-    """Looks at everything that can be wrong before a model is built: about 3 ms an image and core.
+def decode(content: bytes, name: str, mode: str) -> np.ndarray:
+    """All pixels of an image file: (480, 640, 3) uint8 for mode RGB, (480, 640) uint16 for mode I;16.
 
-    Of an RGB image the header and the end are looked at, and all pixels only if the end is not a JPEG's; depth is
-    decoded.
+    Args:
+        content: of the file.
+        name: of the file, for errors.
+        mode: RGB for a JPEG, I;16 for a PNG of 16 bits.
 
     Raises:
-        DataError: all files that are missing, unreadable, truncated, of a wrong mode or size, or hold no depth, with
-            the lines that name them.
+        DataError: it is no such image, has another size, claims more than 4 million pixels, or does not decode to the
+            end.
+    """
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # some package may have set it; half a JPEG must not be scored
+    form, expected = ("JPEG", "an RGB JPEG") if mode == "RGB" else ("PNG", "a 16-bit single-channel PNG")
+    try:
+        image = Image.open(io.BytesIO(content))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(f"{name}: claims more than {MAX_PIXELS:,} pixels, so it is not decoded; remove it") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{name}: not a readable image; write it again") from error
+    found = f"{image.width}x{image.height}"
+    if image.width * image.height > MAX_PIXELS:
+        problem = f"claims {found} pixels, so it is not decoded; remove it"
+    elif (image.mode, image.format) != (mode, form):
+        problem = f"has mode {image.mode} and format {image.format}, expected {expected} (mode {mode}); write it again"
+    elif (image.height, image.width) != FRAME:
+        problem = f"is {found}, expected {FRAME[1]}x{FRAME[0]}; do not resize NYU's images"
+    else:
+        try:
+            return np.array(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            problem = f"truncated or damaged ({error}); write it again"
+    raise DataError(f"{name}: {problem}")
+
+
+def check_files(pairs: Sequence[FolderPair]) -> None:
+    """Reads all files once, before a model is built: about 7 ms an image and core.
+
+    Raises:
+        DataError: all files that are missing, unreadable, damaged, of a wrong mode or size, or hold no depth, with the
+            lines of the list that name them.
     """
 
     def problems_of(pair: FolderPair) -> list[str]:
         problems = []
-        for check, path in ((check_rgb, pair.rgb), (check_depth, pair.depth)):
+        for read in (pair.pixels, pair.measured):
             try:
-                check(content_of(path), str(path))
+                read()
             except DataError as error:
                 problems.append(f"{pair.origin}: {error}" if pair.origin else str(error))
         return problems
 
-    def check_rgb(content: bytes, name: str) -> None:
-        open_image(io.BytesIO(content), name, "RGB").close()
-        if not content.endswith(JPEG_END):
-            decode(content, name, "RGB")  # cut off, or followed by other bytes: decoding decides
-
-    def check_depth(content: bytes, name: str) -> None:
-        millimetres = decode(content, name, "I;16")
-        require_millimetres(millimetres, name)
-        if not millimetres.any():
-            raise DataError(f"{name}: no valid pixel, every depth is 0; remove the image")
-
-    with warnings.catch_warnings():  # here and not in the threads, because the filters are the process's
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with ThreadPoolExecutor() as pool:
-            raise_problems([problem for problems in pool.map(problems_of, pairs) for problem in problems])
+    with ThreadPoolExecutor() as pool:
+        raise_problems([problem for problems in pool.map(problems_of, pairs) for problem in problems])
 
 
-def require_millimetres(millimetres: np.ndarray, name: str) -> None:
-    """Accepts a depth map (480, 640) uint16 [mm] only if its largest depth makes sense.
+def depth_in_metres(millimetres: np.ndarray, name: str) -> Tensor:
+    """(480, 640) uint16 [mm] -> (1, 480, 640) float32 [m], clipped to [0, 10].
 
     Raises:
         DataError: the largest depth is below 0.1 m (but not all is 0, which the metrics name) or above 65 m.
@@ -441,6 +405,7 @@ def require_millimetres(millimetres: np.ndarray, name: str) -> None:
     low, high = SANE_DEPTH
     if largest != 0 and not low < largest < high:
         raise DataError(f"{name}: its largest depth is {largest:g} m, so it does not hold millimetres; write it again")
+    return torch.from_numpy(millimetres.astype(np.float32) / DEPTH_UNITS_PER_METRE).clamp(0, MAX_DEPTH)[None]
 
 
 def is_official(indices: Sequence[int]) -> bool:
@@ -450,26 +415,22 @@ def is_official(indices: Sequence[int]) -> bool:
 
 def coverage(indices: Sequence[int]) -> str:
     """One sentence on how `indices` compare with the official test split."""
-    official = set(TEST_INDICES)
-    known = len(official.intersection(indices))
-    if known == len(official) == len(indices):
-        return f"all {known} images of the official test split"
+    if is_official(indices):
+        return f"all {len(indices)} images of the official test split"
+    known = len(set(TEST_INDICES).intersection(indices))
     others = len(indices) - known
     rest = f", and {others} that do not belong to it" if others else ""
-    return f"{len(indices)} images: {known} of the {len(official)} of the official test split{rest}"
+    return f"{len(indices)} images: {known} of the {len(TEST_INDICES)} of the official test split{rest}"
 
 
 def mean_training_depth(root: Path, crop: tuple[slice, slice]) -> Tensor | None:
-    """Mean depth of each pixel over the training split, inside `crop`, (416, 544) [m]; None where there is none.
+    """Mean depth of each pixel over the training split of a data folder, inside `crop`: (416, 544) [m].
 
-    Over the images that measured the pixel; a pixel that none measured takes the mean of all others.
-
-    Args:
-        root: the data folder; the split is `<root>/official_splits/train/<scene>/sync_depth_*.png`.
-        crop: as for `NYUDepthV2`.
+    Over the images that measured the pixel; a pixel that none measured takes the mean of all others. None where there
+    is no `<root>/official_splits/train/<scene>/sync_depth_*.png`.
 
     Raises:
-        DataError: a depth map is damaged or no depth map.
+        DataError: a depth map is damaged or no depth map, or none has a measured pixel.
     """
     total, count = np.zeros(FRAME), np.zeros(FRAME)
     paths = sorted((root / SPLIT.parent / "train").glob("*/sync_depth_*.png"))

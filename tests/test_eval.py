@@ -468,7 +468,7 @@ def out_of_memory(_):
 @pytest.mark.parametrize("change", [raises(MemoryError()), out_of_memory])
 def test_too_little_memory_is_one_sentence(run, predicting, change):
     predicting(change, 3)
-    ended(run, 1, "not enough memory; use a smaller --batch_size", 3)
+    ended(run, 1, "not enough memory; use smaller batches", 3)
 
 
 def test_ctrl_c_exits_with_130(run, predicting):

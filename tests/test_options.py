@@ -112,7 +112,7 @@ def test_a_reader_who_goes_away_ends_nothing_and_a_full_disk_is_said(tmp_path):
         (CheckpointError("a.pt", "no checkpoint"), 2, "a.pt"),
         (UnscorableError("a.jpg: no valid pixel"), 1, "a.jpg: no valid pixel"),
         (options.WorkError("too small"), 1, "too small"),
-        (MemoryError(), 1, "not enough memory; use a smaller --batch_size"),
+        (MemoryError(), 1, "not enough memory; use smaller batches"),
         (torch.OutOfMemoryError("CUDA out of memory"), 1, "not enough memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "not enough memory"),
         (OSError(errno.ENOSPC, "No space left on device", "a.csv"), 1, "a.csv: No space left on device; make room"),

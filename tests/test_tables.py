@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,23 +64,20 @@ HOSTILE = (
 )
 
 
-def scored_of(
-    own: str = "mine", scenes: tuple[str, ...] = ("bathroom", "den", "bathroom"), **changes: object
-) -> Scored:
+def scored_of(own: str = "mine", caption: str = "Over 3 images.") -> Scored:
     """Three images; row r of image i has r + i / 10 in every metric, but for a baseline of 1."""
-    rows = [own if row == "mine" else row for row in ROWS]
+    rows, scenes = [own if row == "mine" else row for row in ROWS], ("bathroom", "den", "bathroom")
     images = [f"{scene}/rgb_{i:05d}.jpg" for i, scene in enumerate(scenes)]
     errors = []
-    for i in range(len(images)):
+    for i in range(3):
         values = np.array([*(r + i / 10 for r in range(len(rows) - 1)), 1.0])
         counts = {count: np.full(len(rows), 100 + i) for count in COUNTS}
         errors.append({**dict.fromkeys(METRICS, values), **counts})
-    results = Results(images, scenes, [7 + i for i in range(len(images))], rows, errors, UNIFORM)
-    results.add_like_baseline(BEST, {"rmse": np.full(len(images), 0.5)})
+    results = Results(images, scenes, [7, 8, 9], rows, errors, UNIFORM)
+    results.add_like_baseline(BEST, {"rmse": np.full(3, 0.5)})
     by = {row: THIS_RUN for row in PUBLISHED if row.name in ("original", "DepthCLIP")}
     by |= {row: "prompt 1" for row in PUBLISHED if row.name == "prompt 1"}
-    scored = Scored(results, {"shuffled patches": rows[5:8]}, by, RANDOM, True, "Over 3 images.")
-    return replace(scored, **changes)
+    return Scored(results, {"shuffled patches": rows[5:8]}, by, RANDOM, True, caption)
 
 
 @pytest.fixture(scope="module")
