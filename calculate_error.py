@@ -103,10 +103,8 @@ def mean_errors(
 def counted_NYU(gt: Tensor, crop: bool = True) -> tuple[Tensor, Tensor]:
     """The pixels of NYU's ground truth that count whatever is predicted: 1e-3 < gt < 10 and, with `crop`, inside it.
 
-    Args:
-        gt: (1, 480, 640) float [m], 0 = no measurement.
-        crop: count rows 45:471, columns 46:601 only. As the prediction covers rows 56:472, columns 60:604, these are
-            rows 56:471, columns 60:601 in effect.
+    The crop is rows 45:471, columns 46:601; as the prediction covers rows 56:472, columns 60:604, in effect 56:471 and
+    60:601. From gt (1, 480, 640) [m], 0 = no measurement.
 
     Returns:
         places (N,) int64 in a flattened 416 x 544 prediction; depth (N,) float32 [m].
@@ -133,8 +131,7 @@ def errors_of_maps(
         cap: as for `mean_errors`.
         metrics: as for `mean_errors`.
         name: of the image, for errors.
-        scaled: metrics that are wanted also of pred * median(gt) / median(pred), over the counted pixels of each map;
-            the lower median where there are two.
+        scaled: metrics that are wanted also of pred * median(gt) / median(pred), the lower medians of counted pixels.
 
     Returns:
         Metric, and `scaled_<metric>` -> (R,) float64; also `valid_pixels` and `dropped_pixels`, (R,) int64.
@@ -172,11 +169,7 @@ def lower_median(values: Tensor) -> Tensor:
 
 
 def check_finite(pred: Tensor, name: str) -> float:
-    """The smallest predicted depth [m].
-
-    Raises:
-        UnscorableError: a depth is NaN or infinite; left out of the mask, it would raise the score.
-    """
+    """The smallest predicted depth [m]. Raises UnscorableError: one is not finite, which would raise the score."""
     smallest, largest = (value.item() for value in pred.aminmax()) if pred.numel() else (math.inf, 0.0)
     if not math.isfinite(largest - smallest) and pred.numel():
         bad = int((~pred.isfinite()).sum())
@@ -230,14 +223,8 @@ def compute_errors(gt: Tensor, pred: Tensor, crop: bool = True, cap: float = KIT
 
     A pixel counts if 1e-3 < gt < cap and, with `crop`, it lies in the crop of Garg et al.
 
-    Args:
-        gt: (B, 1, H, W) float [m], 0 = no measurement.
-        pred: (B, 1, H, W) float [m].
-        crop: count only the pixels of Garg's crop.
-        cap: largest depth [m]; gt and pred are clamped to [1e-3, cap].
-
-    Raises:
-        ValueError, UnscorableError: as in `compute_errors_NYU_per_image`.
+    gt, 0 = no measurement, and pred are (B, 1, H, W) float [m]; both are clamped to [1e-3, cap]. Raises ValueError and
+    UnscorableError as `compute_errors_NYU_per_image` does.
     """
     height, width = gt.shape[-2:]
     check_shapes(gt, (height, width), pred, (height, width))

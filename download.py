@@ -182,10 +182,7 @@ def _fetch(
 def _receive(url: str, file: IO[bytes], size: int | None, timeout: float) -> None:
     """One request for the bytes that `file` lacks; all that arrive are kept, whatever happens then.
 
-    Raises:
-        ConnectionError: another try may go on from there.
-        _RefusedError: another try would not help.
-        OSError: the file cannot be stored.
+    Raises ConnectionError: another try may go on from there; _RefusedError: it would not help; OSError: of the disk.
     """
     start = _length(file)
     if start == size:

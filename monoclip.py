@@ -34,10 +34,8 @@ from datasets.pictures import read_picture, resized, working_size
 class Reading:
     """How depth is read out of CLIP: the paper's words and numbers, each of which may be replaced by one's own.
 
-    Lists will do for tuples, and whole numbers for floats.
-
-    Raises:
-        ValueError: a field has a value of another kind, words and bins do not match, or a value makes no depth.
+    Lists will do for tuples, and whole numbers for floats. Raises ValueError: a value of another kind, words and bins
+    that do not match, or a value that makes no depth.
 
     Paper: section 3 and its prompt and bin ablations; the defaults are its main result (table 1, "DepthCLIP").
     """
@@ -203,10 +201,8 @@ class MonoCLIP(nn.Module):
     def trunk(self, image: Tensor) -> Tensor:
         """What CLIP's image trunk sees of the images and then of their mirrors: (B, 3, H, W) -> (2B, C, h, w) float32.
 
-        Nothing is read out of it yet: `experiments` stores it.
-
-        Raises:
-            ValueError: H or W is not divisible by 32 (by the patch size, for a vision transformer).
+        Nothing is read out of it yet: `experiments` stores it. Raises ValueError: H or W is not divisible by 32 (by the
+        patch size, for a vision transformer).
         """
         return self.clip_vis.forward_patches(with_mirror(image)).float()
 
@@ -238,28 +234,15 @@ class MonoCLIP(nn.Module):
         return mirror_average(self.depth(self.patch_features(self.trunk(image))))
 
     def predict(self, image: Tensor) -> Tensor:
-        """Depth of each pixel.
-
-        Args:
-            image: (B, 3, H, W), normalised with the reading's statistics.
-
-        Returns:
-            (B, 1, H, W) float32 [m].
-        """
+        """Depth of each pixel: (B, 3, H, W), normalised with the reading's statistics -> (B, 1, H, W) float32 [m]."""
         return upsampled(self(image), image.shape[2:])
 
     @torch.inference_mode()
     def infer_image(self, image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarray:
         """Depth of each pixel of one picture of any size and kind, as `predict` gives it for its own sizes.
 
-        Args:
-            image: a file, a PIL image, or an array (H, W, 3) uint8, RGB.
-
-        Returns:
-            (H, W) float32 [m], of the picture's size once it is turned upright as EXIF says.
-
-        Raises:
-            DataError, ValueError: as `datasets.pictures.read_picture`.
+        From a file, a PIL image, or an array (H, W, 3) uint8, RGB, to (H, W) float32 [m], of the picture's size once it
+        is turned upright as EXIF says. Raises DataError and ValueError as `datasets.pictures.read_picture` does.
         """
         pixels = read_picture(image)
         return upsampled(self(self.prepare(pixels)), pixels.shape[:2])[0, 0].cpu().numpy()

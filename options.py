@@ -68,12 +68,9 @@ def new_parser(description: str, prog: str | None = None) -> argparse.ArgumentPa
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds which images are evaluated."""
     data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data_path",
-        type=Path,
-        default=next((path for path in DATA_FOLDERS if path.exists()), DATA_FOLDERS[0]),
-        help="folder that holds official_splits/test, or nyu_depth_v2_labeled.mat",
-    )
+    default = next((path for path in DATA_FOLDERS if path.exists()), DATA_FOLDERS[0])
+    source = "folder that holds official_splits/test, or nyu_depth_v2_labeled.mat"
+    data.add_argument("--data_path", type=Path, default=default, help=source)
     data.add_argument("--list_file", type=Path, help="text file of 'rgb depth' lines, relative to the test split")
     data.add_argument("--scene", nargs="+", metavar="NAME", help="evaluate the images of these scenes only")
     data.add_argument("--limit", type=positive, metavar="N", help="evaluate the first N images only")
@@ -84,14 +81,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
     model = parser.add_argument_group("model")
     model.add_argument("--clip_path", default="RN50", help="CLIP checkpoint: a file, or a name in the cache")
     model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if any")
-    model.add_argument(
-        "--precision", choices=("auto", *PRECISIONS), default="auto", help="auto: fp32 on a CPU, fp16 on a GPU"
-    )
-    model.add_argument(
-        "--exact",
-        action="store_true",
-        help="the plain network, bit for bit; else a form of it that is faster, and within 1e-5 m in fp32",
-    )
+    precisions = ("auto", *PRECISIONS)
+    model.add_argument("--precision", choices=precisions, default="auto", help="auto: fp32 on a CPU, fp16 on a GPU")
+    exact = "the plain network, bit for bit; else a form of it that is faster, and within 1e-5 m in fp32"
+    model.add_argument("--exact", action="store_true", help=exact)
     return model
 
 
@@ -109,9 +102,8 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
 def add_batch_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Adds how many images are encoded and read at once."""
     run = parser.add_argument_group("run")
-    run.add_argument(
-        "--batch_size", type=positive, help="images at once; does not change the metrics; 4 on a CPU, 32 on a GPU"
-    )
+    at_once = "images at once; does not change the metrics; 4 on a CPU, 32 on a GPU"
+    run.add_argument("--batch_size", type=positive, help=at_once)
     run.add_argument("--workers", type=positive, help="threads that read images; 1 on a CPU, 8 on a GPU")
     return run
 
@@ -144,11 +136,7 @@ def checked_reading(values: dict[str, Any], where: str = "") -> Reading:
 
 
 def choose_device(name: str, gpu: int | str = 0) -> torch.device:
-    """The device of `--device`; `gpu` is the index of the GPU that auto and cuda mean.
-
-    Raises:
-        UsageError: no such device here.
-    """
+    """The device of `--device`; `gpu` is the index of the GPU that auto and cuda mean. Raises UsageError: none here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -165,9 +153,7 @@ def own_device(name: str, gpu: str = "0") -> tuple[torch.device, int, int]:
     """The device of this process, its rank and the number of processes, as torchrun says; rank 0 of 1 without it.
 
     Several processes are connected, over gloo, because all that they exchange is rows; each takes a GPU of its own.
-
-    Raises:
-        UsageError: no such device here, or not enough GPUs.
+    Raises UsageError: no such device here, or not enough GPUs.
     """
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         return choose_device(name, gpu), 0, 1

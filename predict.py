@@ -108,14 +108,8 @@ def plan(found: Mapping[Path, Path], output: Path, kinds: Sequence[str], overwri
 def predict(model: MonoCLIP, pixels: np.ndarray, mirror: bool) -> tuple[np.ndarray, np.ndarray]:
     """Depth of each pixel as `MonoCLIP.infer_image` gives it, and the answers behind it.
 
-    Args:
-        model: the method.
-        pixels: (H, W, 3) uint8, RGB.
-        mirror: average with the mirrored picture, as the method does.
-
-    Returns:
-        depth: (H, W) float32 [m].
-        logits: (V, K, h, w) float32; V is 2, the picture and its mirror, or 1 without the mirror.
+    From pixels (H, W, 3) uint8, RGB, to depth (H, W) float32 [m] and logits (V, K, h, w) float32; V is 2, the picture
+    and its mirror, or 1 without the mirror.
     """
     image = model.prepare(pixels)  # (1, 3, H', W')
     trunk = model.clip_vis.forward_patches(with_mirror(image) if mirror else image)  # (V, C, h, w)

@@ -63,7 +63,7 @@ fi
 missing=
 if [ -z "$clip_path" ]; then
     clip_path=RN50
-    "$PYTHON" - <<'PYTHON_CODE' || missing="$missing RN50.pt"
+    "$PYTHON" -P - <<'PYTHON_CODE' || missing="$missing RN50.pt"
 import sys
 from clip.checkpoint import CheckpointError, locate_checkpoint
 try:
@@ -82,7 +82,7 @@ if [ -z "$data_path" ]; then
                 "or name it, or a folder with official_splits/test: --data_path PATH" >&2
             missing="$missing nyu_depth_v2_labeled.mat"
         else
-            "$PYTHON" -m datasets.prepare_nyu --download_only --output "$data_path" \
+            "$PYTHON" -P -m datasets.prepare_nyu --download_only --output "$data_path" \
                 || missing="$missing nyu_depth_v2_labeled.mat"
         fi
     fi
@@ -93,7 +93,7 @@ if [ -n "$missing" ]; then
 fi
 set -- --clip_path "$clip_path" --data_path "$data_path" --output "$output" "$@"
 if [ -n "$paper" ]; then
-    "$PYTHON" -m experiments --controls --figures --html "$@"
+    "$PYTHON" -P -m experiments --controls --figures --html "$@"
 else
     "$PYTHON" "$root/eval.py" --evaluate --dataset NYU --gpu_num 0 --encoder AST --other_method MonoCLIP "$@"
 fi

@@ -9,7 +9,6 @@ and the next file is read when the metrics of the last one are there. Words, bin
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,16 +84,10 @@ def evaluate(network: CLIP, data_path: Path, limit: int | None = None) -> dict[s
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def main() -> int:
-    """Evaluates and prints the metrics; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Evaluates the plain implementation and prints its metrics.")
     parser.add_argument("--data_path", type=Path, required=True)
     parser.add_argument("--clip_path", type=Path, required=True)
     parser.add_argument("--limit", type=int)
     args = parser.parse_args()
     print(evaluate(load(args.clip_path), args.data_path, args.limit))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

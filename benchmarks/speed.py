@@ -3,10 +3,9 @@
     python -m benchmarks.speed              one line for each measurement
     python -m benchmarks.speed --quick      few images, one round: whether it runs, not how fast
 
-Weights are random, of RN50's shape; the images are the demo's, repeated. Commands are whole processes, from start to
-exit; encoders run in one process, where the plain one gains from `keep_freed_memory` as well. In each round all take
-their turn, and a ratio is the median over the rounds of the ratio within a round, so that a machine that slows down
-slows both sides. Ratios hold for the machine that is named.
+Weights are random, of RN50's shape; the images are the demo's, repeated. Whole commands are timed, from start to exit.
+In each round all take their turn, and a ratio is the median over the rounds of the ratio within a round, so that a
+machine that slows down slows both sides. Ratios hold for the machine that is named.
 """
 
 import argparse
@@ -26,18 +25,13 @@ import torch
 from torch import nn
 
 import options
-from benchmarks import plain
-from calculate_error import NYU_CROP, size_of
-from clip.inference import keep_freed_memory
 from clip.model import CLIP, Architecture, convert_weights
 from datasets.nyu import TEST_INDICES
 from experiments.published import PUBLISHED
-from monoclip import PAPER, MonoCLIP
 
 ROOT = Path(__file__).parents[1]
 RN50 = Architecture(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 12)
 SETTINGS = len({row.reading for row in PUBLISHED if row.reading})  # 8, in the paper's prompt and bin ablations
-ENCODERS = (("fp32", 1), ("fp32", 4), ("bf16", 1), ("bf16", 4))  # precision and images at once of the programs' form
 BUSY = 0.3  # load of each core from which on a machine is not quiet
 
 Seconds = Mapping[str, Sequence[float]]  # by name, of each round
@@ -144,25 +138,6 @@ def command_lines(seconds: Seconds, images: int, stored: int) -> list[str]:
     ]
 
 
-def encoders(network: CLIP, models: Mapping[str, MonoCLIP]) -> dict[str, Callable[[], object]]:
-    """The image encoder alone, plain and in the programs' forms, by the names that `encoder_lines` knows."""
-    images = torch.randn(4, 3, *size_of(NYU_CROP), generator=torch.Generator().manual_seed(0))
-    views = images[:1], images[:1].flip(-1)
-    fast = {f"{name} {count}": partial(models[name].trunk, images[:count]) for name, count in ENCODERS}
-    return {"plain": lambda: [network.visual.forward_patches(view) for view in views], **fast}
-
-
-def encoder_lines(seconds: Seconds) -> list[str]:
-    """What the encoders took for an image with its mirror, a line each."""
-    ms = {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
-    return [
-        f"encoder alone, {precision}, image with mirror, {count} at once: "
-        f"{ratio(seconds, f'{precision} {count}', 'plain') / count:.2f} of the plain network's time "
-        f"({ms[f'{precision} {count}'] / count:.0f} ms against {ms['plain']:.0f} ms an image)"
-        for precision, count in ENCODERS
-    ]
-
-
 def machine() -> str:
     """The processor and what computes on it."""
     info, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
@@ -182,14 +157,6 @@ def measure(work: Path, images: int, stored: int, rounds: int) -> None:
     write_weights(weights)
     write_images(data, stored, images)
 
-    network, cpu = plain.load(weights), torch.device("cpu")
-    models = {precision: options.load_model(weights, cpu, precision, PAPER)[1] for precision in ("fp32", "bf16")}
-    with torch.inference_mode():
-        runs = encoders(network, models)
-        take_turns(runs, 2)  # unmeasured: malloc and the processor settle
-        print("\n".join(encoder_lines(take_turns(runs, 6 * rounds))), flush=True)
-    del network, models, runs
-
     command("-m", "experiments", "--data_path", data, "--clip_path", weights, "--store", store, "--output", "OUTPUT")
     seconds = take_turns(commands(weights, data, store, images), rounds)
     print("\n".join(command_lines(seconds, images, stored)), flush=True)
@@ -208,5 +175,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     sys.exit(main())

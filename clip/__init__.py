@@ -19,17 +19,7 @@ from clip.model import CLIP, build_model
 from clip.tokenizer import tokenize
 from download import file_sha256
 
-__all__ = [
-    "CLIP",
-    "CLIP_MEAN",
-    "CLIP_STD",
-    "CheckpointError",
-    "available_models",
-    "build_model",
-    "load",
-    "optimize_for_inference",
-    "tokenize",
-]
+__all__ = ["CLIP", "CheckpointError", "available_models", "build_model", "load", "optimize_for_inference", "tokenize"]
 
 # Statistics of CLIP's training images, RGB in [0, 1] (Radford et al. 2021, released preprocessing).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -52,8 +42,7 @@ def load(
     Args:
         name_or_path: one of `available_models()`, or a local file: an OpenAI archive or a plain state dict.
         device: where the model goes; None takes the GPU if there is one. fp32 on a CPU, fp16 elsewhere.
-        jit: kept for callers of OpenAI's package; only False is possible, because torch.jit is deprecated and runs
-            code from the file.
+        jit: only False is possible, because torch.jit is deprecated and runs code from the file.
         download_root: folder of the checkpoints; None takes `$CLIP_CACHE`, else `~/.cache/clip`.
 
     Raises:

@@ -1,15 +1,11 @@
 """Reads the weights in a checkpoint file into CPU tensors, and runs nothing that is in the file.
 
-Three kinds of file, told apart by their content and never by trying one reader after the other:
-
-- zips: OpenAI's TorchScript archives and what torch.save writes. Both hold `{name}/data.pkl` and, for each storage, an
-  entry `{name}/data/{i}`. torch.jit would run the code in an archive and does not notice a flipped bit. Here `data.pkl`
-  goes through an unpickler that knows tensors and modules' attributes and nothing else; the code is not looked at.
-- the bare pickles of torch before 1.6: `torch.load(weights_only=True)`.
-- `.safetensors`: the package of that name.
-
-A zip's checksums are compared, so damage to one is an error. Bare pickles and `.safetensors` have no checksum: there,
-only the caller's check of names, shapes and values stands against damage.
+Its first bytes tell the kind of a file. Zips are OpenAI's TorchScript archives and what torch.save writes; both hold
+`{name}/data.pkl` and, for each storage, an entry `{name}/data/{i}`. torch.jit would run the code in an archive and does
+not notice a flipped bit: here `data.pkl` goes through an unpickler that knows tensors and modules' attributes and
+nothing else, and checksums are compared. Bare pickles, of torch before 1.6, go through `torch.load(weights_only=True)`
+and `.safetensors` through their package; they have no checksum, so the caller's check of names, shapes and values is
+all that stands against damage.
 """
 
 import io
@@ -51,23 +47,15 @@ MAX_MEMO = 1_000_000  # objects that a pickle refers back to
 def check_torch(version: str) -> None:
     """Raises ImportError if this version of torch is too old to read files from strangers."""
     if TorchVersion(version) < MIN_TORCH:
-        raise ImportError(
-            f"torch {version} is too old: before {MIN_TORCH} a checkpoint can run code while it is read "
-            f"(CVE-2025-32434, CVE-2026-24747); install torch>={MIN_TORCH}"
-        )
+        why = f"before {MIN_TORCH} a checkpoint can run code while it is read (CVE-2025-32434, CVE-2026-24747)"
+        raise ImportError(f"torch {version} is too old: {why}; install torch>={MIN_TORCH}")
 
 
 check_torch(torch.__version__)
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be used.
-
-    Attributes:
-        path: the file in question.
-        reason: what is wrong with it and, where something helps, what to do.
-        sha256: of the bytes that were found there, or None.
-    """
+    """The checkpoint `path` cannot be used: `reason` says why and what to do; `sha256` is of what was found, if any."""
 
     def __init__(self, path: str | Path, reason: str, sha256: str | None = None) -> None:
         self.path, self.reason, self.sha256 = Path(path), reason, sha256

@@ -1,13 +1,10 @@
 """Where CLIP's weights come from: the names of the models, the cache folder, and the addresses that fill it.
 
 A file has its final name in the cache only after its SHA-256 was compared with the one pinned here (`download.py`), so
-a mirror needs no trust. A cached file is hashed whenever it is used: for RN50 that is 0.16 s beside seconds of imports,
-and there is no record of earlier checks that could be out of date.
-
-The one exception is the last source of RN50, the hub's `open_clip_model.safetensors`: the same weights in fp32, so
-other bytes, whose SHA-256 is not known here. It is stored as `RN50.safetensors`. What vouches for it is https to the
-hub and a check, before it gets its name, that its entries are exactly RN50's in name and shape, and finite; the latter
-is repeated whenever a model is built from it. A changed weight would pass: whoever minds brings OpenAI's own file.
+a mirror needs no trust; a cached file is hashed whenever it is used. The one exception is the last source of RN50, the
+hub's `open_clip_model.safetensors`: the same weights in fp32, whose SHA-256 is not known here. What vouches for it is
+https and a check that its entries are exactly RN50's in name and shape, and finite. A changed weight would pass:
+whoever minds brings OpenAI's own file.
 
 Environment: `CLIP_CACHE` (folder), `CLIP_MIRRORS` (addresses separated by spaces, tried first), `CLIP_OFFLINE=1` (open
 no connection), and urllib's own `https_proxy`, `no_proxy` and `SSL_CERT_FILE`. How a file is read: `archive.py`.

@@ -23,10 +23,9 @@ PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))
 def optimize_for_inference(model: CLIP, dtype: torch.dtype | None = None) -> CLIP:
     """`model` itself, its image encoder changed in place into the form that is fastest to evaluate.
 
-    A ModifiedResNet loses its batch norms and gets channels-last weights; a vision transformer has nothing to fold and
-    only changes its dtype. Weights are folded in fp32 and then rounded to `dtype`. The text encoder, which runs once
-    for each set of prompts, stays as it is: in bf16 its error would be in every patch's answer. The batch norms'
-    entries leave the state dict, so save or copy the model before. A second call changes the dtype only.
+    A ModifiedResNet loses its batch norms, folded in fp32, and gets channels-last weights; a vision transformer only
+    changes its dtype. The text encoder stays as it is: in bf16 its error would be in every patch's answer. The batch
+    norms' entries leave the state dict. A second call changes the dtype only.
 
     Args:
         model: in evaluation mode.
@@ -57,9 +56,8 @@ def fold_batch_norms(resnet: ModifiedResNet) -> None:
 def keep_freed_memory() -> bool:
     """Makes malloc keep what is freed instead of returning it to the kernel; says whether it could (Linux with glibc).
 
-    Activations of tens of MB are freed after every layer. By default glibc unmaps them, and the next layer's are
-    faulted in page by page: up to 120,000 page faults for each image. It concerns the whole process, so only programs
-    call it, best before anything large is allocated; what is freed stays resident until it is used again.
+    Activations of tens of MB are freed after every layer; glibc unmaps them, and the next layer's are faulted in page
+    by page, up to 120,000 for each image. It concerns the whole process, so only programs call it, before all else.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -143,11 +143,7 @@ class ModifiedResNet(nn.Module):
     def forward_patches(self, image: Tensor) -> Tensor:
         """Output of layer4, before the attention pool, so NOT in the joint space of image and text.
 
-        Args:
-            image: (B, 3, H, W), normalised, H and W divisible by 32.
-
-        Returns:
-            (B, C, H/32, W/32) in the dtype of the weights, C = 2048 for RN50.
+        (B, 3, H, W), normalised, H and W divisible by 32 -> (B, C, H/32, W/32) in the dtype of the weights.
         """
         check_image(image, self.patch_size)
         x = image.to(self.conv1.weight.dtype)
@@ -252,11 +248,7 @@ class VisionTransformer(nn.Module):
     def forward_patches(self, image: Tensor) -> Tensor:
         """Every patch token through the last block, ln_post and proj, so in the joint space.
 
-        Args:
-            image: (B, 3, H, W), normalised, H and W divisible by the patch size P.
-
-        Returns:
-            (B, D, H/P, W/P) in the dtype of the weights.
+        (B, 3, H, W), normalised, H and W divisible by the patch size P -> (B, D, H/P, W/P) in the dtype of the weights.
         """
         tokens, h, w = self._tokens(image)
         patches = self.ln_post(tokens[:, 1:]) @ self.proj  # (B, h w, D)

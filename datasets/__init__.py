@@ -23,9 +23,9 @@ def text_of(path: Path) -> str:
     Raises:
         DataError: it is no regular file (a pipe would wait for ever), or cannot be read.
     """
-    if path.exists() and not path.is_file():
-        raise DataError(f"{printable(str(path))}: not a regular file; name a text file")
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{printable(str(path))}: not a regular file; name a text file")
         return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise DataError(f"{printable(str(path))}: cannot be read ({error.strerror}); name a text file") from error

@@ -127,10 +127,8 @@ class Batch(NamedTuple):
 class NYUDepthV2:
     """Images and depth maps, in the order of `pairs`; `names`, `scenes` and `indices` are theirs.
 
-    Args:
-        pairs: in a folder or in the .mat.
-        crop: rows and columns of the RGB image that the method sees; no resizing. Depth stays whole.
-        normalised: from pixels (H, W, 3) uint8 to what the encoder takes, (3, H, W) float32.
+    `crop` are the rows and columns of the RGB image that the method sees, without resizing; depth stays whole.
+    `normalised` makes what the encoder takes, (3, H, W) float32, of pixels (H, W, 3) uint8.
     """
 
     def __init__(
@@ -168,15 +166,9 @@ class NYUDepthV2:
         return hashlib.sha256(self.pairs[item].jpeg()).hexdigest()
 
     def batches(self, items: Sequence[int], batch_size: int, workers: int = 1) -> Iterator[Batch]:
-        """Some images, in the order of `items`; the next batch is read while the caller works on one.
+        """The images at the places `items`, in that order, `batch_size` at once; the last batch may have fewer.
 
-        Args:
-            items: places of the images.
-            batch_size: images of a batch; the last one may have fewer.
-            workers: threads that read images.
-
-        Raises:
-            DataError: a file is damaged.
+        `workers` threads read the next batch while the caller works on one. Raises DataError: a file is damaged.
         """
         parts = [list(items[start : start + batch_size]) for start in range(0, len(items), batch_size)]
         with ThreadPoolExecutor(workers) as pool:
@@ -342,14 +334,8 @@ def content_of(path: Path) -> bytes:
 def decode(content: bytes, name: str, mode: str) -> np.ndarray:
     """All pixels of an image file: (480, 640, 3) uint8 for mode RGB, (480, 640) uint16 for mode I;16.
 
-    Args:
-        content: of the file.
-        name: of the file, for errors.
-        mode: RGB for a JPEG, I;16 for a PNG of 16 bits.
-
     Raises:
-        DataError: it is no such image, has another size, claims more than 4 million pixels, or does not decode to the
-            end.
+        DataError: the file `name` is no JPEG (RGB) or PNG (I;16), has another size, or does not decode to the end.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some package may have set it; half a JPEG must not be scored
     form, expected = ("JPEG", "an RGB JPEG") if mode == "RGB" else ("PNG", "a 16-bit single-channel PNG")

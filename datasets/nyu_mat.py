@@ -39,14 +39,7 @@ UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeE
 
 
 class LabelledMat:
-    """The open file. Use it in a `with` statement, in one process only.
-
-    Args:
-        path: the .mat.
-
-    Raises:
-        DataError: it is missing, truncated, no HDF5 file or laid out otherwise.
-    """
+    """The open file, for one process. Raises DataError: missing, truncated, no HDF5 file or laid out otherwise."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

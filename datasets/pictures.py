@@ -1,17 +1,13 @@
 """Pictures of any size and kind as the arrays that MonoCLIP reads: which files, which pixels, at which size.
 
-What is decided here:
-
 - Size: one resize, to the whole number of patches nearest to the picture's own size in each direction, at least one;
   beforehand, a picture of more than 640x480 pixels is taken as reduced to that many. So a 416x544 or 480x640 picture is
   used pixel for pixel, nothing is cut off or padded, and neither 5000x4000 nor 1x2000 pixels need much memory. The
   depth map is resized back to the picture's size. Small pictures are not enlarged: CLIP's patches would only show blur.
 - Kind: rotated as EXIF says; transparent parts become white; 16-bit grey is scaled from its full range; palettes and
   CMYK are converted; of an animation or a multi-page file, the first picture counts; colour profiles are not applied.
-- Damage: whatever Pillow cannot decode to the end raises `DataError`. What no decoder notices, such as half a JPEG that
-  somebody closed with an end marker, is not noticed here either.
-- Names: any that the system has. Only regular files are opened, because a pipe or a device may never end. Messages are
-  `printable`.
+- Damage: whatever Pillow cannot decode to the end raises `DataError`; what no decoder notices passes, such as half a
+  JPEG with an end marker. Only regular files are opened, because a pipe or a device may never end.
 """
 
 import os

@@ -40,11 +40,7 @@ TEST = frozenset(TEST_INDICES)
 def obtain(root: Path, mat: Path | None, urls: Sequence[str], verify: bool) -> Path:
     """The .mat: `mat`, or `root`/nyu_depth_v2_labeled.mat, downloaded unless the right file is there already.
 
-    Args:
-        root: the folder that a download goes to.
-        mat: a file of the user's, for which the network is never used.
-        urls: addresses to download it from, tried in this order.
-        verify: compare the SHA-256 of the file with the published file's.
+    For the user's own file the network is never used; `verify` compares its SHA-256 with the published file's.
 
     Raises:
         DataError: `mat` is missing or another file.
@@ -55,9 +51,8 @@ def obtain(root: Path, mat: Path | None, urls: Sequence[str], verify: bool) -> P
     if target.is_file() and (not verify or file_sha256(target) == MAT_SHA256):
         return target
     if mat:
-        problem = (
-            f"SHA-256 is not {MAT_SHA256}, so it is not {MAT_NAME} as published" if mat.exists() else "no such file"
-        )
+        other = f"SHA-256 is not {MAT_SHA256}, so it is not {MAT_NAME} as published"
+        problem = other if mat.exists() else "no such file"
         raise DataError(f"{mat}: {problem}; bring it again, or name a file of your own with --mat and --no_verify")
     print(f"Downloading {MAT_NAME} ({MAT_SIZE / 1e9:.2f} GB) to {printable(str(target))}", flush=True)
     return download(urls, target, MAT_SHA256, MAT_SIZE)
@@ -97,45 +92,22 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m datasets.prepare_nyu",
         description="Writes the images of NYU Depth V2 out of its .mat, which is downloaded if need be.",
         epilog="A run that was stopped is continued by the same command.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--output", type=Path, metavar="ROOT", required=True, help="write ROOT/official_splits")
-    parser.add_argument(
-        "--mat", type=Path, metavar="FILE", help=f"your {MAT_NAME} (default: ROOT/{MAT_NAME}, downloaded if missing)"
-    )
-    parser.add_argument(
-        "--url",
-        nargs="+",
-        default=MAT_URLS,
-        metavar="URL",
-        help=f"addresses to download it from, tried in this order (default: {' '.join(MAT_URLS)})",
-    )
-    parser.add_argument(
-        "--splits",
-        nargs="+",
-        choices=("test", "train"),
-        default=("test",),
-        help="what to write: 654 test images, 795 train images (default: test)",
-    )
-    parser.add_argument(
-        "--dense", action="store_true", help="write the in-filled depth maps too, into <scene>/dense (default: no)"
-    )
-    parser.add_argument(
-        "--no_verify",
-        action="store_true",
-        help="take the file of --mat without comparing its SHA-256 with the published one (default: compare)",
-    )
-    parser.add_argument(
-        "--download_only", action="store_true", help="fetch and verify the .mat and write no images (default: no)"
-    )
+    add, splits = parser.add_argument, ("test", "train")
+    add("--output", type=Path, metavar="ROOT", required=True, help="write ROOT/official_splits")
+    add("--mat", type=Path, metavar="FILE", help=f"your {MAT_NAME}; else ROOT/{MAT_NAME}, downloaded if missing")
+    add("--url", nargs="+", default=MAT_URLS, help="addresses to download it from, tried in this order")
+    add("--splits", nargs="+", choices=splits, default=splits[:1], help="what to write: 654 test, 795 train images")
+    add("--dense", action="store_true", help="write the in-filled depth maps too, into <scene>/dense")
+    add("--no_verify", action="store_true", help="take the file of --mat without comparing its SHA-256")
+    add("--download_only", action="store_true", help="fetch and verify the .mat and write no images")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code.
-
-    0: done; 1: it could not be finished; 2: wrong arguments or an unusable .mat; 130: interrupted.
-    """
+    """Runs the command line; returns 0: done, 1: not finished, 2: wrong arguments or .mat, 130: interrupted."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.no_verify and args.mat is None:

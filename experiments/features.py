@@ -38,12 +38,8 @@ class FeatureStore:
     Args:
         root: the folder of all stores.
         model: on its device; computes what is missing.
-        dataset: the images.
+        dataset: the images; DataError if one cannot be read.
         depends_on: what the features depend on besides the image and its crop, as JSON can hold it.
-
-    Raises:
-        OSError: the folder cannot be made.
-        DataError: an image cannot be read.
     """
 
     def __init__(self, root: Path, model: MonoCLIP, dataset: NYUDepthV2, depends_on: Mapping[str, Any]) -> None:
@@ -52,7 +48,8 @@ class FeatureStore:
         described = json.dumps({**depends_on, "crop": crop}, indent=1, sort_keys=True).encode()
         self.folder = root / hashlib.sha256(described).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / DESCRIPTION, lambda file: file.write(described))
+        if not (self.folder / DESCRIPTION).is_file():
+            write_whole(self.folder / DESCRIPTION, lambda file: file.write(described))
         self.paths = [self.folder / f"{dataset.image_sha256(item)}.npz" for item in range(len(dataset))]
 
     def missing(self, items: Sequence[int]) -> list[int]:
@@ -73,9 +70,7 @@ class FeatureStore:
     def encode(self, items: Sequence[int], batch_size: int, workers: int = 1) -> Iterator[int]:
         """Computes and keeps the features of some images, batch by batch; yields how many were done each time.
 
-        Raises:
-            DataError: an image is damaged.
-            OSError: a file cannot be written.
+        Raises DataError: an image is damaged; OSError: a file cannot be written.
         """
         for batch in self.dataset.batches(items, batch_size, workers):
             trunk = self.model.trunk(batch.image.to(self.model.bin_list.device)).cpu()  # (2B, C, h, w)

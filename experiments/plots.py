@@ -29,13 +29,7 @@ NEAR, FAR = 0.15, 0.85  # quantiles of the patches' true depth at which the bin 
 def draw_response(path: Path, example: Example, weights: np.ndarray) -> None:
     """The softmax weights of the words at a near and a far patch. Paper: its drawing "semantic bin response".
 
-    Args:
-        path: of the PNG.
-        example: the image, with its true depth.
-        weights: (K, h, w), of the image without its mirror, read with `BIN_RESPONSE`.
-
-    Raises:
-        OSError: it cannot be written.
+    `weights` are (K, h, w), of the image without its mirror, read with `BIN_RESPONSE`. Raises OSError.
     """
     words, bins = BIN_RESPONSE.depth_classes, np.array(BIN_RESPONSE.bin_list)
     grid = weights.shape[1:]
@@ -64,9 +58,7 @@ def draw_response(path: Path, example: Example, weights: np.ndarray) -> None:
 def near_and_far(truth: np.ndarray, grid: Sequence[int]) -> list[tuple[int, int, float]]:
     """Row, column and mean true depth [m] of a near and a far patch, of those that are measured by half or more.
 
-    Args:
-        truth: (H, W) [m], 0 = no measurement.
-        grid: (h, w) patches, which divide H and W.
+    truth: (H, W) [m], 0 = no measurement; grid: (h, w) patches, which divide H and W.
     """
     h, w = grid
     tiles = truth.reshape(h, truth.shape[0] // h, w, truth.shape[1] // w).transpose(0, 2, 1, 3).reshape(h * w, -1)
@@ -89,15 +81,7 @@ def draw_chart(
 ) -> None:
     """All rows: means with 95 % intervals, groups as median with minimum and maximum, the paper's metrics beside.
 
-    Args:
-        path: of the PNG.
-        results: the metrics.
-        groups: group -> rows that are drawn together.
-        published: row -> the paper's metrics.
-        caption: what everything is over.
-
-    Raises:
-        OSError: it cannot be written.
+    groups: group -> rows that are drawn together; published: row -> the paper's metrics. Raises OSError.
     """
     rows = results.single_rows(groups)
     intervals = results.intervals(rows)

@@ -25,23 +25,14 @@ MEAN_IMAGE = "mean training depth image"
 
 @dataclass(frozen=True)
 class Published:
-    """One published row.
+    """One published row."""
 
-    Attributes:
-        table: the table it stands in.
-        name: as the table calls it.
-        metrics: in the order of `COLUMNS`, None where none is published.
-        reading: what makes the row in this project; None for rows of other methods and of random depth.
-        scene: the images of one scene only; None for all.
-        note: supervision, or where the row comes from.
-    """
-
-    table: str
-    name: str
-    metrics: tuple[float | None, ...]
-    reading: Reading | None = None
-    scene: str | None = None
-    note: str = ""
+    table: str  # that it stands in
+    name: str  # as the table calls it
+    metrics: tuple[float | None, ...]  # in the order of `COLUMNS`, None where none is published
+    reading: Reading | None = None  # what makes the row here; None for other methods and random depth
+    scene: str | None = None  # the images of one scene only
+    note: str = ""  # supervision, or where the row comes from
 
     def by_column(self) -> dict[str, float | None]:
         """Metric -> value."""

@@ -52,21 +52,13 @@ MEASURED_SHARE = 0.5  # of a patch's pixels, at least, for it to count in a corr
 
 @dataclass(frozen=True)
 class Setting:
-    """A row whose depth is read out of the features.
-
-    Attributes:
-        name: of the row.
-        reading: words, bins, temperature.
-        group: rows of one group are reported together, as minimum, median and maximum.
-        channels: seed of a random choice of D of the C channels, in place of every second.
-        shuffle: seed of a random order that the patches' depths are put in, another for each image.
-    """
+    """A row whose depth is read out of the features."""
 
     name: str
     reading: Reading
-    group: str = ""
-    channels: int | None = None
-    shuffle: int | None = None
+    group: str = ""  # rows of one group are reported together, as minimum, median and maximum
+    channels: int | None = None  # seed of a random choice of D of the C channels, in place of every second
+    shuffle: int | None = None  # seed of a random order of the patches' depths, another for each image
 
 
 @dataclass(frozen=True)
@@ -122,8 +114,7 @@ class Readouts:
 
     Args:
         model: says which channels its features keep.
-        encode_prompts: (depth_classes, obj_classes, depth_templates) -> text features (D, K); called once for each
-            distinct set of prompts.
+        encode_prompts: (depth_classes, obj_classes, depth_templates) -> text features (D, K).
         settings: R of them.
     """
 
@@ -137,14 +128,9 @@ class Readouts:
             self.softmaxes.setdefault((r.words, r.temperature, r.logit_scale, s.channels), []).append(i)
 
     def __call__(self, trunk: Tensor, name: str) -> Tensor:
-        """Depth of each patch by each setting.
+        """Depth of each patch by each setting: (2, C, h, w), as from `MonoCLIP.trunk`, on the CPU -> (R, h, w) [m].
 
-        Args:
-            trunk: (2, C, h, w) of the image and its mirror, as from `MonoCLIP.trunk`, on the CPU.
-            name: of the image, which the order of shuffled patches depends on.
-
-        Returns:
-            (R, h, w) float32 [m].
+        The order of shuffled patches depends on the image's name.
         """
         unit, thinned = unit_channels(trunk), self.model.patch_features(trunk)
         depth = trunk.new_empty(len(self.settings), *trunk.shape[2:])
@@ -278,11 +264,7 @@ def best_constants(shares: Tensor) -> tuple[dict[str, float], dict[str, np.ndarr
     Every metric but rmse is a mean over pixels, so that its mean over images is that of the mean histogram. All but the
     deltas fall and then rise with the constant, or with its logarithm, so that the best to 10 cm leads to the best.
 
-    Args:
-        shares: (10000, I) as from `histogram`.
-
-    Returns:
-        Metric -> constant [m]; metric -> (I,), its values at that constant.
+    Returns metric -> constant [m], and metric -> (I,), its values at that constant, from shares (10000, I).
     """
     sweep = [millimetre / 1000 for millimetre in range(2, MILLIMETRES)]
     best = {}

@@ -18,12 +18,7 @@ UNRELATED_WORDS = ("banana", "parliament", "violin", "Tuesday", "umbrella", "ari
 
 
 def paper_rows(reading: Reading, own: Mapping[str, Reading]) -> Rows:
-    """This run's reading, one's own, every reading that the paper publishes, and what says nothing.
-
-    Args:
-        reading: of this run, the first row.
-        own: more readings, by name.
-    """
+    """This run's reading, one's own by name, every reading that the paper publishes, and what says nothing."""
     settings = [Setting(published.THIS_RUN, reading), *(Setting(name, r) for name, r in own.items())]
 
     def add(name: str, reading: Reading) -> None:

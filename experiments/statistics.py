@@ -19,9 +19,7 @@ class Results:
     """All rows over all images.
 
     Args:
-        images: names of the I images.
-        scenes: of the images.
-        indices: of the images, in the labelled data set.
+        images, scenes, indices: of the I images.
         rows: names of the R rows.
         errors: of each image, metric -> (R,) in the order of `rows`, with `COUNTS` among the metrics.
         baseline: the row that says nothing, which differences are taken to.

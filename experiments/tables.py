@@ -39,23 +39,14 @@ LATEX = str.maketrans(
 
 @dataclass(frozen=True)
 class Scored:
-    """What the tables are made of.
-
-    Attributes:
-        results: the metrics.
-        groups: group -> rows that are reported together.
-        published_by: published row with a reading -> our row of the same reading, where there is one.
-        lower_bounds: our rows that stand beside the paper's Lower Bound.
-        controls: whether the rows of the controls are there.
-        caption: what everything is over.
-    """
+    """What the tables are made of."""
 
     results: Results
-    groups: Mapping[str, Sequence[str]]
-    published_by: Mapping[Published, str]
-    lower_bounds: Sequence[str]
-    controls: bool
-    caption: str
+    groups: Mapping[str, Sequence[str]]  # group -> rows that are reported together
+    published_by: Mapping[Published, str]  # published row with a reading -> our row of the same reading
+    lower_bounds: Sequence[str]  # our rows that stand beside the paper's Lower Bound
+    controls: bool  # whether the rows of the controls are there
+    caption: str  # what everything is over
 
     @property
     def single_rows(self) -> list[str]:
@@ -97,13 +88,7 @@ class Table:
 
 
 def all_tables(scored: Scored, own: Sequence[str], uniform_depth: float) -> list[Table]:
-    """This run, the paper's tables and, with them, the controls, as they are printed.
-
-    Args:
-        scored: the rows.
-        own: rows of one's own readings.
-        uniform_depth: the mean of this run's bins [m].
-    """
+    """All tables that are printed; `own` are the rows of one's own readings, `uniform_depth` the bins' mean [m]."""
     tables = [main_table(scored, own, uniform_depth), *paper_tables(scored)]
     if scored.controls:
         tables.append(overview("Controls", scored, COLUMNS, scored.caption))

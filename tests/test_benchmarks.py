@@ -36,15 +36,6 @@ def test_plain_implementation_has_the_metrics_of_an_evaluation(tiny_checkpoint, 
     assert found == pytest.approx(evaluation.mean(rows, THIS_RUN), abs=1e-4)
 
 
-def test_encoders_that_are_compared_compute_the_same(tiny_checkpoint):
-    models = {name: options.load_model(tiny_checkpoint, CPU, name, PAPER)[1] for name in ("fp32", "bf16")}
-    runs = speed.encoders(plain.load(tiny_checkpoint), models)
-    with torch.inference_mode():
-        expected = torch.cat(runs["plain"]())
-        assert_close(runs["fp32 1"](), expected, rtol=1e-4, atol=1e-4)
-        assert_close(runs["fp32 4"]()[[0, 4]], expected, rtol=1e-4, atol=1e-4)
-
-
 def test_images_are_as_many_different_ones_as_asked_for(tmp_path):
     speed.write_images(tmp_path, 20, 18)
     dataset = open_nyu(tmp_path, NYU_CROP, PAPER.normalised)
@@ -68,8 +59,6 @@ def test_ratios_by_hand(tmp_path):
     assert "1.25 of eval.py's time" in paper
     assert re.search(r"\b9\.1 times faster.*8 settings \(20\.0 s against 8 x 20\.0 s\)", faster)
     assert "16 stored images: 1.0 s" in words
-    lines = speed.encoder_lines({"plain": [2.0], "fp32 1": [1.5], "fp32 4": [4.0], "bf16 1": [1.0], "bf16 4": [2.0]})
-    assert "4 at once: 0.50 of the plain network's time (1000 ms against 2000 ms an image)" in lines[1]
 
 
 def test_runs_take_turns_and_a_command_that_fails_is_one_sentence():

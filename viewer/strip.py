@@ -23,19 +23,12 @@ COLUMNS_SHOWN = ("input", "ground truth (grey: not measured)", "this run")
 
 @dataclass(frozen=True)
 class Example:
-    """An image of the strip.
+    """An image of the strip."""
 
-    Attributes:
-        name: written into the picture.
-        pixels: (H, W, 3) uint8, RGB.
-        truth: (H, W) [m], 0 where nothing was measured.
-        depth: (H, W) [m], as predicted.
-    """
-
-    name: str
-    pixels: np.ndarray
-    truth: np.ndarray
-    depth: np.ndarray
+    name: str  # written into the picture
+    pixels: np.ndarray  # (H, W, 3) uint8, RGB
+    truth: np.ndarray  # (H, W) [m], 0 where nothing was measured
+    depth: np.ndarray  # (H, W) [m], as predicted
 
 
 def example_images(scenes: Sequence[str], count: int = 4) -> list[int]:
