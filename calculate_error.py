@@ -109,10 +109,8 @@ def counted_NYU(gt: Tensor, crop: bool = True) -> tuple[Tensor, Tensor]:
     Returns:
         places (N,) int64 in a flattened 416 x 544 prediction; depth (N,) float32 [m].
     """
-    region = torch.ones(NYU_FRAME, dtype=torch.bool, device=gt.device)
-    if crop:
-        region[:] = False
-        region[NYU_EVAL_CROP] = True
+    region = torch.full(NYU_FRAME, not crop, device=gt.device)
+    region[NYU_EVAL_CROP] = True
     counted = (gt[0] > MIN_DEPTH) & (gt[0] < NYU_MAX_DEPTH) & region  # (480, 640)
     places = counted[NYU_CROP].flatten().nonzero()[:, 0]
     return places, gt[0][NYU_CROP].flatten()[places].float()
@@ -136,8 +134,7 @@ def errors_of_maps(
     Returns:
         Metric, and `scaled_<metric>` -> (R,) float64; also `valid_pixels` and `dropped_pixels`, (R,) int64.
 
-    Raises:
-        UnscorableError: a prediction is not finite, or a map has no counted pixel.
+    Raises UnscorableError: a prediction is not finite, or a map has no counted pixel.
     """
     smallest = check_finite(pred, name)
     kept = pred > MIN_DEPTH if smallest < 2 * MIN_DEPTH else None  # (R, N); all are kept if None
@@ -173,10 +170,8 @@ def check_finite(pred: Tensor, name: str) -> float:
     smallest, largest = (value.item() for value in pred.aminmax()) if pred.numel() else (math.inf, 0.0)
     if not math.isfinite(largest - smallest) and pred.numel():
         bad = int((~pred.isfinite()).sum())
-        raise UnscorableError(
-            f"{name}: {bad:,} of {pred.numel():,} predicted depths are NaN or infinite, so it has no metrics "
-            "(where the encoder runs in fp16, --precision fp32 may help)"
-        )
+        found = f"{bad:,} of {pred.numel():,} predicted depths are NaN or infinite, so it has no metrics"
+        raise UnscorableError(f"{name}: {found} (where the encoder runs in fp16, --precision fp32 may help)")
     return smallest
 
 
@@ -194,8 +189,7 @@ def compute_errors_NYU_per_image(
         names: of the images, for errors; their places unless given.
 
     Returns:
-        Each of `NYU_METRICS` -> (B, R) float64; also `valid_pixels` and `dropped_pixels`, (B, R) int64, the second
-        counting pixels that would be valid if the prediction were above 1 mm.
+        Each of `NYU_METRICS` -> (B, R) float64; `valid_pixels` and `dropped_pixels` as `errors_of_maps`.
 
     Raises:
         ValueError: a shape is another, or gt is not finite.
@@ -206,9 +200,8 @@ def compute_errors_NYU_per_image(
     for i, name in enumerate(names or [f"image {i}" for i in range(len(gt))]):
         check_finite(pred[i], name)
         places, depth = counted_NYU(gt[i], crop)
-        rows.append(
-            errors_of_maps(depth, pred[i].flatten(1).index_select(1, places).float(), NYU_MAX_DEPTH, NYU_METRICS, name)
-        )
+        counted = pred[i].flatten(1).index_select(1, places).float()  # (R, N)
+        rows.append(errors_of_maps(depth, counted, NYU_MAX_DEPTH, NYU_METRICS, name))
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
 

@@ -31,11 +31,7 @@ PASSING_CODES = (408, 416, 425, 429)  # and 500 to 599: worth another try; any o
 
 
 class DownloadError(Exception):
-    """No address gave the file.
-
-    Attributes:
-        failures: "address: what it did", in order.
-    """
+    """No address gave the file; `failures` says of each in order, "address: what it did"."""
 
     def __init__(self, failures: Sequence[str]) -> None:
         self.failures = list(failures)
@@ -57,8 +53,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
     Until then it has a random name in the same folder, so any number of processes may write the same file at once.
 
-    Raises:
-        OSError: it cannot be written; the error names `path`, which is as it was.
+    Raises OSError: it cannot be written; the error names `path`, which is as it was.
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
@@ -152,12 +147,8 @@ def _fetch(
 ) -> None:
     """Completes `file` from one address, over as many requests as it takes, until `verify` accepts it.
 
-    Bytes that are wrong as a whole are dropped. If some of them were there before, the address is asked once more, for
-    all of them.
-
-    Raises:
-        _RefusedError: the address does not give the file, for good or after `RETRIES` more tries.
-        OSError: the file cannot be stored.
+    Bytes that are wrong as a whole are dropped. If some were there before, the address is asked once more, for all of
+    them. Raises _RefusedError: it does not give the file, for good or after `RETRIES` more tries; OSError: of the disk.
     """
     all_from_here, failed = _length(file) == 0, 0
     while True:

@@ -38,9 +38,7 @@ Row = dict[str, Any]  # of one image and one reading, by `ROW_FIELDS`
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = options.new_parser(
-        "Evaluate MonoCLIP on the official test split of NYU Depth V2, beside the paper's metrics."
-    )
+    parser = options.new_parser("Evaluate MonoCLIP on NYU Depth V2's official test split, beside the paper's metrics.")
     options.add_data_arguments(parser)
     options.add_model_arguments(parser)
     options.add_reading_arguments(parser)

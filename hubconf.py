@@ -4,8 +4,7 @@
     model = torch.hub.load("FOLDER", "monoclip_demo", source="local")            # the embedded toy; offline
     depth = model.infer_image("photo.jpg")                                       # (H, W) float32 [m]
 
-The repository's own modules must be importable: in a Python that has already imported another `clip`, `datasets` or
-`options` (OpenAI's, Hugging Face's), load this first or start a new one.
+In a Python that has already imported another `clip`, `datasets` or `options`, load this first or start a new one.
 """
 
 from pathlib import Path

@@ -35,9 +35,7 @@ class Reading:
     """How depth is read out of CLIP: the paper's words and numbers, each of which may be replaced by one's own.
 
     Lists will do for tuples, and whole numbers for floats. Raises ValueError: a value of another kind, words and bins
-    that do not match, or a value that makes no depth.
-
-    Paper: section 3 and its prompt and bin ablations; the defaults are its main result (table 1, "DepthCLIP").
+    that do not match, or a value that makes no depth. Paper: section 3; the defaults are its main result (table 1).
     """
 
     depth_templates: tuple[str, ...] = ("This {} is {}",)  # filled with an object and a depth class
@@ -102,14 +100,8 @@ def zeroshot_classifier(
 ) -> Tensor:
     """Text features T: one unit vector for each depth class, in the joint space.
 
-    For each class, its prompts (every template with every object word) are encoded and L2-normalised, and their mean
-    is L2-normalised again. All prompts go through the encoder as one batch.
-
-    Args:
-        clip_model: gives `encode_text` and says where and in which dtype to compute.
-        depth_classes: K words or phrases.
-        obj_classes: object words.
-        depth_templates: texts with `{}` twice, for the object and the depth class.
+    For each of the K classes, its prompts (every template, with `{}` for the object and the class, with every object
+    word) are encoded and L2-normalised, and their mean is L2-normalised again. All prompts are one batch.
 
     Returns:
         (D, K) float32.
@@ -179,8 +171,7 @@ class MonoCLIP(nn.Module):
         text_features: (D, K) float32 buffer, from `zeroshot_classifier`.
         bin_list: (K,) float32 buffer [m].
 
-    Raises:
-        ValueError: the encoder has no whole number of channels for each dimension of the joint space.
+    Raises ValueError: the encoder has no whole number of channels for each dimension of the joint space.
     """
 
     text_features: Tensor

@@ -108,6 +108,12 @@ def add_batch_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
     return run
 
 
+def add_html_argument(group: argparse._ArgumentGroup, name: str, count: int) -> None:
+    """Adds `--html [N]`, for the page called `name`, with `count` pictures unless N is given."""
+    text = f"also write {name}, a page to look into the answers for N pictures ({count} if not given)"
+    group.add_argument("--html", nargs="?", type=positive, const=count, metavar="N", help=text)
+
+
 def reading_of(args: argparse.Namespace) -> Reading:
     """The reading of the flags. Raises UsageError if it makes no depth."""
     return checked_reading({name: getattr(args, name) for name in READING_FLAGS})
@@ -206,9 +212,7 @@ def load_model(
         raise UsageError(f"--clip_path {clip_path}: {error}; use a CLIP of clip.available_models()") from error
 
 
-def made_with(
-    clip_path: str | Path, device: torch.device, precision: str, exact: bool, reading: Reading
-) -> dict[str, Any]:
+def made_with(clip_path: str | Path, device: torch.device, precision: str, exact: bool, reading: Reading) -> dict:
     """What the results of a run depend on besides its images, as JSON can hold it."""
     path = locate_checkpoint(clip_path)
     return {

@@ -55,20 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line. The flags of model and reading are those of eval.py, with the same defaults."""
     parser = options.new_parser("Depth [m] of your own pictures: .npy, 16-bit PNG, colours, a page to look into.")
     files = parser.add_argument_group("files")
-    files.add_argument(
-        "-i", "--input", nargs="+", metavar="INPUT", help="pictures, folders, patterns, .txt lists; --demo has its own"
-    )
+    inputs = "pictures, folders, patterns, .txt lists; --demo has its own"
+    files.add_argument("-i", "--input", nargs="+", metavar="INPUT", help=inputs)
     files.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for everything written")
     files.add_argument("--overwrite", action="store_true", help="compute and write again what is there already")
     files.add_argument("--side_by_side", action="store_true", help="write picture and map together, too")
-    files.add_argument(
-        "--html",
-        nargs="?",
-        type=options.positive,
-        const=page.PAGE_IMAGES,
-        metavar="N",
-        help=f"write {page.PAGE_FILE}, with N pictures spread evenly over all (N: {page.PAGE_IMAGES} unless given)",
-    )
+    options.add_html_argument(files, page.PAGE_FILE, page.PAGE_IMAGES)
     model = options.add_model_arguments(parser)
     model.add_argument("--demo", action="store_true", help="the embedded toy checkpoint instead; no download")
     model.add_argument("--no_mirror", action="store_true", help="do not average with the mirrored picture")
@@ -148,12 +140,8 @@ def predict_all(
 ) -> tuple[int, list[page.Card]]:
     """Reads, predicts and writes one picture after the other; one for which that is impossible is named and skipped.
 
-    Returns:
-        How many pictures have their files now, and the cards of those that are `on_page`.
-
-    Raises:
-        OSError: the device of `output` takes no more files.
-        WorkError: a prediction is not finite.
+    Returns how many pictures have their files now, and the cards of those that are `on_page`.
+    Raises OSError: the device of `output` takes no more files; WorkError: a prediction is not finite.
     """
     done, cards = 0, []
     for number, job in enumerate(jobs, 1):

@@ -2,10 +2,9 @@
 
     python -m benchmarks.plain --data_path NYU --clip_path WEIGHTS.pt --limit 8
 
-This is the one other place of the formulas in Python, of the depth in monoclip.py and of the metrics in
-calculate_error.py, on purpose without their speed: the network is built with random weights and then filled, prompts
-are encoded one by one, each image goes through the unchanged network as two batches of one, the image and its mirror,
-and the next file is read when the metrics of the last one are there. Words, bins and the encoders are the suite's.
+The one other place in Python of the formulas of monoclip.py and calculate_error.py, on purpose without their speed: the
+network is initialised and then filled, prompts are encoded one by one, an image and its mirror are two batches of one,
+and the next file is read when the last one's metrics are there. Words, bins and the encoders are the suite's.
 """
 
 import argparse

@@ -140,10 +140,9 @@ def command_lines(seconds: Seconds, images: int, stored: int) -> list[str]:
 
 def machine() -> str:
     """The processor and what computes on it."""
-    info, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
-    for line in info.read_text().splitlines() if info.is_file() else ():
-        if line.startswith("model name"):
-            name = line.split(":", 1)[1].strip()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
     isa = torch.backends.cpu.get_cpu_capability()
     return f"{name} ({isa}), {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
 

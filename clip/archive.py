@@ -90,8 +90,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     The three sizes of OpenAI's archives are dropped. A state dict may lie under the key `state_dict` and its names may
     all begin with `module.`, as training scripts write them. Whether it is a CLIP, and which, is for the caller.
 
-    Raises:
-        CheckpointError: the file is missing, damaged, of another format, or asks for anything but tensors.
+    Raises CheckpointError: the file is missing, damaged, of another format, or asks for anything but tensors.
     """
     path = Path(path)
     require_file(path)

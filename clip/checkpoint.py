@@ -23,6 +23,7 @@ from download import DownloadError, download, file_sha256
 
 HUB = "https://huggingface.co/timm/resnet50_clip.openai/resolve/main/open_clip_model.safetensors"
 OPENAI = ("https://openaipublic.azureedge.net/clip/models", "https://openaipublic.blob.core.windows.net/clip/models")
+RN50_SIZE = 255_827_503  # bytes
 RN50 = Architecture(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 12)  # what the hub's copy has to be
 
 
@@ -44,7 +45,7 @@ class Checkpoint:
 CHECKPOINTS: Mapping[str, Checkpoint] = MappingProxyType(
     {
         "RN50": Checkpoint(
-            "RN50.pt", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", 255_827_503, HUB
+            "RN50.pt", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", RN50_SIZE, HUB
         ),
         "RN101": Checkpoint("RN101.pt", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
         "RN50x4": Checkpoint("RN50x4.pt", "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd"),

@@ -1,8 +1,7 @@
 """The image encoder made ready for inference: the same features from fewer passes over the activations.
 
 `optimize_for_inference` folds the batch norms of a ModifiedResNet into the convolutions before them and keeps
-activations channels last; all of `CLIP` is used as before. `keep_freed_memory` is for programs: it stops glibc from
-giving activations back to the kernel after every layer.
+activations channels last. `keep_freed_memory` stops glibc from giving them back to the kernel after every layer.
 """
 
 import ctypes
@@ -31,8 +30,7 @@ def optimize_for_inference(model: CLIP, dtype: torch.dtype | None = None) -> CLI
         model: in evaluation mode.
         dtype: of the image encoder's matrices, as in `convert_weights`; None keeps the present one.
 
-    Raises:
-        ValueError: the model is in training mode, where batch norms depend on the batch.
+    Raises ValueError: the model is in training mode, where batch norms depend on the batch.
     """
     if model.training:
         raise ValueError("a model in training mode cannot be optimised for inference; call model.eval() first")

@@ -22,17 +22,13 @@ RESNET_STRIDE = 32  # pixels from one cell of layer4's map to the next: stem 4, 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes of one CLIP; the names are those of OpenAI's constructor.
-
-    `vision_layers` is four numbers of blocks for a ModifiedResNet and one number for a vision transformer;
-    `vision_patch_size` [px] is None for a ModifiedResNet.
-    """
+    """The sizes of one CLIP; the names are those of OpenAI's constructor."""
 
     embed_dim: int
     image_resolution: int
-    vision_layers: tuple[int, int, int, int] | int
+    vision_layers: tuple[int, int, int, int] | int  # four numbers of blocks for a ModifiedResNet, else one
     vision_width: int
-    vision_patch_size: int | None
+    vision_patch_size: int | None  # [px]; None for a ModifiedResNet
     context_length: int
     vocab_size: int
     transformer_width: int
@@ -45,10 +41,7 @@ def heads_of(width: int) -> int:
 
 
 def drawn(*shape: int, std: float) -> Tensor:
-    """Random start of a parameter: uniform with this standard deviation.
-
-    Not normal: drawing from a normal distribution on the meta device loads torch's compiler, which takes over a second.
-    """
+    """Random start of a parameter: uniform, as normal numbers on the meta device load torch's compiler for a second."""
     bound = std * 3**0.5
     return torch.empty(shape).uniform_(-bound, bound)
 
@@ -294,8 +287,7 @@ class CLIP(nn.Module):
     def encode_image(self, image: Tensor) -> Tensor:
         """Pooled joint embedding, not normalised: (B, 3, R, R) -> (B, D), R = `visual.input_resolution`.
 
-        Raises:
-            ValueError: another shape; CLIP's pooling has positions for its own resolution only.
+        Raises ValueError: another shape; CLIP's pooling has positions for its own resolution only.
         """
         return self.visual(image)
 
@@ -310,8 +302,7 @@ class CLIP(nn.Module):
     def encode_text(self, text: Tensor) -> Tensor:
         """Joint embedding, not normalised, read at the end-of-text token (the largest id): (B, L) int -> (B, D).
 
-        Raises:
-            ValueError: `text` is not (B, L) with L = `context_length`.
+        Raises ValueError: `text` is not (B, L) with L = `context_length`.
         """
         if text.ndim != 2 or text.shape[1] != self.context_length:
             raise ValueError(f"expected tokens of shape (B, {self.context_length}), got {tuple(text.shape)}")
@@ -345,8 +336,7 @@ def check_resolution(image: Tensor, resolution: int) -> None:
 def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
     """The sizes of the CLIP whose state dict this is.
 
-    Raises:
-        ValueError: the keys are not those of a CLIP checkpoint.
+    Raises ValueError: the keys are not those of a CLIP checkpoint.
     """
 
     def shape(key: str, rank: int) -> tuple[int, ...]:

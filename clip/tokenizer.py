@@ -102,11 +102,9 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
         context_length: L, 77 for every CLIP of the paper.
         truncate: cut a text that is too long and end it with the end token, instead of raising.
 
-    Returns:
-        (B, L) int32.
+    Returns (B, L) int32.
 
-    Raises:
-        RuntimeError: a text has more than L - 2 tokens and `truncate` is False (OpenAI's exception).
+    Raises RuntimeError: a text has more than L - 2 tokens and `truncate` is False (OpenAI's exception).
     """
     if isinstance(texts, str):
         texts = [texts]

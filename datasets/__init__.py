@@ -20,8 +20,7 @@ def printable(name: str) -> str:
 def text_of(path: Path) -> str:
     """The text of a list that a user wrote: UTF-8, with or without a byte-order mark; other bytes as surrogates.
 
-    Raises:
-        DataError: it is no regular file (a pipe would wait for ever), or cannot be read.
+    Raises DataError: it is no regular file (a pipe would wait for ever), or cannot be read.
     """
     try:
         if path.exists() and not path.is_file():

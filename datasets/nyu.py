@@ -2,12 +2,9 @@
 
 `open_nyu` finds and checks the images of a folder in the field's layout, or of the published .mat (`nyu_mat.py`), and
 gives one `NYUDepthV2`. Layout: `<root>/official_splits/test/<scene>/rgb_{i:05d}.jpg` with `sync_depth_{i:05d}.png`, i
-the 0-based index into the labelled data set; `prepare_nyu.py` writes it. RGB is 640x480; depth is a 16-bit PNG in
-millimetres, where 0 means no measurement.
-
-Nothing is repaired silently: every file is looked at before a model is built, all that is wrong is said at once, and a
-file that does not decode to the end raises. What no decoder notices, such as half a JPEG that somebody closed with an
-end marker, is not noticed here either. Nothing is ever written.
+the 0-based index into the labelled data set. RGB is 640x480; depth is a 16-bit PNG in millimetres, 0 = no measurement.
+All files are decoded before a model is built, and all that is wrong is said at once; what no decoder notices passes,
+such as half a JPEG that somebody closed with an end marker. Nothing is ever written.
 """
 
 import hashlib
@@ -77,21 +74,9 @@ class FolderPair:
         """The RGB image as the bytes of its JPEG file. Raises DataError."""
         return content_of(self.rgb)
 
-    def pixels(self) -> np.ndarray:
-        """The RGB image, (480, 640, 3) uint8. Raises DataError."""
-        return decode(self.jpeg(), str(self.rgb), "RGB")
-
     def millimetres(self) -> np.ndarray:
         """The raw depth map, (480, 640) uint16 [mm]. Raises DataError."""
         return decode(content_of(self.depth), str(self.depth), "I;16")
-
-    def measured(self) -> np.ndarray:
-        """`millimetres`, if any of them is measured and they make sense. Raises DataError."""
-        millimetres = self.millimetres()
-        depth_in_metres(millimetres, str(self.depth))
-        if not millimetres.any():
-            raise DataError(f"{self.depth}: no valid pixel, every depth is 0; remove the image")
-        return millimetres
 
 
 @dataclass(frozen=True)
@@ -148,8 +133,7 @@ class NYUDepthV2:
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
         """Image (3, h, w) float32, normalised, and depth (1, 480, 640) float32 [m].
 
-        Raises:
-            DataError: the files changed since they were checked, or are damaged inside.
+        Raises DataError: the files changed since they were checked, or are damaged inside.
         """
         return self.normalised(self.pixels(item)), self.depth(item)
 
@@ -197,8 +181,7 @@ def open_nyu(
         scenes: only the images of these.
         limit: only the first so many images.
 
-    Raises:
-        DataError: the data cannot be used; all that is wrong is listed.
+    Raises DataError: the data cannot be used; all that is wrong is listed.
     """
     if path.is_dir() and not (path / SPLIT).is_dir() and (path / MAT_NAME).is_file():
         path = path / MAT_NAME
@@ -222,8 +205,7 @@ def open_nyu(
 def test_split_folder(root: Path) -> Path:
     """The folder of the scenes: `<root>/official_splits/test`, or `root` where that does not exist.
 
-    Raises:
-        DataError: there is no such folder.
+    Raises DataError: there is no such folder.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder that holds official_splits/test")
@@ -268,8 +250,7 @@ def read_list(list_file: Path, root: Path) -> list[FolderPair]:
     Each line holds the RGB path and the depth path relative to the test split, then optionally the focal length, which
     is not used; blank lines are skipped.
 
-    Raises:
-        DataError: all lines that are wrong, with their numbers.
+    Raises DataError: all lines that are wrong, with their numbers.
     """
     folder = test_split_folder(root)
     pairs: list[FolderPair] = []
@@ -334,8 +315,7 @@ def content_of(path: Path) -> bytes:
 def decode(content: bytes, name: str, mode: str) -> np.ndarray:
     """All pixels of an image file: (480, 640, 3) uint8 for mode RGB, (480, 640) uint16 for mode I;16.
 
-    Raises:
-        DataError: the file `name` is no JPEG (RGB) or PNG (I;16), has another size, or does not decode to the end.
+    Raises DataError: the file `name` is no JPEG (RGB) or PNG (I;16), has another size, or does not decode to the end.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some package may have set it; half a JPEG must not be scored
     form, expected = ("JPEG", "an RGB JPEG") if mode == "RGB" else ("PNG", "a 16-bit single-channel PNG")
@@ -370,9 +350,11 @@ def check_files(pairs: Sequence[FolderPair]) -> None:
 
     def problems_of(pair: FolderPair) -> list[str]:
         problems = []
-        for read in (pair.pixels, pair.measured):
+        for path, mode in ((pair.rgb, "RGB"), (pair.depth, "I;16")):
             try:
-                read()
+                pixels = decode(content_of(path), str(path), mode)
+                if mode == "I;16" and not depth_in_metres(pixels, str(path)).any():
+                    raise DataError(f"{path}: no valid pixel, every depth is 0; remove the image")
             except DataError as error:
                 problems.append(f"{pair.origin}: {error}" if pair.origin else str(error))
         return problems
@@ -384,8 +366,7 @@ def check_files(pairs: Sequence[FolderPair]) -> None:
 def depth_in_metres(millimetres: np.ndarray, name: str) -> Tensor:
     """(480, 640) uint16 [mm] -> (1, 480, 640) float32 [m], clipped to [0, 10].
 
-    Raises:
-        DataError: the largest depth is below 0.1 m (but not all is 0, which the metrics name) or above 65 m.
+    Raises DataError: the largest depth is below 0.1 m (but not all is 0, which the metrics name) or above 65 m.
     """
     largest = millimetres.max() / DEPTH_UNITS_PER_METRE
     low, high = SANE_DEPTH
@@ -415,8 +396,7 @@ def mean_training_depth(root: Path, crop: tuple[slice, slice]) -> Tensor | None:
     Over the images that measured the pixel; a pixel that none measured takes the mean of all others. None where there
     is no `<root>/official_splits/train/<scene>/sync_depth_*.png`.
 
-    Raises:
-        DataError: a depth map is damaged or no depth map, or none has a measured pixel.
+    Raises DataError: a depth map is damaged or no depth map, or none has a measured pixel.
     """
     total, count = np.zeros(FRAME), np.zeros(FRAME)
     paths = sorted((root / SPLIT.parent / "train").glob("*/sync_depth_*.png"))

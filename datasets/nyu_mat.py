@@ -77,8 +77,7 @@ class LabelledMat:
     def scenes(self) -> list[str]:
         """The scene of each of the 1449 images: bedroom, kitchen, ...
 
-        Raises:
-            DataError: sceneTypes is laid out otherwise or holds something that is not a name.
+        Raises DataError: sceneTypes is laid out otherwise or holds something that is not a name.
         """
         with self._damage("sceneTypes"):
             characters = [self.file[reference][()] for reference in self.file["sceneTypes"][()].ravel()]
@@ -91,8 +90,7 @@ class LabelledMat:
     def jpeg(self, index: int) -> bytes:
         """The RGB image, black outside `BORDER_FREE`, as the bytes of its JPEG file.
 
-        Raises:
-            DataError: it cannot be read.
+        Raises DataError: it cannot be read.
         """
         with self._damage(f"images of image {index}"):
             rgb = self.arrays["images"][index].transpose(2, 1, 0)  # (480, 640, 3)
@@ -105,8 +103,7 @@ class LabelledMat:
     def millimetres(self, index: int, name: str = "rawDepths") -> np.ndarray:
         """The depth map of `rawDepths` or `depths`, (480, 640) uint16 [mm], fractions cut off; 0 = no measurement.
 
-        Raises:
-            DataError: it cannot be read, or a depth is NaN, negative or beyond 16 bits.
+        Raises DataError: it cannot be read, or a depth is NaN, negative or beyond 16 bits.
         """
         with self._damage(f"{name} of image {index}"):
             metres = self.arrays[name][index].T  # (480, 640)

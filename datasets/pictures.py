@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from datasets import DataError, printable, text_of
 
@@ -67,9 +67,7 @@ def read_picture(source: str | os.PathLike[str] | Image.Image | np.ndarray) -> n
 def decoded(image: Image.Image) -> np.ndarray:
     """All pixels of an opened image of any mode, turned upright: (H, W, 3) uint8, RGB.
 
-    Raises:
-        DataError: empty, too large, or a program; the message is for `read_picture` to complete.
-        Exception: of any kind: the image is damaged, or of a mode that is not known.
+    Raises DataError: empty, too large, or a program; any other exception: damaged, or of a mode that is not known.
     """
     if not 0 < image.width * image.height <= MAX_PICTURE_PIXELS:
         raise DataError(f"claims {image.width}x{image.height} pixels; 1 to {MAX_PICTURE_PIXELS:,} are decoded")
@@ -77,17 +75,9 @@ def decoded(image: Image.Image) -> np.ndarray:
         raise DataError("PostScript, a program rather than a picture; save it as PNG")
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some package may have set it; half a picture has no depth
     image.load()
-    pixels = np.asarray(to_rgb(image))
-    orientation = None
     with suppress(Exception):  # the pixels are whole, also where the EXIF block is not
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.array(pixels, order="C")
+        image = ImageOps.exif_transpose(image)
+    return np.array(to_rgb(image))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -131,8 +121,7 @@ def find_files(inputs: Sequence[str]) -> dict[Path, Path]:
     no path below it leads upwards, and no two files have the same one. Whether a file can be read is for
     `read_picture` to say; a folder that cannot be searched is named on standard error.
 
-    Raises:
-        DataError: an input that is none of these, or a list that cannot be read.
+    Raises DataError: an input that is none of these, or a list that cannot be read.
     """
     files: list[Path] = []
     folders: list[Path] = []  # named by the user, and those of the files

@@ -8,9 +8,8 @@
     <output>/official_splits/{test,train}/<scene>/sync_depth_{i:05d}.png        rawDepths [mm], 16 bits
     <output>/official_splits/{test,train}/<scene>/dense/sync_depth_dense_{i:05d}.png        depths [mm], with --dense
 
-i is the 0-based index into the .mat; the train split is every image that is not in the test split. Every file appears
-whole under its name, and a file that is there is not written again, so a run that was stopped is continued by the same
-command.
+i is the 0-based index into the .mat; the train split is every image that is not in the test split. A file appears
+whole, and one that is there is not written again, so the same command goes on where a run was stopped.
 """
 
 import argparse

@@ -56,26 +56,15 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_data_arguments(parser)
     options.add_model_arguments(parser)
     reading = options.add_reading_arguments(parser)
-    reading.add_argument(
-        "--readings",
-        type=Path,
-        metavar="FILE.json",
-        help='more readings: [{"name": "mine", "depth_classes": ["near", "far"], "bin_list": [1, 3]}], also '
-        "depth_templates, obj_classes, temperature; what is left out is the paper's",
-    )
+    more = 'more readings: [{"name": "mine", "depth_classes": ["near", "far"], "bin_list": [1, 3]}]; also '
+    more += "depth_templates, obj_classes, temperature; what is left out is the paper's"
+    reading.add_argument("--readings", type=Path, metavar="FILE.json", help=more)
     reading.add_argument("--controls", action="store_true", help="what tells this run's metrics from chance")
     run = options.add_batch_arguments(parser)
     run.add_argument("--output", type=Path, default=Path("results_paper"), help="folder for what is reported")
     run.add_argument("--store", type=Path, help="folder of the features, 3.6 MB an image (default: OUTPUT/features)")
     run.add_argument("--figures", action="store_true", help="also draw three PNGs")
-    run.add_argument(
-        "--html",
-        nargs="?",
-        type=options.positive,
-        const=page.PAGE_IMAGES,
-        metavar="N",
-        help=f"also write depth.html, a page to look into the answers of N images ({page.PAGE_IMAGES} if not given)",
-    )
+    options.add_html_argument(run, page.PAGE_FILE, page.PAGE_IMAGES)
     run.add_argument("--gpu_num", default="0", help="index of the GPU that 'auto' and 'cuda' mean")
     return parser
 
@@ -104,12 +93,7 @@ def load_readings(path: Path) -> dict[str, Reading]:
 
 
 def encode(store: FeatureStore, items: Sequence[int], batch_size: int, workers: int, rank: int) -> None:
-    """Step 1: computes the features of those of the images that are not in the store.
-
-    Raises:
-        WorkError: the disk is too small.
-        DataError, OSError: as `FeatureStore.encode`.
-    """
+    """Step 1: computes the features of those of the images that are not in the store. Raises WorkError: no space."""
     missing = store.missing(items)
     if problem := store.check_space(len(missing)):
         raise options.WorkError(f"{problem}, or name another folder with --store")

@@ -1,11 +1,11 @@
 """Step 1 of the experiments: images -> the feature store, the only step that is expensive.
 
 One file an image holds what CLIP's image trunk sees of it and of its mirror, (2, C, h, w) float32, before anything is
-read out of it. It lies in a folder that is named by a hash of what it depends on (weights, precision, form of the
-network, normalisation, crop), and its own name is the hash of the image. A file is there whole or not at all, and what
-is there is not computed again. So the store is at once what a stopped run goes on from, the cache for other words, and
-how processes share the work, on one machine or over a shared file system; another checkpoint is another name, never a
-conflict. Files are .npz, whose CRC-32 is checked whenever they are read; a damaged one is computed again, and said.
+read out of it. Its folder is named by a hash of what it depends on (weights, precision, form of the network,
+normalisation, crop), itself by the hash of the image. A file is there whole or not at all, and what is there is not
+computed again. So the store is at once what a stopped run goes on from, the cache for other words, and how processes
+share the work, on one machine or over a shared file system; another checkpoint is another name, never a conflict. Files
+are .npz, whose CRC-32 is checked whenever they are read; a damaged one is computed again, and said.
 """
 
 import hashlib

@@ -17,12 +17,7 @@ from experiments.published import BIN_RESPONSE, THIS_RUN, UNIFORM
 from experiments.statistics import Results
 from viewer.strip import Example, save_figure
 
-CHARTED = {
-    "delta1": "higher is better",
-    "abs_rel": "lower is better",
-    "rmse": "lower is better, m",
-    "spearman": "higher is better",
-}
+CHARTED = {"delta1": "higher", "abs_rel": "lower", "rmse": "lower", "spearman": "higher"}  # is better
 NEAR, FAR = 0.15, 0.85  # quantiles of the patches' true depth at which the bin response takes its two patches
 
 
@@ -88,7 +83,7 @@ def draw_chart(
     labels = [*rows, *(f"{group} ({len(members)})" for group, members in groups.items())]
     figure = Figure(figsize=(15, 1.6 + 0.27 * len(labels)), layout="constrained")
     axes = figure.subplots(1, len(CHARTED), sharey=True)
-    for axis, (metric, meaning) in zip(axes, CHARTED.items(), strict=True):
+    for axis, (metric, better) in zip(axes, CHARTED.items(), strict=True):
         for y, row in enumerate(rows):
             colour = "tab:green" if row == THIS_RUN else "tab:blue"
             draw_bar(axis, y, results.mean(row), metric, intervals[row][0][metric], colour)
@@ -99,7 +94,7 @@ def draw_chart(
             spread = results.spread(members)
             draw_bar(axis, y, spread["median"], metric, (spread["min"][metric], spread["max"][metric]), "tab:gray")
         axis.axvline(results.mean(UNIFORM)[metric], color="tab:red", linestyle="--", linewidth=1)
-        axis.set_title(f"{metric} ({meaning})", fontsize=10)
+        axis.set_title(f"{metric} ({better} is better{', m' if metric == 'rmse' else ''})", fontsize=10)
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(labels)), map(printable, labels), fontsize=8, parse_math=False)
     axes[0].set_ylim(len(labels) - 0.4, -0.6)

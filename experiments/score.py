@@ -1,9 +1,8 @@
 """Step 2 of the experiments: features x settings -> metrics. Nothing is learnt, and no image is looked at any more.
 
-A row of the experiments is the depth of every image by one rule. There are four kinds, listed in `Rows`: a `Setting`
-reads depth out of the features as the method does, with other words, bins, channels or patches; `RandomDepth` ignores
-the image; a constant is one depth everywhere; a map is one depth map for all images. Beside the metrics of the paper,
-each row of each image has what a constant cannot fake:
+A row is the depth of every image by one rule: a `Setting` reads depth out of the features as the method does, with
+other words, bins, channels or patches; `RandomDepth` ignores the image; a constant is one depth everywhere; a map is
+one depth map for all images. Beside the metrics of the paper, each row of each image has what a constant cannot fake:
 
     silog                scale-invariant log error (calculate_error.py)
     spearman, pearson    correlation of predicted and true depth over the patches: mean depth of a patch's pixels with
@@ -108,9 +107,7 @@ class Rows:
 
 
 class Readouts:
-    """The depth of every setting, from one image's features, by the functions of monoclip.py.
-
-    Settings that differ in bins or in the order of patches alone share one softmax.
+    """Every setting's depth by the functions of monoclip.py; those of the same words and channels share one softmax.
 
     Args:
         model: says which channels its features keep.
@@ -194,8 +191,7 @@ def score_image(gt: Tensor, patches: Tensor, pixels: Tensor, name: str) -> dict[
     Returns:
         Each of `METRICS`, `valid_pixels` and `dropped_pixels` -> (R + R',).
 
-    Raises:
-        UnscorableError: a prediction is not finite, or no pixel counts.
+    Raises UnscorableError: a prediction is not finite, or no pixel counts.
     """
     places, depth = counted_NYU(gt)
     measured = torch.zeros(CROP_SIZE).flatten().index_fill_(0, places, 1).view(1, *CROP_SIZE)

@@ -37,10 +37,8 @@ def paper_rows(reading: Reading, own: Mapping[str, Reading]) -> Rows:
 def with_controls(rows: Rows, channels: bool, mean_image: Tensor | None) -> Rows:
     """Adds what tells how much of the first reading's metrics is due to language and to sight.
 
-    Args:
-        rows: the first setting is what is controlled.
-        channels: whether the encoder has channels to choose from.
-        mean_image: (416, 544) [m], the mean depth of a training split; None where there is none.
+    The first of `rows` is what is controlled; `channels` says whether the encoder has channels to choose from;
+    `mean_image` is the mean depth of a training split, (416, 544) [m], if there is one.
     """
     reading = rows.settings[0].reading
     bins = reading.bin_list

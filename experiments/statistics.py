@@ -80,10 +80,9 @@ class Results:
         return {metric: minus(own[metric], other[metric]) for metric in self.columns}
 
     def intervals(self, rows: Sequence[str], scene: str | None = None) -> dict[str, tuple[Intervals, Intervals]]:
-        """For each row, 95 % intervals of the means and of their differences to the baseline.
+        """For each row, 95 % intervals of the means and of their differences to the baseline; None for one image.
 
-        Bootstrap over images: the same resamples of the images for all rows, percentiles of the resampled means. Over
-        fewer than two images there is none.
+        Bootstrap over images: the same resamples of the images for all rows, percentiles of the resampled means.
         """
         chosen = self.over(scene)
         if chosen.sum() < 2:

@@ -168,9 +168,8 @@ def as_text(table: Table) -> str:
     lines = [f"{table.title} ({printable(table.caption)})"]
     lines.append(" " * (width + kind_width) + "".join(f"{c:>{cell}}" for c in table.columns))
     for name, line in zip(names, table.lines, strict=True):
-        lines.append(
-            f"{name:<{width}}  {line.kind:<{kind_width - 2}}" + "".join(f"{text:>{cell}}" for text in line.cells)
-        )
+        cells = "".join(f"{text:>{cell}}" for text in line.cells)
+        lines.append(f"{name:<{width}}  {line.kind:<{kind_width - 2}}{cells}")
     return "\n".join(lines)
 
 

@@ -109,23 +109,14 @@ class Browser:
             raise RuntimeError(result["exceptionDetails"]["exception"].get("description"))
         return result["result"].get("value")
 
-    def place(self, selector: str, x: float, y: float) -> dict[str, float]:
-        """Scrolls the first such element into view and returns a place in it, in the window's pixels."""
+    def hover(self, selector: str, x: float, y: float) -> None:
+        """Moves the mouse to a place of the first such element: fractions of its width and height."""
         area = self.js(
             f"(e => (e.scrollIntoView({{block: 'center'}}), e.getBoundingClientRect().toJSON()))"
             f"(document.querySelector({json.dumps(selector)}))"
         )
-        return {"x": area["left"] + x * area["width"], "y": area["top"] + y * area["height"]}
-
-    def hover(self, selector: str, x: float, y: float) -> None:
-        """Moves the mouse to a place of the first such element: fractions of its width and height."""
-        self.call("Input.dispatchMouseEvent", type="mouseMoved", **self.place(selector, x, y))
-        self.settle()
-
-    def tap(self, selector: str, x: float, y: float) -> None:
-        """Touches a place of the first such element."""
-        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[self.place(selector, x, y)])
-        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        place = {"x": area["left"] + x * area["width"], "y": area["top"] + y * area["height"]}
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", **place)
         self.settle()
 
     def press(self, key: str) -> None:
@@ -139,7 +130,6 @@ class Browser:
         """Sets the window's size, the colour scheme, and whether it is a phone's screen."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
         self.call("Emulation.setDeviceMetricsOverride", **metrics)
-        self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.settle()

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 import clip
 from clip.archive import CheckpointError, check_torch, read_state_dict
 from clip.checkpoint import CHECKPOINTS, Checkpoint, locate_checkpoint
-from clip.model import CLIP
 from download import DownloadError, file_sha256
 from tests.conftest import TINY, random_clip
 from tests.test_model import PAPER_MODELS
@@ -32,23 +31,20 @@ ROOT = Path(clip.__file__).parents[1]
 SIZES = {"input_resolution": 64, "context_length": 77, "vocab_size": 49408}
 
 
-def tree_of(module: nn.Module) -> nn.Module:
-    """The parameters and buffers of a module under the same names, in modules that torch.jit can script."""
-    copy = nn.Module()
-    for name, parameter in module.named_parameters(recurse=False):
-        copy.register_parameter(name, parameter)
-    for name, buffer in module.named_buffers(recurse=False):
-        copy.register_buffer(name, buffer)
-    for name, child in module.named_children():
-        if child.state_dict():
-            copy.add_module(name, tree_of(child))
-    return copy
-
-
-def script(module: nn.Module, path: Path) -> None:
+def script(tensors: dict[str, Tensor], path: Path) -> None:
+    """Saves a TorchScript archive whose modules hold these tensors under these names."""
+    root = nn.Module()
+    for name, tensor in tensors.items():
+        *folders, last = name.split(".")
+        module = root
+        for folder in folders:
+            if folder not in dict(module.named_children()):
+                module.add_module(folder, nn.Module())
+            module = module.get_submodule(folder)
+        module.register_buffer(last, tensor)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.script(module).save(str(path))
+        torch.jit.script(root).save(str(path))
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +55,8 @@ def weights() -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, Tensor]) -> Path:
     """A TorchScript archive with OpenAI's layout: fp16 weights, the three sizes, code."""
-    model = CLIP(TINY)
-    model.load_state_dict(weights)
-    tree = tree_of(model.half())
-    for name, value in SIZES.items():
-        tree.register_buffer(name, torch.tensor(value))
     path = tmp_path_factory.mktemp("archive") / "RN50.pt"
-    script(tree, path)
+    script(weights | {name: torch.tensor(value) for name, value in SIZES.items()}, path)
     return path
 
 
@@ -76,36 +67,24 @@ def assert_same(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
         assert torch.equal(got[name], tensor), name
 
 
-# --- values
-
-
 def test_torchscript_gives_what_torch_jit_gives(archive: Path, weights: dict[str, Tensor]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         want = torch.jit.load(str(archive)).state_dict()
-    assert SIZES.keys() <= want.keys()
     assert_same({name: tensor for name, tensor in want.items() if name not in SIZES}, weights)
     assert_same(read_state_dict(archive), weights)
+    model, _ = clip.load(archive, device="cpu")
+    assert_same(model.state_dict(), {k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
 
 
 def test_strides_offsets_and_tied_storages(tmp_path: Path) -> None:
-    base = torch.arange(24.0)
-    module = nn.Module()
-    for name, tensor in (
-        ("whole", base.view(4, 6)),
-        ("transposed", base.view(4, 6).T),
-        ("column", base.view(4, 6)[1:3, 2]),
-        ("scalar", base[5]),
-        ("counter", torch.tensor(7)),
-        ("brain", torch.tensor([1.5, -2], dtype=torch.bfloat16)),
-    ):
-        module.register_buffer(name, tensor)
-    script(module, tmp_path / "script.pt")
-    torch.save(module.state_dict(), tmp_path / "dict.pt")
+    whole = torch.arange(24.0).view(4, 6)
+    want = {"whole": whole, "transposed": whole.T, "column": whole[1:3, 2]}
+    script(want, tmp_path / "script.pt")
+    torch.save(want, tmp_path / "dict.pt")
     for name in ("script.pt", "dict.pt"):
         got = read_state_dict(tmp_path / name)
-        assert_same(got, module.state_dict())
-        assert got["column"].tolist() == [8.0, 14.0]
+        assert_same(got, want)
         assert got["transposed"].stride() == (1, 6)
         assert got["whole"].data_ptr() == got["transposed"].data_ptr() == got["column"].data_ptr() - 8 * 4
 
@@ -137,22 +116,11 @@ def test_wrappings_of_training_scripts_and_sizes_are_dropped(tmp_path: Path, wei
     assert_same(read_state_dict(tmp_path / "sizes.pt"), weights)
 
 
-def test_load_builds_the_model_that_is_in_the_archive(archive: Path, weights: dict[str, Tensor]) -> None:
-    model, _ = clip.load(archive, device="cpu")
-    assert_same(model.state_dict(), {k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
-
-
-# --- hostile files
-
-
-class Bomb:
-    """Unpickles to a call that leaves a file behind."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
+class Bomb(str):
+    """Unpickles to the run of this command."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return os.system, (f"touch {self.marker}",)
+        return os.system, (str(self),)
 
 
 def rewrite(source: Path, target: Path, changes: dict[str, bytes], compress: bool = False) -> None:
@@ -172,11 +140,12 @@ def rewrite(source: Path, target: Path, changes: dict[str, bytes], compress: boo
 @pytest.mark.parametrize("kind", ["torchscript", "zip", "legacy"])
 def test_a_pickle_bomb_is_refused_by_name_and_does_not_go_off(tmp_path: Path, archive: Path, kind: str) -> None:
     marker, path = tmp_path / "executed", tmp_path / "bomb.pt"
-    content = pickle.dumps({"visual.proj": Bomb(marker)}, protocol=2)
+    hostile = {"visual.proj": Bomb(f"touch {marker}")}
+    content = pickle.dumps(hostile, protocol=2)
     if kind == "torchscript":
         rewrite(archive, path, {"data.pkl": content})
     else:
-        torch.save({"visual.proj": Bomb(marker)}, path, _use_new_zipfile_serialization=kind == "zip")
+        torch.save(hostile, path, _use_new_zipfile_serialization=kind == "zip")
     with pytest.raises(CheckpointError, match=r"(posix|nt|os)\.system.*nothing was run") as caught:
         read_state_dict(path)
     assert caught.value.sha256 == file_sha256(path)
@@ -189,13 +158,10 @@ def test_a_pickle_bomb_is_refused_by_name_and_does_not_go_off(tmp_path: Path, ar
     ("opcodes", "problem"),
     [
         (b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x011\x85R.", "asks to run builtins.eval"),  # STACK_GLOBAL
-        (b"(S'1'\nibuiltins\neval\n.", "asks to run builtins.eval"),  # INST
         (b"\x80\x02ctorch.serialization\nload\n.", "asks to run torch.serialization.load"),
         (b"\x80\x02\x82\x01.", "damaged"),  # the registry of extensions
         (b"\x80\x02Nr\xff\xff\xff\x7f.", "far larger"),  # a memo of 2**31 entries
-        (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n.", "not a state dict"),
         (b"\x80\x02c__torch__.M\nM\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb.", "hold each other"),  # holds itself
-        (b"\x80\x02", "damaged"),
     ],
 )
 def test_other_pickles_in_an_archive_are_refused(tmp_path: Path, archive: Path, opcodes: bytes, problem: str) -> None:
@@ -204,14 +170,11 @@ def test_other_pickles_in_an_archive_are_refused(tmp_path: Path, archive: Path, 
         read_state_dict(tmp_path / "x.pt")
 
 
-class Described:
+class Described(tuple):
     """Pickles as torch's tensors do: storage, offset, size, stride."""
 
-    def __init__(self, *description: object) -> None:
-        self.description = description
-
     def __reduce__(self) -> tuple[object, ...]:
-        return torch._utils._rebuild_tensor_v2, (*self.description, False, OrderedDict())
+        return torch._utils._rebuild_tensor_v2, (*self, False, OrderedDict())
 
 
 class TensorPickler(pickle.Pickler):
@@ -222,7 +185,7 @@ class TensorPickler(pickle.Pickler):
 def tensor_pickle(offset: int, size: tuple[int, ...], stride: tuple[int, ...], key: Path = Path("0")) -> bytes:
     """A data.pkl of one fp16 tensor `w`, on the storage of this name."""
     file = io.BytesIO()
-    TensorPickler(file, protocol=2).dump({"w": Described(key, offset, size, stride)})
+    TensorPickler(file, protocol=2).dump({"w": Described((key, offset, size, stride))})
     return file.getvalue()
 
 
@@ -230,12 +193,9 @@ def tensor_pickle(offset: int, size: tuple[int, ...], stride: tuple[int, ...], k
     ("offset", "size", "stride", "problem"),
     [
         (2, (3,), (1,), "out of bounds"),
-        (0, (2, 2), (3, 1), "out of bounds"),
         (0, (2**40,), (0,), "beyond its storage"),  # one number, a terabyte of them
         (-1, (2,), (1,), "invalid storage offset"),
         (3, (4,), (-1,), "Negative strides"),
-        (0, (-1,), (1,), "RuntimeError"),
-        (0, (2, 2), (1,), "RuntimeError"),
         (2**62, (2,), (2**62,), "overflowed"),
     ],
 )
@@ -258,17 +218,10 @@ def test_entries_that_are_not_there_and_zip_bombs_are_refused(tmp_path: Path, ar
     rewrite(archive, path, {"data/0": bytes(64 * 2**20)}, compress=True)
     with pytest.raises(CheckpointError, match="far more than its own size"):
         read_state_dict(path)
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("readme.txt", "hello")
-    with pytest.raises(CheckpointError, match=r"without a data\.pkl"):
-        read_state_dict(path)
-
-
-# --- damaged files and files of another kind
 
 
 @pytest.mark.parametrize("kind", ["torchscript", "zip", "legacy", "safetensors"])
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.99])
 def test_truncated_files(tmp_path: Path, archive: Path, weights: dict[str, Tensor], kind: str, share: float) -> None:
     path = tmp_path / "x.pt"
     content = write(kind, path, archive, weights)
@@ -298,11 +251,8 @@ def test_one_flipped_bit(tmp_path: Path, archive: Path, weights: dict[str, Tenso
         (b"<!DOCTYPE html><html>not found</html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git-lfs"),
         (b"weights", "no TorchScript archive"),
-        (pickle.dumps([1, 2]), "damaged"),
         ([torch.zeros(2)], "holds a list, not a state dict"),
-        ({}, "not a state dict"),
         ({"a": 1}, "holds a int under 'a'"),
-        ({3: torch.zeros(2)}, "under 3"),
         ({"a": torch.zeros(2, device="meta")}, "meta_tensor|plain tensor"),
     ],
 )
@@ -318,20 +268,16 @@ def test_files_of_another_kind(tmp_path: Path, content: object, problem: str) ->
 
 def test_not_everything_under_a_path_is_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "file").write_bytes(b"")
     for reader in (read_state_dict, locate_checkpoint):
         for path, problem in (
             (tmp_path / "missing.pt", "there is no such file"),
             (tmp_path, "it is a directory"),
             (tmp_path / "pipe", "it is not a regular file"),
-            (tmp_path / ("x" * 300), "it cannot be read .File name too long"),
             (tmp_path / "nul\0", "it cannot be read"),
         ):
             with pytest.raises(CheckpointError, match=problem):
                 reader(path)
-    with pytest.raises(
-        CheckpointError, match=r"RN51: there is no such file .*available models, RN50, .*ViT-L/14@336px"
-    ):
+    with pytest.raises(CheckpointError, match="RN51: there is no such file .*available models, RN50, .*ViT-L/14@336px"):
         locate_checkpoint("RN51")
 
 
@@ -356,19 +302,11 @@ def test_deeply_nested_pickles_do_not_end_the_process(tmp_path: Path, archive: P
     assert child.stdout == "its pickle is far larger than that of any CLIP\n" * 3
 
 
-# --- the whole way to a model
-
-
 def test_what_is_not_clip_has_the_files_name_and_hash_in_its_error(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     torch.save(weights | {"extra": torch.zeros(1)}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=r"x\.pt: 1 entries are unexpected: extra") as caught:
         clip.load(tmp_path / "x.pt", device="cpu")
     assert caught.value.sha256 == file_sha256(tmp_path / "x.pt")
-    error = pickle.loads(pickle.dumps(caught.value))  # as a process of a pool would hand it on
-    assert str(error) == str(caught.value)
-
-
-# --- names, cache and addresses
 
 
 CONTENT = b"weights of a model"
@@ -409,14 +347,12 @@ def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Network:
     return network
 
 
-def test_the_cache_and_the_order_of_addresses(
-    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_and_the_order_of_addresses(network, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("CLIP_MIRRORS", "https://a.example/b/ http://c.example/w.pt")
     network.files[KNOWN.urls[1]] = CONTENT
     assert locate_checkpoint("W") == tmp_path / "home" / ".cache" / "clip" / "w.pt"
     assert network == [["https://a.example/b/w.pt", "http://c.example/w.pt", *KNOWN.urls]]
-    assert locate_checkpoint("W").read_bytes() == CONTENT
+    locate_checkpoint("W")
     assert len(network) == 1  # it was there
     monkeypatch.setenv("CLIP_CACHE", "~/weights")
     assert locate_checkpoint("W") == tmp_path / "home" / "weights" / "w.pt"
@@ -427,15 +363,9 @@ def test_no_place_for_the_cache(network: Network, tmp_path: Path, monkeypatch: p
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "w.pt"))
 
-    def unknown(path: Path) -> Path:
-        raise RuntimeError("Could not determine home directory.")  # no $HOME, and a user id without an entry
-
     monkeypatch.setattr(clip.checkpoint, "download", full)
     with pytest.raises(CheckpointError, match=r"cannot be stored .No space left .*make room there .*\$CLIP_CACHE"):
         locate_checkpoint("W", tmp_path)
-    monkeypatch.setattr(Path, "expanduser", unknown)
-    with pytest.raises(CheckpointError, match=r"the home folder is not known, as \$HOME is not set; set \$CLIP_CACHE"):
-        locate_checkpoint("W")
 
 
 def test_a_damaged_file_in_the_cache_is_not_used(network: Network, tmp_path: Path) -> None:
@@ -449,10 +379,6 @@ def test_a_damaged_file_in_the_cache_is_not_used(network: Network, tmp_path: Pat
         assert part in str(caught.value)
     network.files[KNOWN.urls[0]] = CONTENT
     assert locate_checkpoint("W", tmp_path).read_bytes() == CONTENT
-    target.unlink()
-    target.mkdir()
-    with pytest.raises(CheckpointError, match="it is a directory"):
-        locate_checkpoint("W", tmp_path)
 
 
 def test_offline_no_socket_is_opened(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,9 +391,6 @@ def test_offline_no_socket_is_opened(network: Network, tmp_path: Path, monkeypat
         locate_checkpoint("W", tmp_path)
     for part in (KNOWN.urls[0], str(tmp_path / "w.pt"), KNOWN.sha256, "--clip_path"):
         assert part in str(caught.value)
-    (tmp_path / "w.pt").write_bytes(b"junk")
-    with pytest.raises(CheckpointError, match="other bytes"):
-        locate_checkpoint("W", tmp_path)
     (tmp_path / "w.pt").write_bytes(CONTENT)
     assert locate_checkpoint("W", tmp_path) == tmp_path / "w.pt"
     assert network == []
@@ -478,32 +401,23 @@ def test_the_hubs_file_is_the_last_source_and_has_its_own_name(
 ) -> None:
     save_file(weights, tmp_path / "good")
     save_file(weights | {"token_embedding.weight": torch.zeros(65, 32)}, tmp_path / "other")
-    save_file(weights | {"visual.bn1.bias": torch.full((2,), torch.nan)}, tmp_path / "broken")
     cache = tmp_path / "cache"
     for content, reason in (
         ((tmp_path / "other").read_bytes(), "w: sent the weights of another model: .*vocab_size=65"),
-        ((tmp_path / "broken").read_bytes(), "w: visual.bn1.bias holds values that are not finite"),
         ((tmp_path / "good").read_bytes()[:-4], "w: sent a file that cannot be used: "),
     ):
         network.files[HUB] = content
-        with pytest.raises(CheckpointError, match=reason) as caught:
+        with pytest.raises(CheckpointError, match=reason):
             locate_checkpoint("H", cache)
-        assert "HTTP 404" in str(caught.value)
         assert list(cache.iterdir()) == []
     network.files[HUB] = (tmp_path / "good").read_bytes()
-    assert locate_checkpoint("H", cache) == cache / "h.safetensors"
-    calls = len(network)
-    assert locate_checkpoint("H", cache) == cache / "h.safetensors"
-    assert len(network) == calls
+    for _ in range(2):
+        assert locate_checkpoint("H", cache) == cache / "h.safetensors"
+    assert len(network) == 3
     assert_same(read_state_dict(cache / "h.safetensors"), weights)
-    (cache / "h.safetensors").unlink()
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(CheckpointError, match="needs a package: pip install safetensors"):
         read_state_dict(tmp_path / "good")
-    monkeypatch.setattr(clip.checkpoint.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(CheckpointError, match="pip install safetensors"):
-        locate_checkpoint("H", cache)
-    assert network[calls:] == [Checkpoint("h.pt", "0" * 64).urls]
 
 
 def test_table_of_checkpoints_is_complete() -> None:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -61,24 +62,18 @@ class Handler(BaseHTTPRequestHandler):
         asked = self.headers.get("Range")
         if asked is None:
             self.answer(200, content, len(content))
-            return
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) + shift
-        if start >= len(content):
+        elif (start := int(asked.removeprefix("bytes=").removesuffix("-")) + shift) >= len(content):
             self.answer(416, b"", 0)
-            return
-        where = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        self.answer(206, content[start:], len(content) - start, Content_Range=where)
+        else:
+            where = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            self.answer(206, content[start:], len(content) - start, Content_Range=where)
 
-    def half(self, wait: threading.Event | None = None) -> None:
+    def half(self) -> None:
         self.answer(200, CONTENT[:HALF], SIZE)
-        if wait:
-            wait.wait(30)
 
-    def drip(self) -> None:
-        """An eighth of the file, and then the connection ends."""
-        start = int((self.headers.get("Range") or "=0-").split("=")[1][:-1])
-        where = f"bytes {start}-{SIZE - 1}/{SIZE}"
-        self.answer(206 if start else 200, CONTENT[start : start + SIZE // 8], SIZE - start, Content_Range=where)
+    def stall(self) -> None:
+        self.half()
+        self.server.done.wait(30)
 
     def together(self) -> None:
         """Half the file at once, the rest when four clients are there."""
@@ -97,15 +92,12 @@ ANSWERS: dict[str, Callable[[Handler], None]] = {
     "longer": lambda to: to.answer(200, CONTENT + bytes(10), SIZE + 10),
     "page": lambda to: to.answer(200, PAGE, None, Content_Type="text/html; charset=utf-8"),
     "missing": lambda to: to.answer(404, PAGE, len(PAGE)),
-    "drip": lambda to: to.drip(),
-    "busy": lambda to: to.answer(503, b"", 0),
     "busy_once": lambda to: to.answer(503, b"", 0) if to.first else to.rest(),
     "half_then_rest": lambda to: to.half() if to.first else to.rest(),
     "half_then_all": lambda to: to.half() if to.first else to.answer(200, CONTENT, SIZE),
     "half_then_elsewhere": lambda to: to.half() if to.first else to.rest(shift=-100),
-    "half_then_nowhere": lambda to: to.half() if to.first else to.answer(206, CONTENT[HALF:], HALF),
-    "stall": lambda to: to.half(to.server.done),
-    "stall_once": lambda to: to.half(to.server.done) if to.first else to.rest(),
+    "stall": lambda to: to.stall(),
+    "stall_once": lambda to: to.stall() if to.first else to.rest(),
     "together": lambda to: to.together(),
     "moved": lambda to: to.answer(302, b"", 0, Location="/half_then_rest/w.bin"),
 }
@@ -132,12 +124,10 @@ class Server(ThreadingHTTPServer):
 @contextmanager
 def serving() -> Iterator[Server]:
     with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
         yield server
         server.done.set()
         server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -175,12 +165,9 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-# --- what ends well
-
-
 @pytest.mark.parametrize("size", [None, SIZE])
 @pytest.mark.parametrize(
-    ("modes", "hits", "slept"),  # + : from the middle on; +3: from three eighths on
+    ("modes", "hits", "slept"),  # + : from the middle on
     [
         ("good", "good", []),
         ("no_length", "no_length", []),
@@ -188,27 +175,17 @@ def files_in(folder: Path) -> dict[str, bytes]:
         ("busy_once", "busy_once busy_once", [1]),
         ("half_then_rest", "half_then_rest half_then_rest+", [1]),
         ("half_then_all", "half_then_all half_then_all+", [1]),
-        ("drip", "drip drip+1 drip+2 drip+3 drip+4 drip+5 drip+6 drip+7", [1] * 7),
         ("missing page good", "missing page good", []),
         ("flipped good half", "flipped good", []),
         ("half_then_elsewhere good", "half_then_elsewhere half_then_elsewhere+ good+", [1]),
+        ("stall_once", "stall_once stall_once+", [1]),
     ],
 )
 def test_download_ends_with_the_right_bytes(
     server: Server, fetch: Fetch, size: int | None, modes: str, hits: str, slept: list[float]
 ) -> None:
-    assert fetch(*modes.split(), size=size) == slept
-    expected = [hit.partition("+") for hit in hits.split()]
-    starts = [f"bytes={int(eighths or 4) * SIZE // 8}-" if plus else None for _, plus, eighths in expected]
-    assert server.hits == list(zip([mode for mode, _, _ in expected], starts, strict=True))
-
-
-def test_a_stalled_connection_times_out_and_is_continued(server: Server, fetch: Fetch) -> None:
-    assert fetch("stall_once", timeout=1) == [1]
-    assert server.hits == [("stall_once", None), ("stall_once", CONTINUED)]
-
-
-# --- what does not
+    assert fetch(*modes.split(), size=size, timeout=1 if modes == "stall_once" else 10) == slept
+    assert server.hits == [(hit.rstrip("+"), CONTINUED if "+" in hit else None) for hit in hits.split()]
 
 
 @pytest.mark.parametrize(
@@ -218,11 +195,9 @@ def test_a_stalled_connection_times_out_and_is_continued(server: Server, fetch: 
         ("half_no_length", None, f"sent a file with sha256 [0-9a-f]{{64}}, expected {SHA256}", False),
         ("flipped", SIZE, f"sent a file with sha256 [0-9a-f]{{64}}, expected {SHA256}", False),
         ("longer", SIZE, f"offers {SIZE + 10:,} bytes, expected {SIZE:,}", False),
-        ("longer", None, f"sent a file with sha256 [0-9a-f]{{64}}, expected {SHA256}", False),
         ("page", SIZE, "sent a web page", False),
         ("missing", SIZE, "HTTP 404 Not Found", False),
-        ("busy", SIZE, "HTTP 503 Service Unavailable, after 3 more tries", False),
-        ("half_then_nowhere", SIZE, rf"from {HALF} on and sent others \(no range\)", True),
+        ("half_then_elsewhere", SIZE, rf"from {HALF} on and sent others \(bytes {HALF - 100}-.*\)", True),
     ],
 )
 def test_wrong_bytes_never_get_the_final_name(
@@ -268,15 +243,11 @@ def test_a_file_without_known_hash_is_checked_by_the_caller(server: Server, targ
         if path.read_bytes() != CONTENT:
             raise ValueError("holds something else")
 
-    with pytest.raises(DownloadError, match="holds something else"):
-        download([server.url("flipped")], target, None, check=check)
-    with pytest.raises(DownloadError, match="ended after"):
-        download([server.url("half")], target, None, check=check, sleep=lambda _: None)
+    for mode, reason in (("flipped", "holds something else"), ("half", "ended after")):
+        with pytest.raises(DownloadError, match=reason):
+            download([server.url(mode)], target, None, check=check, sleep=lambda _: None)
     assert files_in(target.parent) == {}  # nothing would notice that the next call mixes two files
     assert download([server.url("good")], target, None, check=check).read_bytes() == CONTENT
-
-
-# --- what an earlier run left
 
 
 @pytest.mark.parametrize(
@@ -284,7 +255,6 @@ def test_a_file_without_known_hash_is_checked_by_the_caller(server: Server, targ
     [
         (CONTENT[:1000], ["bytes=1000-"]),
         (CONTENT, []),
-        (b"junk", ["bytes=4-", None]),
         (FLIPPED, [None]),
         (CONTENT + b"more", [f"bytes={SIZE + 4}-", None]),
     ],
@@ -336,18 +306,11 @@ def test_four_processes_at_once(server: Server, target: Path) -> None:
     target.parent.mkdir()
     (target.parent / "w.bin.part").write_bytes(CONTENT[:1000])  # one of them takes it
     processes = [child(server.url("together"), target) for _ in range(4)]
-    try:
-        for process in processes:
-            _, stderr = process.communicate(timeout=120)
-            assert process.returncode == 0, stderr.decode()
-    finally:
-        for process in processes:
-            process.kill()
+    for process in processes:
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stderr.decode()
     assert files_in(target.parent) == {"w.bin": CONTENT}
     assert sorted(asked or "" for _, asked in server.hits) == ["", "", "", "bytes=1000-"]
-
-
-# --- the machine
 
 
 def test_proxies_come_from_the_environment(server: Server, fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,35 +337,23 @@ def test_too_little_space_is_found_before_the_first_request(
     fetch("good")
 
 
-LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))\n"
-
-
 def test_a_disk_that_fills_up_ends_it_and_keeps_what_arrived(server: Server, target: Path) -> None:
     urls = [server.url("good"), server.url("no_length")]  # a second address would not help
-    code = (
-        f"{LIMITED}import sys; from pathlib import Path; from download import download\n"
-        "download(sys.argv[1:3], Path(sys.argv[3]), sys.argv[4])"
-    )
-    command = [sys.executable, "-W", "error", "-c", code, *urls, str(target), SHA256]
-    child = subprocess.run(
-        command, cwd=Path(download_module.__file__).parent, capture_output=True, text=True, timeout=60
-    )
-    assert child.stderr.splitlines()[-1] == f"OSError: [Errno 27] File too large: '{target}'"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            download(urls, target, SHA256)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert caught.value.filename == str(target)
     assert [mode for mode, _ in server.hits] == ["good"]
-    assert [*files_in(target.parent)] == ["w.bin.part"]
-    assert CONTENT.startswith((target.parent / "w.bin.part").read_bytes())
+    assert CONTENT.startswith(files_in(target.parent).pop("w.bin.part"))
 
 
-def test_a_folder_that_cannot_be_written_and_a_target_that_is_no_file(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OSError, match=r"File exists|Not a directory") as caught:
-        download([], tmp_path / "file" / "w.bin", SHA256)
-    assert caught.value.filename == str(tmp_path / "file" / "w.bin")
+def test_a_target_that_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="not a regular file"):
         download([], tmp_path, SHA256)
-
-
-# --- the one writer
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -417,6 +368,4 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left on device") as caught:
         write_whole(path, fail)
     assert caught.value.filename == str(path)
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(path, lambda file: (_ for _ in ()).throw(KeyboardInterrupt))
     assert files_in(tmp_path) == {"x": b"first"}

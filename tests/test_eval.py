@@ -8,10 +8,8 @@ import resource
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -24,11 +22,12 @@ from datasets import nyu
 from datasets.nyu import TEST_INDICES, open_nyu, scan_folder
 from datasets.nyu_mat import LabelledMat
 from monoclip import PAPER, MonoCLIP, Reading
-from tests.conftest import GOLDEN, ROOT, TINY, child, random_clip, torchrun, write_pair
+from tests.conftest import GOLDEN, ROOT, child, torchrun, write_pair
 from tests.test_nyu import spoil
+from tests.test_nyu_mat import write_mat
 
-RELEASED_COMMAND = "--evaluate --batch_size 1 --dataset NYU --gpu_num 0 --encoder AST --other_method MonoCLIP"
-RELEASED = RELEASED_COMMAND.split()
+RELEASED = ["--evaluate", "--batch_size", "1", "--dataset", "NYU", "--gpu_num", "0", "--encoder", "AST"]
+RELEASED += ["--other_method", "MonoCLIP"]
 PROMPT_2 = ("extremely close", "very close", "close", "a little close", "a little far", "far", "unseen")
 BINS_3 = ("1.00", "1.25", "1.50", "1.75", "2.00", "2.25", "2.50")
 SOFT = ("--temperature", "2")  # so that a tiny CLIP's depth is not one bin
@@ -36,7 +35,7 @@ SOFT = ("--temperature", "2")  # so that a tiny CLIP's depth is not one bin
 
 @pytest.fixture
 def run(tiny_checkpoint, nyu_folder, tmp_path, capsys):
-    """`run(*flags)` evaluates the tiny CLIP on five images and returns exit code, standard output and error."""
+    """`run(*flags)` evaluates the tiny CLIP on five images: exit code, standard output, standard error."""
 
     def arguments(*flags: object, data: Path | None = None, weights: Path | str = tiny_checkpoint) -> list[str]:
         usual = ["--data_path", data or call.root, "--clip_path", weights, "--device", "cpu", "--batch_size", "1"]
@@ -69,7 +68,7 @@ def means_of(folder: Path, row: str = "this run") -> dict[str, float]:
 
 
 def one_sentence(err: str) -> str:
-    """The error of a command, which is a single line that begins with its name; progress bars may stand before it."""
+    """The error of a command, which begins with its name; progress bars may stand before it."""
     last = err.rstrip("\n").split("\n")[-1].split("\r")[-1]
     assert last.startswith("eval.py: "), err
     assert "Traceback" not in err
@@ -175,10 +174,9 @@ def test_metrics_are_those_of_the_method_by_a_plain_loop(run, tiny_clip):
         assert results_of(run.output)["made_with"]["reading"]["bin_list"] == list(reading.bin_list)
 
 
-@pytest.mark.parametrize("flags", [("--batch_size", 2), ("--batch_size", 5, "--workers", 2)])
-def test_batch_size_and_workers_change_nothing(run, flags):
+def test_batch_size_and_workers_change_nothing(run):
     assert run("--output", run.output, *SOFT)[0] == 0
-    assert run("--output", run.output / "other", *SOFT, *flags)[0] == 0
+    assert run("--output", run.output / "other", *SOFT, "--batch_size", 2, "--workers", 3)[0] == 0
     for one, other in zip(rows_of(run.output), rows_of(run.output / "other"), strict=True):
         assert one["image"] == other["image"]
         assert metrics_of(one) == pytest.approx(metrics_of(other), abs=1e-5)
@@ -197,8 +195,9 @@ def test_processes_share_the_images_and_give_the_means_of_one(run, count, limit)
     assert means_of(run.output / "several") == pytest.approx(means_of(run.output / "one"), abs=1e-5)
 
 
-def test_an_error_in_one_process_ends_all(run):
-    beyond_range(scan_folder(run.root)[3])  # of the second process
+def test_an_image_without_a_valid_pixel_is_named_and_ends_all_processes(run):
+    too_far = np.full((480, 640), 11000, dtype=np.uint16)  # beyond the 10 m that count
+    Image.fromarray(too_far).save(scan_folder(run.root)[3].depth)  # of the second process
     done = torchrun(2, ROOT / "eval.py", *run.arguments("--output", run.output))
     assert done.returncode != 0
     assert done.stderr.count("eval.py: kitchen/rgb_00001.jpg: no valid pixel") == 1
@@ -206,12 +205,11 @@ def test_an_error_in_one_process_ends_all(run):
     assert not (run.output / "results.json").exists()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_other_precisions_stay_close(run, precision):
+def test_another_precision_stays_close(run):
     soft = ("--temperature", "10", "--limit", 2)  # so that a patch's depth is not one bin, whatever the precision
     assert run("--output", run.output, *soft)[0] == 0
-    assert run("--output", run.output / precision, "--precision", precision, *soft)[0] == 0
-    exact, rough = means_of(run.output), means_of(run.output / precision)
+    assert run("--output", run.output / "bf16", "--precision", "bf16", *soft)[0] == 0
+    exact, rough = means_of(run.output), means_of(run.output / "bf16")
     assert exact != rough
     assert rough == pytest.approx(exact, abs=0.05)
 
@@ -219,24 +217,10 @@ def test_other_precisions_stay_close(run, precision):
 # Which images
 
 
-def write_mat(path: Path, indices: list[int]) -> None:
-    """A file of the published structure with content in a few images, and all others HDF5's fill value."""
-    with h5py.File(path, "w") as file:
-        for name, shape, dtype in (("images", (3, 640, 480), "u1"), ("rawDepths", (640, 480), "f4")):
-            fill = {"fillvalue": 2, "chunks": (1, *shape), "compression": "gzip"}
-            array = file.create_dataset(name, (1449, *shape), dtype, **fill)
-            for index in indices:
-                squares = np.random.default_rng(index).uniform(1, 9, (*shape[:-2], 16, 12))
-                array[index] = np.kron(squares * (28 if dtype == "u1" else 1), np.ones((40, 40)))
-        file["depths"] = file["rawDepths"]
-        scene = file.create_dataset("attic", data=np.array([[ord(letter)] for letter in "attic"], "u2"))
-        file["sceneTypes"] = np.full((1, 1449), scene.ref, h5py.ref_dtype)
-
-
 def test_the_mat_and_the_folder_written_from_it_give_the_same_rows(run, tmp_path):
     images = [0, 1, 8]
     (tmp_path / "given").mkdir()
-    write_mat(tmp_path / "given" / "nyu_depth_v2_labeled.mat", images)
+    write_mat(tmp_path / "given" / "nyu_depth_v2_labeled.mat", ["attic"] * 1449)
     folder = tmp_path / "folder" / "official_splits" / "test" / "attic"
     folder.mkdir(parents=True)
     with LabelledMat(tmp_path / "given" / "nyu_depth_v2_labeled.mat") as mat:
@@ -249,16 +233,6 @@ def test_the_mat_and_the_folder_written_from_it_give_the_same_rows(run, tmp_path
     given, folder = rows_of(tmp_path / "of given"), rows_of(tmp_path / "of folder")
     assert given == folder
     assert len({row["rmse"] for row in given}) == 3
-    code, _, err = run("--list_file", "list.txt", data=tmp_path / "given")
-    assert (code, "--list_file names files of a folder" in one_sentence(err)) == (2, True)
-
-
-def test_the_release_s_place_is_found(run, tiny_checkpoint, tmp_path, monkeypatch, capsys):
-    (tmp_path / "datasets").mkdir()
-    (tmp_path / "datasets" / "NYU_Depth_V2").symlink_to(run.root)
-    monkeypatch.chdir(tmp_path)
-    assert evaluation.main(["--clip_path", str(tiny_checkpoint), "--device", "cpu", "--limit", "1"]) == 0
-    assert "1 images: 1 of the 654" in capsys.readouterr().out
 
 
 def test_list_scene_and_limit_choose_the_images(run, tmp_path):
@@ -343,21 +317,17 @@ def test_all_problems_of_a_list_are_named_before_the_model_is_built(run, no_mode
     [
         (("--bin_list", "1", "2"), "7 depth classes and 2 bins"),
         (("--device", "abacus"), "--device abacus: not available here"),
-        (("--output", "/proc/version/out"), "/proc/version is no folder that can be written"),
         (("--data_path", "/nowhere"), "/nowhere: no such folder; give the folder that holds official_splits/test"),
-        (("--data_path", "/nowhere.mat"), "/nowhere.mat: no such file"),
-        (("--data_path", "/dev/zero"), "/dev/zero: no such folder"),
-        (("--data_path", "{pipe}"), "pipe: no such folder"),
-        (("--data_path", "{pipe}.mat"), "pipe.mat: not a regular file"),
         (("--list_file", "{pipe}"), "pipe: not a regular file"),
-        (("--list_file", "/dev/zero"), "/dev/zero: not a regular file"),
+        (("--clip_path", "{pipe}"), "pipe: not a regular file"),
+        (("--clip_path", "{text}"), "not a CLIP checkpoint"),
         (("--list_file", "/nowhere.txt"), "/nowhere.txt: cannot be read"),
     ],
 )
 def test_what_cannot_be_followed_is_one_sentence(run, no_model, tmp_path, flags, message):
-    for name in ("pipe", "pipe.mat"):
-        os.mkfifo(tmp_path / name)
-    code, out, err = run(*(flag.replace("{pipe}", str(tmp_path / "pipe")) for flag in flags))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "text").write_text("<html>404</html>")
+    code, out, err = run(*(flag.format(pipe=tmp_path / "pipe", text=tmp_path / "text") for flag in flags))
     assert (code, out) == (2, "")
     assert message in one_sentence(err)
     assert err.count("\n") == 1
@@ -367,10 +337,6 @@ def test_what_cannot_be_followed_is_one_sentence(run, no_model, tmp_path, flags,
     ("flags", "message"),
     [
         (("--batch_size", "0"), "0 is not 1 or more"),
-        (("--workers", "0"), "0 is not 1 or more"),
-        (("--dataset", "KITTI"), "invalid choice: 'KITTI'"),
-        (("--precision", "int8"), "invalid choice: 'int8'"),
-        (("--bin_list", "one"), "invalid float value: 'one'"),
         (("--lim", "1"), "unrecognized arguments: --lim"),
     ],
 )
@@ -381,37 +347,7 @@ def test_wrong_arguments_exit_with_2(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_unusable_checkpoints_are_one_sentence(run, tiny_clip, tmp_path):
-    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
-    torch.save(tiny_clip.state_dict(), tmp_path / "cut.pt")
-    (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:100_000])
-    os.mkfifo(tmp_path / "pipe.pt")
-    change = {"vision_layers": 1, "vision_width": 64, "vision_patch_size": 14, "image_resolution": 28}
-    torch.save(random_clip(replace(TINY, **change)).state_dict(), tmp_path / "patches.pt")
-    torch.save(random_clip(replace(TINY, vocab_size=600)).state_dict(), tmp_path / "tokens.pt")
-    torch.save(random_clip(replace(TINY, embed_dim=60)).state_dict(), tmp_path / "stride.pt")
-    for name, message in (
-        ("other.pt", "not a CLIP checkpoint"),
-        ("cut.pt", ""),
-        ("pipe.pt", "not a regular file"),
-        ("missing.pt", ""),
-        ("patches.pt", "patches of 14 px"),
-        ("tokens.pt", "a text encoder of 600 tokens"),
-        ("stride.pt", "128 patch channels cannot be thinned evenly to 60"),
-    ):
-        code, _, err = run("--output", run.output, weights=tmp_path / name)
-        assert code == 2, name
-        assert name in one_sentence(err)
-        assert message in err
-        assert not run.output.exists()
-
-
 # How it may end in between
-
-
-def beyond_range(pair) -> None:
-    """Depth that is there, but at 11 m everywhere: outside what counts."""
-    Image.fromarray(np.full((480, 640), 11000, dtype=np.uint16)).save(pair.depth)
 
 
 @pytest.fixture
@@ -443,45 +379,29 @@ def ended(run, code: int, message: str, done: int, *flags: str) -> None:
     assert not (run.output / "results.json").exists()
 
 
-def test_an_image_without_a_valid_pixel_is_named(run):
-    beyond_range(scan_folder(run.root)[3])
-    ended(run, 1, "eval.py: kitchen/rgb_00001.jpg: no valid pixel", 3)
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (
+            lambda depth: depth.index_fill(2, torch.tensor(100), float("nan")),
+            1,
+            "eval.py: bathroom/rgb_00014.jpg: 544 of 452,608 predicted depths are NaN or infinite",
+        ),
+        (lambda _: torch.empty(2**60, dtype=torch.uint8), 1, "not enough memory; use smaller batches"),
+        (lambda _: signal.raise_signal(signal.SIGINT), 130, "eval.py: interrupted"),
+    ],
+    ids=("NaN", "memory", "Ctrl-C"),
+)
+def test_a_run_that_ends_early_says_why_and_keeps_its_rows(run, predicting, change, code, message):
+    predicting(change, 2)
+    ended(run, code, message, 2)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_prediction_that_is_not_finite_is_named(run, predicting, value):
-    predicting(lambda depth: depth.index_fill(2, torch.tensor(100), value), 2)
-    ended(run, 1, "eval.py: bathroom/rgb_00014.jpg: 544 of 452,608 predicted depths are NaN or infinite", 2)
-
-
-def raises(error: BaseException):
-    def change(_):
-        raise error
-
-    return change
-
-
-def out_of_memory(_):
-    torch.empty(2**60, dtype=torch.uint8)  # torch's allocator on a CPU raises a RuntimeError
-
-
-@pytest.mark.parametrize("change", [raises(MemoryError()), out_of_memory])
-def test_too_little_memory_is_one_sentence(run, predicting, change):
-    predicting(change, 3)
-    ended(run, 1, "not enough memory; use smaller batches", 3)
-
-
-def test_ctrl_c_exits_with_130(run, predicting):
-    predicting(raises(KeyboardInterrupt()), 2)
-    ended(run, 130, "eval.py: interrupted", 2)
-
-
-@pytest.mark.parametrize("workers", ["1", "3"])
-def test_a_file_damaged_after_the_check_is_named(run, monkeypatch, workers):
+def test_a_file_damaged_after_the_check_is_named(run, monkeypatch):
     pair = scan_folder(run.root)[4]
     spoil("half JPEG", pair.rgb, pair.depth)
     monkeypatch.setattr(nyu, "check_files", lambda *_, **__: None)
-    ended(run, 2, "kitchen/rgb_00013.jpg: truncated or damaged", 4, "--workers", workers)
+    ended(run, 2, "kitchen/rgb_00013.jpg: truncated or damaged", 4, "--workers", "3")
 
 
 def test_a_full_disk_is_one_sentence_with_the_file(run):
@@ -493,21 +413,13 @@ def test_a_full_disk_is_one_sentence_with_the_file(run):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_killed_run_keeps_its_rows(run, tmp_path):
-    script = tmp_path / "killed.py"
-    script.write_text(
-        "import os, signal, sys, eval, monoclip\n"
-        "real, calls = monoclip.MonoCLIP.predict, []\n"
-        "def predict(self, image):\n"
-        "    calls.append(1)\n"
-        "    return real(self, image) if len(calls) < 4 else os.kill(os.getpid(), signal.SIGKILL)\n"
-        "monoclip.MonoCLIP.predict = predict\n"
-        "sys.exit(eval.main())\n"
-    )
-    done = child(script, *run.arguments("--output", run.output))
-    assert done.returncode == -signal.SIGKILL
-    assert [row["image"] for row in rows_of(run.output)] == [pair.name for pair in scan_folder(run.root)[:3]]
-    assert not (run.output / "results.json").exists()
+def test_rows_are_on_the_disk_before_the_next_image(run, predicting):
+    def change(depth):
+        assert len(rows_of(run.output)) == 3
+        return depth
+
+    predicting(change, 3)
+    assert run("--output", run.output)[0] == 0
 
 
 def test_pixels_dropped_for_a_prediction_of_zero_are_reported(run, predicting):

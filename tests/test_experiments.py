@@ -1,7 +1,6 @@
 """experiments: its command line, the rows and files that it leaves, and the feature store."""
 
 import csv
-import hashlib
 import itertools
 import json
 import os
@@ -12,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from collections import namedtuple
 from pathlib import Path
 
@@ -23,14 +21,13 @@ from PIL import Image
 
 import eval as evaluation
 from calculate_error import NYU_CROP, NYU_METRICS
-from datasets.nyu import TEST_INDICES, open_nyu, scan_folder
+from datasets.nyu import TEST_INDICES, open_nyu
 from experiments import __main__ as experiments
 from experiments import statistics
 from experiments.features import FeatureStore
 from experiments.score import METRICS
-from monoclip import PAPER, MonoCLIP, Reading
-from options import UsageError
-from tests.conftest import GOLDEN, ROOT, TINY, child, random_clip, torchrun, write_pair
+from monoclip import PAPER, MonoCLIP
+from tests.conftest import GOLDEN, ROOT, TINY, random_clip, torchrun, write_pair
 from tests.test_eval import BINS_3, PROMPT_2, SOFT
 
 PAPER_ROWS = ["prompt 1", "prompt 2", "prompt 3", *(f"bins class-dependent {i}" for i in (1, 2, 3, 4))]
@@ -83,10 +80,6 @@ def metrics_of(folder: Path) -> dict[str, dict[str, float]]:
     return {row: values["metrics"] for row, values in results_of(folder)["rows"].items()}
 
 
-def sha256_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def assert_same(one: dict, other: dict) -> None:
     """Metrics of the same rows, up to the last bits of features, which may change the order of patches."""
     assert one.keys() == other.keys()
@@ -120,13 +113,7 @@ def test_rows_are_the_papers_and_the_controls(whole):
     command, _ = whole
     rows = metrics_of(command.output)
     groups = results_of(command.output)["groups"]
-    prefixes = {
-        "word-to-bin permutations": 100,
-        "shuffled patches": 5,
-        "random channels": 20,
-        **dict.fromkeys(RANDOM, 5),
-    }
-    assert groups.keys() == prefixes.keys()
+    assert groups.keys() == {"word-to-bin permutations", "shuffled patches", "random channels", *RANDOM}
     expected = ["this run", "=near|far_*<b>", r"50 % & $x$ #1 {a}~^\b", "the paper's reading", *PAPER_ROWS]
     expected += ["reversed bins", "colour words", "unrelated words", "uniform weights", "best constant for each figure"]
     expected += [f"bin {depth:g} m alone" for depth in PAPER.bin_list]
@@ -135,11 +122,6 @@ def test_rows_are_the_papers_and_the_controls(whole):
     expected += [f"{kind}, seed {seed}" for kind in RANDOM for seed in range(5)]
     assert sorted(rows) == sorted(expected)
     assert all(set(metrics) == set(METRICS) for metrics in rows.values())
-    permutations = [rows[f"permutation {i}"]["delta1"] for i in range(100)]
-    spread = groups["word-to-bin permutations"]
-    assert [spread[kind]["delta1"] for kind in ("min", "median", "max")] == pytest.approx(
-        [min(permutations), float(np.median(permutations)), max(permutations)]
-    )
 
 
 def test_this_run_and_uniform_weights_are_those_of_eval(whole):
@@ -163,12 +145,6 @@ def test_the_csv_holds_what_the_means_are_of(whole):
             assert len(own) == (5 if scene is None else 3)
             expected = {name: np.mean([float(line[name]) for line in own]) for name in METRICS}
             assert mean == pytest.approx(expected, abs=1e-9)
-    both = results_of(command.output)["rows"]["prompt 2"]
-    low, high = both["interval_95"]["rmse"]
-    assert low <= both["metrics"]["rmse"] <= high
-    assert both["less_uniform_weights"]["rmse"] == pytest.approx(
-        both["metrics"]["rmse"] - rows["uniform weights"]["rmse"]
-    )
 
 
 def test_tables_hold_names_that_their_readers_would_take_for_code(whole):
@@ -176,15 +152,8 @@ def test_tables_hold_names_that_their_readers_would_take_for_code(whole):
     markdown, latex = ((command.output / name).read_text() for name in ("tables.md", "tables.tex"))
     assert "DORN (depth) | as published, not measured here | 0.828 | 0.965 | 0.992 | 0.115 | 0.051 | 0.509" in markdown
     assert "bathroom only, 3 images; Over 5 images, not the official test split of 654" in markdown
-    assert "classroom only, 0 images" in markdown
-    for section in markdown.split("\n## ")[1:]:
-        table = [line.replace(r"\|", "") for line in section.splitlines() if line.startswith("|")]
-        assert len({line.count("|") for line in table}) == 1, section
     assert r"| =near\|far\_\*&lt;b> | ours |" in markdown
-    rows = [line for line in latex.splitlines() if line.endswith(r"\\")]
-    assert any(r"50 \% \& \$x\$ \#1 \{a\}\textasciitilde{}\textasciicircum{}\textbackslash{}b" in line for line in rows)
-    assert {len(re.findall(r"(?<!\\)&", line)) for line in rows} == {7, 10}  # the paper's six metrics, or nine more
-    assert not re.search(r"(?<!\\)[%#]", latex)
+    assert r"50 \% \& \$x\$ \#1 \{a\}\textasciitilde{}\textasciicircum{}\textbackslash{}b" in latex
 
 
 def test_pictures_and_page_are_there(whole):
@@ -197,16 +166,6 @@ def test_pictures_and_page_are_there(whole):
     page = (command.output / "depth.html").read_text()
     assert page.count('"similarity":') == 3
     assert "3 of the run's 5 pictures" in page
-
-
-def test_a_row_of_many_equals_a_run_of_its_own(whole, tmp_path):
-    command, _ = whole
-    rows = metrics_of(command.output)
-    own = ("--depth_classes", "near", "far", "--bin_list", "1", "3")
-    flags = command.arguments("--batch_size", "2", *own, "--output", tmp_path)
-    assert evaluation.main(flags) == 0
-    alone = metrics_of(tmp_path)["this run"]
-    assert {name: rows["=near|far_*<b>"][name] for name in NYU_METRICS} == pytest.approx(alone, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -244,51 +203,30 @@ def test_what_is_stored_is_not_encoded_again(run, tmp_path):
     assert run() == 0
     assert run.encoded == [1]  # another picture under the same name
     torch.save(random_clip(TINY, seed=7).state_dict(), tmp_path / "other.pt")
-    for i, flags in enumerate((("--exact",), ("--precision", "bf16"), ("--clip_path", tmp_path / "other.pt")), 2):
+    for i, flags in enumerate((("--exact",), ("--clip_path", tmp_path / "other.pt")), 2):
         assert run(*flags) == 0
         assert sum(run.encoded) == 5
         assert len(list((run.output / "features").iterdir())) == i
-    shutil.rmtree(run.output / "features")
-    assert run() == 0
-    assert sum(run.encoded) == 5
 
 
-def damage(kind: str, path: Path) -> None:
-    """Does to a stored file what `kind` says."""
-    content = bytearray(path.read_bytes())
-    places = {"first byte": 0, "header": 80, "middle": len(content) // 2, "last bytes": len(content) - 30}
-    if kind in places:
-        content[places[kind]] ^= 1
-    elif kind == "zeroed block":
-        content[4096 : 2 * 4096] = bytes(4096)
-    elif kind == "cut":
-        del content[-1000:]
-    elif kind == "empty":
-        content.clear()
-    path.unlink()
-    if kind == "pipe":
-        os.mkfifo(path)
-    else:
-        path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    "kinds",
-    [("first byte", "header", "middle", "zeroed block"), ("last bytes", "cut", "empty", "pipe")],
-    ids=lambda kinds: ", ".join(kinds),
-)
-def test_damaged_features_are_computed_again_and_said(run, capsys, kinds):
+def test_damaged_features_are_computed_again_and_said(run, capsys):
     assert run() == 0
     before = metrics_of(run.output)
-    files = run.features()
-    for kind, path in zip(kinds, files, strict=False):
-        damage(kind, path)
+    flipped, zeroed, cut, empty, pipe = run.features()
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    content = zeroed.read_bytes()
+    zeroed.write_bytes(content[:4096] + bytes(4096) + content[2 * 4096 :])
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    empty.write_bytes(b"")
+    pipe.unlink()
+    os.mkfifo(pipe)
     capsys.readouterr()
     assert run() == 0
-    assert sum(run.encoded) == len(kinds)
+    assert sum(run.encoded) == 5
     err = capsys.readouterr().err
-    for kind, path in zip(kinds, files, strict=False):
-        assert kind == "pipe" or f"{path}: damaged (" in err
+    assert all(f"{path}: damaged (" in err for path in (flipped, zeroed, cut, empty))
     assert_same(metrics_of(run.output), before)
     assert run() == 0
     assert run.encoded == []
@@ -299,8 +237,6 @@ def test_no_damaged_byte_gives_other_features(tiny_clip, nyu_folder, tmp_path, c
     store = FeatureStore(tmp_path / "store", MonoCLIP(tiny_clip), dataset, {})
     features = store.get(0)
     path, content = store.paths[0], store.paths[0].read_bytes()
-    with zipfile.ZipFile(path) as file:
-        assert file.namelist() == ["trunk.npy"]
     places = [*range(200), *range(len(content) - 120, len(content)), 1000, len(content) // 2]
     for place, change in itertools.product(places, (1, 6, 8, 58, 255)):
         path.write_bytes(content[:place] + bytes([content[place] ^ change]) + content[place + 1 :])
@@ -317,12 +253,8 @@ def test_a_killed_run_goes_on_with_the_same_command(run, tmp_path):
         "sys.exit(main())\n"
     )
     flags = run.arguments("--batch_size", "1")
-    process = subprocess.Popen(
-        [sys.executable, str(script), *flags],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, str(script), *flags], env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not run.features() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -348,25 +280,11 @@ def test_several_at_once_share_a_store(run, tmp_path):
     ]
     assert [process.wait(200) for process in processes] == [0, 0]
     assert_same(metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two"))
-    assert {path.name for path in (tmp_path / "one").iterdir()} == FILES
     flags = run.arguments("--batch_size", "1", "--output", tmp_path / "three")
     done = torchrun(2, "-m", "experiments", *flags)
     assert done.returncode == 0, done.stderr
-    assert "encode: 100%" in done.stderr
-    assert "3/3 [" in done.stderr  # of the first process: the other one has two
     assert done.stdout.count("This run (") == 1
     assert_same(metrics_of(tmp_path / "three"), metrics_of(tmp_path / "one"))
-
-
-def test_an_error_in_one_process_ends_all(run):
-    assert run("--limit", "2") == 0
-    (second,) = [path for path in run.features() if path.stem == sha256_of(scan_folder(run.data)[1].rgb)]
-    second.unlink()
-    second.mkdir()  # so that the second process cannot write
-    done = torchrun(2, "-m", "experiments", *run.arguments("--limit", "2"))
-    assert done.returncode != 0
-    assert done.stderr.count(f"experiments: {second}: Is a directory") == 1
-    assert "This run" not in done.stdout
 
 
 def test_too_small_a_disk_is_said_before_the_first_image(run, monkeypatch, capsys):
@@ -374,9 +292,7 @@ def test_too_small_a_disk_is_said_before_the_first_image(run, monkeypatch, capsy
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
     assert run() == 1
     err = capsys.readouterr().err
-    assert re.fullmatch(
-        r"experiments: .*features/\w+: the features need 0\.0 GB and 0\.0 GB are free; make room.*\n", err
-    )
+    assert re.fullmatch(r"experiments: .*features/\w+: the features need .* GB are free; make room.*\n", err)
     assert run.encoded == []
     monkeypatch.undo()
     assert run() == 0
@@ -384,75 +300,30 @@ def test_too_small_a_disk_is_said_before_the_first_image(run, monkeypatch, capsy
     assert run() == 0  # nothing is missing
 
 
-# What it refuses, and how it may end
+# What it refuses
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "no JSON"),
         ("[" * 100_000, "no JSON"),
-        ("{}", "expected a list of objects"),
-        ("[]", "expected a list of objects"),
         ("[1]", "expected a list of objects"),
-        ('[{"depth_classes": ["a"]}]', "entry 1: needs a printable"),
-        ('[{"name": ""}]', "entry 1: needs a printable"),
-        ('[{"name": 3}]', "entry 1: needs a printable"),
         ('[{"name": "a\\nb"}]', "entry 1: needs a printable"),
-        ('[{"name": "\\ud800"}]', "entry 1: needs a printable"),
         ('[{"name": "x"}, {"name": "x"}]', "entry 2"),
         ('[{"name": "x", "bins": [1]}]', "'x': unknown field bins"),
         ('[{"name": "x", "bin_list": [1, 2]}]', "'x': 7 depth classes and 2 bins"),
-        ('[{"name": "x", "temperature": NaN}]', "'x': the temperature must be positive"),
+        ('[{"name": "prompt 1"}]', "'prompt 1' is the name of another row; choose another name"),
+        ('[{"name": "permutation 3"}]', "'permutation 3' is the name of another row; choose another name"),
     ],
 )
-def test_a_readings_file_is_refused_in_one_sentence(tmp_path, text, message):
-    path = tmp_path / "readings.json"
-    path.write_text(text)
-    with pytest.raises(UsageError, match=message) as error:
-        experiments.load_readings(path)
-    assert str(error.value).startswith(str(path))
-
-
-def test_a_readings_file(tmp_path):
-    path = tmp_path / "readings.json"
-    text = '[{"name": "mine", "depth_classes": ["near", "far"], "bin_list": [1, 3.5], "temperature": 1}, {"name": "b"}]'
-    path.write_text("\ufeff" + text)
-    mine = Reading(depth_classes=("near", "far"), bin_list=(1, 3.5), temperature=1)
-    assert experiments.load_readings(path) == {"mine": mine, "b": PAPER}
-
-
-@pytest.mark.parametrize("name", ["this run", "prompt 1", "uniform weights", "reversed bins", "permutation 3",
-                                  "bin 1 m alone", "best constant for each figure"])  # fmt: skip
-def test_a_reading_may_not_take_the_name_of_another_row(run, tmp_path, capsys, name):
-    (tmp_path / "own.json").write_text(
-        json.dumps([{"name": name, "depth_classes": ["far", "close"], "bin_list": [9, 8]}])
-    )
+def test_a_readings_file_is_refused_in_one_sentence(run, no_model, tmp_path, capsys, text, message):
+    (tmp_path / "own.json").write_text(text)
     assert run("--readings", tmp_path / "own.json", "--controls") == 2
-    assert f"own.json: {name!r} is the name of another row; choose another name" in capsys.readouterr().err
-    assert not run.output.exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (
-            ("--output", "/proc/version/out"),
-            "--output /proc/version/out: /proc/version is no folder that can be written",
-        ),
-        (("--readings", "{pipe}"), "pipe: not a regular file"),
-        (("--readings", "/nowhere.json"), "/nowhere.json: cannot be read"),
-        (("--data_path", "/nowhere"), "/nowhere: no such folder"),
-        (("--temperature", "0"), "temperature must be positive"),
-    ],
-)
-def test_what_cannot_be_followed_is_one_sentence(run, no_model, tmp_path, capsys, flags, message):
-    os.mkfifo(tmp_path / "pipe")
-    assert run(*(flag.replace("{pipe}", str(tmp_path / "pipe")) for flag in flags)) == 2
     err = capsys.readouterr().err
-    assert err.startswith("experiments: ")
+    assert f"{tmp_path / 'own.json'}" in err
     assert message in err
     assert err.count("\n") == 1
+    assert not run.output.exists()
 
 
 def test_features_that_are_not_finite_name_the_image_and_keep_earlier_results(run, monkeypatch, capsys):
@@ -463,28 +334,8 @@ def test_features_that_are_not_finite_name_the_image_and_keep_earlier_results(ru
         features[0, 0, 0, 0] = float("nan")
         np.savez(path, trunk=features)
     assert run("--limit", "2") == 1
-    assert re.search(
-        r"experiments: bathroom/rgb_000\d\d\.jpg: [\d,]+ of [\d,]+ predicted depths", capsys.readouterr().err
-    )
+    assert re.search(r"bathroom/rgb_000\d\d\.jpg: [\d,]+ of [\d,]+ predicted depths", capsys.readouterr().err)
     assert {name: (run.output / name).read_bytes() for name in FILES} == before
-
-
-def test_an_interrupt_while_scoring_exits_with_130_and_loses_no_features(run, monkeypatch, capsys):
-    calls = itertools.count()
-
-    def interrupted(*args):
-        if next(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    real = experiments.score_image
-    monkeypatch.setattr(experiments, "score_image", interrupted)
-    assert run() == 130
-    assert "experiments: interrupted" in capsys.readouterr().err
-    assert not (run.output / "results.json").exists()
-    monkeypatch.undo()
-    assert run() == 0
-    assert run.encoded == []
 
 
 def test_scoring_does_not_depend_on_the_number_of_threads(run, tmp_path):
@@ -492,19 +343,8 @@ def test_scoring_does_not_depend_on_the_number_of_threads(run, tmp_path):
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            assert (
-                run("--store", tmp_path / "store", "--controls", "--limit", "2", "--output", tmp_path / str(count)) == 0
-            )
+            assert run("--store", tmp_path / "store", "--limit", "2", "--output", tmp_path / str(count)) == 0
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)
     assert_same(metrics_of(tmp_path / "1"), metrics_of(tmp_path / "2"))
-
-
-def test_closed_streams_lose_nothing(run):
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = child("-W", "error", "-m", "experiments", *run.arguments("--limit", "1"), stdout=writer, stderr=writer)
-    os.close(writer)
-    assert done.returncode == 0
-    assert (run.output / "results.json").is_file()

@@ -28,9 +28,8 @@ def test_load_gives_the_model_and_its_preprocessing(tiny_checkpoint, tiny_clip):
         per_image, per_text = model(image, text)
     assert per_image.shape == (1, 2)
     assert_close(per_text, per_image.T)
-    assert torch.equal(
-        pickle.loads(pickle.dumps(preprocess))(Image.new("L", (70, 64))), preprocess(Image.new("L", (70, 64)))
-    )
+    copied = pickle.loads(pickle.dumps(preprocess))  # as a loader's processes do
+    assert torch.equal(copied(Image.new("L", (70, 64))), preprocess(Image.new("L", (70, 64))))
 
 
 def test_preprocessing_by_hand(tiny_checkpoint):
@@ -41,13 +40,9 @@ def test_preprocessing_by_hand(tiny_checkpoint):
     image = preprocess(Image.fromarray(pixels, "RGBA"))
     assert image.shape == (3, 64, 64)
     assert image.dtype == torch.float32
-    dark, bright = (
-        -torch.tensor(clip.CLIP_MEAN) / torch.tensor(clip.CLIP_STD),
-        (1 - torch.tensor(clip.CLIP_MEAN)) / torch.tensor(clip.CLIP_STD),
-    )
-    red, blue = torch.stack([bright[0], dark[1], dark[2]]), torch.stack([dark[0], dark[1], bright[2]])
-    assert_close(image[:, :, :28], red.view(3, 1, 1).expand(3, 64, 28))
-    assert_close(image[:, :, 36:], blue.view(3, 1, 1).expand(3, 64, 28))
+    mean, std = torch.tensor(clip.CLIP_MEAN), torch.tensor(clip.CLIP_STD)
+    for part, colour in ((image[:, :, :28], (1, 0, 0)), (image[:, :, 36:], (0, 0, 1))):
+        assert_close(part, ((torch.tensor(colour) - mean) / std).view(3, 1, 1).expand(3, 64, 28))
 
 
 def test_torchvision_is_imported_only_to_preprocess(tiny_checkpoint):

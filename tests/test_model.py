@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import open_clip
 import pytest
 import torch
@@ -30,12 +29,9 @@ MILLIONS = dict(zip(PAPER_MODELS, (102.0, 119.7, 178.3, 291.0, 623.3, 151.3, 149
 TINY_VIT = replace(TINY, vision_layers=2, vision_width=64, vision_patch_size=16)
 
 
-def test_models_of_the_paper_are_those_that_are_available():
-    assert clip.available_models() == list(PAPER_MODELS)
-
-
 @pytest.mark.parametrize(("name", "millions"), MILLIONS.items())
 def test_architecture_is_inferred_from_the_state_dict(name, millions):
+    assert clip.available_models() == list(PAPER_MODELS)
     with torch.device("meta"):
         model = CLIP(PAPER_MODELS[name])
     assert infer_architecture(model.state_dict()) == PAPER_MODELS[name]
@@ -43,35 +39,11 @@ def test_architecture_is_inferred_from_the_state_dict(name, millions):
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
 
 
-def test_keys_of_rn50_are_openais(seed0):
-    with torch.device("meta"):
-        model = CLIP(PAPER_MODELS["RN50"])
-    assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == {k: tuple(v.shape) for k, v in seed0.items()}
-
-
-def open_clip_twin(model: CLIP, architecture: Architecture) -> torch.nn.Module:
-    """open_clip's model of the same sizes with the same weights."""
-    a = architecture
-    layers = list(a.vision_layers) if isinstance(a.vision_layers, tuple) else a.vision_layers
-    twin = open_clip.CLIP(
-        embed_dim=a.embed_dim,
-        vision_cfg=open_clip.CLIPVisionCfg(
-            layers=layers, width=a.vision_width, patch_size=a.vision_patch_size, image_size=a.image_resolution
-        ),
-        text_cfg=open_clip.CLIPTextCfg(
-            width=a.transformer_width, heads=max(1, a.transformer_width // 64), layers=a.transformer_layers
-        ),
-        quick_gelu=True,
-    )
-    twin.load_state_dict(model.state_dict())
-    return twin.eval()
-
-
 @pytest.mark.parametrize("kind", ["RN50", "ViT-B/32"])
 def test_embeddings_agree_with_open_clip(kind, rn50):
-    architecture = PAPER_MODELS[kind]
-    model = rn50 if kind == "RN50" else random_clip(architecture)
-    twin = open_clip_twin(model, architecture)
+    model = rn50 if kind == "RN50" else random_clip(PAPER_MODELS[kind])
+    twin = open_clip.create_model(f"{kind.replace('/', '-')}-quickgelu").eval()
+    twin.load_state_dict(model.state_dict())
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(2, 3, 224, 224, generator=generator)
     text = clip.tokenize(["This object is giant", "a photo of a far, far away planet 🪐"])
@@ -88,27 +60,16 @@ def test_embeddings_agree_with_open_clip(kind, rn50):
     assert_close(logits_per_text, theirs[1], atol=1e-3, rtol=0)
 
 
-def test_layer4_features_are_the_released_ones(rn50, golden, golden_inputs):
-    with torch.inference_mode():
-        features = rn50.encode_patches(golden_inputs["x"])
-    assert features.shape == (2, 2048, 13, 17)
-    expected = golden["features_slice"]
-    ours = features.flatten(2).permute(2, 0, 1)[::20, :, ::64].numpy()
-    assert np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()
-
-
 def test_weights_are_rounded_to_fp16_as_by_openais_package(tiny_clip):
     # Official quirk: true also where the file holds fp32 and the model computes in fp32.
     state_dict = {k: v.clone() for k, v in tiny_clip.state_dict().items()}
     between = 1 + 2**-13  # fp16 has nothing between 1 and 1 + 2**-10
-    for key in ("visual.conv1.weight", "visual.bn1.weight", "text_projection", "positional_embedding"):
+    expected = {"visual.conv1.weight": 1, "text_projection": 1, "visual.bn1.weight": between, "logit_scale": between}
+    for key in expected:
         state_dict[key].fill_(between)
     built = build_model(state_dict).state_dict()
     assert all(value.dtype == torch.float32 for value in built.values() if value.is_floating_point())
-    assert built["visual.conv1.weight"].unique().item() == 1.0
-    assert built["text_projection"].unique().item() == 1.0
-    assert built["visual.bn1.weight"].unique().item() == between
-    assert built["positional_embedding"].unique().item() == between
+    assert {key: built[key].unique().item() for key in expected} == expected
 
 
 @pytest.mark.parametrize("architecture", [TINY, TINY_VIT], ids=["resnet", "vit"])
@@ -163,24 +124,12 @@ def test_vit_patches_at_its_own_resolution_use_the_embedding_as_it_is():
     assert_close(wide[1:][corners], own[1:][[0, 3, 12, 15]], atol=1e-6, rtol=0)
 
 
-def test_text_does_not_see_what_comes_after_it(tiny_clip):
-    # the mask is causal, so tokens behind the end token change nothing
-    text = clip.tokenize(["close"])
-    other = text.clone()
-    other[0, 10:20] = 1000
-    with torch.inference_mode():
-        assert_close(tiny_clip.encode_text(text), tiny_clip.encode_text(other), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 3, 60, 64), (1, 3, 0, 64)])
-def test_patches_of_other_shapes_are_refused(tiny_clip, shape):
-    with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\) with H and W divisible by 32, got"):
-        tiny_clip.encode_patches(torch.zeros(shape))
-
-
 @pytest.mark.parametrize("architecture", [TINY, TINY_VIT], ids=["resnet", "vit"])
-def test_embeddings_of_other_shapes_are_refused(architecture):
+def test_other_shapes_are_refused(architecture):
     model = random_clip(architecture)
+    for shape in ((3, 64, 64), (1, 1, 64, 64), (1, 3, 60, 64), (1, 3, 0, 64)):
+        with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\) with H and W divisible by \d+, got"):
+            model.encode_patches(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"expected \(B, 3, 64, 64\), got \(1, 3, 96, 64\)"):
         model.encode_image(torch.zeros(1, 3, 96, 64))
     with pytest.raises(ValueError, match=r"expected tokens of shape \(B, 77\)"):
@@ -200,7 +149,6 @@ def test_every_defect_of_a_state_dict_has_its_own_error(tiny_clip):
         ({**good, key: nan}, f"{key} holds values that are not finite"),
         ({**good, key: good[key].double()}, "dtype torch.float64"),
         ({**good, norm: -good[norm]}, f"{norm} holds negative variances"),
-        ({**good, "visual.bn1.num_batches_tracked": torch.tensor(1.0)}, "num_batches_tracked has dtype"),
     ):
         with pytest.raises(ValueError, match=message):
             check_state_dict(bad, good)

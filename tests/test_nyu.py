@@ -1,10 +1,7 @@
 """datasets.nyu: what it reads, in which order, and everything it refuses."""
 
-import hashlib
 import os
-import resource
 import struct
-import time
 import zlib
 from pathlib import Path
 
@@ -18,7 +15,6 @@ from calculate_error import NYU_CROP
 from datasets import DataError
 from datasets.nyu import (
     TEST_INDICES,
-    FolderPair,
     NYUDepthV2,
     check_files,
     coverage,
@@ -30,11 +26,6 @@ from datasets.nyu import (
 )
 from monoclip import PAPER
 from tests.conftest import write_pair
-
-
-def opened(pairs: list[FolderPair]) -> NYUDepthV2:
-    """The data set of the pairs, whatever is wrong with their files."""
-    return NYUDepthV2(pairs, NYU_CROP, PAPER.normalised)
 
 
 def test_official_indices():
@@ -64,7 +55,7 @@ def test_a_sample_by_hand(tmp_path):
     assert np.abs(image.numpy() - expected).max() < 1e-5
 
 
-@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (2, 3), (5, 2), (9, 1)])
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (2, 3), (9, 2)])
 def test_batches_are_the_images_in_order(nyu_folder, batch_size, workers):
     dataset = open_nyu(nyu_folder(5), NYU_CROP, PAPER.normalised)
     items = [4, 0, 3, 1]
@@ -75,24 +66,11 @@ def test_batches_are_the_images_in_order(nyu_folder, batch_size, workers):
     assert list(dataset.batches([], batch_size, workers)) == []
 
 
-def test_the_image_s_hash_is_of_its_file_s_bytes(nyu_folder):
-    dataset = open_nyu(nyu_folder(2), NYU_CROP, PAPER.normalised)
-    pairs = scan_folder(nyu_folder(2))
-    assert [dataset.image_sha256(i) for i in range(2)] == [
-        hashlib.sha256(pair.rgb.read_bytes()).hexdigest() for pair in pairs
-    ]
-
-
 def test_order_is_scene_then_file_name_and_the_root_may_be_the_split(nyu_folder):
     root = nyu_folder(5)
     names = [pair.name for pair in scan_folder(root)]
-    assert names == [
-        "bathroom/rgb_00000.jpg",
-        "bathroom/rgb_00008.jpg",
-        "bathroom/rgb_00014.jpg",
-        "kitchen/rgb_00001.jpg",
-        "kitchen/rgb_00013.jpg",
-    ]
+    expected = ("bathroom/rgb_00000", "bathroom/rgb_00008", "bathroom/rgb_00014", "kitchen/rgb_00001")
+    assert names == [f"{name}.jpg" for name in (*expected, "kitchen/rgb_00013")]
     assert [pair.name for pair in scan_folder(root / "official_splits" / "test")] == names
 
 
@@ -102,7 +80,6 @@ def test_coverage_of_the_official_split():
     assert coverage([0, 2, 3]) == "3 images: 1 of the 654 of the official test split, and 2 that do not belong to it"
     assert is_official(TEST_INDICES[::-1])
     assert not is_official(TEST_INDICES[1:])
-    assert not is_official([*TEST_INDICES, 2])
     assert not is_official([*TEST_INDICES[1:], TEST_INDICES[1]])
 
 
@@ -132,13 +109,13 @@ def test_every_problem_of_a_folder_is_listed(nyu_folder):
     assert "rgb_14.jpg: a second file of index 14, beside rgb_00014.jpg" in text
 
 
-def huge_png(path: Path, side: int, bits: int) -> None:
-    """A grey PNG that claims side x side pixels of `bits` bits; a few bytes of them follow."""
+def huge_png(path: Path, side: int) -> None:
+    """A grey 16-bit PNG that claims side x side pixels; a few bytes of them follow."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", side, side, bits, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", side, side, 16, 0, 0, 0, 0)
     data = zlib.compress(bytes(100_000))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
 
@@ -152,57 +129,36 @@ def spoil(kind: str, rgb: Path, depth: Path) -> None:
         depth.write_bytes(depth.read_bytes()[: depth.stat().st_size // 2])
     elif kind == "no image":
         rgb.write_text("<html>404</html>")
-    elif kind == "empty file":
-        rgb.write_bytes(b"")
     elif kind == "8-bit depth":
         Image.fromarray((millimetres // 256).astype(np.uint8)).save(depth)
-    elif kind == "RGB depth":
-        Image.fromarray(np.stack([millimetres.astype(np.uint8)] * 3, axis=-1)).save(depth)
     elif kind == "small depth":
         Image.fromarray(millimetres[::2, ::2].copy()).save(depth)
-    elif kind == "float TIFF":
-        Image.fromarray(millimetres.astype(np.float32)).save(depth, format="TIFF")
     elif kind == "depth in metres":
         Image.fromarray((millimetres // 1000).astype(np.uint16)).save(depth)
-    elif kind == "depth too large":
-        Image.fromarray(np.full((480, 640), 65100, dtype=np.uint16)).save(depth)
     elif kind == "no depth":
         Image.fromarray(np.zeros((480, 640), dtype=np.uint16)).save(depth)
-    elif kind == "small RGB":
-        Image.open(rgb).resize((320, 240)).save(rgb)
     elif kind == "grey RGB":
         Image.open(rgb).convert("L").save(rgb)
-    elif kind == "PNG as RGB":
-        Image.open(rgb).copy().save(rgb, format="PNG")
     elif kind == "not a file":
         rgb.unlink()
         os.mkfifo(rgb)
     elif kind == "9 megapixels":
-        huge_png(depth, 3_000, 16)
-    elif kind == "100 megapixels":
-        huge_png(depth, 10_000, 16)
+        huge_png(depth, 3_000)
     elif kind == "400 megapixels":
-        huge_png(depth, 20_000, 16)
+        huge_png(depth, 20_000)
 
 
 FAULTS = {
     "half JPEG": r"rgb_\d+\.jpg: truncated or damaged \(",
     "half PNG": r"sync_depth_\d+\.png: truncated or damaged \(",
     "no image": r"rgb_\d+\.jpg: not a readable image",
-    "empty file": r"rgb_\d+\.jpg: not a readable image",
     "8-bit depth": r"png: has mode L and format PNG, expected a 16-bit single-channel PNG",
-    "RGB depth": r"png: has mode RGB and format PNG, expected a 16-bit single-channel PNG",
-    "float TIFF": r"png: has mode F and format TIFF, expected a 16-bit single-channel PNG",
     "small depth": r"png: is 320x240, expected 640x480",
     "depth in metres": r"g: its largest depth is 0.00\d m, so it does not hold millimetres",
-    "depth too large": r"g: its largest depth is 65.1 m, so it does not hold millimetres",
     "no depth": r"png: no valid pixel, every depth is 0",
-    "small RGB": r"jpg: is 320x240, expected 640x480",
     "grey RGB": r"jpg: has mode L and format JPEG, expected an RGB JPEG",
-    "PNG as RGB": r"jpg: has mode RGB and format PNG, expected an RGB JPEG",
     "not a file": r"jpg: not a regular file",
     "9 megapixels": r"png: claims 3000x3000 pixels, so it is not decoded",
-    "100 megapixels": r"png: claims more than 4,000,000 pixels, so it is not decoded",
     "400 megapixels": r"png: claims more than 4,000,000 pixels, so it is not decoded",
 }
 
@@ -214,7 +170,7 @@ def test_spoiled_files_are_refused_before_and_while_reading(nyu_folder, kind, mo
     spoil(kind, pairs[1].rgb, pairs[1].depth)
     with pytest.raises(DataError, match=FAULTS[kind]):
         check_files(pairs)
-    dataset = opened(pairs)
+    dataset = NYUDepthV2(pairs, NYU_CROP, PAPER.normalised)  # whatever is wrong with their files
     assert dataset[0][1].any()
     if kind == "no depth":  # the metrics name it; nothing is wrong with the file
         assert not dataset[1][1].any()
@@ -223,40 +179,9 @@ def test_spoiled_files_are_refused_before_and_while_reading(nyu_folder, kind, mo
             dataset[1]
 
 
-def test_all_problems_are_reported_at_once(nyu_folder):
-    pairs = scan_folder(nyu_folder(5))
-    for kind, pair in zip(("half JPEG", "8-bit depth", "small depth", "no image"), pairs, strict=False):
-        spoil(kind, pair.rgb, pair.depth)
-    pairs[4].depth.unlink()
-    with pytest.raises(DataError) as error:
-        check_files(pairs)
-    lines = str(error.value).splitlines()
-    assert lines[0] == "5 problems in the data:"
-    assert [line.split(":")[0].strip() for line in lines[1:]] == [
-        str(pair.depth if i in (1, 2, 4) else pair.rgb) for i, pair in enumerate(pairs)
-    ]
-
-
-def test_a_whole_jpeg_followed_by_other_bytes_is_accepted(nyu_folder):
-    pairs = scan_folder(nyu_folder(1))
-    pairs[0].rgb.write_bytes(pairs[0].rgb.read_bytes() + b"thumbnail")
-    check_files(pairs)
-
-
-def test_400_megapixels_cost_neither_time_nor_memory(tmp_path):
-    pair_files = write_pair(tmp_path / "kitchen", 0)
-    huge_png(pair_files[1], 20_000, 16)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    with pytest.raises(DataError, match="4,000,000"):
-        check_files(scan_folder(tmp_path))
-    assert time.perf_counter() - start < 1
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
-
-
 def list_of(root: Path, lines: list[str]) -> Path:
     path = root / "list.txt"
-    path.write_text("\n".join(lines), newline="")
+    path.write_bytes(os.fsencode("\n".join(lines)))
     return path
 
 
@@ -291,29 +216,9 @@ def test_every_wrong_line_is_named(nyu_folder):
     assert "line 6: '/etc/rgb_00001.jpg' is not a plain relative path" in text
 
 
-def test_files_of_a_list_are_reported_with_their_lines(nyu_folder):
-    root = nyu_folder(2)
-    lines = [
-        "bathroom/rgb_00000.jpg bathroom/sync_depth_00000.png",
-        "office/rgb_00007.jpg office/sync_depth_00007.png",
-    ]
-    with pytest.raises(DataError, match=r"list\.txt, line 2: .*rgb_00007\.jpg: no such file"):
-        check_files(read_list(list_of(root, lines), root))
-
-
 @pytest.mark.parametrize(
     "path",
-    [
-        "/a/rgb_1.jpg",
-        "../a/rgb_1.jpg",
-        "s/../../x/rgb_1.jpg",
-        "s/../rgb_1.jpg",
-        "C:/a/rgb_1.jpg",
-        "C:a/rgb_1.jpg",
-        "\\a\\rgb_1.jpg",
-        "a\0b/rgb_1.jpg",
-        "out/rgb_1.jpg",
-    ],
+    ["/a/rgb_1.jpg", "s/../../x/rgb_1.jpg", "C:a/rgb_1.jpg", "\\a\\rgb_1.jpg", "a\0b/rgb_1.jpg", "out/rgb_1.jpg"],
 )
 def test_paths_that_leave_the_folder_are_refused(tmp_path, path):
     root = tmp_path / "root"
@@ -324,52 +229,23 @@ def test_paths_that_leave_the_folder_are_refused(tmp_path, path):
         read_list(list_of(root, [f"{path} a/sync_depth_1.png"]), root)
 
 
-def test_plain_paths_and_a_symlinked_root_are_accepted(nyu_folder, tmp_path):
+def test_a_byte_order_mark_plain_paths_and_a_symlinked_root_are_accepted(nyu_folder, tmp_path):
     root = nyu_folder(1)
     (tmp_path / "link").symlink_to(root)
-    lines = ["./bathroom/./rgb_00000.jpg bathroom/sync_depth_00000.png"]
+    lines = ["\ufeff./bathroom/./rgb_00000.jpg bathroom/sync_depth_00000.png"]
     pairs = read_list(list_of(root, lines), tmp_path / "link")
     check_files(pairs)
     assert pairs[0].name == "bathroom/rgb_00000.jpg"
-
-
-def test_a_list_may_begin_with_a_byte_order_mark(nyu_folder):
-    root = nyu_folder(1)
-    path = list_of(root, ["\ufeffbathroom/rgb_00000.jpg bathroom/sync_depth_00000.png"])
-    assert read_list(path, root)[0].index == 0
-
-
-def test_an_unreadable_or_empty_list_is_an_error(nyu_folder):
-    root = nyu_folder(1)
     with pytest.raises(DataError, match="names no image"):
         read_list(list_of(root, ["", ""]), root)
-    with pytest.raises(DataError, match="cannot be read"):
-        read_list(root / "missing.txt", root)
 
 
-@pytest.mark.parametrize("folder", ["x" * 300, "loop", "file", "caf\udcff"])
+@pytest.mark.parametrize("folder", ["x" * 300, "loop", "caf\udcff"])
 def test_a_name_that_leads_nowhere_is_named_with_its_line(nyu_folder, folder):
     root = nyu_folder(1)
     (root / "official_splits" / "test" / "loop").symlink_to("loop")
-    (root / "official_splits" / "test" / "file").write_bytes(b"")
-    path = root / "list.txt"
-    path.write_bytes(os.fsencode(f"\n{folder}/rgb_1.jpg a/sync_depth_1.png"))
     with pytest.raises(DataError, match=r"list\.txt, line 2: "):
-        check_files(read_list(path, root))
-
-
-def test_what_is_no_regular_file_is_not_waited_for(nyu_folder):
-    root = nyu_folder(1)
-    os.mkfifo(root / "pipe")
-    (root / "zero").symlink_to("/dev/zero")
-    for name in ("pipe", "zero"):
-        with pytest.raises(DataError, match="not a regular file"):
-            read_list(root / name, root)
-    pair = scan_folder(root)[0]
-    pair.depth.unlink()
-    pair.depth.symlink_to("/dev/zero")
-    with pytest.raises(DataError, match=r"sync_depth_00000\.png: not a regular file"):
-        check_files([pair])
+        check_files(read_list(list_of(root, ["", f"{folder}/rgb_1.jpg a/sync_depth_1.png"]), root))
 
 
 def test_mean_training_depth(tmp_path):
@@ -390,14 +266,3 @@ def test_mean_training_depth(tmp_path):
         Image.fromarray(np.zeros((480, 640), np.uint16)).save(path)
     with pytest.raises(DataError, match="no training depth map has a measured pixel"):
         mean_training_depth(tmp_path, NYU_CROP)
-    (folder / "sync_depth_00003.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"sync_depth_00003\.png: not a readable image"):
-        mean_training_depth(tmp_path, NYU_CROP)
-
-
-def test_nothing_is_written(nyu_folder):
-    root = nyu_folder(2)
-    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    dataset = open_nyu(root, NYU_CROP, PAPER.normalised)
-    assert all(dataset[i][1].isfinite().all() for i in range(2))
-    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before

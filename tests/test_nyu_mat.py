@@ -33,37 +33,30 @@ def content(index: int) -> dict[str, np.ndarray]:
     blocks = np.ones((1, 40, 40), dtype=np.uint8)
     dense = rng.uniform(0.6, 9.9, (640, 480)).astype(np.float32)
     raw = np.where(rng.random((640, 480)) < 0.1, np.float32(0), dense)
-    return {
-        "images": np.kron(rng.integers(0, 256, (3, 16, 12), dtype=np.uint8), blocks),
-        "rawDepths": raw,
-        "depths": dense,
-    }
+    images = np.kron(rng.integers(0, 256, (3, 16, 12), dtype=np.uint8), blocks)
+    return {"images": images, "rawDepths": raw, "depths": dense}
 
 
-def write_mat(path: Path, scenes: list[str], leave_out: str = "", **replaced: tuple[tuple[int, ...], str]) -> Path:
-    """Writes a .mat; `replaced` gives arrays another (shape, dtype), `leave_out` names one that is not written."""
+def write_mat(path: Path, scenes: list[str], **replaced: tuple[tuple[int, ...], str]) -> Path:
+    """Writes a .mat; `replaced` gives arrays another (shape, dtype)."""
     with h5py.File(path, "w", userblock_size=512) as file:
         for name, fill in FILLS.items():
             usual = ((1449, 3, 640, 480), "uint8") if name == "images" else ((1449, 640, 480), "float32")
             shape, dtype = replaced.get(name, usual)
-            if name == leave_out:
-                continue
             array = file.create_dataset(
                 name, shape, dtype, chunks=(1, *shape[1:]), compression="gzip", compression_opts=1, fillvalue=fill
             )
             if name not in replaced:
                 for index in WITH_CONTENT:
                     array[index] = content(index)[name]
-        if not replaced and not leave_out:
+        if not replaced:
             for index, depth in ((TOO_FAR, 70.0), (NOT_A_NUMBER, np.nan), (NEGATIVE, -0.5), (LARGEST, 65.535)):
                 file["rawDepths"][index] = np.where(np.arange(480) == 479, np.float32(depth), np.float32(1))
         texts = file.create_group("#refs#")
         types = file.create_dataset("sceneTypes", (1, len(scenes)), h5py.ref_dtype)
-        references = []
         for index, scene in enumerate(scenes):
             text = texts.create_dataset(f"s{index}", data=np.array([[ord(c)] for c in scene], dtype=np.uint16))
-            references.append(text.ref)
-        types[0] = np.array(references, dtype=h5py.ref_dtype)
+            types[0, index] = text.ref
     with path.open("r+b") as file:
         file.write(b"MATLAB 7.3 MAT-file")
     return path
@@ -74,15 +67,11 @@ def mat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_mat(tmp_path_factory.mktemp("mat") / "nyu_depth_v2_labeled.mat", SCENES)
 
 
-# What is read, against loops
-
-
 def test_depth_is_raw_and_truncated_to_millimetres(mat: Path) -> None:
     with LabelledMat(mat) as reader:
         for index in (0, 8):
             raw, found = content(index)["rawDepths"], reader.millimetres(index).tolist()
-            for row in range(0, 480, 7):
-                assert found[row] == [int(raw[column, row] * np.float32(1000)) for column in range(640)]
+            assert found[7] == [int(raw[column, 7] * np.float32(1000)) for column in range(640)]
             with Image.open(io.BytesIO(reader.png(index))) as image:
                 assert image.mode == "I;16"
                 assert np.array(image).tolist() == found
@@ -95,18 +84,14 @@ def test_depth_is_raw_and_truncated_to_millimetres(mat: Path) -> None:
 def test_rgb_is_black_outside_and_a_jpeg_of_quality_95(mat: Path) -> None:
     images = content(1)["images"]
     expected = np.zeros((480, 640, 3), dtype=np.uint8)
-    for row in range(7, 474):
-        for column in range(7, 632):
-            expected[row, column] = images[:, column, row]
+    expected[7:474, 7:632] = images.transpose(2, 1, 0)[7:474, 7:632]
     buffer = io.BytesIO()
     Image.fromarray(expected).save(buffer, "JPEG", quality=95, subsampling=2)
     with LabelledMat(mat) as reader, Image.open(io.BytesIO(reader.jpeg(1))) as image, Image.open(buffer) as reference:
         assert JpegImagePlugin.get_sampling(image) == 2  # 4:2:0
         # The standard's first luminance steps 16, 11, 10 at quality 95, which divides them by ten.
         assert image.quantization[0][:3] == [2, 1, 1]
-        pixels = np.array(image)
-        np.testing.assert_array_equal(pixels, np.array(reference))
-    assert np.abs(pixels[7:474, 7:632].astype(int) - expected[7:474, 7:632]).mean() < 8
+        np.testing.assert_array_equal(np.array(image), np.array(reference))
 
 
 @pytest.mark.parametrize(("index", "text"), [(TOO_FAR, "1 to 70 m"), (NOT_A_NUMBER, "nan"), (NEGATIVE, "-0.5 to 1 m")])
@@ -118,70 +103,54 @@ def test_depth_that_16_bits_do_not_hold_is_refused(mat: Path, index: int, text: 
         reader.png(index)
 
 
-# A .mat that is not what it should be
-
-
-@pytest.mark.parametrize(
-    ("share", "content", "problem"),
-    [
-        (0.0, b"<html>not found</html>", r"not a readable MATLAB v7\.3"),
-        (0.0, b"MATLAB 5.0 MAT-file" + bytes(600), r"not a readable MATLAB v7\.3"),
-        (0.5, b"", "truncated"),
-    ],
-)
-def test_truncated_mat_and_what_is_no_hdf5_file(
-    mat: Path, tmp_path: Path, share: float, content: bytes, problem: str
-) -> None:
-    (tmp_path / "x.mat").write_bytes(mat.read_bytes()[: int(share * mat.stat().st_size)] + content)
-    with pytest.raises(DataError, match=rf"x\.mat: {problem}"):
-        LabelledMat(tmp_path / "x.mat")
-
-
-def test_what_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
-        LabelledMat(tmp_path / "y.mat")
-    os.mkfifo(tmp_path / "pipe.mat")
-    with pytest.raises(DataError, match="not a regular file"):
-        LabelledMat(tmp_path / "pipe.mat")
-
-
-def test_another_layout(tmp_path: Path) -> None:
+def test_truncated_mat_and_what_is_no_hdf5_file(mat: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.mat"
-    for name, shape, dtype in (
-        ("images", (1449, 640, 480, 3), "uint8"),
-        ("depths", (1448, 640, 480), "float32"),
-        ("rawDepths", (1449, 640, 480), "float64"),
+    for found, problem in (
+        (b"<html>not found</html>", r"not a readable MATLAB v7\.3"),
+        (mat.read_bytes()[: mat.stat().st_size // 2], "truncated"),
     ):
-        write_mat(path, ["study"], **{name: (shape, dtype)})
-        with pytest.raises(
-            DataError, match=rf"x\.mat: {name} cannot be used .{re.escape(f'{shape} {dtype}')}, expected"
-        ):
+        path.write_bytes(found)
+        with pytest.raises(DataError, match=rf"x\.mat: {problem}"):
             LabelledMat(path)
-    write_mat(path, ["study"], leave_out="rawDepths")
-    with pytest.raises(DataError, match=r"rawDepths cannot be used .*doesn't exist"):
+    path.unlink()
+    with pytest.raises(DataError, match="no such file"):
+        LabelledMat(path)
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="not a regular file"):
         LabelledMat(path)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "problem"),
+    ("name", "shape", "dtype"),
+    [
+        ("images", (1449, 640, 480, 3), "uint8"),
+        ("depths", (1448, 640, 480), "float32"),
+        ("rawDepths", (1449, 640, 480), "float64"),
+    ],
+)
+def test_another_layout(tmp_path: Path, name: str, shape: tuple[int, ...], dtype: str) -> None:
+    path = write_mat(tmp_path / "x.mat", ["study"], **{name: (shape, dtype)})
+    with pytest.raises(DataError, match=rf"x\.mat: {name} cannot be used .{re.escape(f'{shape} {dtype}')}, expected"):
+        LabelledMat(path)
+    with h5py.File(path, "r+") as file:
+        del file[name]
+    with pytest.raises(DataError, match=rf"{name} cannot be used .*doesn't exist"):
+        LabelledMat(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
     [
         (["study"] * 1448, "1448 names"),
         (["study"] * 7 + ["../x"] + ["study"] * 1441, r"\['../x'\] among them"),
-        (h5py.Reference(), "Invalid HDF5 object reference"),
-        (np.zeros((1, 1449)), "not <class 'numpy.float64'>"),
         (None, "doesn't exist"),
     ],
 )
-def test_wrong_scene_types(tmp_path: Path, wrong: object, problem: str) -> None:
-    names = wrong if isinstance(wrong, list) else ["study"] * 1449
-    path = write_mat(tmp_path / "x.mat", names, depths=((1449, 640, 480), "float32"))  # without content
-    with h5py.File(path, "r+") as file:
-        if isinstance(wrong, h5py.Reference):
-            file["sceneTypes"][0, 7] = wrong
-        elif not isinstance(wrong, list):
+def test_wrong_scene_types(tmp_path: Path, names: list[str] | None, problem: str) -> None:
+    path = write_mat(tmp_path / "x.mat", names or [], depths=((1449, 640, 480), "float32"))  # without content
+    if names is None:
+        with h5py.File(path, "r+") as file:
             del file["sceneTypes"]
-            if wrong is not None:
-                file["sceneTypes"] = wrong
     with LabelledMat(path) as reader, pytest.raises(DataError, match=f"sceneTypes cannot be used .*{problem}"):
         reader.scenes()
 
@@ -192,16 +161,11 @@ def test_damaged_chunk_names_the_image(mat: Path, tmp_path: Path) -> None:
         chunk = file["images"].id.get_chunk_info_by_coord((8, 0, 0, 0))
     with path.open("r+b") as file:
         file.seek(512 + chunk.byte_offset + chunk.size // 2)
-        byte = file.read(1)[0]
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte ^ 16]))
+        file.write(bytes(100))
     with LabelledMat(path) as reader:
         reader.jpeg(0)
         with pytest.raises(DataError, match="images of image 8 cannot be used"):
             reader.jpeg(8)
-
-
-# The data set over the .mat
 
 
 def as_tensor(pixels: np.ndarray) -> torch.Tensor:

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from viewer.colour import coloured
 
 HOSTILE = "</script><script>window.attacked = 1</script><img src=http://127.0.0.1:9/x onerror=window.attacked=1>"
 GRID = (3, 4)
+WORDS = Reading(depth_classes=("ünder “1 m” & <b>", "遠い", *PAPER.depth_classes[2:]))
 
 
 def logits_of(seed: int, classes: int = 7, views: int = 2, grid: tuple[int, int] = GRID) -> np.ndarray:
@@ -45,7 +45,7 @@ def true_depth() -> np.ndarray:
 def cards() -> list[page.Card]:
     names = [("b/2.jpg", "b", 0.3), ("a/10.jpg", "a", None), ("a/9.jpg", "a", 0.1), (HOSTILE, HOSTILE, 0.2)]
     return [
-        page.card(name, scene, noise(96, 128, i), logits_of(i), PAPER, true_depth() if i < 3 else None, {"abs_rel": v})
+        page.card(name, scene, noise(96, 128, i), logits_of(i), WORDS, true_depth() if i < 3 else None, {"abs_rel": v})
         for i, (name, scene, v) in enumerate(names)
     ]
 
@@ -53,7 +53,7 @@ def cards() -> list[page.Card]:
 @pytest.fixture(scope="module")
 def html(cards) -> str:
     rows = {"this run": {"delta1": 0.5, "rmse": None}, HOSTILE: {"delta1": 0.394, "rmse": 1.167}}
-    return page.build(f"Rooms {HOSTILE}", cards, PAPER, rows, [page.subset_note(4, 654), HOSTILE])
+    return page.build(f"Rooms {HOSTILE}", cards, WORDS, rows, [page.subset_note(4, 654), HOSTILE])
 
 
 # What is stored
@@ -77,11 +77,6 @@ def test_a_card_stays_small_also_in_the_worst_case():
     pixels = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)  # JPEG can't do much for noise
     truth = np.random.default_rng(0).uniform(0, 10, (3000, 4000)).astype(np.float32)
     assert len(json.dumps(page.card("a", "", pixels, logits_of(0, grid=(15, 20)), PAPER, truth))) <= 250_000
-
-
-@pytest.mark.parametrize("size", [(1, 3000), (1, 1)])
-def test_pictures_of_any_size_make_a_card(size):
-    assert page.card("a", "", noise(*size), logits_of(0), PAPER, np.ones(size, np.float32))["size"] == list(size)
 
 
 def test_a_card_holds_the_picture_its_truth_and_its_logits():
@@ -154,24 +149,17 @@ def texts(browser: Browser, selector: str) -> list[str]:
     return browser.js(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent)")
 
 
-def set_slider(browser: Browser, number: int, value: float) -> None:
-    """Moves a slider as a user does: 0 is the temperature (its decimal logarithm), then the bins."""
-    browser.js(
-        f"(e => {{ e.value = {value}; e.dispatchEvent(new Event('input', {{bubbles: true}})); }})"
-        f"(document.querySelectorAll('#sliders input')[{number}])"
-    )
-    browser.settle()
-
-
 def test_maps_equal_pythons_also_after_moving_the_sliders(opened):
     def expected(bins: tuple[float, ...], temperature: float) -> list[np.ndarray]:
         return [depth_of(logits_of(i) * PAPER.temperature / temperature, bins).flatten().numpy() for i in range(4)]
 
     maps = "depthclip.cards.map(c => [...c.depth])"
     changed = (*PAPER.bin_list[:-1], 7.5)
-    for bins, exponent in ((PAPER.bin_list, -1.0), (PAPER.bin_list, 0.5), (PAPER.bin_list, -2.5), (changed, -0.3)):
-        set_slider(opened, 0, exponent)
-        set_slider(opened, 7, bins[-1])
+    for bins, exponent in ((PAPER.bin_list, -1.0), (PAPER.bin_list, -2.5), (changed, -0.3)):
+        for number, value in ((0, exponent), (7, bins[-1])):  # the temperature's decimal logarithm, the last bin
+            move = f"e.value = {value}; e.dispatchEvent(new Event('input', {{bubbles: true}}))"
+            opened.js(f"(e => {{ {move} }})(document.querySelectorAll('#sliders input')[{number}])")
+            opened.settle()
         np.testing.assert_allclose(opened.js(maps), expected(bins, 10**exponent), atol=1e-3)
     assert texts(opened, "#far") == ["7.50 m"]
     assert "those of the run" in texts(opened, "#changed")[0]
@@ -192,7 +180,7 @@ def test_pixels_of_the_map_are_pythons(opened):
     assert np.abs(drawn - coloured(full, 1.0, 3.0).astype(int)).max() <= 3  # one step of the colours
 
 
-def test_hover_tap_and_keys_choose_the_patch_whose_answers_are_shown(opened):
+def test_hover_and_keys_choose_the_patch_whose_answers_are_shown(opened):
     depth = depth_of(logits_of(0), PAPER.bin_list)
     both = torch.from_numpy(logits_of(0)).softmax(1)
     probabilities = (both[0] + both[1].flip(-1)) / 2  # (K, h, w)
@@ -222,9 +210,6 @@ def test_hover_tap_and_keys_choose_the_patch_whose_answers_are_shown(opened):
     for key, place in (moves | {"Home": "2, column 1", "ArrowLeft": "2, column 1"}).items():
         opened.press(key)
         assert f"row {place}" in texts(opened, ".card .key")[0]
-    opened.show(390, 800, phone=True)
-    opened.tap(".card .frame img", 0.6, 0.9)
-    assert "row 3, column 3" in texts(opened, ".card .key")[0]
     assert "true" not in texts(opened, ".card .key")[3]
 
 
@@ -236,26 +221,21 @@ def test_sorting(opened):
 
     assert texts(opened, ".card h2") == ["b/2.jpg", "a/10.jpg", "a/9.jpg", HOSTILE]
     assert sort("name") == [HOSTILE, "a/9.jpg", "a/10.jpg", "b/2.jpg"]
-    assert sort("scene") == [HOSTILE, "a/10.jpg", "a/9.jpg", "b/2.jpg"]
     assert sort("metric:abs_rel") == ["a/9.jpg", HOSTILE, "b/2.jpg", "a/10.jpg"]
     opened.js("document.getElementById('direction').click()")
     assert texts(opened, ".card h2") == ["b/2.jpg", HOSTILE, "a/9.jpg", "a/10.jpg"]
 
 
-def test_everything_is_reached_by_the_tab_key_and_has_a_name(opened):
+def test_everything_is_reached_by_the_tab_key(opened):
     reached = set()
     opened.js("document.activeElement.blur()")
     for _ in range(16):
         opened.press("Tab")
         reached.add(opened.js("(e => e.id || e.type || e.getAttribute('role') || e.tagName)(document.activeElement)"))
     assert {"sort", "direction", "SUMMARY", "slider-0", "slider-7", "application"} <= reached
-    unnamed = """[...document.querySelectorAll('input, select, button, [tabindex]')].filter(
-        e => !(e.labels?.[0]?.textContent || (e.tagName === 'BUTTON' && e.textContent) || e.getAttribute('aria-label'))
-    ).length"""
-    assert opened.js(unnamed) == 0
 
 
-@pytest.mark.parametrize(("width", "dark", "phone"), [(1280, False, False), (390, False, True), (320, True, True)])
+@pytest.mark.parametrize(("width", "dark", "phone"), [(1280, False, False), (320, True, True)])
 def test_it_fits_the_window(opened, width, dark, phone):
     opened.show(width, 800, dark, phone)
     assert opened.js("document.documentElement.scrollWidth") <= width
@@ -263,47 +243,29 @@ def test_it_fits_the_window(opened, width, dark, phone):
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 3 * 128) is dark, background
 
 
-def check_corners(browser: Browser, path: Path) -> None:
-    """The page's maps begin and end like the arrays beside it."""
+def test_the_page_of_predict_begins_and_ends_like_its_arrays(browser, tiny_checkpoint, tmp_path, capsys):
+    for i in range(5):
+        save(tmp_path / "in" / f"scene{i % 2}" / f"{i}.jpg", noise(100, 140, i))
+    flags = f"-i {tmp_path}/in -o {tmp_path}/out --clip_path {tiny_checkpoint} --device cpu".split()
+    path = tmp_path / "out" / "depth.html"
+    assert predict.main([*flags, "--html", "2"]) == 0
+    assert "2 of the run's 5 pictures" in capsys.readouterr().out
+    first = path.read_bytes()
+    assert predict.main([*flags, "--html"]) == 0
+    assert path.read_bytes() == first
+    assert predict.main([*flags, "--html", "--overwrite", "--no_mirror"]) == 0
     browser.errors.clear()
     browser.open(path.as_uri())
+    names = texts(browser, ".card h2")
+    assert names == [f"scene{i % 2}/{i}.jpg" for i in (0, 2, 4, 1, 3)]
     got = browser.js("depthclip.cards.map(c => [c.map[0], c.map.at(-1)])")
-    arrays = [np.load(path.parent / name.replace(".jpg", "_depth.npy")) for name in texts(browser, ".card h2")]
+    arrays = [np.load(path.parent / name.replace(".jpg", "_depth.npy")) for name in names]
     np.testing.assert_allclose(got, [[array[0, 0], array[-1, -1]] for array in arrays], atol=1e-3)
     assert browser.errors == []
 
 
-def test_the_page_of_predict(browser, tiny_checkpoint, tmp_path, capsys):
-    for i in range(5):
-        save(tmp_path / "in" / f"scene{i % 2}" / f"{i}.jpg", noise(100, 140, i))
-    flags = f"-i {tmp_path}/in -o {tmp_path}/out --clip_path {tiny_checkpoint} --device cpu".split()
-    assert predict.main([*flags, "--html", "2"]) == 0
-    path = tmp_path / "out" / "depth.html"
-    assert "2 of the run's 5 pictures" in capsys.readouterr().out
-    check_corners(browser, path)
-    first = path.read_bytes()
-    assert predict.main([*flags, "--html"]) == 0
-    assert path.read_bytes() == first
-    assert "kept" in capsys.readouterr().out
-    assert predict.main([*flags, "--html", "--overwrite", "--no_mirror"]) == 0
-    check_corners(browser, path)
-    assert texts(browser, ".card h2") == [f"scene{i % 2}/{i}.jpg" for i in (0, 2, 4, 1, 3)]
-    assert "all 5 pictures of the run" in texts(browser, "#notes")[0]
-
-
-def test_no_word_is_too_odd(browser, tmp_path):
-    reading = Reading(depth_classes=("ünder “1 m” & <b>", "遠い"), bin_list=(2.0, 2.0), temperature=3.0)
-    stored = page.card("a.jpg", "", noise(40, 50), logits_of(0, 2, 1, (1, 1)), reading)
-    path = tmp_path / "odd.html"
-    path.write_text(page.build("odd", [stored], reading), encoding="utf-8")
-    browser.errors.clear()
-    browser.open(path.as_uri())
-    assert texts(browser, ".slider span") == ["temperature", *reading.depth_classes]
-    assert browser.js("[...depthclip.cards[0].depth]") == pytest.approx([2.0])
-    assert browser.errors == []
-
-
-def test_the_table_shows_the_rows_that_it_was_given(opened):
+def test_table_sliders_and_notes_show_what_they_were_given(opened):
     table = opened.js("[...document.querySelectorAll('#metrics tr')].map(r => [...r.cells].map(c => c.textContent))")
     assert table == [["", "delta1", "rmse"], ["this run", "0.500", "\u2013"], [HOSTILE, "0.394", "1.167"]]
+    assert texts(opened, ".slider span") == ["temperature", *WORDS.depth_classes]
     assert "4 of the run's 654 pictures" in texts(opened, "#notes")[0]

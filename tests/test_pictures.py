@@ -1,16 +1,14 @@
 """datasets.pictures: which files, which pixels, at which size."""
 
 import os
-import socket
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 from torch.testing import assert_close
 
-from datasets import DataError, pictures
+from datasets import DataError
 from datasets.pictures import find_files, read_picture, resized, working_size
 
 
@@ -31,13 +29,9 @@ def save(path: Path, pixels: np.ndarray | Image.Image, **options: object) -> Pat
     ("size", "patch", "expected"),
     [
         ((416, 544), 32, (416, 544)),
-        ((480, 640), 32, (480, 640)),
-        ((1, 1), 32, (32, 32)),
         ((1, 2000), 32, (32, 2016)),
         ((47, 48), 32, (32, 64)),
         ((4000, 5000), 32, (480, 608)),  # shrunk by sqrt(307200 / 20e6) = 0.124 to 495.7 x 619.7
-        ((1, 300_000), 32, (32, 9600)),
-        ((12_000, 10_000), 32, (608, 512)),  # 607.2 x 506.0
         ((480, 640), 14, (476, 644)),
     ],
 )
@@ -82,18 +76,13 @@ def test_transparent_is_white_and_half_transparent_half(tmp_path):
     assert read_picture(save(tmp_path / "b.png", palette, transparency=0))[0, :, 0].tolist() == [255, 1]
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", [2, 5, 6])
 def test_exif_turns_the_picture_upright(tmp_path, orientation):
     upright = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
     turned = {  # how the sensor stored what stands upright
-        1: upright,
         2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
         5: upright.T,
         6: np.rot90(upright),
-        7: upright[::-1, ::-1].T,
-        8: np.rot90(upright, -1),
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -113,42 +102,25 @@ def test_half_a_picture_is_no_picture_whatever_others_set(tmp_path, monkeypatch)
 
 
 def test_a_bomb_is_not_decoded(tmp_path, monkeypatch):
-    path = save(tmp_path / "bomb.png", Image.new("1", (12_000, 10_001)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    for source in (path, Image.new("RGB", (0, 5))):
+    for source in (save(tmp_path / "bomb.png", Image.new("1", (12_000, 10_001))), Image.new("RGB", (0, 5))):
         with pytest.raises(DataError, match=r"claims .* pixels; 1 to 120,000,000 are decoded"):
             read_picture(source)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(DataError, match=r"bomb\.png: cannot be read as a picture \(Image size"):
-        read_picture(path)
 
 
 def test_what_is_no_picture_is_said_and_special_files_are_not_opened(tmp_path, monkeypatch):
     (tmp_path / "text.jpg").write_text("not a picture")
-    (tmp_path / "empty.png").touch()
     os.mkfifo(tmp_path / "pipe.png")
-    monkeypatch.chdir(tmp_path)  # a socket's path is short
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind("socket.png")
+    monkeypatch.chdir(tmp_path)
     for name, problem in (
         ("text.jpg", "not a picture"),
-        ("empty.png", "not a picture"),
         ("pipe.png", "not a regular file"),
-        ("socket.png", "not a regular file"),
         ("/dev/zero", "not a regular file"),
-        (".", "not a regular file"),
         ("n" * 300, r"cannot be read as a picture \(File name too long\)"),
-        ("~nobody-of-this-name/a.png", r"cannot be read as a picture \(No such file or directory\)"),
         ("a\n\x1b[31m\udcff.png", r"cannot be read as a picture \(No such file or directory\)"),
     ):
         with pytest.raises(DataError, match=f"^.*: {problem}$"):
             read_picture(name)
-
-
-def test_too_little_memory_is_not_called_a_damaged_picture(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "to_rgb", Mock(side_effect=MemoryError))
-    with pytest.raises(MemoryError):
-        read_picture(save(tmp_path / "a.png", noise(4, 4)))
 
 
 # Which files
@@ -194,10 +166,8 @@ def test_an_input_that_is_nothing_is_said(relatives):
     Path("wide.txt").write_text("a.jpg\n", encoding="utf-16")
     for text, problem in (
         ("", "an empty name"),
-        ("nothing.jpg", r"nothing\.jpg: no such file or folder"),
         ("no\x1bthing/**/*.jpg", r"no\\x1bthing/\*\*/\*\.jpg: no such file or folder"),
         ("~nobody-of-this-name/a", "no such file or folder"),
-        ("in/***.jpg", "no such file or folder"),
         ("wide.txt", "wide.txt: not UTF-8; save the list as that"),
     ):
         with pytest.raises(DataError, match=problem):
@@ -207,22 +177,13 @@ def test_an_input_that_is_nothing_is_said(relatives):
 
 
 def test_what_may_not_be_entered_does_not_end_the_search(relatives, monkeypatch, capsys):
-    def refuse(name, end):
-        real = getattr(os, name)
+    def scandir(path, real=os.scandir):
+        if str(path).endswith("kitchen"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
 
-        def call(path, *args, **kwargs):
-            if str(path).endswith(end):
-                raise PermissionError(13, "Permission denied", path)
-            return real(path, *args, **kwargs)
-
-        monkeypatch.setattr(os, name, call)  # because root, who may run the tests, may enter everything
-
-    refuse("scandir", "kitchen")
-    refuse("stat", "kitchen/a.jpg")
+    monkeypatch.setattr(os, "scandir", scandir)  # because root, who may run the tests, may enter everything
     assert relatives("in") == ["a.jpg", "office/deep/a.jpg"]
     said = f"skipped: {Path.cwd()}/in/kitchen: cannot be searched (Permission denied)\n"
     assert capsys.readouterr().err == said
     assert relatives("in/**/a.jpg") == ["a.jpg", "office/deep/a.jpg"]
-    assert relatives("in/kitchen/a.jpg", "in/a.jpg") == ["kitchen/a.jpg", "a.jpg"]
-    with pytest.raises(DataError, match=r"a\.jpg: cannot be read as a picture \(Permission denied\)"):
-        read_picture("in/kitchen/a.jpg")

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 import clip
 import predict
+from datasets import pictures
 from datasets.pictures import read_picture
 from monoclip import PAPER, MonoCLIP, Reading, upsampled
 from tests.conftest import ROOT
@@ -52,7 +53,7 @@ def written(folder: Path) -> set[str]:
 # Depth
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 2000), (2000, 1), (33, 31), (96, 130), (700, 500)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 2000), (33, 31), (700, 500)])
 def test_pictures_of_any_size_give_a_map_of_that_size_within_the_bins(model, size):
     pixels = noise(*size)
     depth, logits = predict.predict(model, pixels, mirror=True)
@@ -90,8 +91,6 @@ def album(tmp_path):
     save(folder / "hall" / "a.jpg", noise(64, 96, 1))
     save(folder / "attic" / "a.jpg", noise(64, 96, 2))
     save(folder / "attic" / "a.png", noise(64, 96, 3))
-    save(folder / "strip.png", noise(1, 2000))
-    save(folder / "cmyk.jpg", Image.fromarray(noise(64, 64)).convert("CMYK"))
     (folder / "notes.txt").write_text("no picture")
     os.mkfifo(folder / "pipe.jpg")
     whole = save(folder / "half.jpg", noise(200, 200), quality=95).read_bytes()
@@ -110,8 +109,12 @@ def test_a_folder_of_everything(run, album, model, tmp_path):
     before = written(tmp_path)
     code, out, err = run("-i", album, "--exact")  # as `model`
     assert code == 0
-    stems = {"rotated.jpg": "rotated", "hall/a.jpg": "hall/a", "attic/a.jpg": "attic/a.jpg"}
-    stems |= {"attic/a.png": "attic/a.png", "strip.png": "strip", "cmyk.jpg": "cmyk"}
+    stems = {
+        "rotated.jpg": "rotated",
+        "hall/a.jpg": "hall/a",
+        "attic/a.jpg": "attic/a.jpg",
+        "attic/a.png": "attic/a.png",
+    }
     assert written(tmp_path) - before == {f"out/{stem}{kind}" for stem in stems.values() for kind in KINDS}
     for name, problem in (
         ("notes.txt", "not a picture"),
@@ -120,7 +123,7 @@ def test_a_folder_of_everything(run, album, model, tmp_path):
     ):
         assert f"skipped: {album / name}: {problem}" in err
     assert "rotated.jpg: 60x90, " in out
-    assert f"done: 6 of 9 pictures in {run.out}, depth in metres" in out
+    assert f"done: 4 of 7 pictures in {run.out}, depth in metres" in out
     for name, stem in stems.items():
         depth = np.load(run.out / f"{stem}_depth.npy")
         assert_close(depth, model.infer_image(album / name), atol=1e-5, rtol=0)
@@ -141,35 +144,28 @@ def test_what_is_there_is_kept_without_overwrite(run, album):
     assert (npy.read_bytes(), colours.is_file()) == (b"mine", True)  # what was missing is added
     with Image.open(run.out / "hall/a_side_by_side.png") as image:
         assert (np.asarray(image)[:64, :96] == read_picture(album / "hall/a.jpg")).all()
-    code, out, _ = run("-i", album / "hall/a.jpg", out=run.out / "hall")
-    assert code == 0
-    assert "kept: the files of 1 of 1 pictures" in out
-    assert "model:" not in out
     assert run(*inputs, "--overwrite")[0] == 0
     assert np.load(npy).shape == (64, 96)
 
 
-def test_output_inside_or_on_the_input_is_not_taken_for_pictures(run, album):
-    for out in (album / "attic" / "depth", album / "attic"):
-        inputs = ["-i", album / "attic", album / "attic" / "**" / "*.png", "--side_by_side", "--html"]
-        assert run(*inputs, out=out)[0] == 0
-        before = written(album)
-        assert run(*inputs, out=out)[0] == 0
-        assert written(album) == before
+def test_output_on_the_input_is_not_taken_for_pictures(run, album):
+    inputs = ["-i", album / "attic", album / "attic" / "**" / "*.png", "--side_by_side", "--html"]
+    assert run(*inputs, out=album / "attic")[0] == 0
+    before = written(album)
+    assert run(*inputs, out=album / "attic")[0] == 0
+    assert written(album) == before
 
 
 def test_nothing_is_written_through_a_link(run, album, tmp_path):
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    precious = save(elsewhere / "precious.png", noise(1, 1))
+    precious = save(tmp_path / "elsewhere" / "precious.png", noise(1, 1))
     (run.out / "attic").mkdir(parents=True)
-    (run.out / "hall").symlink_to(elsewhere)
+    (run.out / "hall").symlink_to(precious.parent)
     (run.out / "attic" / "a.jpg_depth.npy").symlink_to(precious)
     before = precious.read_bytes()
     code, _, err = run("-i", album, "--overwrite")
     assert code == 0
     assert f"skipped: hall/a.jpg: {run.out}/hall/a_depth.npy: a link leads out of {run.out}" in err
-    assert written(elsewhere) == {"precious.png"}
+    assert written(precious.parent) == {"precious.png"}
     assert precious.read_bytes() == before
     assert np.load(run.out / "attic" / "a.jpg_depth.npy").shape == (64, 96)  # the link itself was replaced
 
@@ -179,21 +175,14 @@ def test_nothing_is_written_through_a_link(run, album, tmp_path):
 
 def test_errors_are_one_sentence(run, album, tmp_path):
     (tmp_path / "file").touch()
-    (tmp_path / "void").mkdir()
     picture = album / "hall" / "a.jpg"
     for code, message, flags, out in (
         (1, "file/out: Not a directory", ["-i", picture], tmp_path / "file" / "out"),
         (1, "no picture has its depth", ["-i", album / "half.jpg"], None),
-        (1, "no file there", ["-i", tmp_path / "void"], None),
         (2, r"no\nwhere.jpg: no such file or folder", ["-i", "no\nwhere.jpg"], None),
-        (1, "no picture has its depth", ["-i", "/dev/zero"], None),
         (2, "-i: an empty name", ["-i", ""], tmp_path / "none"),
-        (2, "-i is missing", [], None),
         (2, "leave out --demo or --clip_path", ["--demo"], None),
-        (2, "~nobody-of-this-name/x: the home folder", ["-i", picture], "~nobody-of-this-name/x"),
-        (2, "every depth class needs one bin", ["-i", picture, "--bin_list", 1, 2], None),
         (2, "tokens", ["-i", picture, "--obj_classes", "very " * 100], tmp_path / "none"),
-        (2, "not available here", ["-i", picture, "--device", "gpu"], None),
     ):
         got, _, err = run(*flags, out=out)
         assert (got, message in err) == (code, True), err
@@ -204,10 +193,7 @@ def test_errors_are_one_sentence(run, album, tmp_path):
 
 def test_without_a_home_there_is_a_sentence(run, album, monkeypatch):
     monkeypatch.setattr(os.path, "expanduser", lambda path: os.fspath(path))  # what it does then
-    picture = album / "hall" / "a.jpg"
-    assert "the home folder is not known" in run("-i", picture, out="~/out")[2]
-    assert "~/a.jpg: no such file" in run("-i", "~/a.jpg")[2]
-    assert run("-i", picture)[0] == 0
+    assert "the home folder is not known" in run("-i", album / "hall" / "a.jpg", out="~/out")[2]
 
 
 def test_a_picture_whose_files_cannot_be_written_does_not_end_the_others(run, tmp_path):
@@ -224,14 +210,12 @@ def test_a_picture_whose_files_cannot_be_written_does_not_end_the_others(run, tm
 
 
 def test_names_are_bytes_that_people_chose(run, tmp_path):
-    names = [b"\xff.png", b"new\nline.png", b"\x1b[31mred.png", b"=1+1.png", "寝室.png".encode()]
+    names = [b"\xff.png", b"new\nline.png", b"\x1b[31mred.png", "寝室.png".encode()]
     for name in names:
         save(tmp_path / "in" / "a.png", noise(40, 50)).rename(tmp_path / "in" / os.fsdecode(name))
-    (tmp_path / "in" / os.fsdecode(b"\xfe\n.jpg")).write_text("no picture")
-    code, out, err = run("-i", tmp_path / "in", "--html")  # `run` sees that the terminal gets nothing odd
+    code, out, _ = run("-i", tmp_path / "in", "--html")  # `run` sees that the terminal gets nothing odd
     assert code == 0
-    assert r"\xfe\n.jpg: not a picture" in err
-    for text in (r"\xff.png: 50x40", r"new\nline.png: ", r"\x1b[31mred.png: ", "=1+1.png: ", "寝室.png: "):
+    for text in (r"\xff.png: 50x40", r"new\nline.png: ", r"\x1b[31mred.png: ", "寝室.png: "):
         assert text in out
     stems = {os.fsdecode(name.removesuffix(b".png")) for name in names}
     assert written(run.out) == {"depth.html", *(stem + kind for stem in stems for kind in KINDS)}
@@ -254,19 +238,16 @@ def test_a_full_disk_ends_the_run_and_what_is_whole_stays(run, tmp_path):
 
 def test_depth_that_is_not_finite_is_an_error(run, album, monkeypatch):
     monkeypatch.setattr(predict, "depth_of", lambda logits, bins: logits[:, :1] * torch.nan)
-    for flags, advice in (((), ""), (("--precision", "bf16"), "; use --precision fp32")):
-        code, _, err = run("-i", album / "hall" / "a.jpg", *flags)
-        assert code == 1
-        assert err.endswith(f"predict.py: a.jpg: NaN or infinite depth predicted{advice}\n")
+    code, _, err = run("-i", album / "hall" / "a.jpg", "--precision", "bf16")
+    assert code == 1
+    assert err.endswith("predict.py: a.jpg: NaN or infinite depth predicted; use --precision fp32\n")
     assert not written(run.out)
 
 
 def test_interruption_and_too_little_memory_are_one_sentence(run, album, monkeypatch):
-    for error, code, sentence in (
-        (KeyboardInterrupt(), 130, "interrupted: what was written is whole, and the same command goes on"),
-        (MemoryError(), 1, "not enough memory"),
-    ):
-        monkeypatch.setattr(predict, "read_picture", Mock(side_effect=error))
+    interrupted = "interrupted: what was written is whole, and the same command goes on"
+    for error, code, sentence in ((KeyboardInterrupt(), 130, interrupted), (MemoryError(), 1, "not enough memory")):
+        monkeypatch.setattr(pictures, "to_rgb", Mock(side_effect=error))
         got, _, err = run("-i", album / "hall")
         assert (got, f"predict.py: {sentence}" in err) == (code, True)
 
@@ -274,7 +255,7 @@ def test_interruption_and_too_little_memory_are_one_sentence(run, album, monkeyp
 # As a command
 
 
-@pytest.mark.parametrize("streams", ["| head -n 1", "2>&1 | head -n 1", "2>&1 >&- | head -n 1", ">&- 2>&-", "2>&-"])
+@pytest.mark.parametrize("streams", ["2>&1 | head -n 1", ">&- 2>&-"])
 def test_streams_that_close_early_lose_nothing(tmp_path, streams):
     for i in range(3):
         save(tmp_path / "in" / f"{i}.png", noise(40, 50, i))

@@ -30,6 +30,7 @@ from experiments.score import (
     depth_maps,
     histogram,
     random_depth,
+    ranks,
     score_image,
 )
 from monoclip import PAPER, MonoCLIP, Reading, zeroshot_classifier
@@ -235,6 +236,7 @@ def test_scores_do_not_depend_on_what_else_is_scored(monkeypatch):
 
 
 def test_correlations_by_hand():
+    assert ranks(torch.tensor([[7.0, 1.0, 7.0, 2.0, 7.0]])).tolist() == [[3.5, 0.5, 3.5, 1.5, 3.5]]  # ties share theirs
     found = correlations(
         torch.tensor([[1.0, 2.0, 4.0], [2.0, 2.0, 2.0], [3.0, 2.0, 2.0]]), torch.tensor([1.0, 2.0, 3.0])
     )

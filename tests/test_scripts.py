@@ -32,14 +32,8 @@ def script(tmp_path):
             "OMP_NUM_THREADS": str(torch.get_num_threads()),
             **variables,
         }
-        return subprocess.run(
-            ["sh", str(copy / "test.sh"), *flags],
-            cwd=elsewhere,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        command = ["sh", str(copy / "test.sh"), *flags]
+        return subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
 
     run.copy, run.elsewhere = copy, elsewhere
     return run
@@ -75,14 +69,6 @@ def test_the_mat_beside_the_script_is_evaluated_as_it_is(script, tiny_checkpoint
     assert "nyu_depth_v2_labeled.mat: not a readable MATLAB v7.3 (HDF5) file" in done.stderr
 
 
-def test_where_the_results_go(script, tiny_checkpoint, nyu_folder):
-    flags = ["--output", "out", "--limit", "1", "--clip_path", str(tiny_checkpoint)]
-    done = script(*flags, NYU_PATH=str(nyu_folder(1)))
-    assert done.returncode == 0, done.stderr
-    assert (script.elsewhere / "out" / "results.json").is_file()
-    assert not (script.copy / "results").exists()
-
-
 def test_both_missing_files_are_named(script, tmp_path):
     done = script("--no_download")
     assert done.returncode == 1
@@ -94,42 +80,10 @@ def test_both_missing_files_are_named(script, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_weights_alone_missing(script, nyu_folder, tmp_path):
-    done = script("--no_download", "--data_path", str(nyu_folder(1)), CLIP_CACHE=str(tmp_path / "cache"))
-    assert done.returncode == 1
-    assert str(tmp_path / "cache" / "RN50.pt") in done.stderr
-    assert done.stderr.rstrip().endswith("missing: RN50.pt (see above for where each belongs)")
-
-
-def test_errors_of_the_evaluation_come_through(script, tiny_checkpoint, tmp_path):
-    done = script("--clip_path", str(tiny_checkpoint), "--data_path", str(tmp_path / "nowhere"))
-    assert done.returncode == 2
-    assert "nowhere: no such folder" in done.stderr
-
-
-def test_a_flag_without_its_value(script):
-    done = script("--limit", "1", "--clip_path")
-    assert done.returncode == 2
-    assert "--clip_path needs a value" in done.stderr
-
-
 def test_flags_may_be_written_with_an_equals_sign(script, tmp_path):
     done = script(f"--data_path={tmp_path}/nowhere", f"--clip_path={tmp_path}/none.pt", NO_DOWNLOAD="1")
     assert done.returncode == 2
     assert "nowhere: no such folder" in done.stderr
-
-
-def test_the_demo_takes_no_other_weights(script, tmp_path):
-    done = script("--demo", "--clip_path", f"{tmp_path}/none.pt")
-    assert done.returncode == 2
-    assert "--demo brings its own weights and data" in done.stderr
-
-
-def test_help(script):
-    done = script("--help")
-    assert done.returncode == 0
-    assert "sh test.sh [--paper] --demo" in done.stdout
-    assert "set -eu" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -139,7 +93,6 @@ def test_help(script):
         ("numpy>=1.0  # a reason\npillow>=9\n", True),
         ("-r other.txt\n", False),
         ("numpy>=999.0\n", False),
-        ("numpy==1.0\n", False),
         ("no-such-package>=1\n", False),
     ],
 )

@@ -23,15 +23,6 @@ def test_tokens_are_the_released_ones(golden):
     assert torch.equal(clip.tokenize(prompts), torch.from_numpy(golden["tokens"]).int())
 
 
-def test_tokens_by_hand():
-    # "a" + end of word is 320 in CLIP's vocabulary, start and end are its last two ids
-    tokens = clip.tokenize("a A")
-    assert tokens.shape == (1, 77)
-    assert tokens.dtype == torch.int32
-    assert tokens[0, :5].tolist() == [49406, 320, 320, 49407, 0]
-    assert tokens[0, 4:].count_nonzero() == 0
-
-
 def random_texts(count: int) -> list[str]:
     """Texts of words, numbers, entities, emoji, many scripts, white space, quotes and bytes that look broken."""
     rng = random.Random(0)
@@ -59,23 +50,20 @@ def test_tokens_agree_with_openais_tokenizer():
     assert len(set(texts)) > 2000
     different = [text for text in texts if ours.encode(text) != theirs.encode(text)]
     assert different == []
-    assert sum(len(ours.encode(text)) > 77 for text in texts) > 50  # long ones are among them
-
-
-def test_special_tokens_in_a_text_are_openais():
-    # by hand: open_clip spells them otherwise, so the comparison above has none
-    assert default_tokenizer().encode("<|startoftext|> a <|ENDOFTEXT|>") == [49406, 320, 49407]
+    # by hand, as open_clip spells them otherwise
+    assert ours.encode("<|startoftext|> a <|ENDOFTEXT|>") == [49406, 320, 49407]
 
 
 def test_cleaning_and_decoding():
     assert clean("  A &amp;lt; B\n\tC ") == "a < b c"
     tokenizer = default_tokenizer()
     assert tokenizer.decode(tokenizer.encode("This  object is\nfar!")) == "this object is far ! "
-    assert tokenizer.decode(tokenizer.encode("schÃ¶n 🪐")) == "schön 🪐 "
     assert tokenizer.decode([tokenizer.start, tokenizer.end]) == "<|startoftext|><|endoftext|>"
 
 
 def test_length_limit():
+    assert clip.tokenize([]).shape == (0, 77)
+    assert clip.tokenize("a A")[0, :5].tolist() == [49406, 320, 320, 49407, 0]
     fits, too_long = "close " * 75, "close " * 76
     assert clip.tokenize(fits)[0, 76] == 49407
     with pytest.raises(RuntimeError, match=r"'close close .*\.\.\.' has 78 tokens .* context length of 77: shorten it"):
@@ -85,8 +73,3 @@ def test_length_limit():
     close = cut[0, 1].item()
     short = clip.tokenize("close close close", context_length=4, truncate=True)
     assert short.tolist() == [[49406, close, close, 49407]]
-
-
-def test_no_text_gives_no_row():
-    assert clip.tokenize([]).shape == (0, 77)
-    assert clip.tokenize("")[0, :3].tolist() == [49406, 49407, 0]

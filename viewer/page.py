@@ -2,11 +2,7 @@
 
 The page holds its style, its script and its data, asks for nothing from anywhere (its content security policy forbids
 it), and opens from the disk. For each picture it stores the similarities behind the prediction, so temperature and bins
-can be changed in the page and every map follows. `page.html`, `page.css` and `page.js` are its parts. Here nothing is
-written.
-
-    cards = [card("kitchen/rgb_00001.jpg", "kitchen", pixels, logits, reading, truth, metrics), ...]
-    path.write_text(build("NYU Depth V2", cards, reading, table, [subset_note(len(cards), 654)]), encoding="utf-8")
+can be changed in the page and every map follows. Its parts are `page.html`, `page.css` and `page.js`.
 """
 
 import base64
@@ -67,8 +63,7 @@ def card(
         truth: (H, W) float32 [m], 0 where nothing was measured.
         metrics: shown beside the name and to sort by; the same names for every picture of a page.
 
-    Raises:
-        ValueError: shapes that do not fit, or logits that are not finite.
+    Raises ValueError: shapes that do not fit, or logits that are not finite.
     """
     views, classes, h, w = logits.shape
     if classes != len(reading.depth_classes) or views not in (1, 2):
@@ -136,9 +131,7 @@ def build(
         metrics: the table at the top: for each named row, the value of each column; all rows name the same columns.
         notes: short statements below the title.
     """
-    style, script, page = (
-        (SOURCES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "page.html")
-    )
+    style, script, page = ((SOURCES / f"page.{end}").read_text(encoding="utf-8") for end in ("css", "js", "html"))
     template, obj = reading.depth_templates[0], reading.obj_classes[0]
     prompts = [f"“{template.format(obj, word)}”" for word in reading.depth_classes]
     if (others := len(reading.depth_templates) * len(reading.obj_classes) - 1) > 0:
@@ -147,12 +140,8 @@ def build(
     content: dict[str, Any] = {
         "title": title,
         "notes": notes,
-        "reading": {
-            "words": reading.depth_classes,
-            "bins": reading.bin_list,
-            "temperature": reading.temperature,
-            "prompts": prompts,
-        },
+        "reading": {"words": reading.depth_classes, "bins": reading.bin_list, "prompts": prompts}
+        | {"temperature": reading.temperature},
         "metrics": metrics
         and {"columns": columns, "rows": [[name, [row[c] for c in columns]] for name, row in metrics.items()]},
         "colours": encoded(colour_table().tobytes()),

@@ -49,8 +49,7 @@ def colour_range(examples: Sequence[Example]) -> tuple[float, float]:
 def draw_strip(path: Path, examples: Sequence[Example]) -> None:
     """Writes a PNG with a row for each example: input, ground truth and prediction.
 
-    Raises:
-        OSError: it cannot be written.
+    Raises OSError: it cannot be written.
     """
     from matplotlib.figure import Figure
 
