@@ -289,11 +289,6 @@ class ForgivingStream:
         return getattr(self.stream, name)
 
 
-def printable_lines(message: str) -> str:
-    """A message of one or more lines without the control characters that a file's name may bring to a terminal."""
-    return "\n".join(printable(line) for line in message.split("\n"))
-
-
 def run_command(prog: str, work: Callable[[], None]) -> int:
     """The exit code of a command whose work this is; an error for the user is one sentence on stderr.
 
@@ -325,5 +320,6 @@ def run_command(prog: str, work: Callable[[], None]) -> int:
         finally:
             if distributed.is_initialized():
                 distributed.destroy_process_group()
-        print(f"{prog}: {printable_lines(message)}", file=sys.stderr, flush=True)
+        message = "\n".join(map(printable, message.split("\n")))  # a file's name may bring controls to the terminal
+        print(f"{prog}: {message}", file=sys.stderr, flush=True)
         return code

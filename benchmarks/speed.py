@@ -111,7 +111,7 @@ def commands(weights: Path, data: Path, store: Path, images: int) -> dict[str, C
         "eval bf16": partial(command, "eval.py", *some, "--device", "cpu", "--precision", "bf16"),
         "paper": partial(command, *paper, *some),
         "controls": partial(command, *paper, *some, "--controls"),
-        "new words": partial(command, *paper, *source, "--store", store, *words),
+        "new words": partial(command, *paper, *source, "--store", store, "--no_paper", *words),
         "help": partial(command, "eval.py", "--help"),
     }
 

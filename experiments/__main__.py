@@ -1,7 +1,7 @@
 """The whole paper and its controls, in three steps, each of which only looks at what the one before left.
 
     python -m experiments --data_path NYU --clip_path RN50.pt --controls --figures --html --output results_paper
-    python -m experiments ... --depth_classes close "a little far" far --bin_list 1 2 3      other words: seconds
+    python -m experiments ... --no_paper --depth_classes close far --bin_list 1 3            other words: seconds
     torchrun --nproc_per_node 8 -m experiments ...                                           images shared by 8 GPUs
 
     encode   images -> feature store (features.py); what is there already is not computed again
@@ -32,17 +32,19 @@ import options
 from calculate_error import NYU_CROP, size_of
 from clip.inference import keep_freed_memory
 from datasets import text_of
-from datasets.nyu import NYUDepthV2, coverage, is_official, mean_training_depth, open_nyu
+from datasets.nyu import coverage, is_official, mean_training_depth, open_nyu
 from experiments import published, tables
 from experiments.features import FeatureStore
 from experiments.score import Readouts, Rows, best_constants, depth_maps, histogram, score_image
-from experiments.settings import paper_rows, with_controls
+from experiments.settings import own_rows, paper_rows, with_controls
 from experiments.statistics import Results
 from monoclip import Reading, depth_of, logits_of, mirror_average, upsampled, zeroshot_classifier
 from viewer import page
 from viewer.strip import Example, draw_strip, example_images
 
 TITLE = "MonoCLIP on NYU Depth V2"
+OFFICIAL = "Over the 654 images of the official test split."
+NOT_OFFICIAL = "not the official test split of 654: the paper's metrics are over other images and do not compare."
 PAGE_METRICS = ("abs_rel", "rmse", "delta1", "spearman")
 RESULTS_FILE, ROWS_FILE, MARKDOWN_FILE, LATEX_FILE = "results.json", "per_image.csv", "tables.md", "tables.tex"
 STRIP_FILE, RESPONSE_FILE, CHART_FILE = "qualitative.png", "bin_response.png", "rows.png"
@@ -60,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     more += "depth_templates, obj_classes, temperature; what is left out is the paper's"
     reading.add_argument("--readings", type=Path, metavar="FILE.json", help=more)
     reading.add_argument("--controls", action="store_true", help="what tells this run's metrics from chance")
+    reading.add_argument("--no_paper", action="store_true", help="without the paper's settings: new words in seconds")
     run = options.add_batch_arguments(parser)
     run.add_argument("--output", type=Path, default=Path("results_paper"), help="folder for what is reported")
     run.add_argument("--store", type=Path, help="folder of the features, 3.6 MB an image (default: OUTPUT/features)")
@@ -130,14 +133,6 @@ def score(store: FeatureStore, rows: Rows, readouts: Readouts) -> tuple[Results,
     results = Results(dataset.names, dataset.scenes, dataset.indices, rows.names, errors, published.UNIFORM)
     results.add_like_baseline(published.BEST, at_best)
     return results, best
-
-
-def captioned(dataset: NYUDepthV2) -> str:
-    """What the tables are over."""
-    if is_official(dataset.indices):
-        return "Over the 654 images of the official test split."
-    others = "not the official test split of 654: the paper's metrics are over other images and do not compare."
-    return f"Over {len(dataset)} images, {others}"
 
 
 def report(scored: tables.Scored, found: list[tables.Table], output: Path, about: dict[str, Any]) -> None:
@@ -213,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         clip_model, model = options.load_model(args.clip_path, device, precision, reading, args.exact, size)
         say(f"model: {args.clip_path} on {device} in {precision}")
         made = options.made_with(args.clip_path, device, precision, args.exact, reading)
-        rows = paper_rows(reading, own)
+        rows = own_rows(reading, own) if args.no_paper else paper_rows(reading, own)
         if args.controls:
             rows = with_controls(rows, model.channel_stride > 1, mean_training_depth(args.data_path, NYU_CROP))
         names = [*rows.names, published.BEST]
@@ -244,13 +239,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             published_by={r: name for r in published.PUBLISHED if r.reading and (name := rows.row_of(r.reading))},
             lower_bounds=[random.name for random in rows.randoms if random.seed == 0],
             controls=args.controls,
-            caption=captioned(dataset),
+            caption=OFFICIAL if is_official(dataset.indices) else f"Over {len(dataset)} images, {NOT_OFFICIAL}",
         )
         args.output.mkdir(parents=True, exist_ok=True)
         for name in FILES:  # of an earlier run: it would not belong to these rows
             (args.output / name).unlink(missing_ok=True)
         if args.figures:
-            draw(args.output, scored, store, readouts.text[published.BIN_RESPONSE.words])
+            draw(args.output, scored, store, zeroshot_classifier(clip_model, *published.BIN_RESPONSE.words).cpu())
         if args.html:
             write_page(args.output / page.PAGE_FILE, args.html, scored, store)
         seconds = {"encode": round(encoded - start, 3), "score": round(finished - encoded, 3)}

@@ -17,9 +17,16 @@ COLOUR_WORDS = ("very red", "red", "a little red", "not in colour", "a little gr
 UNRELATED_WORDS = ("banana", "parliament", "violin", "Tuesday", "umbrella", "arithmetic", "giraffe")
 
 
+def own_rows(reading: Reading, own: Mapping[str, Reading]) -> Rows:
+    """This run's reading, one's own by name, and what says nothing: the constant mean of this run's bins."""
+    settings = (Setting(published.THIS_RUN, reading), *(Setting(name, r) for name, r in own.items()))
+    return Rows(settings, constants={published.UNIFORM: sum(reading.bin_list) / len(reading.bin_list)})
+
+
 def paper_rows(reading: Reading, own: Mapping[str, Reading]) -> Rows:
-    """This run's reading, one's own by name, every reading that the paper publishes, and what says nothing."""
-    settings = [Setting(published.THIS_RUN, reading), *(Setting(name, r) for name, r in own.items())]
+    """`own_rows`, every reading that the paper publishes, and its Lower Bound in three kinds of random."""
+    rows = own_rows(reading, own)
+    settings = list(rows.settings)
 
     def add(name: str, reading: Reading) -> None:
         if all(setting.reading != reading for setting in settings):
@@ -29,9 +36,7 @@ def paper_rows(reading: Reading, own: Mapping[str, Reading]) -> Rows:
         for name, paper_reading in readings.items():
             add(f"{prefix}{name}" if name != "original" else "the paper's reading", paper_reading)
     add("prompt 3, bins class-dependent 1", published.BIN_RESPONSE)
-    uniform = sum(reading.bin_list) / len(reading.bin_list)
-    randoms = tuple(RandomDepth(kind, 0) for kind in RANDOM_KINDS)
-    return Rows(tuple(settings), randoms, {published.UNIFORM: uniform})
+    return replace(rows, settings=tuple(settings), randoms=tuple(RandomDepth(kind, 0) for kind in RANDOM_KINDS))
 
 
 def with_controls(rows: Rows, channels: bool, mean_image: Tensor | None) -> Rows:

@@ -89,7 +89,7 @@ class Table:
 
 def all_tables(scored: Scored, own: Sequence[str], uniform_depth: float) -> list[Table]:
     """All tables that are printed; `own` are the rows of one's own readings, `uniform_depth` the bins' mean [m]."""
-    tables = [main_table(scored, own, uniform_depth), *paper_tables(scored)]
+    tables = [main_table(scored, own, uniform_depth), *(paper_tables(scored) if scored.lower_bounds else ())]
     if scored.controls:
         tables.append(overview("Controls", scored, COLUMNS, scored.caption))
     caption = f"{EXTRA_MEANING} {scored.caption}"

@@ -144,11 +144,8 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "w.bin"
 
 
-Fetch = Callable[..., list[float]]
-
-
 @pytest.fixture
-def fetch(server: Server, target: Path) -> Fetch:
+def fetch(server: Server, target: Path) -> Callable[..., list[float]]:
     """`fetch("half", "good")` downloads from these modes and returns the seconds that it would have slept."""
 
     def run(*modes: str, size: int | None = SIZE, timeout: float = 10) -> list[float]:
@@ -181,9 +178,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
         ("stall_once", "stall_once stall_once+", [1]),
     ],
 )
-def test_download_ends_with_the_right_bytes(
-    server: Server, fetch: Fetch, size: int | None, modes: str, hits: str, slept: list[float]
-) -> None:
+def test_download_ends_with_the_right_bytes(server, fetch, size, modes, hits, slept) -> None:
     assert fetch(*modes.split(), size=size, timeout=1 if modes == "stall_once" else 10) == slept
     assert server.hits == [(hit.rstrip("+"), CONTINUED if "+" in hit else None) for hit in hits.split()]
 
@@ -200,9 +195,7 @@ def test_download_ends_with_the_right_bytes(
         ("half_then_elsewhere", SIZE, rf"from {HALF} on and sent others \(bytes {HALF - 100}-.*\)", True),
     ],
 )
-def test_wrong_bytes_never_get_the_final_name(
-    server: Server, fetch: Fetch, target: Path, mode: str, size: int | None, reason: str, kept: bool
-) -> None:
+def test_wrong_bytes_never_get_the_final_name(server, fetch, target, mode, size, reason, kept) -> None:
     target.parent.mkdir()
     target.write_bytes(b"old")
     with pytest.raises(DownloadError, match=f"no address gave it:\n  {server.url(mode)}: .*{reason}$"):
@@ -225,6 +218,8 @@ def test_every_address_is_listed_and_only_what_may_get_better_is_tried_again(ser
         assert failure.startswith(f"{url}: {reason}")
     assert slept == [1, 2, 4]
     assert files_in(target.parent) == {}
+    with pytest.raises(OSError, match="not a regular file"):
+        download(urls, target.parent, SHA256)
 
 
 def test_redirections_never_leave_https() -> None:
@@ -259,9 +254,7 @@ def test_a_file_without_known_hash_is_checked_by_the_caller(server: Server, targ
         (CONTENT + b"more", [f"bytes={SIZE + 4}-", None]),
     ],
 )
-def test_what_an_earlier_run_left_is_continued_if_it_is_right(
-    server: Server, fetch: Fetch, target: Path, left: bytes, starts: list
-) -> None:
+def test_what_an_earlier_run_left_is_continued_if_it_is_right(server, fetch, target, left, starts) -> None:
     target.parent.mkdir()
     (target.parent / "w.bin.part").write_bytes(left)
     fetch("good")
@@ -284,9 +277,7 @@ def child(url: str, target: Path) -> subprocess.Popen[bytes]:
 @pytest.mark.parametrize(
     ("how", "code", "start"), [(signal.SIGINT, 130, CONTINUED), (signal.SIGKILL, -signal.SIGKILL, None)]
 )
-def test_stopped_in_the_middle_and_started_again(
-    server: Server, target: Path, how: signal.Signals, code: int, start: str | None
-) -> None:
+def test_stopped_in_the_middle_and_started_again(server, target, how, code, start) -> None:
     process = child(server.url("stall"), target)
     deadline = time.monotonic() + 60
     while not any(part.stat().st_size for part in target.parent.glob("w.bin.*.part")):
@@ -313,7 +304,7 @@ def test_four_processes_at_once(server: Server, target: Path) -> None:
     assert sorted(asked or "" for _, asked in server.hits) == ["", "", "", "bytes=1000-"]
 
 
-def test_proxies_come_from_the_environment(server: Server, fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_come_from_the_environment(server: Server, fetch: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{unused.getsockname()[1]}")
@@ -324,9 +315,7 @@ def test_proxies_come_from_the_environment(server: Server, fetch: Fetch, monkeyp
         fetch("good")
 
 
-def test_too_little_space_is_found_before_the_first_request(
-    server: Server, fetch: Fetch, target: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_space_is_found_before_the_first_request(server, fetch, target, monkeypatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(SIZE, 1001, SIZE - 1001))
     with pytest.raises(OSError, match="0 MB are needed and 0 MB are free") as caught:
         fetch("good")
@@ -349,11 +338,6 @@ def test_a_disk_that_fills_up_ends_it_and_keeps_what_arrived(server: Server, tar
     assert caught.value.filename == str(target)
     assert [mode for mode, _ in server.hits] == ["good"]
     assert CONTENT.startswith(files_in(target.parent).pop("w.bin.part"))
-
-
-def test_a_target_that_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="not a regular file"):
-        download([], tmp_path, SHA256)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -319,8 +319,8 @@ def test_all_problems_of_a_list_are_named_before_the_model_is_built(run, no_mode
         (("--device", "abacus"), "--device abacus: not available here"),
         (("--data_path", "/nowhere"), "/nowhere: no such folder; give the folder that holds official_splits/test"),
         (("--list_file", "{pipe}"), "pipe: not a regular file"),
-        (("--clip_path", "{pipe}"), "pipe: not a regular file"),
-        (("--clip_path", "{text}"), "not a CLIP checkpoint"),
+        (("--clip_path", "{pipe}"), "pipe: it is not a regular file"),
+        (("--clip_path", "{text}"), "text: it is a web page, not weights"),
         (("--list_file", "/nowhere.txt"), "/nowhere.txt: cannot be read"),
     ],
 )
@@ -328,7 +328,7 @@ def test_what_cannot_be_followed_is_one_sentence(run, no_model, tmp_path, flags,
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "text").write_text("<html>404</html>")
     code, out, err = run(*(flag.format(pipe=tmp_path / "pipe", text=tmp_path / "text") for flag in flags))
-    assert (code, out) == (2, "")
+    assert (code, "Avg" in out) == (2, False)
     assert message in one_sentence(err)
     assert err.count("\n") == 1
 

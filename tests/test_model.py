@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import clip
-from clip.model import CLIP, Architecture, build_model, check_state_dict, convert_weights, infer_architecture
+from clip.model import CLIP, Architecture, build_model, check_state_dict, infer_architecture
 from tests.conftest import TINY, random_clip
 
 TEXT = {"context_length": 77, "vocab_size": 49408}
@@ -25,18 +25,15 @@ PAPER_MODELS = {
     "ViT-L/14": Architecture(768, 224, 24, 1024, 14, transformer_width=768, transformer_layers=12, **VIT),
     "ViT-L/14@336px": Architecture(768, 336, 24, 1024, 14, transformer_width=768, transformer_layers=12, **VIT),
 }
-MILLIONS = dict(zip(PAPER_MODELS, (102.0, 119.7, 178.3, 291.0, 623.3, 151.3, 149.6, 427.6, 427.9), strict=True))
 TINY_VIT = replace(TINY, vision_layers=2, vision_width=64, vision_patch_size=16)
 
 
-@pytest.mark.parametrize(("name", "millions"), MILLIONS.items())
-def test_architecture_is_inferred_from_the_state_dict(name, millions):
+@pytest.mark.parametrize("name", PAPER_MODELS)
+def test_architecture_is_inferred_from_the_state_dict(name):
     assert clip.available_models() == list(PAPER_MODELS)
     with torch.device("meta"):
         model = CLIP(PAPER_MODELS[name])
     assert infer_architecture(model.state_dict()) == PAPER_MODELS[name]
-    # as open_clip's table of models states them
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
 
 
 @pytest.mark.parametrize("kind", ["RN50", "ViT-B/32"])
@@ -90,28 +87,6 @@ def test_build_model_equals_the_model_built_the_usual_way(architecture, dtype):
         ):
             assert ours.dtype == dtype
             assert_close(ours.float(), theirs, atol=tolerance * theirs.abs().max().item(), rtol=0)
-
-
-def test_convert_weights_leaves_norms_and_embeddings_in_fp32(tiny_clip):
-    model = build_model(tiny_clip.state_dict(), torch.float16)
-    half = {k for k, v in model.state_dict().items() if v.dtype == torch.float16}
-    assert {"visual.conv1.weight", "visual.attnpool.q_proj.bias", "text_projection"} <= half
-    assert {"transformer.resblocks.0.attn.in_proj_weight", "transformer.resblocks.0.mlp.c_fc.bias"} <= half
-    assert not any("bn" in k or "ln_" in k or "embedding" in k or k == "logit_scale" for k in half)
-    convert_weights(model, torch.float32)
-    assert all(v.dtype == torch.float32 for v in model.state_dict().values() if v.is_floating_point())
-
-
-@pytest.mark.parametrize("architecture", [TINY, TINY_VIT], ids=["resnet", "vit"])
-def test_a_batch_equals_its_singles_at_any_size(architecture):
-    model = random_clip(architecture)
-    image = torch.randn(3, 3, 96, 160, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        batch = model.encode_patches(image)
-        singles = torch.cat([model.encode_patches(one[None]) for one in image])
-    p = model.visual.patch_size
-    assert batch.shape == (3, model.visual.patch_dim, 96 // p, 160 // p)
-    assert_close(batch, singles, atol=1e-5, rtol=1e-5)
 
 
 def test_vit_patches_at_its_own_resolution_use_the_embedding_as_it_is():

@@ -121,8 +121,5 @@ def test_a_command_ends_in_one_sentence_and_an_exit_code(error, code, message, c
 
 
 def test_a_mistake_of_ours_is_not_hidden():
-    def work() -> None:
-        raise RuntimeError("expected scalar type Float")
-
-    with pytest.raises(RuntimeError, match="scalar type"):
-        options.run_command("prog", work)
+    with pytest.raises(ZeroDivisionError):
+        options.run_command("prog", lambda: 1 / 0)

@@ -6,7 +6,7 @@ from PIL import Image, JpegImagePlugin
 
 from datasets.nyu import TEST_INDICES, check_files, scan_folder
 from demo import render, rooms
-from demo.render import FOCAL_PX, HEIGHT, WIDTH, Material, Room, Solid
+from demo.render import FOCAL_PX, Material, Room, Solid
 
 GREY = Material("plain", np.full(3, 0.5), np.full(3, 0.5), 0.1, 0.0, 0.0, np.zeros(2))
 CENTRE = (240, 320)  # the pixel half a pixel to the right of and below the optical axis
