@@ -139,8 +139,10 @@ def errors_of_maps(
     smallest = check_finite(pred, name)
     kept = pred > MIN_DEPTH if smallest < 2 * MIN_DEPTH else None  # (R, N); all are kept if None
     valid = torch.full((len(pred),), len(gt)) if kept is None else kept.sum(1)
-    if not len(gt) or not valid.all():
+    if not len(gt):
         raise UnscorableError(f"{name}: no valid pixel, so it has no metrics; leave the image out")
+    if not valid.all():
+        raise UnscorableError(f"{name}: every predicted depth is at most 1 mm, so it has no metrics")
 
     def errors(gt: Tensor, pred: Tensor) -> dict[str, Tensor]:
         plain = mean_errors(gt, pred, cap, metrics)
@@ -170,8 +172,7 @@ def check_finite(pred: Tensor, name: str) -> float:
     smallest, largest = (value.item() for value in pred.aminmax()) if pred.numel() else (math.inf, 0.0)
     if not math.isfinite(largest - smallest) and pred.numel():
         bad = int((~pred.isfinite()).sum())
-        found = f"{bad:,} of {pred.numel():,} predicted depths are NaN or infinite, so it has no metrics"
-        raise UnscorableError(f"{name}: {found} (where the encoder runs in fp16, --precision fp32 may help)")
+        raise UnscorableError(f"{name}: {bad:,} of {pred.numel():,} predicted depths are NaN or infinite: no metrics")
     return smallest
 
 

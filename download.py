@@ -81,8 +81,7 @@ def download(
     """`target`, fetched from the first address that gives the right bytes.
 
     They are received under a random name in the target's folder, verified there, and only then renamed. What has
-    arrived when a call fails or is interrupted is kept as `<target>.part`, where the next call goes on. A file that
-    stands at `target` already is replaced by the right one, and not touched otherwise.
+    arrived when a call fails is kept as `<target>.part`, where the next call goes on.
 
     Args:
         urls: http or https addresses, tried in this order. An https address never leads to an http one.

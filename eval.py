@@ -5,9 +5,8 @@
     torchrun --nproc_per_node 8 eval.py ...                                               images shared by 8 GPUs
 
 `evaluate` is the loop; `python -m experiments` has the whole paper and its controls. The flags of the release are
-accepted: `--evaluate --batch_size 1 --dataset NYU --gpu_num 0 --encoder AST --other_method MonoCLIP`. Everything that
-can be wrong with the input is looked for before the model is built. Exit code 0: done; 1: the evaluation could not be
-finished; 2: wrong arguments or unusable input; 130: interrupted.
+accepted. Everything that can be wrong with the input is looked for before the model is built. Exit code 0: done; 1: the
+evaluation could not be finished; 2: wrong arguments or unusable input; 130: interrupted.
 """
 
 import argparse
@@ -43,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_model_arguments(parser)
     options.add_reading_arguments(parser)
     run = options.add_batch_arguments(parser)
-    run.add_argument("--output", type=Path, help="folder for results.json and per_image.csv; none: print only")
+    run.add_argument(
+        "--output", type=options.named_path, help="folder for results.json and per_image.csv; none: print only"
+    )
     run.add_argument("--figures", action="store_true", help="also draw qualitative.png into --output")
     released = parser.add_argument_group("flags of the release")
     released.add_argument("--evaluate", action="store_true", help="accepted; evaluation is all there is")
@@ -115,7 +116,7 @@ def gathered(rows: list[Row], rank: int, count: int) -> list[Row]:
     return [row for i in range(images) for part in parts or () for row in part[2 * i : 2 * i + 2]]
 
 
-def shown(done: Iterable[list[Row]], images: int, rank: int) -> Iterator[list[Row]]:
+def with_progress(done: Iterable[list[Row]], images: int, rank: int) -> Iterator[list[Row]]:
     """The batches of rows, with progress in images a second on stderr, in the first process."""
     with tqdm(total=images, unit=" images", bar_format=options.PROGRESS, disable=rank > 0) as bar:
         for rows in done:
@@ -124,7 +125,7 @@ def shown(done: Iterable[list[Row]], images: int, rank: int) -> Iterator[list[Ro
 
 
 def written(done: Iterable[list[Row]], output: Path | None) -> list[Row]:
-    """All rows; with `output`, each stands in its per_image.csv as soon as its image is done."""
+    """All rows; with `output`, each stands in its per_image.csv as soon as its image is done (by one process)."""
     if output is None:
         return [row for rows in done for row in rows]
     output.mkdir(parents=True, exist_ok=True)
@@ -175,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device, rank, count = options.own_device(args.device, args.gpu_num)
         precision = options.choose_precision(args.precision, device)
         dataset = open_nyu(args.data_path, NYU_CROP, reading.normalised, args.list_file, args.scene, args.limit)
-        say = print if rank == 0 else lambda text: None
+        say = options.say if rank == 0 else lambda text: None
         say(f"data: {coverage(dataset.indices)}")
         _, model = options.load_model(args.clip_path, device, precision, reading, args.exact, size_of(NYU_CROP))
         say(f"model: {args.clip_path} on {device} in {precision}")
@@ -183,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         batch_size = args.batch_size or options.BATCH_SIZE[device.type]
         workers = args.workers or options.WORKERS[device.type]
         items, start = range(rank, len(dataset), count), time.perf_counter()
-        done = shown(evaluate(model, dataset, device, batch_size, workers, items), len(items), rank)
+        done = with_progress(evaluate(model, dataset, device, batch_size, workers, items), len(items), rank)
         if count > 1:
             done = iter([gathered([row for rows in done for row in rows], rank, count)])
         if rank > 0:

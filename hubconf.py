@@ -28,8 +28,7 @@ def monoclip(
         reading: `depth_classes`, `bin_list`, `temperature` and the other fields of `monoclip.Reading`.
 
     Raises:
-        clip.CheckpointError: the checkpoint is not there or cannot be used.
-        options.UsageError: no such device here, or a CLIP that cannot be read as depth.
+        clip.CheckpointError, options.UsageError: no such checkpoint or device, or one that cannot be used.
         ValueError, TypeError: a reading that makes no depth, or a field that there is not.
     """
     chosen = choose_device(str(device or "auto"))

@@ -6,9 +6,9 @@ five more such prompts. The softmax over the seven answers, weighted by seven de
     logits = 100 * f @ T / temperature          f: patch features, T: text features          (B, K, h, w)
     depth  = sum_k softmax_k(logits) * bin_k    [m]                                          (B, 1, h, w)
 
-This file is the whole method, and the only place in Python that reads depth out of features: `MonoCLIP` for one
-reading, its functions for any number of readings of the same features (`experiments`). Left out: the encoders (clip/),
-the data and how a picture becomes pixels (datasets/), the metrics (calculate_error.py).
+This file is the whole method; everything in Python reads depth out of features with it (but for benchmarks/plain.py, to
+be compared): `MonoCLIP` for one reading, its functions for any number of them. Left out: the encoders (clip/), the data
+and how a picture becomes pixels (datasets/), the metrics (calculate_error.py).
 
 Shapes, here and in all files: B images, H x W pixels, h = H/32 and w = W/32 patches, C channels of the image trunk
 (2048), D dimensions of the joint space (1024), K depth classes and bins (7), M sets of bins, L text tokens (77).
@@ -16,7 +16,7 @@ Shapes, here and in all files: B images, H x W pixels, h = H/32 and w = W/32 pat
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 
 import numpy as np
@@ -28,6 +28,9 @@ from torch import Tensor, nn
 from clip.model import CLIP
 from clip.tokenizer import tokenize
 from datasets.pictures import read_picture, resized, working_size
+
+NUMBERS = ("bin_list", "temperature", "logit_scale", "image_mean", "image_std")  # the fields that are no words
+SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max  # that fp32 holds at full precision
 
 
 @dataclass(frozen=True)
@@ -58,19 +61,21 @@ class Reading:
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        for name, kind in (("depth_templates", str), ("obj_classes", str), ("depth_classes", str), ("bin_list", Real)):
-            value = getattr(self, name)
-            if not isinstance(value, list | tuple) or not all(isinstance(v, kind) and v is not True for v in value):
-                raise ValueError(f"{name} has a value of another kind: {value!r}")
-            object.__setattr__(self, name, tuple(value) if kind is str else tuple(map(float, value)))
-        if not isinstance(self.temperature, Real) or self.temperature is True:
-            raise ValueError(f"temperature has a value of another kind: {self.temperature!r}")
+        for field in fields(self):
+            value, many = getattr(self, field.name), isinstance(field.default, tuple)
+            items, kind = value if many else [value], Real if field.name in NUMBERS else str
+            if not isinstance(items, list | tuple) or not all(isinstance(v, kind) and v is not True for v in items):
+                raise ValueError(f"{field.name} has a value of another kind: {value!r}")
+            if kind is Real and not all(abs(v) <= LARGEST for v in items):
+                raise ValueError(f"{field.name} must be positive and finite, as fp32 holds it, got {value!r}")
+            items = tuple(items) if kind is str else tuple(map(float, items))
+            object.__setattr__(self, field.name, items if many else items[0])
         if len(self.depth_classes) != len(self.bin_list) or not self.bin_list:
             classes, bins = len(self.depth_classes), len(self.bin_list)
             raise ValueError(f"{classes} depth classes and {bins} bins: every depth class needs one bin [m]")
-        if not all(0 < depth < float("inf") for depth in self.bin_list):
+        if not all(depth > SMALLEST for depth in self.bin_list):
             raise ValueError(f"bins must be positive and finite depths [m], got {list(self.bin_list)}")
-        if not 0 < float(self.temperature) < float("inf"):
+        if not self.temperature > SMALLEST:
             raise ValueError(f"the temperature must be positive and finite, got {self.temperature}")
         if not self.depth_templates or not self.obj_classes:
             raise ValueError("at least one template and one object word are needed")
@@ -211,10 +216,6 @@ class MonoCLIP(nn.Module):
     def logits(self, features: Tensor) -> Tensor:
         """Scaled similarity of each patch to each depth class: (B, D, h, w) -> (B, K, h, w)."""
         return logits_of(features, self.text_features, self.reading)
-
-    def probs(self, features: Tensor) -> Tensor:
-        """The K softmax weights of each patch, which sum to 1: (B, D, h, w) -> (B, K, h, w)."""
-        return self.logits(features).softmax(dim=1)
 
     def depth(self, features: Tensor) -> Tensor:
         """Depth of each patch, within the bins: (B, D, h, w) -> (B, 1, h, w) [m]."""

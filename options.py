@@ -7,6 +7,7 @@ below takes what it needs by name.
 """
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -40,6 +41,7 @@ WORKERS = {"cpu": 1, "cuda": 8, "mps": 4}
 DATA_FOLDERS = (Path("nyu_depth_v2"), Path("datasets") / "NYU_Depth_V2")  # the second is the release's place
 # tqdm's own, but always images a second, also where an image takes longer than one.
 PROGRESS = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a device without room says
 NO_MEMORY = "not enough memory; use smaller batches or pictures, or another --device"
 READING_FLAGS = ("depth_templates", "obj_classes", "depth_classes", "bin_list", "temperature")
 
@@ -57,6 +59,18 @@ def positive(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return value
+
+
+def named_path(text: str) -> Path:
+    """A path, for argparse; an empty name, of an unset variable perhaps, would be the present folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name a folder")
+    return Path(text)
+
+
+def say(text: str) -> None:
+    """Prints a line whose names may hold anything."""
+    print(printable(text))
 
 
 def new_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
@@ -163,7 +177,10 @@ def own_device(name: str, gpu: str = "0") -> tuple[torch.device, int, int]:
     """
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         return choose_device(name, gpu), 0, 1
-    distributed.init_process_group("gloo", timeout=timedelta(days=1))
+    try:
+        distributed.init_process_group("gloo", timeout=timedelta(days=1))
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"RANK is set as by torchrun, but {error}; start with torchrun, or unset RANK") from error
     return choose_device(name, os.environ["LOCAL_RANK"]), distributed.get_rank(), distributed.get_world_size()
 
 
@@ -313,8 +330,8 @@ def run_command(prog: str, work: Callable[[], None]) -> int:
                 raise
             message, code = NO_MEMORY, 1
         except OSError as error:
-            message = f"{error.filename or 'output'}: {error.strerror or error}; make room or choose another folder"
-            code = 1
+            advice = "; make room or choose another folder" if error.errno in FULL else ""
+            message, code = f"{error.filename or 'output'}: {error.strerror or error}{advice}", 1
         except KeyboardInterrupt as error:
             message, code = f"interrupted{f': {error}' if str(error) else ''}", 130
         finally:

@@ -44,9 +44,9 @@ from viewer import page
 from viewer.colour import LARGEST_MM, coloured, side_by_side, to_millimetres, with_legend
 
 DEMO_PICTURES = options.DEMO_DATA / "official_splits" / "test"
-NPY, MILLIMETRES, COLOURED, SIDE_BY_SIDE = "_depth.npy", "_depth_mm.png", "_depth.png", "_side_by_side.png"
+NPY, MM_PNG, COLOURED, SIDE_BY_SIDE = "_depth.npy", "_depth_mm.png", "_depth.png", "_side_by_side.png"
 # No pictures to read: what this script writes, and the depth maps of NYU's layout.
-PASSED_BY = (f"*{NPY}", f"*{MILLIMETRES}", f"*{COLOURED}", f"*{SIDE_BY_SIDE}", page.PAGE_FILE, "sync_depth_*.png")
+PASSED_BY = (f"*{NPY}", f"*{MM_PNG}", f"*{COLOURED}", f"*{SIDE_BY_SIDE}", page.PAGE_FILE, "sync_depth_*.png")
 # A device that is full or broken takes no other picture's files either.
 DEVICE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
@@ -57,7 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     files = parser.add_argument_group("files")
     inputs = "pictures, folders, patterns, .txt lists; --demo has its own"
     files.add_argument("-i", "--input", nargs="+", metavar="INPUT", help=inputs)
-    files.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for everything written")
+    files.add_argument(
+        "-o", "--output", required=True, type=options.named_path, metavar="OUT", help="folder for everything written"
+    )
     files.add_argument("--overwrite", action="store_true", help="compute and write again what is there already")
     files.add_argument("--side_by_side", action="store_true", help="write picture and map together, too")
     options.add_html_argument(files, page.PAGE_FILE, page.PAGE_IMAGES)
@@ -97,7 +99,7 @@ def plan(found: Mapping[Path, Path], output: Path, kinds: Sequence[str], overwri
 
 
 @torch.inference_mode()
-def predict(model: MonoCLIP, pixels: np.ndarray, mirror: bool) -> tuple[np.ndarray, np.ndarray]:
+def predict_picture(model: MonoCLIP, pixels: np.ndarray, mirror: bool) -> tuple[np.ndarray, np.ndarray]:
     """Depth of each pixel as `MonoCLIP.infer_image` gives it, and the answers behind it.
 
     From pixels (H, W, 3) uint8, RGB, to depth (H, W) float32 [m] and logits (V, K, h, w) float32; V is 2, the picture
@@ -111,13 +113,13 @@ def predict(model: MonoCLIP, pixels: np.ndarray, mirror: bool) -> tuple[np.ndarr
     return upsampled(depth, pixels.shape[:2])[0, 0].cpu().numpy(), logits.cpu().numpy()
 
 
-def encoded(kind: str, pixels: np.ndarray, depth: np.ndarray, reading: Reading) -> bytes:
+def file_content(kind: str, pixels: np.ndarray, depth: np.ndarray, reading: Reading) -> bytes:
     """The content of one kind of output, from the picture (H, W, 3) uint8 and its depth (H, W) float32 [m]."""
     content = io.BytesIO()
     if kind == NPY:
         np.save(content, depth)
         return content.getvalue()
-    if kind == MILLIMETRES:
+    if kind == MM_PNG:
         image = Image.fromarray(to_millimetres(depth))
     else:
         near, far = min(reading.bin_list), max(reading.bin_list)
@@ -147,12 +149,12 @@ def predict_all(
     for number, job in enumerate(jobs, 1):
         try:
             pixels = read_picture(job.path)
-            depth, logits = predict(model, pixels, mirror)
+            depth, logits = predict_picture(model, pixels, mirror)
             if not np.isfinite(depth).all():
                 advice = "" if precision == "fp32" else "; use --precision fp32"
                 raise options.WorkError(f"{job.name}: NaN or infinite depth predicted{advice}")
             for kind, path in job.files.items():
-                write_inside(output, path, encoded(kind, pixels, depth, model.reading))
+                write_inside(output, path, file_content(kind, pixels, depth, model.reading))
         except DataError as error:
             print(f"skipped: {error}", file=sys.stderr, flush=True)
             continue
@@ -181,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise options.UsageError("-i is missing; name a picture, a folder, a pattern or a list, or pass --demo")
         if args.demo and args.clip_path != parser.get_default("clip_path"):
             raise options.UsageError("--demo has its own checkpoint; leave out --demo or --clip_path")
-        if (folder := os.path.expanduser(args.output)).startswith("~"):
+        if (folder := os.path.expanduser(str(args.output))).startswith("~"):
             raise options.UsageError(f"-o {folder}: the home folder is not known; write the folder's whole path")
         output = Path(os.path.abspath(folder))
         reading = options.reading_of(args)
@@ -197,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not os.access(output, os.W_OK | os.X_OK):
             raise options.WorkError(f"{output}: cannot be written to; choose another folder with -o")
 
-        kinds = [NPY, MILLIMETRES, COLOURED] + ([SIDE_BY_SIDE] if args.side_by_side else [])
+        kinds = [NPY, MM_PNG, COLOURED] + ([SIDE_BY_SIDE] if args.side_by_side else [])
         jobs = plan(found, output, kinds, args.overwrite)
         on_page = [jobs[i] for i in page.spread(len(jobs), args.html or 0)]
         page_file = output / page.PAGE_FILE
@@ -213,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _, model = options.load_model(clip_path, device, precision, reading, args.exact)
         print(printable(f"model: {clip_path} on {device} in {precision}"))
         if max(reading.bin_list) * 1000 > LARGEST_MM:
-            print(f"warning: 16 bits of millimetres end at 65.535 m; what is deeper is 65.535 m in *{MILLIMETRES}")
+            print(f"warning: 16 bits of millimetres end at 65.535 m; what is deeper is 65.535 m in *{MM_PNG}")
         try:
             done, cards = predict_all(todo, on_page, model, output, precision, not args.no_mirror)
         except KeyboardInterrupt:

@@ -5,7 +5,7 @@
 
 Weights are random, of RN50's shape; the images are the demo's, repeated. Whole commands are timed, from start to exit.
 In each round all take their turn, and a ratio is the median over the rounds of the ratio within a round, so that a
-machine that slows down slows both sides. Ratios hold for the machine that is named.
+machine that slows down slows both sides. Ratios hold for the machine that is named, if nothing else runs there.
 """
 
 import argparse
@@ -32,7 +32,6 @@ from experiments.published import PUBLISHED
 ROOT = Path(__file__).parents[1]
 RN50 = Architecture(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 12)
 SETTINGS = len({row.reading for row in PUBLISHED if row.reading})  # 8, in the paper's prompt and bin ablations
-BUSY = 0.3  # load of each core from which on a machine is not quiet
 
 Seconds = Mapping[str, Sequence[float]]  # by name, of each round
 
@@ -150,8 +149,6 @@ def machine() -> str:
 def measure(work: Path, images: int, stored: int, rounds: int) -> None:
     """Measures everything on files that it writes into `work`, and prints each line as soon as it is there."""
     print(f"machine: {machine()}; medians of {rounds}; GPU: not run here", flush=True)
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > BUSY * (os.cpu_count() or 1):
-        print(f"warning: other work is running (load {os.getloadavg()[0]:.1f}): these ratios mean little", flush=True)
     weights, data, store = (work / name for name in ("random.pt", "nyu", "features"))
     write_weights(weights)
     write_images(data, stored, images)

@@ -87,8 +87,8 @@ def require_file(path: Path) -> None:
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint file on the CPU, by OpenAI's names, in the dtypes of the file.
 
-    The three sizes of OpenAI's archives are dropped. A state dict may lie under the key `state_dict` and its names may
-    all begin with `module.`, as training scripts write them. Whether it is a CLIP, and which, is for the caller.
+    A state dict may lie under the key `state_dict` and its names may all begin with `module.`, as training scripts
+    write them. The three sizes of OpenAI's archives are dropped.
 
     Raises CheckpointError: the file is missing, damaged, of another format, or asks for anything but tensors.
     """

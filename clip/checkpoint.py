@@ -68,9 +68,7 @@ def locate_checkpoint(name_or_path: str | Path, download_root: str | Path | None
         name_or_path: a key of `CHECKPOINTS`, or a local file, for which the network is never used.
         download_root: the cache folder; None takes `$CLIP_CACHE`, else `~/.cache/clip`.
 
-    Raises:
-        CheckpointError: no such file and no such model; or the model's file is not in the cache (or damaged there) and
-            could not be fetched, and then the message says how to bring it.
+    Raises CheckpointError: no such file and no such model, or it could not be fetched; the message says what to do.
     """
     checkpoint = CHECKPOINTS.get(str(name_or_path))
     if checkpoint is None:

@@ -115,10 +115,8 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
         if len(ids) > context_length:
             if not truncate:
                 shown = text if len(text) <= 60 else text[:57] + "..."
-                raise RuntimeError(
-                    f"text {shown!r} has {len(ids)} tokens with start and end, more than the context length of "
-                    f"{context_length}: shorten it"
-                )
+                tokens = f"{len(ids)} tokens with start and end, more than the context length of {context_length}"
+                raise RuntimeError(f"text {shown!r} has {tokens}: shorten it")
             ids = [*ids[: context_length - 1], tokenizer.end]
         row[: len(ids)] = torch.tensor(ids, dtype=torch.int32)
     return result

@@ -22,11 +22,11 @@ import torch
 from PIL import Image, ImageFile
 from torch import Tensor
 
+from calculate_error import NYU_MAX_DEPTH
 from datasets import DataError, printable, text_of
 from datasets.nyu_mat import DEPTH_UNITS_PER_METRE, FRAME, MAT_NAME, LabelledMat
 
 SPLIT = Path("official_splits") / "test"
-MAX_DEPTH = 10.0  # [m] the Kinect's range; ground truth is clipped to it
 SANE_DEPTH = (0.1, 65.0)  # [m] a largest depth outside this range is another unit or a damaged file
 MAX_PIXELS = 4_000_000  # an image that claims more is refused before it is decoded
 
@@ -146,7 +146,7 @@ class NYUDepthV2:
         return depth_in_metres(self.pairs[item].millimetres(), self.names[item])
 
     def image_sha256(self, item: int) -> str:
-        """Of the bytes of the image's JPEG file, which a folder and the .mat have in common. Raises DataError."""
+        """The hash of the image's JPEG file, which a folder and the .mat have in common. Raises DataError."""
         return hashlib.sha256(self.pairs[item].jpeg()).hexdigest()
 
     def batches(self, items: Sequence[int], batch_size: int, workers: int = 1) -> Iterator[Batch]:
@@ -203,10 +203,7 @@ def open_nyu(
 
 
 def test_split_folder(root: Path) -> Path:
-    """The folder of the scenes: `<root>/official_splits/test`, or `root` where that does not exist.
-
-    Raises DataError: there is no such folder.
-    """
+    """The folder of the scenes: `<root>/official_splits/test`, or `root` where that is not. Raises DataError: no root."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder that holds official_splits/test")
     inner = root / SPLIT
@@ -372,7 +369,7 @@ def depth_in_metres(millimetres: np.ndarray, name: str) -> Tensor:
     low, high = SANE_DEPTH
     if largest != 0 and not low < largest < high:
         raise DataError(f"{name}: its largest depth is {largest:g} m, so it does not hold millimetres; write it again")
-    return torch.from_numpy(millimetres.astype(np.float32) / DEPTH_UNITS_PER_METRE).clamp(0, MAX_DEPTH)[None]
+    return torch.from_numpy(millimetres.astype(np.float32) / DEPTH_UNITS_PER_METRE).clamp(0, NYU_MAX_DEPTH)[None]
 
 
 def is_official(indices: Sequence[int]) -> bool:

@@ -17,9 +17,10 @@ import h5py
 import numpy as np
 from PIL import Image
 
+from calculate_error import NYU_FRAME
 from datasets import DataError
 
-FRAME = (480, 640)  # (H, W) of every RGB and depth image
+FRAME = NYU_FRAME  # (H, W) of every RGB and depth image
 DEPTH_UNITS_PER_METRE = 1000  # the PNGs hold millimetres
 MAT_NAME = "nyu_depth_v2_labeled.mat"
 NUM_IMAGES = 1449

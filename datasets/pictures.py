@@ -1,9 +1,8 @@
 """Pictures of any size and kind as the arrays that MonoCLIP reads: which files, which pixels, at which size.
 
-- Size: one resize, to the whole number of patches nearest to the picture's own size in each direction, at least one;
-  beforehand, a picture of more than 640x480 pixels is taken as reduced to that many. So a 416x544 or 480x640 picture is
-  used pixel for pixel, nothing is cut off or padded, and neither 5000x4000 nor 1x2000 pixels need much memory. The
-  depth map is resized back to the picture's size. Small pictures are not enlarged: CLIP's patches would only show blur.
+- Size: one resize, to the whole number of patches nearest to the picture's own size, or to that of 640x480 pixels if it
+  has more. So a 416x544 or 480x640 picture is used pixel for pixel, nothing is cut off, padded or enlarged, and neither
+  5000x4000 nor 1x2000 pixels need much memory. The depth map is resized back to the picture's size.
 - Kind: rotated as EXIF says; transparent parts become white; 16-bit grey is scaled from its full range; palettes and
   CMYK are converted; of an animation or a multi-page file, the first picture counts; colour profiles are not applied.
 - Damage: whatever Pillow cannot decode to the end raises `DataError`; what no decoder notices passes, such as half a

@@ -15,6 +15,7 @@ whole, and one that is there is not written again, so the same command goes on w
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from operator import methodcaller
 from pathlib import Path
 
@@ -36,33 +37,34 @@ BY_HAND = (
 TEST = frozenset(TEST_INDICES)
 
 
+def say(text: str) -> None:
+    """Writes lines to standard error, whose reader may be gone and whose names may hold anything."""
+    with suppress(OSError):
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+
+
 def obtain(root: Path, mat: Path | None, urls: Sequence[str], verify: bool) -> Path:
     """The .mat: `mat`, or `root`/nyu_depth_v2_labeled.mat, downloaded unless the right file is there already.
 
     For the user's own file the network is never used; `verify` compares its SHA-256 with the published file's.
 
-    Raises:
-        DataError: `mat` is missing or another file.
-        DownloadError: no address gave it.
-        OSError: it cannot be read or stored.
+    Raises DataError: `mat` is missing or another file; DownloadError: no address gave it; OSError: of the disk.
     """
     target = mat or root / MAT_NAME
     if target.is_file() and (not verify or file_sha256(target) == MAT_SHA256):
         return target
     if mat:
         other = f"SHA-256 is not {MAT_SHA256}, so it is not {MAT_NAME} as published"
-        problem = other if mat.exists() else "no such file"
+        problem = other if mat.is_file() else "no such file"
         raise DataError(f"{mat}: {problem}; bring it again, or name a file of your own with --mat and --no_verify")
-    print(f"Downloading {MAT_NAME} ({MAT_SIZE / 1e9:.2f} GB) to {printable(str(target))}", flush=True)
+    say(f"Downloading {MAT_NAME} ({MAT_SIZE / 1e9:.2f} GB) to {target}")
     return download(urls, target, MAT_SHA256, MAT_SIZE)
 
 
 def extract(mat: Path, root: Path, splits: Sequence[str], dense: bool) -> int:
     """Writes the images of these splits that are not there into `root`/official_splits; returns the number of files.
 
-    Raises:
-        DataError: the .mat is damaged or no such file.
-        OSError: a file cannot be written.
+    Raises DataError: the .mat is damaged or no such file; OSError: a file cannot be written.
     """
     written = 0
     quiet = True if sys.stderr is None else None  # None: where it is no terminal
@@ -114,10 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         mat = obtain(args.output, args.mat, args.url, not args.no_verify)
         if args.download_only:
-            print(printable(f"{mat}: complete"))
+            say(f"{mat}: complete")
         else:
             written = extract(mat, args.output, args.splits, args.dense)
-            print(printable(f"{args.output / 'official_splits'}: complete, {written} files written now"))
+            say(f"{args.output / 'official_splits'}: complete, {written} files written now")
         return 0
     except DataError as error:
         message, code = str(error), 2
@@ -128,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message, code = f"{place}: {error.strerror or error}; make room or choose another folder", 1
     except KeyboardInterrupt:
         message, code = "interrupted; run the same command again to go on", 130
-    print(f"{parser.prog}: {message}", file=sys.stderr)
+    say(f"{parser.prog}: {message}")
     return code
 
 

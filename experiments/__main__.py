@@ -48,7 +48,7 @@ NOT_OFFICIAL = "not the official test split of 654: the paper's metrics are over
 PAGE_METRICS = ("abs_rel", "rmse", "delta1", "spearman")
 RESULTS_FILE, ROWS_FILE, MARKDOWN_FILE, LATEX_FILE = "results.json", "per_image.csv", "tables.md", "tables.tex"
 STRIP_FILE, RESPONSE_FILE, CHART_FILE = "qualitative.png", "bin_response.png", "rows.png"
-FILES = (RESULTS_FILE, ROWS_FILE, MARKDOWN_FILE, LATEX_FILE, STRIP_FILE, RESPONSE_FILE, CHART_FILE, page.PAGE_FILE)
+DRAWN_FILES = (STRIP_FILE, RESPONSE_FILE, CHART_FILE, page.PAGE_FILE)
 STORED_WITH = ("checkpoint_sha256", "precision", "network", "depthclip")  # of what a run is made with: features, too
 
 
@@ -64,8 +64,12 @@ def build_parser() -> argparse.ArgumentParser:
     reading.add_argument("--controls", action="store_true", help="what tells this run's metrics from chance")
     reading.add_argument("--no_paper", action="store_true", help="without the paper's settings: new words in seconds")
     run = options.add_batch_arguments(parser)
-    run.add_argument("--output", type=Path, default=Path("results_paper"), help="folder for what is reported")
-    run.add_argument("--store", type=Path, help="folder of the features, 3.6 MB an image (default: OUTPUT/features)")
+    run.add_argument(
+        "--output", type=options.named_path, default=Path("results_paper"), help="folder for what is reported"
+    )
+    run.add_argument(
+        "--store", type=options.named_path, help="folder of the features, 3.6 MB an image (default: OUTPUT/features)"
+    )
     run.add_argument("--figures", action="store_true", help="also draw three PNGs")
     options.add_html_argument(run, page.PAGE_FILE, page.PAGE_IMAGES)
     run.add_argument("--gpu_num", default="0", help="index of the GPU that 'auto' and 'cuda' mean")
@@ -73,12 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def load_readings(path: Path) -> dict[str, Reading]:
-    """Readings by name from JSON: a list of objects with "name" and any of `Reading`'s word and number fields.
-
-    Raises:
-        UsageError: no such list, an unknown field, a value of another kind, or a name twice.
-        DataError: no such file.
-    """
+    """Readings by name from JSON: objects with "name" and fields of `Reading`. Raises UsageError, DataError."""
     text = text_of(path)
     try:
         entries = json.loads(text)
@@ -95,12 +94,13 @@ def load_readings(path: Path) -> dict[str, Reading]:
     return readings
 
 
-def encode(store: FeatureStore, items: Sequence[int], batch_size: int, workers: int, rank: int) -> None:
+def fill_store(store: FeatureStore, items: Sequence[int], batch_size: int, workers: int, rank: int) -> None:
     """Step 1: computes the features of those of the images that are not in the store. Raises WorkError: no space."""
     missing = store.missing(items)
     if problem := store.check_space(len(missing)):
         raise options.WorkError(f"{problem}, or name another folder with --store")
-    with tqdm(total=len(missing), desc="encode", unit=" images", disable=rank > 0, bar_format=options.PROGRESS) as bar:
+    quiet = rank > 0 or not missing
+    with tqdm(total=len(missing), desc="encode", unit=" images", disable=quiet, bar_format=options.PROGRESS) as bar:
         for count in store.encode(missing, batch_size, workers):
             bar.update(count)
 
@@ -108,9 +108,7 @@ def encode(store: FeatureStore, items: Sequence[int], batch_size: int, workers: 
 def score(store: FeatureStore, rows: Rows, readouts: Readouts) -> tuple[Results, dict[str, float]]:
     """Step 2: the metrics of every row for each image, and metric -> the constant [m] that is best for it.
 
-    Raises:
-        UnscorableError: a prediction is not finite, or an image has no valid pixel.
-        DataError: a depth map is damaged.
+    Raises UnscorableError: a prediction is not finite, or an image has no valid pixel; DataError: damaged depth.
     """
     dataset = store.dataset
 
@@ -136,11 +134,7 @@ def score(store: FeatureStore, rows: Rows, readouts: Readouts) -> tuple[Results,
 
 
 def report(scored: tables.Scored, found: list[tables.Table], output: Path, about: dict[str, Any]) -> None:
-    """Step 3: prints the tables and writes them, the CSV and, last, results.json with `about`; each is written whole.
-
-    Raises OSError: a file cannot be written.
-    """
-    print("\n\n".join(map(tables.as_text, found)))
+    """Step 3: writes the CSV, the tables and, last, results.json with `about`, each whole. Raises OSError."""
     found = [*found, tables.interval_table(scored)]
     options.write_text(output / ROWS_FILE, tables.as_csv(scored.results, options.csv_text))
     options.write_text(output / MARKDOWN_FILE, tables.as_markdown(found, TITLE))
@@ -202,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device, rank, count = options.own_device(args.device, args.gpu_num)
         precision = options.choose_precision(args.precision, device)
         dataset = open_nyu(args.data_path, NYU_CROP, reading.normalised, args.list_file, args.scene, args.limit)
-        say = print if rank == 0 else lambda text: None
+        say = options.say if rank == 0 else lambda text: None
         say(f"data: {coverage(dataset.indices)}")
         size = size_of(NYU_CROP)
         clip_model, model = options.load_model(args.clip_path, device, precision, reading, args.exact, size)
@@ -222,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         batch_size = args.batch_size or options.BATCH_SIZE[device.type]
         workers = args.workers or options.WORKERS[device.type]
-        encode(store, range(rank, len(dataset), count), batch_size, workers, rank)
+        fill_store(store, range(rank, len(dataset), count), batch_size, workers, rank)
         if count > 1:
             distributed.barrier()
         if rank > 0:
@@ -237,21 +231,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             results,
             groups=rows.groups if args.controls else {},
             published_by={r: name for r in published.PUBLISHED if r.reading and (name := rows.row_of(r.reading))},
-            lower_bounds=[random.name for random in rows.randoms if random.seed == 0],
+            lower_bounds=[] if args.no_paper else [random.name for random in rows.randoms if random.seed == 0],
             controls=args.controls,
             caption=OFFICIAL if is_official(dataset.indices) else f"Over {len(dataset)} images, {NOT_OFFICIAL}",
         )
+        seconds = {"encode": round(encoded - start, 3), "score": round(finished - encoded, 3)}
+        about = {"best_constants": best, "data": coverage(dataset.indices), "seconds": seconds, "made_with": made}
+        about["readings"] = {setting.name: asdict(setting.reading) for setting in rows.settings if not setting.group}
+        found = tables.all_tables(scored, list(own), rows.constants[published.UNIFORM])
         args.output.mkdir(parents=True, exist_ok=True)
-        for name in FILES:  # of an earlier run: it would not belong to these rows
+        report(scored, found, args.output, about)
+        for name in DRAWN_FILES:  # of an earlier run: it would not belong to these rows
             (args.output / name).unlink(missing_ok=True)
         if args.figures:
             draw(args.output, scored, store, zeroshot_classifier(clip_model, *published.BIN_RESPONSE.words).cpu())
         if args.html:
             write_page(args.output / page.PAGE_FILE, args.html, scored, store)
-        seconds = {"encode": round(encoded - start, 3), "score": round(finished - encoded, 3)}
-        about = {"best_constants": best, "data": coverage(dataset.indices), "seconds": seconds, "made_with": made}
-        about["readings"] = {setting.name: asdict(setting.reading) for setting in rows.settings if not setting.group}
-        report(scored, tables.all_tables(scored, list(own), rows.constants[published.UNIFORM]), args.output, about)
+        print("\n\n".join(map(tables.as_text, found)))
 
     return options.run_command("experiments", work)
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from datasets import printable
-from experiments.published import BIN_RESPONSE, THIS_RUN, UNIFORM
+from experiments.published import BIN_RESPONSE, BIN_RESPONSE_DEPTHS, THIS_RUN, UNIFORM
 from experiments.statistics import Results
 from viewer.strip import Example, save_figure
 
@@ -22,10 +22,7 @@ NEAR, FAR = 0.15, 0.85  # quantiles of the patches' true depth at which the bin 
 
 
 def draw_response(path: Path, example: Example, weights: np.ndarray) -> None:
-    """The softmax weights of the words at a near and a far patch. Paper: its drawing "semantic bin response".
-
-    `weights` are (K, h, w), of the image without its mirror, read with `BIN_RESPONSE`. Raises OSError.
-    """
+    """The softmax weights (K, h, w) of the words of `BIN_RESPONSE`, without the mirror, at a near and a far patch."""
     words, bins = BIN_RESPONSE.depth_classes, np.array(BIN_RESPONSE.bin_list)
     grid = weights.shape[1:]
     height, width = (side // n for side, n in zip(example.truth.shape, grid, strict=True))  # of a patch, px
@@ -46,7 +43,8 @@ def draw_response(path: Path, example: Example, weights: np.ndarray) -> None:
         axis.set_title(f"patch in {colour[4:]}: predicted {bars @ bins:.3f} m, true {true:.3f} m", fontsize=11)
     for axis in axes[1 + len(patches) :]:
         axis.set_axis_off()
-    figure.suptitle("Semantic bin response: prompt 3, class-dependent bins 1, without the mirror image")
+    paper = ", ".join(f"{pred} m for {true} m" for pred, true in BIN_RESPONSE_DEPTHS)
+    figure.suptitle(f"Semantic bin response: prompt 3, class-dependent bins 1, no mirror image; in the paper {paper}")
     save_figure(figure, path)
 
 
@@ -91,7 +89,7 @@ def draw_chart(
             if value is not None:
                 axis.plot(value, y, "D", color="black", markersize=5)
         for y, members in enumerate(groups.values(), len(rows)):
-            spread = results.spread(members)
+            spread = results.ranges(members)
             draw_bar(axis, y, spread["median"], metric, (spread["min"][metric], spread["max"][metric]), "tab:gray")
         axis.axvline(results.mean(UNIFORM)[metric], color="tab:red", linestyle="--", linewidth=1)
         axis.set_title(f"{metric} ({better} is better{', m' if metric == 'rmse' else ''})", fontsize=10)

@@ -7,7 +7,7 @@ one depth map for all images. Beside the metrics of the paper, each row of each 
     silog                scale-invariant log error (calculate_error.py)
     spearman, pearson    correlation of predicted and true depth over the patches: mean depth of a patch's pixels with
                          mean counted ground truth, patches with less than half of their pixels counted left out; ties
-                         share their mean rank; 0 where either side is constant
+                         share their mean rank, and means are rounded to 0.1 mm; 0 where either side is constant
     scaled_*             the paper's metrics after the prediction is multiplied by the ratio of medians
 """
 
@@ -42,7 +42,7 @@ RANDOM_KINDS = (PIXEL, GRID, MIRRORED)
 RANDOM_RANGE = 10.0  # [m] of the paper's Lower Bound
 
 CROP_SIZE = size_of(NYU_CROP)  # (416, 544)
-MILLIMETRES = round(NYU_MAX_DEPTH * 1000)  # depths that ground truth can have, from 0 up
+WHOLE_MM = round(NYU_MAX_DEPTH * 1000)  # depths that ground truth can have, from 0 up
 MAPS_AT_ONCE = 16  # of an image, so that few of their pixels are in memory
 CONSTANTS_AT_ONCE = 13  # of the sweep, times 10,000 depths: a block of calculate_error
 TIE = 1e-4  # [m] mean depths of patches are compared in steps of 0.1 mm: rounding of fp32 must not order equal ones
@@ -69,7 +69,7 @@ class RandomDepth:
 
     @property
     def name(self) -> str:
-        """Of the row."""
+        """The row's name."""
         return f"{self.kind}, seed {self.seed}"
 
 
@@ -84,7 +84,7 @@ class Rows:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all rows, in the order of `depth_maps`."""
+        """The names of all rows, in the order of `depth_maps`."""
         patches = [row.name for row in self.randoms if row.kind != PIXEL]
         pixels = [row.name for row in self.randoms if row.kind == PIXEL]
         return (*(setting.name for setting in self.settings), *patches, *pixels, *self.maps, *self.constants)
@@ -129,7 +129,8 @@ class Readouts:
 
         The order of shuffled patches depends on the image's name.
         """
-        unit, thinned = unit_channels(trunk), self.model.patch_features(trunk)
+        thinned = self.model.patch_features(trunk)
+        unit = unit_channels(trunk) if any(s.channels is not None for s in self.settings) else thinned
         depth = trunk.new_empty(len(self.settings), *trunk.shape[2:])
         for members in self.softmaxes.values():
             first = self.settings[members[0]]
@@ -182,11 +183,8 @@ def depth_maps(rows: Rows, readouts: Readouts, trunk: Tensor, name: str) -> tupl
 def score_image(gt: Tensor, patches: Tensor, pixels: Tensor, name: str) -> dict[str, np.ndarray]:
     """All metrics of every row for one image.
 
-    Args:
-        gt: (1, 480, 640) float32 [m], 0 = no measurement.
-        patches: (R, h, w) [m], depth maps that are resized as the method's.
-        pixels: (R', 416, 544) [m], depth maps as they are.
-        name: of the image, for errors.
+    From gt (1, 480, 640) float32 [m], 0 = no measurement; patches (R, h, w) [m], depth maps that are resized as the
+    method's; and pixels (R', 416, 544) [m], depth maps as they are.
 
     Returns:
         Each of `METRICS`, `valid_pixels` and `dropped_pixels` -> (R + R',).
@@ -240,13 +238,13 @@ def ranks(values: Tensor) -> Tensor:
 def histogram(gt: Tensor) -> np.ndarray:
     """The share of 0, 1, ... 9999 mm among the counted pixels of an image: (1, 480, 640) [m] -> (10000,) float32."""
     _, depth = counted_NYU(gt)
-    counts = torch.bincount((depth * 1000).round().long(), minlength=MILLIMETRES)
+    counts = torch.bincount((depth * 1000).round().long(), minlength=WHOLE_MM)
     return (counts / len(depth)).float().numpy()
 
 
 def constant_errors(depths: Sequence[float], shares: Tensor, metrics: Sequence[str]) -> dict[str, Tensor]:
     """Metrics of C constants on each of I images: depths [m], shares (10000, I) as from `histogram` -> (C, I) each."""
-    gt = torch.arange(MILLIMETRES, dtype=torch.float32) / 1000
+    gt = torch.arange(WHOLE_MM, dtype=torch.float32) / 1000
     parts = [
         mean_errors(gt, part[:, None], NYU_MAX_DEPTH, metrics, shares)
         for part in torch.tensor(depths, dtype=torch.float32).split(CONSTANTS_AT_ONCE)
@@ -262,7 +260,7 @@ def best_constants(shares: Tensor) -> tuple[dict[str, float], dict[str, np.ndarr
 
     Returns metric -> constant [m], and metric -> (I,), its values at that constant, from shares (10000, I).
     """
-    sweep = [millimetre / 1000 for millimetre in range(2, MILLIMETRES)]
+    sweep = [millimetre / 1000 for millimetre in range(2, WHOLE_MM)]
     best = {}
     for metric in NYU_METRICS:
         over = shares if metric == "rmse" else shares.mean(1, keepdim=True)

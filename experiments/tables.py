@@ -24,7 +24,7 @@ from experiments.published import (
 )
 from experiments.statistics import COUNTS, Results, minus
 
-OURS, PAPER, DIFFERENCE = "ours", "paper", "difference"
+OURS, THEIRS, DIFFERENCE = "ours", "paper", "difference"
 NOT_MEASURED = "as published, not measured here"
 FEW = 50  # images, below which the intervals are called rough
 EXTRA_MEANING = (
@@ -123,7 +123,7 @@ def paper_tables(scored: Scored) -> list[Table]:
             continue
         for name, mean in ours.items():
             table.add(row.name if row.reading else f"{row.name}: {name}", OURS, mean)
-            table.add("", PAPER, theirs)
+            table.add("", THEIRS, theirs)
             table.add("", DIFFERENCE, {c: minus(mean[c], theirs[c]) for c in COLUMNS}, sign=True)
     return list(tables.values())
 
@@ -134,7 +134,7 @@ def overview(title: str, scored: Scored, columns: Sequence[str], caption: str) -
     for row in scored.single_rows:
         table.add(row, OURS, scored.results.mean(row))
     for group, rows in scored.groups.items():
-        for kind, values in scored.results.spread(rows).items():
+        for kind, values in scored.results.ranges(rows).items():
             table.add(f"{group} ({len(rows)})" if kind == "min" else "", kind, values)
     return table
 
@@ -252,7 +252,7 @@ def as_json(scored: Scored) -> dict[str, Any]:
     return {
         "rows": everything,
         "paper": dict(DEPTHCLIP),
-        "groups": {group: results.spread(names) for group, names in scored.groups.items()},
+        "groups": {group: results.ranges(names) for group, names in scored.groups.items()},
         "scenes": {scene: rows(scored.single_rows, scene) for scene in dict.fromkeys(results.scenes.tolist())},
         "images": len(results.images),
     }

@@ -388,7 +388,7 @@ def ended(run, code: int, message: str, done: int, *flags: str) -> None:
             "eval.py: bathroom/rgb_00014.jpg: 544 of 452,608 predicted depths are NaN or infinite",
         ),
         (lambda _: torch.empty(2**60, dtype=torch.uint8), 1, "not enough memory; use smaller batches"),
-        (lambda _: signal.raise_signal(signal.SIGINT), 130, "eval.py: interrupted"),
+        (lambda _: signal.default_int_handler(signal.SIGINT, None), 130, "eval.py: interrupted"),
     ],
     ids=("NaN", "memory", "Ctrl-C"),
 )

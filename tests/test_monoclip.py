@@ -81,7 +81,7 @@ def test_depth_by_hand(tiny_clip):
     features = torch.zeros(1, 64, 1, 2)
     features[0, 0, 0, 0] = 0.001 * math.log(3)
     assert_close(model.logits(features)[0, :, 0], torch.tensor([[math.log(3), 0.0], [0.0, 0.0]]), atol=1e-5, rtol=0)
-    assert_close(model.probs(features)[0, :, 0, 0], torch.tensor([0.75, 0.25]), atol=1e-5, rtol=0)
+    assert_close(model.logits(features).softmax(1)[0, :, 0, 0], torch.tensor([0.75, 0.25]), atol=1e-5, rtol=0)
     assert_close(model.depth(features), torch.tensor([[[[2.0, 3.0]]]]), atol=1e-5, rtol=0)
 
 
@@ -304,7 +304,7 @@ def test_a_text_encoder_of_another_tokenizer_is_refused():
         ({"bin_list": (1.0, 2.0)}, "7 depth classes and 2 bins: every depth class needs one bin"),
         ({"depth_classes": (), "bin_list": ()}, "0 depth classes and 0 bins"),
         ({"bin_list": (1, 2, 3, 4, 5, 6, 0)}, "bins must be positive and finite"),
-        ({"bin_list": (1, 2, 3, 4, 5, 6, math.nan)}, "bins must be positive and finite"),
+        ({"bin_list": (1, 2, 3, 4, 5, 6, math.nan)}, "bin_list must be positive and finite"),
         ({"bin_list": ("1", 2, 3, 4, 5, 6, 7)}, "bin_list has a value of another kind"),
         ({"depth_classes": "near"}, "depth_classes has a value of another kind: 'near'"),
         ({"temperature": "1"}, "temperature has a value of another kind: '1'"),

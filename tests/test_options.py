@@ -26,7 +26,7 @@ def test_a_checked_reading_is_the_papers_but_for_what_is_given():
         ({"bins": [1], "words": ["a"]}, "unknown field bins, words; known are depth_templates, obj_classes"),
         ({"bin_list": ["1"]}, r"bin_list has a value of another kind: \['1'\]"),
         ({"bin_list": [1, 2]}, "7 depth classes and 2 bins"),
-        ({"temperature": 10**400}, "int too large"),
+        ({"temperature": 10**400}, "temperature must be positive and finite"),
         ({"temperature": 0}, "temperature must be positive"),
         ({"depth_templates": ["{0.__class__} {}"]}, "must hold {} twice"),
         ({"obj_classes": ["far " * 80]}, "has 85 tokens .*more than the context length of 77"),

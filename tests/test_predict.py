@@ -56,7 +56,7 @@ def written(folder: Path) -> set[str]:
 @pytest.mark.parametrize("size", [(1, 1), (1, 2000), (33, 31), (700, 500)])
 def test_pictures_of_any_size_give_a_map_of_that_size_within_the_bins(model, size):
     pixels = noise(*size)
-    depth, logits = predict.predict(model, pixels, mirror=True)
+    depth, logits = predict.predict_picture(model, pixels, mirror=True)
     assert (depth.shape, depth.dtype) == (size, np.float32)
     assert logits.shape[:2] == (2, len(PAPER.bin_list))
     assert min(PAPER.bin_list) - 1e-6 <= depth.min() <= depth.max() <= max(PAPER.bin_list) + 1e-6

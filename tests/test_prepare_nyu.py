@@ -40,7 +40,7 @@ def test_splits_are_disjoint_and_complete() -> None:
 def test_places_of_files_and_a_second_run(mat: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     flags = ["--output", str(tmp_path), "--dense", "--mat", str(mat), "--no_verify"]
     assert main(flags) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'official_splits'}: complete, 15 files written now\n"
+    assert capsys.readouterr().err == f"{tmp_path / 'official_splits'}: complete, 15 files written now\n"
     names = ("rgb_{:05d}.jpg", "sync_depth_{:05d}.png", "dense/sync_depth_dense_{:05d}.png")
     whole = files_below(tmp_path)
     assert sorted(whole) == sorted(
@@ -48,7 +48,7 @@ def test_places_of_files_and_a_second_run(mat: Path, tmp_path: Path, capsys: pyt
     )
     (tmp_path / "official_splits" / "test" / SCENES[8] / "rgb_00008.jpg").unlink()
     assert main(flags) == 0
-    assert "complete, 1 files written now" in capsys.readouterr().out
+    assert "complete, 1 files written now" in capsys.readouterr().err
     assert files_below(tmp_path) == whole
 
 
@@ -91,7 +91,7 @@ def test_own_mat_is_verified(mat, tmp_path, monkeypatch, capsys) -> None:
     assert f"{mat}: SHA-256 is not 2d724b0c" in capsys.readouterr().err
     monkeypatch.setattr(prepare_nyu, "MAT_SHA256", hashlib.sha256(mat.read_bytes()).hexdigest())
     assert main([*flags, str(mat)]) == 0
-    assert f"{mat}: complete" in capsys.readouterr().out
+    assert f"{mat}: complete" in capsys.readouterr().err
     assert main([*flags, str(tmp_path / "none.mat")]) == 2
     assert "none.mat: no such file" in capsys.readouterr().err
     assert not (tmp_path / "nyu").exists()
@@ -110,7 +110,7 @@ def test_the_mat_is_downloaded_or_it_is_said_how_to_bring_it(tmp_path, monkeypat
         monkeypatch.setattr(prepare_nyu, "MAT_SHA256", SHA256)
         (tmp_path / MAT_NAME).write_bytes(b"half of it, from a browser")
         assert main([*flags, server.url("good")]) == 0
-        assert capsys.readouterr().out.endswith(f"{MAT_NAME}: complete\n")
+        assert capsys.readouterr().err.endswith(f"{MAT_NAME}: complete\n")
         hits = len(server.hits)
         assert main([*flags, server.url("good")]) == 0
         assert len(server.hits) == hits

@@ -36,7 +36,7 @@ def test_differences_by_hand(results):
 
 
 def test_spread_is_over_the_means_of_rows(results):
-    assert results.spread(ROWS) == {
+    assert results.ranges(ROWS) == {
         "min": pytest.approx({"rmse": 2, "delta1": 0.1}),
         "median": pytest.approx({"rmse": 3, "delta1": 0.25}),
         "max": pytest.approx({"rmse": 5, "delta1": 0.7}),

@@ -15,7 +15,7 @@ from experiments.tables import (
     DIFFERENCE,
     NOT_MEASURED,
     OURS,
-    PAPER,
+    THEIRS,
     Scored,
     Table,
     all_tables,
@@ -101,7 +101,7 @@ def test_this_run_and_groups_stand_with_their_means(scored):
 
 
 def test_every_published_number_is_in_the_tables(scored):
-    lines = [line for table in paper_tables(scored) for line in table.lines if line.kind in (PAPER, NOT_MEASURED)]
+    lines = [line for table in paper_tables(scored) for line in table.lines if line.kind in (THEIRS, NOT_MEASURED)]
     shown = [line.cells for line in lines]
     for row in PUBLISHED:
         cells = tuple("-" if value is None else f"{value:.3f}" for value in row.metrics)
@@ -115,7 +115,7 @@ def test_ours_the_papers_and_the_difference(scored):
     assert list(tables) == [TABLE_1, PROMPTS, BINS, f"{BINS}, bathroom", f"{BINS}, classroom"]
     ours, theirs, difference = tables[PROMPTS].lines[:3]
     assert (ours.name, ours.kind, ours.cells[0]) == ("original", OURS, "0.100")
-    assert (theirs.name, theirs.kind, theirs.cells[0]) == ("", PAPER, "0.394")
+    assert (theirs.name, theirs.kind, theirs.cells[0]) == ("", THEIRS, "0.394")
     assert (difference.name, difference.kind, difference.cells[0]) == ("", DIFFERENCE, "-0.294")
     names = [line.name for line in tables[TABLE_1].lines if line.kind == OURS]
     assert names == [f"{LOWER_BOUND}: random a", f"{LOWER_BOUND}: random b", "DepthCLIP"]

@@ -124,12 +124,8 @@ def build(
 ) -> str:
     """The page as text; everything that came from a user stands in it as data, never as markup.
 
-    Args:
-        title: of the page.
-        cards: from `card`, in the order of the run.
-        reading: its words, bins and temperature are where the sliders start.
-        metrics: the table at the top: for each named row, the value of each column; all rows name the same columns.
-        notes: short statements below the title.
+    The sliders start at the words, bins and temperature of `reading`. `metrics` is the table at the top: for each named
+    row, the value of each column; all rows name the same columns. `notes` are short statements below the title.
     """
     style, script, page = ((SOURCES / f"page.{end}").read_text(encoding="utf-8") for end in ("css", "js", "html"))
     template, obj = reading.depth_templates[0], reading.obj_classes[0]

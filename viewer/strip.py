@@ -47,10 +47,7 @@ def colour_range(examples: Sequence[Example]) -> tuple[float, float]:
 
 
 def draw_strip(path: Path, examples: Sequence[Example]) -> None:
-    """Writes a PNG with a row for each example: input, ground truth and prediction.
-
-    Raises OSError: it cannot be written.
-    """
+    """Writes a PNG with a row for each example: input, ground truth and prediction. Raises OSError."""
     from matplotlib.figure import Figure
 
     near, far = colour_range(examples)
