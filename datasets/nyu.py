@@ -203,7 +203,7 @@ def open_nyu(
 
 
 def test_split_folder(root: Path) -> Path:
-    """The folder of the scenes: `<root>/official_splits/test`, or `root` where that is not. Raises DataError: no root."""
+    """The folder of the scenes: `<root>/official_splits/test`, or else `root`. Raises DataError: there is none."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder that holds official_splits/test")
     inner = root / SPLIT
