@@ -25,12 +25,13 @@ import torch
 from torch import nn
 
 import options
+from clip.checkpoint import RN50
 from clip.model import CLIP, Architecture, convert_weights
 from datasets.nyu import TEST_INDICES
 from experiments.published import PUBLISHED
 
 ROOT = Path(__file__).parents[1]
-RN50 = Architecture(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 12)
+
 SETTINGS = len({row.reading for row in PUBLISHED if row.reading})  # 8, in the paper's prompt and bin ablations
 
 Seconds = Mapping[str, Sequence[float]]  # by name, of each round

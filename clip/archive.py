@@ -132,7 +132,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        from safetensors.torch import load_file  # optional: only the hub's copy of RN50 needs it
+        from safetensors.torch import load_file  # torch.hub does not install it
     except ImportError as error:
         raise _FormatError("it is a .safetensors file, which needs a package: pip install safetensors") from error
     return load_file(path)
