@@ -29,6 +29,8 @@ from download import write_whole
 from monoclip import MonoCLIP
 
 DESCRIPTION = "made_with.json"
+# What damaged bytes lead the readers of zip and npy to.
+DAMAGE = (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, OSError)
 MEMBER = "trunk.npy"  # of a file: what np.savez makes of `trunk`
 
 
@@ -96,15 +98,6 @@ class FeatureStore:
                 with zipfile.ZipFile(path) as file:
                     content = file.read(MEMBER)  # compares the CRC-32, which np.load does not if the header is damaged
                 return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
-        # Damaged bytes lead the readers of zip and npy to all of these.
-        except (
-            zipfile.BadZipFile,
-            ValueError,
-            KeyError,
-            EOFError,
-            NotImplementedError,
-            RuntimeError,
-            OSError,
-        ) as error:
+        except DAMAGE as error:
             print(f"{path}: damaged ({error}); computed again", file=sys.stderr)
         return None

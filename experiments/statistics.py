@@ -1,7 +1,6 @@
 """Rows of metrics -> means, and how sure they are: 95 % bootstrap intervals over images."""
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -110,7 +109,6 @@ def minus(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
 
 
-@lru_cache(maxsize=1)  # it takes half a second for 654 images
 def resampling_weights(images: int, seed: int = 0) -> np.ndarray:
     """Weight of each image in each resample with replacement, (RESAMPLES, images); each row sums to 1."""
     counts = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=RESAMPLES)

@@ -72,6 +72,12 @@ def run(tiny_checkpoint, nyu_folder, tmp_path):
     return Command(nyu_folder(5), tiny_checkpoint, tmp_path / "out")
 
 
+def test_results_are_there_before_anything_is_printed(run, monkeypatch):
+    monkeypatch.setattr(experiments.tables, "as_text", lambda table: Path("/no/terminal").read_text())
+    assert run("--no_paper", "--limit", "1") == 1
+    assert {path.name for path in run.output.iterdir()} == {*FILES, "features"}
+
+
 def results_of(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
