@@ -37,7 +37,7 @@ BY_HAND = (
 TEST = frozenset(TEST_INDICES)
 
 
-def say(text: str) -> None:
+def note(text: str) -> None:
     """Writes lines to standard error, whose reader may be gone and whose names may hold anything."""
     with suppress(OSError):
         print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
@@ -57,7 +57,7 @@ def obtain(root: Path, mat: Path | None, urls: Sequence[str], verify: bool) -> P
         other = f"SHA-256 is not {MAT_SHA256}, so it is not {MAT_NAME} as published"
         problem = other if mat.is_file() else "no such file"
         raise DataError(f"{mat}: {problem}; bring it again, or name a file of your own with --mat and --no_verify")
-    say(f"Downloading {MAT_NAME} ({MAT_SIZE / 1e9:.2f} GB) to {target}")
+    note(f"Downloading {MAT_NAME} ({MAT_SIZE / 1e9:.2f} GB) to {target}")
     return download(urls, target, MAT_SHA256, MAT_SIZE)
 
 
@@ -116,10 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         mat = obtain(args.output, args.mat, args.url, not args.no_verify)
         if args.download_only:
-            say(f"{mat}: complete")
+            note(f"{mat}: complete")
         else:
             written = extract(mat, args.output, args.splits, args.dense)
-            say(f"{args.output / 'official_splits'}: complete, {written} files written now")
+            note(f"{args.output / 'official_splits'}: complete, {written} files written now")
         return 0
     except DataError as error:
         message, code = str(error), 2
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message, code = f"{place}: {error.strerror or error}; make room or choose another folder", 1
     except KeyboardInterrupt:
         message, code = "interrupted; run the same command again to go on", 130
-    say(f"{parser.prog}: {message}")
+    note(f"{parser.prog}: {message}")
     return code
 
 

@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in DRAWN_FILES:  # of an earlier run: it would not belong to these rows
             (args.output / name).unlink(missing_ok=True)
         if args.figures:
-            draw(args.output, scored, store, zeroshot_classifier(clip_model, *published.BIN_RESPONSE.words).cpu())
+            draw(args.output, scored, store, readouts.text_features(published.BIN_RESPONSE.words))
         if args.html:
             write_page(args.output / page.PAGE_FILE, args.html, scored, store)
         print("\n\n".join(map(tables.as_text, found)))

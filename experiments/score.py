@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calculate_error import (
+    AT_ONCE,
     HIGHER_IS_BETTER,
     NYU_CROP,
     NYU_MAX_DEPTH,
@@ -32,7 +33,7 @@ from calculate_error import (
 )
 from monoclip import MonoCLIP, Reading, depth_of, logits_of, mirror_average, unit_channels, upsampled
 
-SCALED = ("delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")  # the paper's columns
+SCALED = NYU_METRICS[1:]  # the paper's columns
 EXTRA_METRICS = ("spearman", "pearson", "silog", *(f"scaled_{metric}" for metric in SCALED))
 METRICS = (*NYU_METRICS, *EXTRA_METRICS)
 
@@ -44,7 +45,7 @@ RANDOM_RANGE = 10.0  # [m] of the paper's Lower Bound
 CROP_SIZE = size_of(NYU_CROP)  # (416, 544)
 WHOLE_MM = round(NYU_MAX_DEPTH * 1000)  # depths that ground truth can have, from 0 up
 MAPS_AT_ONCE = 16  # of an image, so that few of their pixels are in memory
-CONSTANTS_AT_ONCE = 13  # of the sweep, times 10,000 depths: a block of calculate_error
+CONSTANTS_AT_ONCE = AT_ONCE // WHOLE_MM  # of the sweep, so that their table is one block
 TIE = 1e-4  # [m] mean depths of patches are compared in steps of 0.1 mm: rounding of fp32 must not order equal ones
 MEASURED_SHARE = 0.5  # of a patch's pixels, at least, for it to count in a correlation
 
@@ -116,13 +117,20 @@ class Readouts:
     """
 
     def __init__(self, model: MonoCLIP, encode_prompts: Callable[..., Tensor], settings: Sequence[Setting]) -> None:
-        self.model, self.settings = model, settings
-        self.text = {words: encode_prompts(*words).cpu() for words in dict.fromkeys(s.reading.words for s in settings)}
-        self.joint = len(next(iter(self.text.values())))  # D
+        self.model, self.encode_prompts, self.settings = model, encode_prompts, settings
+        self.text: dict[tuple[tuple[str, ...], ...], Tensor] = {model.reading.words: model.text_features.cpu()}
+        self.joint = len(model.text_features)  # D
         self.softmaxes: dict[tuple[object, ...], list[int]] = {}
         for i, s in enumerate(settings):
             r = s.reading
             self.softmaxes.setdefault((r.words, r.temperature, r.logit_scale, s.channels), []).append(i)
+            self.text_features(r.words)
+
+    def text_features(self, words: tuple[tuple[str, ...], ...]) -> Tensor:
+        """(D, K) of the words of a reading, on the CPU, encoded when they are first asked for."""
+        if words not in self.text:
+            self.text[words] = self.encode_prompts(*words).cpu()
+        return self.text[words]
 
     def __call__(self, trunk: Tensor, name: str) -> Tensor:
         """Depth of each patch by each setting: (2, C, h, w), as from `MonoCLIP.trunk`, on the CPU -> (R, h, w) [m].
