@@ -31,11 +31,12 @@ PASSING_CODES = (408, 416, 425, 429)  # and 500 to 599: worth another try; any o
 
 
 class DownloadError(Exception):
-    """No address gave the file; `failures` says of each in order, "address: what it did"."""
+    """No address gave the file; the message says why, `failures` of each in order, "address: what it did"."""
 
     def __init__(self, failures: Sequence[str]) -> None:
         self.failures = list(failures)
-        super().__init__("no address gave it:" + "".join(f"\n  {failure}" for failure in failures))
+        reasons = dict.fromkeys(failure.partition(": ")[2] for failure in failures)
+        super().__init__(f"no address gave it: {', '.join(reasons)}")
 
 
 class _RefusedError(Exception):
@@ -105,7 +106,7 @@ def download(
         if check:
             check(received)
 
-    failures = []
+    failures, new_folder = [], not target.parent.exists()
     try:
         if target.exists() and not target.is_file():
             raise OSError(errno.EEXIST, "it is not a regular file; move it away")
@@ -133,6 +134,8 @@ def download(
                 received.replace(unfinished)
             else:
                 received.unlink()
+                if new_folder:
+                    target.parent.rmdir()  # unless another process has put something there
     raise DownloadError(failures)
 
 

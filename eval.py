@@ -24,7 +24,8 @@ from tqdm import tqdm
 import options
 from calculate_error import NYU_CROP, NYU_METRICS, compute_errors_NYU_per_image, size_of
 from clip.inference import keep_freed_memory
-from datasets.nyu import NYUDepthV2, coverage, is_official, open_nyu
+from datasets import counted
+from datasets.nyu import NYUDepthV2, open_nyu
 from experiments.published import COLUMNS, DEPTHCLIP, THIS_RUN, UNIFORM
 from monoclip import MonoCLIP
 from viewer.strip import Example, draw_strip, example_images
@@ -177,9 +178,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         precision = options.choose_precision(args.precision, device)
         dataset = open_nyu(args.data_path, NYU_CROP, reading.normalised, args.list_file, args.scene, args.limit)
         say = options.say if rank == 0 else lambda text: None
-        say(f"data: {coverage(dataset.indices)}")
+        say(f"data: {dataset.title}")
         _, model = options.load_model(args.clip_path, device, precision, reading, args.exact, size_of(NYU_CROP))
         say(f"model: {args.clip_path} on {device} in {precision}")
+        made = options.made_with(args.clip_path, device, precision, args.exact, reading)
+        caveats = options.caveats(dataset.official, made["checkpoint_sha256"])
 
         batch_size = args.batch_size or options.BATCH_SIZE[device.type]
         workers = args.workers or options.WORKERS[device.type]
@@ -192,22 +195,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = written(done, args.output)
         seconds = time.perf_counter() - start
         if args.output:
-            made = options.made_with(args.clip_path, device, precision, args.exact, reading)
             means = {name: {"metrics": mean(rows, name)} for name in (THIS_RUN, UNIFORM)}
-            counts = {"images": len(dataset), "data": coverage(dataset.indices), "seconds": round(seconds, 3)}
-            results = {"rows": means, "paper": dict(DEPTHCLIP), **counts, "made_with": made}
+            about = {"images": len(dataset), "data": dataset.title, "warnings": caveats, "seconds": round(seconds, 3)}
+            results = {"rows": means, "paper": dict(DEPTHCLIP), **about, "made_with": made}
             options.write_json(args.output / RESULTS_FILE, results)
             if args.figures:
                 examples = [example(model, dataset, i, device) for i in example_images(dataset.scenes)]
-                draw_strip(args.output / STRIP_FILE, examples)
+                draw_strip(args.output / STRIP_FILE, examples, options.caption(dataset.title, caveats))
         own = [row for row in rows if row["reading"] == THIS_RUN]
         valid, dropped = (sum(row[key] for row in own) for key in ("valid_pixels", "dropped_pixels"))
-        print(f"counted: {len(own)} images, {valid:,} valid pixels, {len(own) / seconds:.2f} images/s")
+        print(f"counted: {counted(len(own))}, {valid:,} valid pixels, {len(own) / seconds:.2f} images/s")
         if dropped:
             print(f"warning: {dropped:,} more pixels do not count because the predicted depth is at most 1 mm")
         print(released_line(mean(rows, THIS_RUN)) + "\n\n" + table(rows, model.bin_list.mean().item()))
-        if not is_official(dataset.indices):
-            print("The paper's row is over the official test split, this run's is not: they do not compare.")
+        for caveat in caveats:
+            print(f"{caveat[0].upper()}{caveat[1:]}.")
 
     return options.run_command("eval.py", work)
 

@@ -4,14 +4,15 @@
     model = torch.hub.load("FOLDER", "monoclip_demo", source="local")            # the embedded toy; offline
     depth = model.infer_image("photo.jpg")                                       # (H, W) float32 [m]
 
-In a Python that has already imported another `clip`, `datasets` or `options`, load this first or start a new one.
+Arrays are RGB; `model.infer_image(cv2.imread(...), color="bgr")` takes cv2's. A Python that has imported another `clip`
+or `datasets` is refused with an ImportError that says so.
 """
 
 from pathlib import Path
 from typing import Any
 
+import options  # first: it refuses another `clip` or `datasets`
 from monoclip import MonoCLIP, Reading
-from options import DEMO_WEIGHTS, choose_device, choose_precision, load_model
 
 dependencies = ["torch", "numpy", "PIL", "ftfy", "regex", "tqdm"]
 
@@ -31,11 +32,12 @@ def monoclip(
         clip.CheckpointError, options.UsageError: no such checkpoint or device, or one that cannot be used.
         ValueError, TypeError: a reading that makes no depth, or a field that there is not.
     """
-    chosen = choose_device(str(device or "auto"))
-    _, model = load_model(clip_path, chosen, choose_precision("auto", chosen), Reading(**reading), exact)
+    chosen = options.choose_device(str(device or "auto"))
+    precision = options.choose_precision("auto", chosen)
+    _, model = options.load_model(clip_path, chosen, precision, Reading(**reading), exact)
     return model.eval()
 
 
 def monoclip_demo(device: str | None = None, exact: bool = False, **reading: Any) -> MonoCLIP:
     """MonoCLIP with the small CLIP of `demo/`, which was taught distance on rendered rooms: to try things out with."""
-    return monoclip(DEMO_WEIGHTS, device, exact, **reading)
+    return monoclip(options.DEMO_WEIGHTS, device, exact, **reading)

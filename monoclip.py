@@ -14,20 +14,19 @@ Shapes, here and in all files: B images, H x W pixels, h = H/32 and w = W/32 pat
 (2048), D dimensions of the joint space (1024), K depth classes and bins (7), M sets of bins, L text tokens (77).
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from clip.model import CLIP
 from clip.tokenizer import tokenize
-from datasets.pictures import read_picture, resized, working_size
+from datasets.pictures import Source, read_picture, resized, working_size
 
 NUMBERS = ("bin_list", "temperature", "logit_scale", "image_mean", "image_std")  # the fields that are no words
 SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max  # that fp32 holds at full precision
@@ -66,6 +65,8 @@ class Reading:
             items, kind = value if many else [value], Real if field.name in NUMBERS else str
             if not isinstance(items, list | tuple) or not all(isinstance(v, kind) and v is not True for v in items):
                 raise ValueError(f"{field.name} has a value of another kind: {value!r}")
+            if kind is str and not all(v.strip() for v in items):
+                raise ValueError(f"{field.name} has an empty word: {value!r}")
             if kind is Real and not all(abs(v) <= LARGEST for v in items):
                 raise ValueError(f"{field.name} must be positive and finite, as fp32 holds it, got {value!r}")
             items = tuple(items) if kind is str else tuple(map(float, items))
@@ -113,10 +114,12 @@ def zeroshot_classifier(
 
     Raises:
         RuntimeError: a prompt has too many tokens.
-        ValueError: the model was made for another tokenizer.
+        ValueError: a string where a list of them belongs, or the model was made for another tokenizer.
 
     Paper: section 3.2; the pure function is CLIP's zero-shot classifier.
     """
+    if isinstance(depth_classes, str) or isinstance(obj_classes, str) or isinstance(depth_templates, str):
+        raise ValueError("expected lists of words, objects and templates, got a string; its letters are no words")
     prompts = [t.format(o, c) for c in depth_classes for t in depth_templates for o in obj_classes]
     tokens = tokenize(prompts, clip_model.context_length)  # (K * templates, L)
     if tokens.numel() and int(tokens.max()) >= clip_model.token_embedding.num_embeddings:
@@ -149,6 +152,13 @@ def depth_of(logits: Tensor, bins: Tensor) -> Tensor:
     return torch.einsum("bkhw,mk->bmhw", logits.softmax(dim=1), bins)
 
 
+def sigma_of(weights: Tensor, bins: Tensor) -> Tensor:
+    """How far the answers lie apart: (B, K, h, w), (K,) [m] -> (B, 1, h, w) [m], sqrt(sum_k p_k (bin_k - depth)^2)."""
+    depth = torch.einsum("bkhw,k->bhw", weights, bins)  # (B, h, w)
+    apart = bins.view(1, -1, 1, 1) - depth[:, None]  # (B, K, h, w)
+    return (weights * apart.square()).sum(1, keepdim=True).sqrt()
+
+
 def with_mirror(image: Tensor) -> Tensor:
     """The images and their horizontal mirrors in one batch: (B, 3, H, W) -> (2B, 3, H, W)."""
     return torch.cat([image, image.flip(-1)])
@@ -163,6 +173,15 @@ def mirror_average(depth: Tensor) -> Tensor:
 def upsampled(depth: Tensor, size: Sequence[int]) -> Tensor:
     """Depth of each pixel from that of each patch, bilinear between their corners: (B, M, h, w) -> (B, M, *size)."""
     return F.interpolate(depth, tuple(size), mode="bilinear", align_corners=True)
+
+
+class Answers(NamedTuple):
+    """What is read out of one picture of H x W pixels and h x w patches; all float32."""
+
+    depth: np.ndarray  # (H, W) [m]
+    patch_depth: np.ndarray  # (h, w) [m]
+    weights: np.ndarray  # (K, h, w), how strongly each depth class is answered to; their sum over K is 1
+    sigma: np.ndarray  # (h, w) [m], by `sigma_of`
 
 
 class MonoCLIP(nn.Module):
@@ -229,15 +248,39 @@ class MonoCLIP(nn.Module):
         """Depth of each pixel: (B, 3, H, W), normalised with the reading's statistics -> (B, 1, H, W) float32 [m]."""
         return upsampled(self(image), image.shape[2:])
 
-    @torch.inference_mode()
-    def infer_image(self, image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarray:
-        """Depth of each pixel of one picture of any size and kind, as `predict` gives it for its own sizes.
+    def answers(self, features: Tensor, size: Sequence[int]) -> Answers:
+        """All that the words say of one picture of `size` (H, W).
 
-        From a file, a PIL image, or an array (H, W, 3) uint8, RGB, to (H, W) float32 [m], of the picture's size once it
-        is turned upright as EXIF says. Raises DataError and ValueError as `datasets.pictures.read_picture` does.
+        features: (2, D, h, w) of the picture and its mirror, whose answers are averaged, or (1, D, h, w).
         """
-        pixels = read_picture(image)
-        return upsampled(self(self.prepare(pixels)), pixels.shape[:2])[0, 0].cpu().numpy()
+        logits = self.logits(features)
+        weights, depth = logits.softmax(dim=1), depth_of(logits, self.bin_list[None])
+        if len(features) == 2:
+            weights, depth = mirror_average(weights), mirror_average(depth)
+        sigma, full = sigma_of(weights, self.bin_list), upsampled(depth, size)
+        return Answers(*(maps.cpu().numpy() for maps in (full[0, 0], depth[0, 0], weights[0], sigma[0, 0])))
+
+    @torch.inference_mode()
+    def infer_image(self, image: Source | list | tuple, return_all: bool = False, color: str = "rgb") -> Any:
+        """Depth of each pixel of a picture of any size and kind, as `predict` gives it for its own sizes.
+
+        Args:
+            image: RGB, as `datasets.pictures.read_picture` takes it: a file, a PIL image, an array (H, W), (H, W, 3) or
+                (H, W, 4) of uint8 or of floats in [0, 1], or a tensor (3, H, W); or a list or tuple of such pictures.
+            return_all: give the whole `Answers`.
+            color: "bgr" for arrays as cv2 reads them.
+
+        Returns:
+            (H, W) float32 [m], of the picture's size once it is turned upright as EXIF says, or `Answers`; for a list
+            of pictures, a list.
+
+        Raises DataError and ValueError as `read_picture` does.
+        """
+        if isinstance(image, list | tuple):
+            return [self.infer_image(one, return_all, color) for one in image]
+        pixels = read_picture(image, color)
+        found = self.answers(self.patch_features(self.trunk(self.prepare(pixels))), pixels.shape[:2])
+        return found if return_all else found.depth
 
     def prepare(self, pixels: np.ndarray) -> Tensor:
         """The picture as the encoder takes it: (H, W, 3) uint8, RGB -> (1, 3, H', W') by `working_size`."""

@@ -5,6 +5,7 @@ Three kinds of error mean something to a user: wrong arguments (`UsageError`), d
 a machine may refuse, into one sentence and an exit code. argparse's namespace ends in a command's main(): everything
 below takes what it needs by name.
 """
+# ruff: noqa: E402  # other packages are called clip and datasets, too: what is here must not be imported from those
 
 import argparse
 import errno
@@ -13,7 +14,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from datetime import timedelta
@@ -22,6 +23,11 @@ from typing import Any, TextIO
 
 import torch
 from torch import distributed
+
+for name in ("clip", "datasets"):
+    other = getattr(sys.modules.get(name), "__file__", None)
+    if other and Path(other).parent != Path(__file__).parent / name:
+        raise ImportError(f"another package {name!r} is imported already ({other}); load DepthCLIP in a new Python")
 
 import clip
 from calculate_error import UnscorableError
@@ -34,6 +40,8 @@ from monoclip import PAPER, MonoCLIP, Reading
 VERSION = "2.0"
 DEMO_WEIGHTS = Path(__file__).parent / "demo" / "rooms_clip.pt"
 DEMO_DATA = Path(__file__).parent / "demo" / "sample"
+TOY = "a toy CLIP that was taught distance on rendered rooms: no evidence about the real CLIP or the paper"
+OTHER_IMAGES = "the paper's metrics are over the official test split: they do not compare with these"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Images at once, and threads that read them, unless the flags say otherwise.
 BATCH_SIZE = {"cpu": 4, "cuda": 32, "mps": 8}
@@ -73,10 +81,14 @@ def say(text: str) -> None:
     print(printable(text))
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def new_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
-    """A parser that shows defaults and takes no abbreviated flags."""
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    return argparse.ArgumentParser(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False)
+    """A parser that shows defaults, where there is one, and takes no abbreviated flags."""
+    return argparse.ArgumentParser(prog=prog, description=description, formatter_class=_Help, allow_abbrev=False)
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,9 +135,11 @@ def add_batch_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
 
 
 def add_html_argument(group: argparse._ArgumentGroup, name: str, count: int) -> None:
-    """Adds `--html [N]`, for the page called `name`, with `count` pictures unless N is given."""
+    """Adds `--html [N]`, for the page called `name`, with `count` pictures unless N is given, and its `--phrases`."""
     text = f"also write {name}, a page to look into the answers for N pictures ({count} if not given)"
     group.add_argument("--html", nargs="?", type=positive, const=count, metavar="N", help=text)
+    phrases = "text file of the phrases that the page's word boxes offer, one a line (default: some 70 of ours)"
+    group.add_argument("--phrases", type=Path, metavar="FILE", help=phrases)
 
 
 def reading_of(args: argparse.Namespace) -> Reading:
@@ -244,6 +258,21 @@ def made_with(clip_path: str | Path, device: torch.device, precision: str, exact
         "torch": torch.__version__,
         "depthclip": VERSION,
     }
+
+
+def toy_note(checkpoint_sha256: str) -> str:
+    """What is said beside every result of the embedded checkpoint, under whatever name; empty for any other."""
+    return TOY if checkpoint_sha256 == file_sha256(DEMO_WEIGHTS) else ""
+
+
+def caveats(official: bool, checkpoint_sha256: str) -> list[str]:
+    """What keeps metrics from being beside the paper's: other images than the official test split, the toy CLIP."""
+    return [text for text in ("" if official else OTHER_IMAGES, toy_note(checkpoint_sha256)) if text]
+
+
+def caption(title: str, warnings: Sequence[str]) -> str:
+    """What stands in every table and drawing: over which data set it is, and its `caveats`."""
+    return "; ".join([f"Over {title}", *warnings]) + "."
 
 
 def write_text(path: Path, text: str) -> None:

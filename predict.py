@@ -1,54 +1,69 @@
 """Depth of your own pictures, with MonoCLIP.
 
     python predict.py -i photo.jpg -o depth --clip_path RN50.pt
-    python predict.py -i holiday/ "rooms/**/*.png" names.txt -o depth --side_by_side --html
+    python predict.py -i holiday/ "rooms/**/*.png" names.txt -o depth --save npy side_by_side words --html
     python predict.py --demo -o depth                   # offline: the embedded checkpoint on its own rendered rooms
 
 An input is a picture, a folder (searched to its depth), a pattern, or a .txt list of paths; `datasets/pictures.py` says
 how they are read and at which size they are looked at. Names that this script itself writes, and those of NYU's depth
-maps, are passed by. For each picture, below OUT, at its path relative to the folder that all inputs share:
+maps, are passed by. Below OUT, at the picture's path relative to the folder that all inputs share, --save writes:
 
-    <stem>_depth.npy            float32 (H, W) [m]
-    <stem>_depth_mm.png         16 bit, millimetres
-    <stem>_depth.png            colours, with a legend in metres; the range is that of the bins
-    <stem>_side_by_side.png     picture and map, with --side_by_side
-    depth.html                  one page to look into the answers, with --html
+    npy             <stem>_depth.npy            float32 (H, W) [m]
+    mm              <stem>_depth_mm.png         16 bit, millimetres
+    colour          <stem>_depth.png            colours, with a legend in metres
+    side_by_side    <stem>_side_by_side.png     the picture and its colours
+    sigma           <stem>_sigma.npy, .png      how far apart the depths of a patch's words are [m], and its colours
+    words           <stem>_words.png            how strongly each patch answers to each word
 
-Two pictures of one folder that differ only in their suffix keep it: `a.jpg_depth.npy`, `a.png_depth.npy`. Files that
-are there are kept unless --overwrite is given, so a run that stopped goes on where it was. A picture that cannot be
-used, or whose files cannot be written, is named and skipped. Exit code 0: at least one picture has its depth now; 1:
-none has, or the output folder takes no files; 2: wrong arguments or an unusable checkpoint; 130: interrupted.
+OUT also gets predict.json, which says with which words, weights and flags which files were made, and, with --html, the
+page depth.html. Pictures of one folder that differ only in their suffix keep it: `a.jpg_depth.npy`.
+
+What is there is computed and written again; with --skip_existing, a stopped run of the same settings goes on. A picture
+that cannot be used, or whose files cannot be written, is named and skipped. Exit code 0: at least one picture has its
+depth now; 1: none has, or the output folder takes no files; 2: wrong arguments or an unusable checkpoint; 130:
+interrupted.
 """
 
 import argparse
 import errno
 import io
+import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from PIL import Image
+from torch import Tensor
 
+import clip
 import options
 from clip.inference import keep_freed_memory
-from datasets import DataError, printable
-from datasets.pictures import find_files, read_picture
+from datasets import DataError, counted, printable, text_of
+from datasets.pictures import find_files, read_picture, resized
 from download import write_whole
-from monoclip import MonoCLIP, Reading, depth_of, mirror_average, upsampled, with_mirror
-from viewer import page
-from viewer.colour import LARGEST_MM, coloured, side_by_side, to_millimetres, with_legend
+from monoclip import Answers, MonoCLIP, Reading, logits_of, upsampled, zeroshot_classifier
+from viewer import colour, page
 
 DEMO_PICTURES = options.DEMO_DATA / "official_splits" / "test"
+RECORD_FILE = "predict.json"
 NPY, MM_PNG, COLOURED, SIDE_BY_SIDE = "_depth.npy", "_depth_mm.png", "_depth.png", "_side_by_side.png"
+SIGMA_NPY, SIGMA_PNG, WORDS = "_sigma.npy", "_sigma.png", "_words.png"
+SAVED = {"npy": [NPY], "mm": [MM_PNG], "colour": [COLOURED], "side_by_side": [SIDE_BY_SIDE]}
+SAVED |= {"sigma": [SIGMA_NPY, SIGMA_PNG], "words": [WORDS]}
 # No pictures to read: what this script writes, and the depth maps of NYU's layout.
-PASSED_BY = (f"*{NPY}", f"*{MM_PNG}", f"*{COLOURED}", f"*{SIDE_BY_SIDE}", page.PAGE_FILE, "sync_depth_*.png")
+PASSED_BY = [f"*{kind}" for kinds in SAVED.values() for kind in kinds]
+PASSED_BY += [page.PAGE_FILE, RECORD_FILE, "sync_depth_*.png"]
+ANY_MACHINE = ("device", "threads", "python", "torch")  # what the runs of one folder may differ in
 # A device that is full or broken takes no other picture's files either.
 DEVICE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+HINT = "see it work now, offline: python predict.py --demo -o depth"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,11 +72,15 @@ def build_parser() -> argparse.ArgumentParser:
     files = parser.add_argument_group("files")
     inputs = "pictures, folders, patterns, .txt lists; --demo has its own"
     files.add_argument("-i", "--input", nargs="+", metavar="INPUT", help=inputs)
-    files.add_argument(
-        "-o", "--output", required=True, type=options.named_path, metavar="OUT", help="folder for everything written"
-    )
-    files.add_argument("--overwrite", action="store_true", help="compute and write again what is there already")
-    files.add_argument("--side_by_side", action="store_true", help="write picture and map together, too")
+    folder = "folder for everything written"
+    files.add_argument("-o", "--output", required=True, type=options.named_path, metavar="OUT", help=folder)
+    files.add_argument("--skip_existing", action="store_true", help="go on with a stopped run of the same settings")
+    kinds, first = f"what to write: {', '.join(SAVED)}", ["npy", "mm", "colour"]
+    files.add_argument("--save", nargs="+", choices=SAVED, default=first, metavar="KIND", help=kinds)
+    files.add_argument("--max_side", type=options.positive, metavar="N", help="write maps of at most N px a side")
+    files.add_argument("--colour_map", default=colour.COLOUR_MAP, metavar="NAME", help="matplotlib's, from near to far")
+    spans = "what colours span: all bins, so that pictures compare, or each picture's own depths"
+    files.add_argument("--range", choices=("bins", "picture"), default="bins", help=spans)
     options.add_html_argument(files, page.PAGE_FILE, page.PAGE_IMAGES)
     model = options.add_model_arguments(parser)
     model.add_argument("--demo", action="store_true", help="the embedded toy checkpoint instead; no download")
@@ -71,106 +90,201 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """What a run's files depend on besides `options.made_with`: the flags of these names, and what drawings say."""
+
+    mirror: bool = True
+    max_side: int | None = None
+    colour_map: str = colour.COLOUR_MAP
+    range: str = "bins"
+    note: str = ""  # of the toy
+
+
+@dataclass(frozen=True)
 class Job:
-    """A picture's file, its name in messages and on the page, and where to write each kind of its outputs."""
+    """A picture's file, its name in messages and on the page, and each kind of its outputs, relative to OUT."""
 
     path: Path
     name: str
-    files: dict[str, Path]
+    files: dict[str, str]
+
+    @property
+    def is_rendered(self) -> bool:
+        """Whether the picture is one of the demo's rooms."""
+        return Path(os.path.realpath(self.path)).is_relative_to(os.path.realpath(options.DEMO_DATA))
+
+    def stamp(self) -> str:
+        """What tells the picture from another one, or from an older one, of the same name."""
+        about = os.stat(self.path) if os.path.exists(self.path) else None
+        return f"{self.name}, {about.st_size} bytes, modified {about.st_mtime_ns}" if about else "missing"
 
 
-def plan(found: Mapping[Path, Path], output: Path, kinds: Sequence[str], overwrite: bool) -> list[Job]:
-    """What to write for each file of `find_files`: those `kinds` that are not there yet, or all.
+def plan(inputs: Sequence[str], save: Sequence[str]) -> list[Job]:
+    """What to write for each picture of `inputs`. Raises DataError: an input is nothing; WorkError: no pictures.
 
     No two files share an output: a file keeps its suffix if its stem is also another file's stem or another file's
     whole name. Compared without case, because some file systems do not know it.
     """
+    found = find_files(inputs)
+    found = {path: found[path] for path in found if not any(map(path.match, PASSED_BY))}
+    if not found:
+        raise options.WorkError(f"{' '.join(inputs)}: no file there (depth maps and hidden files are passed by)")
     stems = Counter(str(relative.with_suffix("")).casefold() for relative in found.values())
     names = Counter(str(relative).casefold() for relative in found.values())
     jobs = []
     for path, relative in found.items():
         stem = relative.with_suffix("")
         others = stems[str(stem).casefold()] - 1 + names[str(stem).casefold()] - (stem == relative)
-        start = output / (relative if others else stem)
-        files = {kind: start.with_name(start.name + kind) for kind in kinds}
-        files = {kind: file for kind, file in files.items() if overwrite or not os.path.lexists(file)}
+        start = (relative if others else stem).as_posix()
+        files = {kind: start + kind for choice in SAVED if choice in save for kind in SAVED[choice]}
         jobs.append(Job(path, printable(relative.as_posix()), files))
     return jobs
 
 
-@torch.inference_mode()
-def predict_picture(model: MonoCLIP, pixels: np.ndarray, mirror: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Depth of each pixel as `MonoCLIP.infer_image` gives it, and the answers behind it.
+class OutputFolder:
+    """The folder OUT and its predict.json: with what its files were made, and of which pictures.
 
-    From pixels (H, W, 3) uint8, RGB, to depth (H, W) float32 [m] and logits (V, K, h, w) float32; V is 2, the picture
+    Files of an earlier run with other settings stay until they are written again, but are not listed any more.
+
+    Attributes:
+        files: the stamp of its picture for each file that was made with the settings of this run.
+        differing: the names of the settings that an earlier run, if there was one, does not share.
+    """
+
+    def __init__(self, path: Path, made_with: dict[str, Any]) -> None:
+        self.path, self.made_with = path, made_with
+        try:
+            content = json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))
+            earlier, files = dict(content["made_with"]), dict(content["files"])
+        except (OSError, ValueError, LookupError, TypeError):  # none, or not ours
+            earlier, files = {}, {}
+        self.known = bool(earlier)
+        old, new = (json.loads(json.dumps({**made, **made.get("reading", {})})) for made in (earlier, made_with))
+        names = sorted({*old, *new} - {"reading", *ANY_MACHINE})
+        self.differing = [name for name in names if old.get(name) != new.get(name)] if earlier else []
+        self.files = {} if self.differing else files
+
+    def remaining(self, job: Job) -> Job:
+        """The job without the files that are there. Raises UsageError: they are not known to be of these settings."""
+        there = [file for file in job.files.values() if os.path.lexists(self.path / file)]
+        if self.differing or (there and not self.known):
+            what = f"has other {', '.join(self.differing)}" if self.known else f"has results, but no {RECORD_FILE}"
+            advice = "choose another folder, or compute all again without --skip_existing"
+            raise options.UsageError(f"--skip_existing: {self.path} {what}; {advice}")
+        kept = [file for file in there if self.files.get(file) == job.stamp()]
+        return replace(job, files={kind: file for kind, file in job.files.items() if file not in kept})
+
+    def write(self, file: str, content: memoryview) -> None:
+        """Writes a file, whole or not at all. Raises OSError: it cannot be, or a link leads out of the folder."""
+        path = self.path / file
+        if not Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(self.path)):
+            raise OSError(errno.ELOOP, f"a link leads out of {self.path}, so nothing is written there", str(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda opened: opened.write(content))
+
+    def record(self, job: Job | None = None) -> None:
+        """Writes predict.json, with the files of a job that is done."""
+        self.files |= {file: job.stamp() for file in job.files.values()} if job else {}
+        self.path.mkdir(parents=True, exist_ok=True)
+        options.write_json(self.path / RECORD_FILE, {"made_with": self.made_with, "files": self.files})
+
+
+@torch.inference_mode()
+def predict_picture(model: MonoCLIP, pixels: np.ndarray, settings: Settings) -> tuple[Answers, Tensor]:
+    """What the words say of the pixels (H, W, 3) uint8, RGB, and the features (V, D, h, w) that they say it of.
+
+    Depth is as `MonoCLIP.infer_image` gives it, but of at most the settings' `max_side` px a side. V is 2, the picture
     and its mirror, or 1 without the mirror.
     """
     image = model.prepare(pixels)  # (1, 3, H', W')
-    trunk = model.clip_vis.forward_patches(with_mirror(image) if mirror else image)  # (V, C, h, w)
-    logits = model.logits(model.patch_features(trunk))  # (V, K, h, w)
-    depth = depth_of(logits, model.bin_list[None])  # (V, 1, h, w)
-    depth = mirror_average(depth) if mirror else depth  # (1, 1, h, w)
-    return upsampled(depth, pixels.shape[:2])[0, 0].cpu().numpy(), logits.cpu().numpy()
+    trunk = model.trunk(image) if settings.mirror else model.clip_vis.forward_patches(image).float()  # (V, C, h, w)
+    features = model.patch_features(trunk)  # (V, D, h, w)
+    height, width = pixels.shape[:2]
+    scale = min(1.0, (settings.max_side or np.inf) / max(height, width))
+    return model.answers(features, [max(1, round(side * scale)) for side in (height, width)]), features
 
 
-def file_content(kind: str, pixels: np.ndarray, depth: np.ndarray, reading: Reading) -> bytes:
-    """The content of one kind of output, from the picture (H, W, 3) uint8 and its depth (H, W) float32 [m]."""
-    content = io.BytesIO()
-    if kind == NPY:
-        np.save(content, depth)
-        return content.getvalue()
+def file_content(
+    kind: str, pixels: np.ndarray, answers: Answers, reading: Reading, settings: Settings, note: str
+) -> memoryview:
+    """The content of one kind of output, of a picture (H, W, 3) uint8."""
+    content, size = io.BytesIO(), answers.depth.shape
+    values, bounds, names, table = answers.depth, np.array(reading.bin_list), ("near {}", "{} far"), settings.colour_map
+    if kind in (SIGMA_NPY, SIGMA_PNG):
+        values = upsampled(torch.from_numpy(answers.sigma)[None, None], size)[0, 0].numpy()
+        bounds = np.array([0, np.ptp(bounds) / 2])  # to the largest there is: half of the answers at either end
+        names, table = ("sure {}", "{} unsure"), colour.NO_DEPTH_MAP
+    if kind in (NPY, SIGMA_NPY):
+        np.save(content, values)
+        return content.getbuffer()
     if kind == MM_PNG:
-        image = Image.fromarray(to_millimetres(depth))
+        image = Image.fromarray(colour.to_millimetres(values))
+    elif kind == WORDS:
+        labels = [f"{printable(c)[:40]}, {b:g} m" for c, b in zip(reading.depth_classes, reading.bin_list, strict=True)]
+        drawn = colour.word_maps(answers.weights, labels, size)
+        image = colour.with_legend(drawn, 0, 1, colour.NO_DEPTH_MAP, ("weight {}", "{}"), "", note)
     else:
-        near, far = min(reading.bin_list), max(reading.bin_list)
-        colours = coloured(depth, near, far)
-        image = with_legend(colours if kind == COLOURED else side_by_side(pixels, colours), near, far)
+        bounds = values if settings.range == "picture" else bounds
+        span = float(bounds.min()), float(bounds.max())
+        drawn = colour.coloured(values, *span, table)
+        drawn = colour.side_by_side(resized(pixels, size), drawn) if kind == SIDE_BY_SIDE else drawn
+        image = colour.with_legend(drawn, *span, table, names, " m", note)
     image.save(content, "PNG")
-    return content.getvalue()
+    return content.getbuffer()
 
 
-def write_inside(output: Path, path: Path, content: bytes) -> None:
-    """Writes a file of `output`, whole or not at all. Raises OSError: it cannot be, or a link leads out of `output`."""
-    if not Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(output)):
-        raise OSError(errno.ELOOP, f"a link leads out of {output}, so nothing is written there", str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: file.write(content))
+def predict_one(
+    job: Job, model: MonoCLIP, settings: Settings, output: OutputFolder
+) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    """Reads and predicts a picture, and writes its files; its pixels, depth and features.
+
+    Raises DataError: no picture; OSError: a file cannot be written; WorkError: a prediction is not finite.
+    """
+    pixels = read_picture(job.path)
+    answers, features = predict_picture(model, pixels, settings)
+    if not np.isfinite(answers.depth).all():
+        advice = "" if output.made_with["precision"] == "fp32" else "; use --precision fp32"
+        raise options.WorkError(f"{job.name}: NaN or infinite depth predicted{advice}")
+    if not output.files:
+        output.record()  # before the first file, which must not pass for one of the earlier settings
+    note = "; ".join(["toy CLIP, no evidence"] * bool(settings.note) + ["rendered room, not NYU"] * job.is_rendered)
+    for kind, file in job.files.items():
+        output.write(file, file_content(kind, pixels, answers, model.reading, settings, note))
+    output.record(job)
+    return pixels, answers.depth, features
+
+
+CardOf = Callable[[Job, np.ndarray, np.ndarray, Tensor], page.Card]  # of a job's pixels, depth and features
 
 
 def predict_all(
-    jobs: Sequence[Job], on_page: Sequence[Job], model: MonoCLIP, output: Path, precision: str, mirror: bool
+    jobs: Sequence[Job], model: MonoCLIP, settings: Settings, output: OutputFolder, count: int, card: CardOf
 ) -> tuple[int, list[page.Card]]:
-    """Reads, predicts and writes one picture after the other; one for which that is impossible is named and skipped.
+    """Predicts one picture after the other; one for which that is impossible is named and skipped.
 
-    Returns how many pictures have their files now, and the cards of those that are `on_page`.
+    Returns how many pictures have their files now, and the cards of `count` of these, evenly spread over them: of all
+    until there are twice as many, then of every second one, and so on.
     Raises OSError: the device of `output` takes no more files; WorkError: a prediction is not finite.
     """
-    done, cards = 0, []
+    done, cards, step = 0, [], 1
     for number, job in enumerate(jobs, 1):
-        try:
-            pixels = read_picture(job.path)
-            depth, logits = predict_picture(model, pixels, mirror)
-            if not np.isfinite(depth).all():
-                advice = "" if precision == "fp32" else "; use --precision fp32"
-                raise options.WorkError(f"{job.name}: NaN or infinite depth predicted{advice}")
-            for kind, path in job.files.items():
-                write_inside(output, path, file_content(kind, pixels, depth, model.reading))
-        except DataError as error:
-            print(f"skipped: {error}", file=sys.stderr, flush=True)
-            continue
-        except OSError as error:
-            if error.errno in DEVICE_ERRORS:
-                raise
-            print(printable(f"skipped: {job.name}: {error.filename}: {error.strerror}"), file=sys.stderr, flush=True)
-            continue
+        on_page = count > 0 and done % step == 0
+        if job.files or on_page:
+            try:
+                pixels, depth, features = predict_one(job, model, settings, output)
+            except (DataError, OSError) as error:
+                if isinstance(error, OSError) and error.errno in DEVICE_ERRORS:
+                    raise
+                reason = f"{job.name}: {error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+                print(printable(f"skipped: {reason}"), file=sys.stderr, flush=True)
+                continue
+            near, far, (height, width) = depth.min(), depth.max(), depth.shape
+            print(f"{number}/{len(jobs)} {job.name}: {width}x{height}, {near:.3f} to {far:.3f} m", flush=True)
+        if on_page:
+            cards.append(card(job, pixels, depth, features))
+            cards, step = (cards[::2], 2 * step) if len(cards) == 2 * count else (cards, step)
         done += 1
-        near, far = float(depth.min()), float(depth.max())
-        height, width = depth.shape
-        print(f"{number}/{len(jobs)} {job.name}: {width}x{height}, {near:.3f} to {far:.3f} m", flush=True)
-        if job in on_page:
-            scene, span = Path(job.name).parent.as_posix(), {"nearest [m]": near, "farthest [m]": far}
-            cards.append(page.card(job.name, scene, pixels, logits, model.reading, metrics=span))
-    return done, cards
+    return done, [cards[i] for i in page.spread(len(cards), count)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -180,54 +294,66 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         if not args.input and not args.demo:
-            raise options.UsageError("-i is missing; name a picture, a folder, a pattern or a list, or pass --demo")
+            raise options.UsageError(f"-i is missing; name a picture, a folder, a pattern or a list, or {HINT}")
         if args.demo and args.clip_path != parser.get_default("clip_path"):
             raise options.UsageError("--demo has its own checkpoint; leave out --demo or --clip_path")
         if (folder := os.path.expanduser(str(args.output))).startswith("~"):
             raise options.UsageError(f"-o {folder}: the home folder is not known; write the folder's whole path")
-        output = Path(os.path.abspath(folder))
+        options.check_output(path := Path(os.path.abspath(folder)))
+        if args.colour_map not in colormaps:
+            raise options.UsageError(f"--colour_map {args.colour_map}: matplotlib has none of this name; try turbo_r")
         reading = options.reading_of(args)
+        phrases = page.phrases_for(reading, args.phrases) if args.html else ()
         device = options.choose_device(args.device)
         precision = options.choose_precision(args.precision, device)
         clip_path = options.DEMO_WEIGHTS if args.demo else args.clip_path
-        inputs = args.input or [str(DEMO_PICTURES)]
-        found = find_files(inputs)
-        found = {path: found[path] for path in found if not any(map(path.match, PASSED_BY))}
-        if not found:
-            raise options.WorkError(f"{' '.join(inputs)}: no file there (depth maps and hidden files are passed by)")
-        output.mkdir(parents=True, exist_ok=True)
-        if not os.access(output, os.W_OK | os.X_OK):
-            raise options.WorkError(f"{output}: cannot be written to; choose another folder with -o")
+        jobs = plan(args.input or [str(DEMO_PICTURES)], args.save)
 
-        kinds = [NPY, MM_PNG, COLOURED] + ([SIDE_BY_SIDE] if args.side_by_side else [])
-        jobs = plan(found, output, kinds, args.overwrite)
-        on_page = [jobs[i] for i in page.spread(len(jobs), args.html or 0)]
-        page_file = output / page.PAGE_FILE
-        if on_page and page_file.exists() and not args.overwrite:
-            print(printable(f"kept: {page_file}, as it was (--overwrite makes it again)"))
-            on_page = []
-        if kept := sum(not job.files for job in jobs):
-            print(f"kept: the files of {kept} of {len(jobs)} pictures, as they were (--overwrite computes them again)")
-        todo = [job for job in jobs if job.files or job in on_page]
-        if not todo:
-            return
-
-        _, model = options.load_model(clip_path, device, precision, reading, args.exact)
-        print(printable(f"model: {clip_path} on {device} in {precision}"))
-        if max(reading.bin_list) * 1000 > LARGEST_MM:
-            print(f"warning: 16 bits of millimetres end at 65.535 m; what is deeper is 65.535 m in *{MM_PNG}")
         try:
-            done, cards = predict_all(todo, on_page, model, output, precision, not args.no_mirror)
+            made = options.made_with(clip_path, device, precision, args.exact, reading)
+            toy = options.toy_note(made["checkpoint_sha256"])
+            settings = Settings(not args.no_mirror, args.max_side, args.colour_map, args.range, toy)
+            output = OutputFolder(path, made | asdict(settings))
+            jobs = [output.remaining(job) for job in jobs] if args.skip_existing else jobs
+            clip_model, model = options.load_model(clip_path, device, precision, reading, args.exact)
+        except clip.CheckpointError as error:
+            raise options.UsageError(f"{error}\n{HINT[0].upper()}{HINT[1:]}") from error
+        warnings = [toy] if toy else []
+        if rooms := sum(job.is_rendered for job in jobs):
+            warnings.append(f"{rooms} of {counted(len(jobs))}: {text_of(options.DEMO_DATA / 'name.txt').strip()}")
+        options.say(f"model: {clip_path} on {device} in {precision}")
+        for warning in warnings:
+            print(f"note: {warning}")
+        if "mm" in args.save and max(reading.bin_list) * 1000 > colour.LARGEST_MM:
+            print(f"warning: 16 bits of millimetres end at 65.535 m; what is deeper is 65.535 m in *{MM_PNG}")
+        if kept := sum(not job.files for job in jobs):
+            print(f"kept: the files of {counted(kept)}, made with the same settings")
+
+        words = reading.depth_classes + phrases
+        text_features = zeroshot_classifier(clip_model, words, reading.obj_classes, reading.depth_templates)
+
+        def card(job: Job, pixels: np.ndarray, depth: np.ndarray, features: Tensor) -> page.Card:
+            scene, span = Path(job.name).parent.as_posix(), {"nearest [m]": depth.min(), "farthest [m]": depth.max()}
+            logits = logits_of(features, text_features, reading).cpu().numpy()
+            return page.card(job.name, scene, pixels, logits, reading, phrases, metrics=span)
+
+        try:
+            done, cards = predict_all(jobs, model, settings, output, args.html or 0, card)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("what was written is whole, and the same command goes on") from None
-        if not done and not kept:
+            raise KeyboardInterrupt("what was written is whole, and --skip_existing goes on") from None
+        if not done:
             raise options.WorkError("no picture has its depth; each is named above")
         if cards:
-            notes = [f"{Path(clip_path).name} in {precision}", page.subset_note(len(cards), len(jobs))]
-            options.write_text(page_file, page.build("Depth from words", cards, reading, notes=notes))
-            print(printable(f"page: {page_file}, {notes[-1]}"))
-        units = "depth in metres (.npy, float32) and millimetres (16-bit .png)"
-        print(printable(f"done: {done} of {len(todo)} pictures in {output}, {units}"))
+            unread = [f"{counted(len(jobs) - done)} could not be used"] * (done < len(jobs))
+            notes = [f"{made['checkpoint']} in {precision}", page.subset_note(len(cards), done), *unread]
+            text = page.build("Depth from words", cards, reading, phrases, notes=notes, warning="; ".join(warnings))
+            options.write_text(path / page.PAGE_FILE, text)
+            output.files[page.PAGE_FILE] = notes[1]
+            output.record()
+            options.say(f"page: {path / page.PAGE_FILE}, {notes[1]}")
+        if output.differing:
+            print(f"note: files that {RECORD_FILE} does not list are of a run with other {', '.join(output.differing)}")
+        options.say(f"done: {done} of {counted(len(jobs))} in {path}, depth in metres; {RECORD_FILE} lists the files")
 
     return options.run_command("predict.py", work)
 

@@ -7,12 +7,12 @@
 # 2. CLIP's RN50 (256 MB): --clip_path FILE or $CLIP_PATH, else from the cache (~/.cache/clip), else downloaded.
 # 3. NYU Depth V2: --data_path PATH or $NYU_PATH (a folder with official_splits/test, or the .mat), else nyu_depth_v2/
 #    beside this script, else the .mat (2.97 GB) is downloaded there. --no_download downloads nothing, and says what to
-#    bring.
+#    bring; --verbose says from where, with hashes, and what each address answered.
 # 4. eval.py, or with --paper python -m experiments, with all other arguments handed on. Results go to --output, else to
 #    results/ beside this script (results_paper/, results_demo/, results_demo_paper/).
 set -eu
 root=$(cd "$(dirname "$(readlink -f "$0" 2>/dev/null || echo "$0")")" && pwd)
-demo= paper= clip_path=${CLIP_PATH:-} data_path=${NYU_PATH:-} no_download=${NO_DOWNLOAD:-} output= given=
+demo= paper= verbose= clip_path=${CLIP_PATH:-} data_path=${NYU_PATH:-} no_download=${NO_DOWNLOAD:-} output= given=
 [ "$no_download" != 0 ] || no_download=
 
 fail() { # fail MESSAGE: a wrong argument
@@ -30,6 +30,7 @@ while [ "$left" -gt 0 ]; do
         --demo) demo=_demo ;;
         --paper) paper=_paper ;;
         --no_download) no_download=yes ;;
+        --verbose) verbose=--verbose ;;
         --clip_path | --data_path | --output)
             [ "$left" -gt 0 ] || fail "$argument needs a value"
             piece=$argument=$1
@@ -63,32 +64,27 @@ fi
 missing=
 if [ -z "$clip_path" ]; then
     clip_path=RN50
-    "$PYTHON" -P - <<'PYTHON_CODE' || missing="$missing RN50.pt"
+    "$PYTHON" -P - $verbose <<'PYTHON_CODE' || missing=" RN50.pt to ${CLIP_CACHE:-~/.cache/clip}"
 import sys
 from clip.checkpoint import CheckpointError, locate_checkpoint
 try:
     locate_checkpoint("RN50")
 except CheckpointError as error:
-    sys.exit(f"test.sh: {error}")
+    tried = getattr(error.__cause__, "failures", []) if sys.argv[1:] else []
+    sys.exit("\n  ".join([f"test.sh: {error.path.name}: {error.reason.partition('; ')[0]}", *tried]))
 PYTHON_CODE
 fi
 if [ -z "$data_path" ]; then
     data_path=$root/nyu_depth_v2
     mat=$data_path/nyu_depth_v2_labeled.mat
     if [ ! -d "$data_path/official_splits/test" ] && [ ! -f "$mat" ]; then
-        if [ -n "$no_download" ]; then
-            echo "test.sh: NYU Depth V2 is not in $data_path, and nothing is to be downloaded. Bring the file" \
-                "nyu_depth_v2_labeled.mat (2.97 GB, https://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/) to $mat," \
-                "or name it, or a folder with official_splits/test: --data_path PATH" >&2
-            missing="$missing nyu_depth_v2_labeled.mat"
-        else
-            "$PYTHON" -P -m datasets.prepare_nyu --download_only --output "$data_path" \
-                || missing="$missing nyu_depth_v2_labeled.mat"
-        fi
+        [ -z "$no_download" ] && "$PYTHON" -P -m datasets.prepare_nyu $verbose --download_only --output "$data_path" ||
+            missing="$missing${missing:+ and} nyu_depth_v2_labeled.mat to $data_path"
     fi
 fi
 if [ -n "$missing" ]; then
-    echo "test.sh: nothing was evaluated; missing:$missing (see above for where each belongs)" >&2
+    [ -z "$verbose" ] || sed -n '/^## By hand/,/^## [^B]/s/^    /  /p' "$root/docs/data.md" >&2
+    echo "test.sh: bring$missing (docs/data.md), or see it work now: sh test.sh --demo" >&2
     exit 1
 fi
 set -- --clip_path "$clip_path" --data_path "$data_path" --output "$output" "$@"

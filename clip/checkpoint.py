@@ -94,20 +94,20 @@ def locate_checkpoint(name_or_path: str | Path, download_root: str | Path | None
             return hub_target
     except OSError as error:
         raise CheckpointError(target, f"it cannot be read: {error.strerror}") from error
-    by_hand = (
-        f"fetch {checkpoint.urls[0]} by other means and put it at {target} (sha256 {checkpoint.sha256}), or name a "
-        "checkpoint that you have with --clip_path (from Python: its path instead of the name)"
+    bring = (
+        f"bring {checkpoint.file} there (docs/data.md) or name yours with --clip_path, or see it work now with --demo "
+        "(test.sh, predict.py)"
     )
     if os.environ.get("CLIP_OFFLINE", "0") not in ("", "0"):
         state = "the file there has other bytes" if found else "it is not there"
-        raise CheckpointError(target, f"{state}, and CLIP_OFFLINE forbids fetching it; {by_hand}", found)
+        raise CheckpointError(target, f"{state}, and CLIP_OFFLINE forbids fetching it; {bring}", found)
     try:
         return _fetch(checkpoint, target, hub_target)
     except DownloadError as error:
-        raise CheckpointError(target, f"{error}\n{by_hand}", found) from error
+        raise CheckpointError(target, f"{error}; {bring}", found) from error
     except OSError as error:
         how = "make room there or choose another folder with $CLIP_CACHE"
-        raise CheckpointError(target, f"it cannot be stored ({error.strerror}); {how}, or {by_hand}") from error
+        raise CheckpointError(target, f"it cannot be stored ({error.strerror}); {how}, or {bring}") from error
 
 
 def _fetch(checkpoint: Checkpoint, target: Path, hub_target: Path) -> Path:

@@ -17,6 +17,11 @@ def printable(name: str) -> str:
     return "".join(map(shown, name))
 
 
+def counted(images: int) -> str:
+    """`1 image`, `2 images`."""
+    return f"{images} image{'s' * (images != 1)}"
+
+
 def text_of(path: Path) -> str:
     """The text of a list that a user wrote: UTF-8, with or without a byte-order mark; other bytes as surrogates.
 

@@ -23,12 +23,16 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from calculate_error import NYU_MAX_DEPTH
-from datasets import DataError, printable, text_of
+from datasets import DataError, counted, printable, text_of
 from datasets.nyu_mat import DEPTH_UNITS_PER_METRE, FRAME, MAT_NAME, LabelledMat
 
 SPLIT = Path("official_splits") / "test"
 SANE_DEPTH = (0.1, 65.0)  # [m] a largest depth outside this range is another unit or a damaged file
 MAX_PIXELS = 4_000_000  # an image that claims more is refused before it is decoded
+NAME_FILE, MAX_NAME = "name.txt", 100  # beside official_splits: what the images are, if not NYU's
+SEE = "or see it work now: sh test.sh --demo"  # what who has no data can do
+# What images are called: those of the .mat are NYU's, those of a folder may be anything in its layout.
+NYU, LAYOUT = "of NYU Depth V2", "in the layout of NYU Depth V2"
 
 
 # The 654 test images, 0-based (splits.mat of the data set, less one).
@@ -112,8 +116,10 @@ class Batch(NamedTuple):
 class NYUDepthV2:
     """Images and depth maps, in the order of `pairs`; `names`, `scenes` and `indices` are theirs.
 
+    `official` says whether they are the official test split, all of it and nothing else; `title` says it in words.
     `crop` are the rows and columns of the RGB image that the method sees, without resizing; depth stays whole.
     `normalised` makes what the encoder takes, (3, H, W) float32, of pixels (H, W, 3) uint8.
+    `kind` is what follows the number of images in the title; images with a name of their own are never the split.
     """
 
     def __init__(
@@ -121,11 +127,15 @@ class NYUDepthV2:
         pairs: Sequence[FolderPair | MatPair],
         crop: tuple[slice, slice],
         normalised: Callable[[np.ndarray], Tensor],
+        kind: str = LAYOUT,
     ) -> None:
         self.pairs, self.crop, self.normalised = list(pairs), crop, normalised
         self.names = [pair.name for pair in pairs]
         self.scenes = [printable(pair.scene) for pair in pairs]
         self.indices = [pair.index for pair in pairs]
+        self.official = kind in (NYU, LAYOUT) and sorted(self.indices) == sorted(TEST_INDICES)
+        split = f"all {len(TEST_INDICES)} images of the official test split of NYU Depth V2"
+        self.title = split if self.official else f"{counted(len(self))} {kind}"
 
     def __len__(self) -> int:
         return len(self.names)
@@ -192,22 +202,33 @@ def open_nyu(
         mat = LabelledMat(path)
         scenes_of = mat.scenes()
         pairs = sorted((MatPair(mat, scenes_of[index], index) for index in TEST_INDICES), key=lambda pair: pair.name)
+        kind = NYU
     else:
         pairs = scan_folder(path) if list_file is None else read_list(list_file, path)
+        kind = kind_of(path)
     there = sorted({printable(pair.scene) for pair in pairs})
     if unknown := [scene for scene in scenes or () if scene not in there]:
         raise DataError(f"--scene {' '.join(unknown)}: no such scene here; there are {', '.join(there)}")
     pairs = [pair for pair in pairs if not scenes or printable(pair.scene) in scenes][:limit]
     check_files([pair for pair in pairs if isinstance(pair, FolderPair)])
-    return NYUDepthV2(pairs, crop, normalised)
+    return NYUDepthV2(pairs, crop, normalised, kind)
 
 
 def test_split_folder(root: Path) -> Path:
     """The folder of the scenes: `<root>/official_splits/test`, or else `root`. Raises DataError: there is none."""
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; give the folder that holds official_splits/test")
+        how = f"bring {MAT_NAME} there (docs/data.md), name yours with --data_path, {SEE}"
+        raise DataError(f"{root}: no such folder; {how}")
     inner = root / SPLIT
     return inner if inner.is_dir() else root
+
+
+def kind_of(root: Path) -> str:
+    """What the images of a folder are called: by the first line of its name.txt, else by their layout alone."""
+    folder = test_split_folder(root).absolute()
+    path = (folder.parents[1] if folder.match(str(SPLIT)) else folder) / NAME_FILE
+    name = printable(text_of(path).partition("\n")[0].strip())[:MAX_NAME] if path.exists() else ""
+    return f"of {name}" if name else LAYOUT
 
 
 def scan_folder(root: Path) -> list[FolderPair]:
@@ -229,7 +250,7 @@ def scan_folder(root: Path) -> list[FolderPair]:
                 problems.append(f"{path}: a second file of index {int(match[1])}, beside {other.name}")
     rgb, depth = found.values()
     if not rgb and not depth and not problems:
-        how = "write them with python -m datasets.prepare_nyu, or give another folder"
+        how = f"write them with python -m datasets.prepare_nyu, give another folder, {SEE}"
         raise DataError(f"{folder}: no <scene>/rgb_*.jpg with sync_depth_*.png in it; {how}")
     problems += [f"{rgb[key]}: its depth map sync_depth_{key[1]:05d}.png is missing" for key in rgb.keys() - depth]
     problems += [f"{depth[key]}: its image rgb_{key[1]:05d}.jpg is missing" for key in depth.keys() - rgb]
@@ -370,21 +391,6 @@ def depth_in_metres(millimetres: np.ndarray, name: str) -> Tensor:
     if largest != 0 and not low < largest < high:
         raise DataError(f"{name}: its largest depth is {largest:g} m, so it does not hold millimetres; write it again")
     return torch.from_numpy(millimetres.astype(np.float32) / DEPTH_UNITS_PER_METRE).clamp(0, NYU_MAX_DEPTH)[None]
-
-
-def is_official(indices: Sequence[int]) -> bool:
-    """Whether these are the images of the official test split, each once."""
-    return sorted(indices) == sorted(TEST_INDICES)
-
-
-def coverage(indices: Sequence[int]) -> str:
-    """One sentence on how `indices` compare with the official test split."""
-    if is_official(indices):
-        return f"all {len(indices)} images of the official test split"
-    known = len(set(TEST_INDICES).intersection(indices))
-    others = len(indices) - known
-    rest = f", and {others} that do not belong to it" if others else ""
-    return f"{len(indices)} images: {known} of the {len(TEST_INDICES)} of the official test split{rest}"
 
 
 def mean_training_depth(root: Path, crop: tuple[slice, slice]) -> Tensor | None:

@@ -5,10 +5,12 @@
   5000x4000 nor 1x2000 pixels need much memory. The depth map is resized back to the picture's size.
 - Kind: rotated as EXIF says; transparent parts become white; 16-bit grey is scaled from its full range; palettes and
   CMYK are converted; of an animation or a multi-page file, the first picture counts; colour profiles are not applied.
+  HEIC is read where the package pillow-heif is installed; a video is refused.
 - Damage: whatever Pillow cannot decode to the end raises `DataError`; what no decoder notices passes, such as half a
   JPEG with an end marker. Only regular files are opened, because a pipe or a device may never end.
 """
 
+import logging
 import os
 import stat
 import sys
@@ -19,39 +21,51 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from datasets import DataError, printable, text_of
+
+Source = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor  # what a picture may be given as
 
 MAX_WORKING_PIXELS = 480 * 640  # NYU's frame; RN50 then sees rooms at about the scale of the paper's evaluation
 MAX_WORKING_SIDE = 9600  # px; a picture one pixel high is stretched to a whole patch, so its area does not bound it
 MAX_PICTURE_PIXELS = 120_000_000  # what a file may claim before it is decoded: a 108-megapixel phone, no bomb
+VIDEO_SUFFIXES = (".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}  # AVIF has mif1, too
 
 
-def read_picture(source: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarray:
+def read_picture(source: Source, color: str = "rgb") -> np.ndarray:
     """The picture as it is meant to be looked at: (H, W, 3) uint8, RGB.
 
     Args:
-        source: a file, a PIL image, or an array (H, W, 3) uint8, RGB, which is returned as it is.
+        source: a file; a PIL image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), grey, RGB or RGBA, or a tensor
+            (3, H, W), of which uint8 counts to 255 and floats to 1; (H, W, 3) uint8 is returned as it is.
+        color: "bgr" if an array or a tensor has blue first, as cv2 reads it; files and PIL images know their own order.
 
     Raises:
         DataError: no picture, a damaged one, or one that claims more than 120 million pixels.
-        ValueError: an array of another shape or dtype.
+        ValueError: an array or a tensor of another shape, dtype or range, or another `color`.
     """
-    if isinstance(source, np.ndarray):
-        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
-            raise ValueError(f"expected an array (H, W, 3) uint8, got {source.shape} {source.dtype}")
-        return source
+    if color not in ("rgb", "bgr"):
+        raise ValueError(f'expected color="rgb" or "bgr", got {color!r}')
+    if isinstance(source, np.ndarray | Tensor):
+        return pixels_of(source, color)
     path = "the picture" if isinstance(source, Image.Image) else os.path.expanduser(source)
     try:
         with warnings.catch_warnings():  # what is wrong with a file is said by the errors below
             warnings.simplefilter("ignore")
             if isinstance(source, Image.Image):
-                return decoded(source)
+                return decoded(source, path)
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise DataError("not a regular file")
+            if Path(path).suffix.lower() in VIDEO_SUFFIXES:
+                raise DataError("a video; take a frame, e.g. ffmpeg -i FILE -frames:v 1 frame.png")
             # Not by its name: Pillow would map an uncompressed TIFF into memory and then mix up a rotated one's rows.
-            with open(path, "rb") as file, Image.open(file) as image:
-                return decoded(image)
+            with open(path, "rb") as file:
+                learn_heic(file.read(64))
+                file.seek(0)
+                with Image.open(file) as image:
+                    return decoded(image, path)
     except MemoryError:
         raise
     except DataError as error:
@@ -63,8 +77,50 @@ def read_picture(source: str | os.PathLike[str] | Image.Image | np.ndarray) -> n
     raise DataError(printable(f"{path}: {problem}"))
 
 
-def decoded(image: Image.Image) -> np.ndarray:
+def pixels_of(source: np.ndarray | Tensor, color: str) -> np.ndarray:
+    """The pixels of an array or a tensor: (H, W, 3) uint8, RGB. Raises ValueError, all as `read_picture`."""
+    values = source
+    if isinstance(values, Tensor):
+        if values.ndim != 3 or len(values) != 3:
+            raise ValueError(f"expected a tensor (3, H, W), a batch as a list of them, got {tuple(values.shape)}")
+        values = values.detach().cpu().permute(1, 2, 0)
+        values = (values.float() if values.is_floating_point() else values).numpy()
+    values = values[..., None] if values.ndim == 2 else values  # (H, W, channels)
+    floats = np.issubdtype(values.dtype, np.floating)
+    if values.ndim != 3 or values.shape[2] not in (1, 3, 4) or not (floats or values.dtype == np.uint8):
+        expected = "expected an array (H, W), (H, W, 3) or (H, W, 4) of uint8 or float"
+        raise ValueError(f"{expected}, got {source.shape} {source.dtype}")
+    if not values.size:
+        raise ValueError(f"expected at least one pixel, got {tuple(source.shape)}")
+    if floats:
+        if not (values.min() >= 0 and values.max() <= 1):  # nor NaN
+            raise ValueError(
+                f"expected floats in [0, 1], got {values.min():g} to {values.max():g}; divide by the white"
+            )
+        values = (values * 255).round().astype(np.uint8)
+    if color == "bgr":
+        values = values[..., {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[values.shape[2]]]
+    if values.shape[2] == 4:
+        values = np.array(to_rgb(Image.fromarray(values)))
+    return values if values.shape[2] == 3 else values.repeat(3, axis=2)
+
+
+def learn_heic(head: bytes) -> None:
+    """Lets Pillow read HEIC if a file begins so. Raises DataError: the package that can read it is missing."""
+    box = head[: int.from_bytes(head[:4])] if head[4:8] == b"ftyp" else b""
+    brands = {box[at : at + 4] for at in range(8, len(box), 4)}
+    if brands & HEIC_BRANDS and not brands & {b"avif", b"avis"}:
+        try:
+            import pillow_heif  # optional
+        except ImportError:
+            raise DataError("HEIC, which needs the package pillow-heif: pip install it, or save as JPEG") from None
+        pillow_heif.register_heif_opener()
+
+
+def decoded(image: Image.Image, name: str) -> np.ndarray:
     """All pixels of an opened image of any mode, turned upright: (H, W, 3) uint8, RGB.
+
+    Grey of 16 bits whose values end below 1/8 of the range, as a camera's 12 or 10 bits do, is logged under `name`.
 
     Raises DataError: empty, too large, or a program; any other exception: damaged, or of a mode that is not known.
     """
@@ -76,6 +132,9 @@ def decoded(image: Image.Image) -> np.ndarray:
     image.load()
     with suppress(Exception):  # the pixels are whole, also where the EXIF block is not
         image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") and 0 < (brightest := int(np.asarray(image).max())) < 2**13:
+        known = f"{name}: its brightest value is {brightest} of 65535, so it is read as nearly black"
+        logging.getLogger(__name__).warning(printable(f"{known}; 12 or 10 bits in 16? then scale it"))
     return np.array(to_rgb(image))
 
 
@@ -90,7 +149,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def working_size(height: int, width: int, patch: int) -> tuple[int, int]:

@@ -30,10 +30,7 @@ MAT_URLS = (f"https://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/{MAT_NAME}",
 MAT_SIZE = 2_972_037_809  # [bytes]
 # No official checksum is published; several independent projects agree on this one.
 MAT_SHA256 = "2d724b0c0ab358aa1ce5df855e5bd14a2279ab7202efe22f32a30d612dcb86aa"
-BY_HAND = (
-    "NYU's host is down at times. Run this again later, which continues the download; or name another address with "
-    f"--url; or bring {MAT_NAME} ({MAT_SIZE:,} bytes, SHA-256 {MAT_SHA256}) from elsewhere and name it with --mat."
-)
+BY_HAND = "NYU's host is down at times: go on later with the same command, or bring the file (docs/data.md)"
 TEST = frozenset(TEST_INDICES)
 
 
@@ -103,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--splits", nargs="+", choices=splits, default=splits[:1], help="what to write: 654 test, 795 train images")
     add("--dense", action="store_true", help="write the in-filled depth maps too, into <scene>/dense")
     add("--no_verify", action="store_true", help="take the file of --mat without comparing its SHA-256")
+    add("--verbose", action="store_true", help="say of every address why it did not give the file")
     add("--download_only", action="store_true", help="fetch and verify the .mat and write no images")
     return parser
 
@@ -124,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DataError as error:
         message, code = str(error), 2
     except DownloadError as error:
-        message, code = f"{args.output / MAT_NAME}: {error}\n{BY_HAND}", 1
+        tried = "".join(f"\n  {failure}" for failure in error.failures) if args.verbose else ""
+        message, code = f"{args.output / MAT_NAME}: {error}; {BY_HAND}{tried}", 1
     except OSError as error:
         place = error.filename or args.output
         message, code = f"{place}: {error.strerror or error}; make room or choose another folder", 1

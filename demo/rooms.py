@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.nyu import TEST_INDICES
+from datasets.nyu import NAME_FILE, TEST_INDICES
 from demo.render import PATTERN_SIZE, PATTERNS, Material, Room, Solid, render, turn
 
 NYU_IMAGES = 1449  # pictures beyond the test split's 654 are numbered from here on
@@ -341,6 +341,7 @@ def write_split(output: Path, count: int, seed: int) -> None:
     for number in range(count):
         scene, image, depth = render_scene(seed, number)
         write_pair(output / "official_splits" / "test" / scene, split_index(number), image, depth)
+    (output / NAME_FILE).write_text("the demo's rendered rooms, not NYU Depth V2\n")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -29,10 +29,10 @@ from torch import Tensor, distributed
 from tqdm import tqdm
 
 import options
-from calculate_error import NYU_CROP, size_of
+from calculate_error import NYU_CROP, counted_NYU, size_of
 from clip.inference import keep_freed_memory
 from datasets import text_of
-from datasets.nyu import coverage, is_official, mean_training_depth, open_nyu
+from datasets.nyu import mean_training_depth, open_nyu
 from experiments import published, tables
 from experiments.features import FeatureStore
 from experiments.score import Readouts, Rows, best_constants, depth_maps, histogram, score_image
@@ -42,10 +42,7 @@ from monoclip import Reading, depth_of, logits_of, mirror_average, upsampled, ze
 from viewer import page
 from viewer.strip import Example, draw_strip, example_images
 
-TITLE = "MonoCLIP on NYU Depth V2"
-OFFICIAL = "Over the 654 images of the official test split."
-NOT_OFFICIAL = "not the official test split of 654: the paper's metrics are over other images and do not compare."
-PAGE_METRICS = ("abs_rel", "rmse", "delta1", "spearman")
+PAGE_METRICS = (*published.COLUMNS, "spearman")
 RESULTS_FILE, ROWS_FILE, MARKDOWN_FILE, LATEX_FILE = "results.json", "per_image.csv", "tables.md", "tables.tex"
 STRIP_FILE, RESPONSE_FILE, CHART_FILE = "qualitative.png", "bin_response.png", "rows.png"
 DRAWN_FILES = (STRIP_FILE, RESPONSE_FILE, CHART_FILE, page.PAGE_FILE)
@@ -54,7 +51,7 @@ STORED_WITH = ("checkpoint_sha256", "precision", "network", "depthclip")  # of w
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = options.new_parser("The whole paper and its controls from one encoding of each image.", "experiments")
+    parser = options.new_parser("The whole paper and its controls, each image encoded once.", "python -m experiments")
     options.add_data_arguments(parser)
     options.add_model_arguments(parser)
     reading = options.add_reading_arguments(parser)
@@ -137,7 +134,7 @@ def report(scored: tables.Scored, found: list[tables.Table], output: Path, about
     """Step 3: writes the CSV, the tables and, last, results.json with `about`, each whole. Raises OSError."""
     found = [*found, tables.interval_table(scored)]
     options.write_text(output / ROWS_FILE, tables.as_csv(scored.results, options.csv_text))
-    options.write_text(output / MARKDOWN_FILE, tables.as_markdown(found, TITLE))
+    options.write_text(output / MARKDOWN_FILE, tables.as_markdown(found, scored.title))
     options.write_text(output / LATEX_FILE, tables.as_latex(found))
     options.write_json(output / RESULTS_FILE, tables.as_json(scored) | about)
 
@@ -162,27 +159,37 @@ def draw(output: Path, scored: tables.Scored, store: FeatureStore, text: Tensor)
         examples.append(Example(dataset.names[item], dataset.pixels(item), truth, depth))
         if len(examples) == 1:
             weights = logits_of(features.cpu(), text, published.BIN_RESPONSE).softmax(1)[0].numpy()  # (K, h, w)
-            plots.draw_response(output / RESPONSE_FILE, examples[0], weights)
-    draw_strip(output / STRIP_FILE, examples)
-    theirs = {name: row.by_column() for row, name in scored.published_by.items() if row.scene is None}
+            plots.draw_response(output / RESPONSE_FILE, examples[0], weights, scored.caption)
+    draw_strip(output / STRIP_FILE, examples, scored.caption)
+    compared = scored.published_by.items() if scored.official else ()
+    theirs = {name: row.by_column() for row, name in compared if row.scene is None}
     plots.draw_chart(output / CHART_FILE, scored.results, scored.groups, theirs, scored.caption)
 
 
-def write_page(path: Path, count: int, scored: tables.Scored, store: FeatureStore) -> None:
-    """Writes the page of `count` images, spread evenly over the data set."""
+@torch.inference_mode()
+def write_page(
+    path: Path, count: int, scored: tables.Scored, store: FeatureStore, text: Tensor, phrases: Sequence[str]
+) -> None:
+    """Writes the page of `count` images, spread evenly over the data set.
+
+    `text` are the text features (D, K + P) of the run's words and of the page's further `phrases`.
+    """
     results, dataset, reading, cards = scored.results, store.dataset, store.model.reading, []
     for item in page.spread(len(dataset), count):
-        _, logits = answers(store, item)
+        features, _ = answers(store, item)
+        logits = logits_of(features.cpu(), text, reading).numpy()  # (2, K + P, h, w)
         own = results.by_column(results.metrics[published.THIS_RUN][item].tolist())
         metrics = {name: own[name] for name in PAGE_METRICS}
-        truth, picture = dataset.depth(item)[0][NYU_CROP].numpy(), dataset.pixels(item)
-        name, scene = dataset.names[item], dataset.scenes[item]
-        cards.append(page.card(name, scene, picture, logits.cpu().numpy(), reading, truth, metrics))
+        gt, picture = dataset.depth(item), dataset.pixels(item)
+        counted = np.zeros(picture.shape[:2], dtype=bool)
+        counted.flat[counted_NYU(gt)[0].numpy()] = True
+        name, scene, truth = dataset.names[item], dataset.scenes[item], gt[0][NYU_CROP].numpy()
+        cards.append(page.card(name, scene, picture, logits, reading, phrases, truth, metrics, counted))
     rows = {row: results.mean(row) for row in (published.THIS_RUN, published.UNIFORM)}
     rows["paper, DepthCLIP"] = published.DEPTHCLIP
     table = {name: {column: row[column] for column in published.COLUMNS} for name, row in rows.items()}
-    notes = [scored.caption, page.subset_note(len(cards), len(dataset))]
-    options.write_text(path, page.build(TITLE, cards, reading, table, notes))
+    notes = [*([] if scored.warning else [scored.caption]), page.subset_note(len(cards), len(dataset))]
+    options.write_text(path, page.build(scored.title, cards, reading, phrases, table, notes, scored.warning))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -193,11 +200,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.check_output(args.output)
         reading = options.reading_of(args)
         own = load_readings(args.readings) if args.readings else {}
+        phrases = page.phrases_for(reading, args.phrases) if args.html else ()
         device, rank, count = options.own_device(args.device, args.gpu_num)
         precision = options.choose_precision(args.precision, device)
         dataset = open_nyu(args.data_path, NYU_CROP, reading.normalised, args.list_file, args.scene, args.limit)
         say = options.say if rank == 0 else lambda text: None
-        say(f"data: {coverage(dataset.indices)}")
+        say(f"data: {dataset.title}")
         size = size_of(NYU_CROP)
         clip_model, model = options.load_model(args.clip_path, device, precision, reading, args.exact, size)
         say(f"model: {args.clip_path} on {device} in {precision}")
@@ -227,16 +235,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         results, best = score(store, rows, readouts)
         finished = time.perf_counter()
 
+        caveats = options.caveats(dataset.official, made["checkpoint_sha256"])
         scored = tables.Scored(
             results,
             groups=rows.groups if args.controls else {},
             published_by={r: name for r in published.PUBLISHED if r.reading and (name := rows.row_of(r.reading))},
             lower_bounds=[] if args.no_paper else [random.name for random in rows.randoms if random.seed == 0],
             controls=args.controls,
-            caption=OFFICIAL if is_official(dataset.indices) else f"Over {len(dataset)} images, {NOT_OFFICIAL}",
+            official=dataset.official,
+            title=f"MonoCLIP on {dataset.title}",
+            caption=options.caption(dataset.title, caveats),
+            warning=options.caption(dataset.title, caveats) if caveats else "",
         )
         seconds = {"encode": round(encoded - start, 3), "score": round(finished - encoded, 3)}
-        about = {"best_constants": best, "data": coverage(dataset.indices), "seconds": seconds, "made_with": made}
+        about = {
+            "best_constants": best,
+            "data": dataset.title,
+            "warnings": caveats,
+            "seconds": seconds,
+            "made_with": made,
+        }
         about["readings"] = {setting.name: asdict(setting.reading) for setting in rows.settings if not setting.group}
         found = tables.all_tables(scored, list(own), rows.constants[published.UNIFORM])
         args.output.mkdir(parents=True, exist_ok=True)
@@ -246,7 +264,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.figures:
             draw(args.output, scored, store, readouts.text_features(published.BIN_RESPONSE.words))
         if args.html:
-            write_page(args.output / page.PAGE_FILE, args.html, scored, store)
+            text = readouts.text_features(((*reading.depth_classes, *phrases), *reading.words[1:]))
+            write_page(args.output / page.PAGE_FILE, args.html, scored, store, text, phrases)
         print("\n\n".join(map(tables.as_text, found)))
 
     return options.run_command("experiments", work)

@@ -21,7 +21,7 @@ CHARTED = {"delta1": "higher", "abs_rel": "lower", "rmse": "lower", "spearman": 
 NEAR, FAR = 0.15, 0.85  # quantiles of the patches' true depth at which the bin response takes its two patches
 
 
-def draw_response(path: Path, example: Example, weights: np.ndarray) -> None:
+def draw_response(path: Path, example: Example, weights: np.ndarray, caption: str) -> None:
     """The softmax weights (K, h, w) of the words of `BIN_RESPONSE`, without the mirror, at a near and a far patch."""
     words, bins = BIN_RESPONSE.depth_classes, np.array(BIN_RESPONSE.bin_list)
     grid = weights.shape[1:]
@@ -45,7 +45,7 @@ def draw_response(path: Path, example: Example, weights: np.ndarray) -> None:
         axis.set_axis_off()
     paper = ", ".join(f"{pred} m for {true} m" for pred, true in BIN_RESPONSE_DEPTHS)
     figure.suptitle(f"Semantic bin response: prompt 3, class-dependent bins 1, no mirror image; in the paper {paper}")
-    save_figure(figure, path)
+    save_figure(figure, path, caption)
 
 
 def near_and_far(truth: np.ndarray, grid: Sequence[int]) -> list[tuple[int, int, float]]:
@@ -74,7 +74,7 @@ def draw_chart(
 ) -> None:
     """All rows: means with 95 % intervals, groups as median with minimum and maximum, the paper's metrics beside.
 
-    groups: group -> rows that are drawn together; published: row -> the paper's metrics. Raises OSError.
+    groups: group -> rows that are drawn together; published: row -> the paper's metrics where they compare.
     """
     rows = results.single_rows(groups)
     intervals = results.intervals(rows)
@@ -96,10 +96,11 @@ def draw_chart(
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(labels)), map(printable, labels), fontsize=8, parse_math=False)
     axes[0].set_ylim(len(labels) - 0.4, -0.6)
-    note = f"{caption}\nWhiskers: 95 % bootstrap interval over images"
+    note = "Whiskers: 95 % bootstrap interval over images"
     note += "; grey: median, minimum and maximum of a group" if groups else ""
-    figure.suptitle(f"{note}. Dashed: {UNIFORM}. Diamond: the paper.", fontsize=10, parse_math=False)
-    save_figure(figure, path)
+    note += f". Dashed: {UNIFORM}" + (". Diamond: the paper." if published else ".")
+    figure.suptitle(note, fontsize=10)
+    save_figure(figure, path, caption)
 
 
 def draw_bar(axis: Axes, y: int, means: Mapping[str, Any], metric: str, interval: Any, colour: str) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor
 from experiments import published
 from experiments.score import RANDOM_KINDS, RandomDepth, Rows, Setting
 from monoclip import Reading
+from viewer.page import COLOUR_WORDS, spread_words
 
 PERMUTATIONS, SHUFFLES, CHANNEL_SUBSETS, RANDOM_SEEDS = 100, 5, 20, 5
-# Seven words that vary as the depth classes do, but not in distance; and seven that vary in nothing.
-COLOUR_WORDS = ("very red", "red", "a little red", "not in colour", "a little green", "green", "very green")
+# Seven words that vary in nothing, where `COLOUR_WORDS` vary as the depth classes do, but not in distance.
 UNRELATED_WORDS = ("banana", "parliament", "violin", "Tuesday", "umbrella", "arithmetic", "giraffe")
 
 
@@ -55,8 +55,7 @@ def with_controls(rows: Rows, channels: bool, mean_image: Tensor | None) -> Rows
         settings.append(Setting(f"permutation {i}", permuted, group="word-to-bin permutations"))
     for name, words in (("colour words", COLOUR_WORDS), ("unrelated words", UNRELATED_WORDS)):
         if 1 < len(bins) <= len(words):  # as many words as bins, spread evenly; there are no more than seven
-            chosen = tuple(words[round(i * (len(words) - 1) / (len(bins) - 1))] for i in range(len(bins)))
-            settings.append(Setting(name, replace(reading, depth_classes=chosen)))
+            settings.append(Setting(name, replace(reading, depth_classes=spread_words(words, len(bins)))))
     settings += [Setting(f"shuffled patches {i}", reading, "shuffled patches", shuffle=i) for i in range(SHUFFLES)]
     if channels:
         seeds = range(CHANNEL_SUBSETS)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from calculate_error import NYU_METRICS
-from datasets import printable
+from datasets import counted, printable
 from experiments.published import (
     BEST,
     COLUMNS,
@@ -18,6 +18,7 @@ from experiments.published import (
     LOWER_BOUND,
     MEAN_IMAGE,
     PUBLISHED,
+    TABLE_1,
     THIS_RUN,
     UNIFORM,
     Published,
@@ -25,6 +26,7 @@ from experiments.published import (
 from experiments.statistics import COUNTS, Results, minus
 
 OURS, THEIRS, DIFFERENCE = "ours", "paper", "difference"
+APART = ("ours:", *COLUMNS, "published:", *COLUMNS)  # columns where ours and the paper's do not compare
 NOT_MEASURED = "as published, not measured here"
 FEW = 50  # images, below which the intervals are called rough
 EXTRA_MEANING = (
@@ -46,7 +48,10 @@ class Scored:
     published_by: Mapping[Published, str]  # published row with a reading -> our row of the same reading
     lower_bounds: Sequence[str]  # our rows that stand beside the paper's Lower Bound
     controls: bool  # whether the rows of the controls are there
-    caption: str  # what everything is over
+    official: bool  # whether the images are the paper's, so that its metrics compare
+    title: str  # of all that is reported
+    caption: str  # what everything is over, and the warning
+    warning: str = ""  # the caption, if it keeps the metrics from standing beside the paper's
 
     @property
     def single_rows(self) -> list[str]:
@@ -82,9 +87,12 @@ class Table:
 
     def add(self, name: str, kind: str, values: Mapping[str, float | None], sign: bool = False) -> None:
         """A line of values with three decimals, `-` where there is none."""
-        form = "+.3f" if sign else ".3f"
-        cells = ("-" if values.get(c) is None else format(values[c], form) for c in self.columns)
-        self.lines.append(Line(name, kind, tuple(cells)))
+        self.lines.append(Line(name, kind, cells_of(values, self.columns, "+.3f" if sign else ".3f")))
+
+
+def cells_of(values: Mapping[str, float | None], columns: Sequence[str], form: str = ".3f") -> tuple[str, ...]:
+    """The values of these columns as text, `-` where there is none."""
+    return tuple("-" if values.get(c) is None else format(values[c], form) for c in columns)
 
 
 def all_tables(scored: Scored, own: Sequence[str], uniform_depth: float) -> list[Table]:
@@ -110,14 +118,22 @@ def main_table(scored: Scored, own: Sequence[str], uniform_depth: float) -> Tabl
 
 
 def paper_tables(scored: Scored) -> list[Table]:
-    """The paper's tables: ours, the paper's and the difference; rows that we cannot measure as published."""
+    """The paper's tables: ours, the paper's and the difference; rows that we cannot measure as published.
+
+    Over other images than the paper's, nothing is ranked: no Table 1, and ours and published stand in columns apart.
+    """
     tables: dict[tuple[str, str | None], Table] = {}
-    for row in PUBLISHED:
-        images = f"{row.scene} only, {int(scored.results.over(row.scene).sum())} images; " if row.scene else ""
+    for row in PUBLISHED if scored.official else (row for row in PUBLISHED if row.table != TABLE_1):
+        images = f"{row.scene} only, {counted(int(scored.results.over(row.scene).sum()))}; " if row.scene else ""
         title = f"{row.table}, {row.scene}" if row.scene else row.table
-        table = tables.setdefault((row.table, row.scene), Table(title, images + scored.caption, COLUMNS))
+        columns = COLUMNS if scored.official else APART
+        table = tables.setdefault((row.table, row.scene), Table(title, images + scored.caption, columns))
         theirs = row.by_column()
         ours = {name: scored.results.mean(name, row.scene) for name in scored.beside(row)}
+        if not scored.official:
+            pairs = [(cells_of(mean, COLUMNS), cells_of(theirs, COLUMNS)) for mean in ours.values()]
+            table.lines += [Line(row.name, "", ("", *own, "", *published)) for own, published in pairs]
+            continue
         if not ours or not scored.results.over(row.scene).any():
             table.add(row.name + (f" ({row.note})" if row.note else ""), NOT_MEASURED, theirs)
             continue
@@ -142,8 +158,8 @@ def overview(title: str, scored: Scored, columns: Sequence[str], caption: str) -
 def interval_table(scored: Scored) -> Table:
     """Each row with the intervals of its metrics and of their differences to uniform weights."""
     results = scored.results
-    few = f" {len(results.images)} images are few: read the intervals as rough." if len(results.images) < FEW else ""
-    caption = f"95 % bootstrap intervals over images, 10,000 resamples.{few} {scored.caption}"
+    few = ", rough for so few images" if len(results.images) < FEW else ""
+    caption = f"95 % bootstrap intervals over images, 10,000 resamples{few}. {scored.caption}"
     table = Table("Intervals", caption, COLUMNS)
     for row, (own, difference) in results.intervals(scored.single_rows).items():
         table.add(row, OURS, results.mean(row))
@@ -161,15 +177,12 @@ def bounds(interval: tuple[float, float] | None, form: str) -> str:
 
 def as_text(table: Table) -> str:
     """For the terminal: aligned columns."""
-    names = [printable(line.name) for line in table.lines]
-    width = max(map(len, names))
-    kind_width = max(len(line.kind) for line in table.lines) + 2
-    cell = max(9, *(len(c) + 2 for c in table.columns), *(len(t) + 2 for line in table.lines for t in line.cells))
+    rows = [("", "", table.columns), *((printable(line.name), line.kind, line.cells) for line in table.lines)]
+    name_width, kind_width = (max(len(row[part]) for row in rows) for part in (0, 1))
+    widths = [max(9, *(len(text) + 2 for text in column)) for column in zip(*(row[2] for row in rows), strict=True)]
     lines = [f"{table.title} ({printable(table.caption)})"]
-    lines.append(" " * (width + kind_width) + "".join(f"{c:>{cell}}" for c in table.columns))
-    for name, line in zip(names, table.lines, strict=True):
-        cells = "".join(f"{text:>{cell}}" for text in line.cells)
-        lines.append(f"{name:<{width}}  {line.kind:<{kind_width - 2}}{cells}")
+    for name, kind, texts in rows:
+        lines.append(f"{name:<{name_width}}  {kind:<{kind_width}}" + "".join(map(str.rjust, texts, widths)))
     return "\n".join(lines)
 
 

@@ -198,7 +198,7 @@ def test_download_ends_with_the_right_bytes(server, fetch, size, modes, hits, sl
 def test_wrong_bytes_never_get_the_final_name(server, fetch, target, mode, size, reason, kept) -> None:
     target.parent.mkdir()
     target.write_bytes(b"old")
-    with pytest.raises(DownloadError, match=f"no address gave it:\n  {server.url(mode)}: .*{reason}$"):
+    with pytest.raises(DownloadError, match=f"^no address gave it: .*{reason}$"):
         fetch(mode, size=size)
     left = {"w.bin": b"old"}
     assert files_in(target.parent) == (left | {"w.bin.part": CONTENT[:HALF]} if kept else left)
@@ -216,10 +216,11 @@ def test_every_address_is_listed_and_only_what_may_get_better_is_tried_again(ser
     assert len(caught.value.failures) == 5
     for failure, url, reason in zip(caught.value.failures, urls, expected, strict=True):
         assert failure.startswith(f"{url}: {reason}")
+    assert "//" not in str(caught.value)  # what they did, without the addresses
     assert slept == [1, 2, 4]
-    assert files_in(target.parent) == {}
+    assert not target.parent.exists()
     with pytest.raises(OSError, match="not a regular file"):
-        download(urls, target.parent, SHA256)
+        download(urls, target.parent.parent, SHA256)
 
 
 def test_redirections_never_leave_https() -> None:
@@ -241,7 +242,7 @@ def test_a_file_without_known_hash_is_checked_by_the_caller(server: Server, targ
     for mode, reason in (("flipped", "holds something else"), ("half", "ended after")):
         with pytest.raises(DownloadError, match=reason):
             download([server.url(mode)], target, None, check=check, sleep=lambda _: None)
-    assert files_in(target.parent) == {}  # nothing would notice that the next call mixes two files
+    assert not target.parent.exists()  # nothing would notice that the next call mixes two files
     assert download([server.url("good")], target, None, check=check).read_bytes() == CONTENT
 
 
@@ -322,6 +323,8 @@ def test_too_little_space_is_found_before_the_first_request(server, fetch, targe
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == str(target)
     assert server.hits == []
+    assert not target.parent.exists()
+    target.parent.mkdir()
     (target.parent / "w.bin.part").write_bytes(CONTENT[:1001])
     fetch("good")
 

@@ -119,8 +119,8 @@ def test_released_command_line_prints_the_released_line_and_the_papers_row(run):
     assert re.search(rf"^ \* Avg {line}$", out, re.MULTILINE)
     assert re.search(r"delta1 +delta2 +delta3 +abs_rel +log10 +rmse\nthis run .*\npaper, DepthCLIP +0\.394", out)
     assert re.search(r"^uniform weights \(2\.143 m\) +0\.", out, re.MULTILINE)
-    assert "5 images: 5 of the 654 of the official test split" in out
-    assert "they do not compare" in out
+    assert "data: 5 images in the layout of NYU Depth V2\n" in out
+    assert out.endswith("The paper's metrics are over the official test split: they do not compare with these.\n")
 
 
 @pytest.mark.weights
@@ -132,6 +132,7 @@ def test_the_papers_row(run):
     code, out, _ = run("--output", run.output, data=Path(data), weights=weights)
     assert code == 0
     assert f"all {len(TEST_INDICES)} images" in out
+    assert "do not compare" not in out
     # An independent run of the release (MoA-DepthCLIP, arXiv 2604.01118).
     published = {"delta1": 0.390, "delta2": 0.680, "delta3": 0.848, "abs_rel": 0.393, "log10": 0.158, "rmse": 1.176}
     assert {name: means_of(run.output)[name] for name in published} == pytest.approx(published, abs=0.01)
@@ -277,6 +278,22 @@ def test_results_say_what_they_were_made_with_and_the_strip_shows_them(run, tiny
     assert "--figures needs --output" in one_sentence(run("--figures")[2])
 
 
+def test_the_toy_and_the_demos_rooms_are_called_so_under_any_name(run, tmp_path, monkeypatch):
+    captions = []
+    monkeypatch.setattr(evaluation, "draw_strip", lambda path, examples, caption: captions.append(caption))
+    (tmp_path / "RN50.pt").write_bytes((ROOT / "demo" / "rooms_clip.pt").read_bytes())
+    rooms = ROOT / "demo" / "sample"
+    flags = ("--output", run.output, "--figures", "--limit", 1)
+    code, out, _ = run(*flags, data=rooms, weights=tmp_path / "RN50.pt")
+    assert (code, results_of(run.output)["data"]) == (0, "1 image of the demo's rendered rooms, not NYU Depth V2")
+    assert "counted: 1 image, " in out
+    assert "\nA toy CLIP that was taught distance on rendered rooms: no evidence about the real CLIP" in out
+    other, toy = results_of(run.output)["warnings"]
+    assert captions == [f"Over 1 image of the demo's rendered rooms, not NYU Depth V2; {other}; {toy}."]
+    assert str(tmp_path) not in captions[0] + json.dumps(results_of(run.output))
+    assert "toy" not in run("--limit", 1, data=rooms)[1]  # another CLIP
+
+
 def test_names_that_people_chose_stay_readable_and_lose_nothing(run, tmp_path):
     scenes = [b"caf\xe9", b"two\nlines", b"=1+1", b"\x1b[31mred", b"-x", b"@a", "\u4e2d".encode(), b"x" * 200]
     for i, scene in enumerate(scenes):
@@ -317,7 +334,7 @@ def test_all_problems_of_a_list_are_named_before_the_model_is_built(run, no_mode
     [
         (("--bin_list", "1", "2"), "7 depth classes and 2 bins"),
         (("--device", "abacus"), "--device abacus: not available here"),
-        (("--data_path", "/nowhere"), "/nowhere: no such folder; give the folder that holds official_splits/test"),
+        (("--data_path", "/nowhere"), "/nowhere: no such folder; bring nyu_depth_v2_labeled.mat there"),
         (("--list_file", "{pipe}"), "pipe: not a regular file"),
         (("--clip_path", "{pipe}"), "pipe: it is not a regular file"),
         (("--clip_path", "{text}"), "text: it is a web page, not weights"),

@@ -1,5 +1,7 @@
 """hubconf: MonoCLIP through torch.hub, from a folder."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +27,8 @@ def test_the_hubs_model_is_the_methods(tiny_checkpoint, tiny_clip):
 
 
 def test_words_of_ones_own(tiny_checkpoint):
-    model = load("monoclip", clip_path=tiny_checkpoint, depth_classes=["near", "far"], bin_list=[1.0, 5.0])
-    assert model.reading.depth_classes == ("near", "far")
+    model = load("monoclip", clip_path=tiny_checkpoint, depth_classes=["near", "far"], bin_list=[1, 5])
+    assert (model.reading.depth_classes, model.reading.bin_list) == (("near", "far"), (1.0, 5.0))
     assert model.text_features.shape == (64, 2)
     with pytest.raises(ValueError, match="every depth class needs one bin"):
         load("monoclip", clip_path=tiny_checkpoint, bin_list=[1.0, 5.0])
@@ -38,3 +40,12 @@ def test_the_demo_is_loaded():
     model = load("monoclip_demo", temperature=0.2)
     assert model.reading.temperature == 0.2
     assert model.infer_image(np.zeros((40, 50, 3), np.uint8)).shape == (40, 50)
+
+
+@pytest.mark.parametrize("name", ["clip", "datasets"])
+@pytest.mark.parametrize("module", ["hubconf", "predict"])
+def test_another_package_of_that_name_is_one_sentence(tmp_path, name, module):
+    (tmp_path / f"{name}.py").write_text("")
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import {name}; sys.path[:1] = [{ROOT!r}]; import {module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.stderr.splitlines()[-1].startswith(f"ImportError: another package '{name}' is imported already")

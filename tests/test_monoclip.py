@@ -271,6 +271,23 @@ def test_a_picture_of_another_size_gets_depth_of_its_own_size(model):
     assert_close(torch.from_numpy(model.infer_image(pixels)), expected, atol=1e-5, rtol=0)
 
 
+def test_answers_are_those_of_the_definition_and_lists_give_lists(model):
+    pictures = [np.random.default_rng(i).integers(0, 256, (70, 101, 3), dtype=np.uint8) for i in range(2)]
+    found = model.infer_image(pictures, return_all=True)
+    both = model.logits(model.patch_features(model.trunk(model.prepare(pictures[1])))).softmax(1).double()
+    weights, bins = (both[0] + both[1].flip(-1)) / 2, torch.tensor(PAPER.bin_list).double()
+    depth = torch.einsum("khw,k->hw", weights, bins)
+    sigma = (torch.einsum("khw,k->hw", weights, bins.square()) - depth.square()).sqrt()  # E x^2 - (E x)^2
+    _, *patches = found[1]
+    for got, expected in zip(patches, (depth, weights, sigma), strict=True):
+        assert_close(torch.from_numpy(got).double(), expected, atol=1e-4, rtol=0)
+    for one, picture in zip(found, pictures, strict=True):
+        assert_close(one.depth, model.infer_image(picture), atol=0, rtol=0)
+    features = model.patch_features(model.clip_vis.forward_patches(model.prepare(pictures[1])))
+    alone = model.answers(features, (70, 101))  # without the mirror
+    assert_close(torch.from_numpy(alone.weights).double(), both[0], atol=1e-4, rtol=0)
+
+
 # ---- errors
 
 
@@ -280,22 +297,16 @@ def test_images_of_other_shapes_are_refused(model, shape):
         model(torch.zeros(shape))
 
 
-@pytest.mark.parametrize(
-    "pixels", [np.zeros((64, 64), np.uint8), np.zeros((64, 64, 3)), np.zeros((0, 64, 3), np.uint8)]
-)
-def test_arrays_that_are_no_picture_are_refused(model, pixels):
-    with pytest.raises(ValueError, match=r"expected an array \(H, W, 3\) uint8"):
-        model.infer_image(pixels)
-
-
 def test_channels_that_cannot_be_thinned_evenly_are_refused():
     with pytest.raises(ValueError, match="128 patch channels cannot be thinned evenly to 48 joint dimensions"):
         MonoCLIP(random_clip(replace(TINY, embed_dim=48)))
 
 
-def test_a_text_encoder_of_another_tokenizer_is_refused():
+def test_classifiers_of_another_tokenizer_or_of_letters_are_refused(tiny_clip):
     with pytest.raises(ValueError, match="a text encoder of 1000 tokens"):
         zeroshot_classifier(random_clip(replace(TINY, vocab_size=1000)))
+    with pytest.raises(ValueError, match="got a string; its letters are no words"):
+        zeroshot_classifier(tiny_clip, "near")
 
 
 @pytest.mark.parametrize(
@@ -307,6 +318,7 @@ def test_a_text_encoder_of_another_tokenizer_is_refused():
         ({"bin_list": (1, 2, 3, 4, 5, 6, math.nan)}, "bin_list must be positive and finite"),
         ({"bin_list": ("1", 2, 3, 4, 5, 6, 7)}, "bin_list has a value of another kind"),
         ({"depth_classes": "near"}, "depth_classes has a value of another kind: 'near'"),
+        ({"depth_classes": (*PAPER.depth_classes[:6], " ")}, "depth_classes has an empty word"),
         ({"temperature": "1"}, "temperature has a value of another kind: '1'"),
         ({"temperature": 0}, "temperature must be positive and finite, got 0"),
         ({"depth_templates": ("This is {}",)}, r"template 'This is \{\}' must hold \{\} twice"),

@@ -1,6 +1,7 @@
 """datasets.nyu: what it reads, in which order, and everything it refuses."""
 
 import os
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -15,17 +16,16 @@ from calculate_error import NYU_CROP
 from datasets import DataError
 from datasets.nyu import (
     TEST_INDICES,
+    FolderPair,
     NYUDepthV2,
     check_files,
-    coverage,
-    is_official,
     mean_training_depth,
     open_nyu,
     read_list,
     scan_folder,
 )
 from monoclip import PAPER
-from tests.conftest import write_pair
+from tests.conftest import ROOT, write_pair
 
 
 def test_official_indices():
@@ -74,17 +74,49 @@ def test_order_is_scene_then_file_name_and_the_root_may_be_the_split(nyu_folder)
     assert [pair.name for pair in scan_folder(root / "official_splits" / "test")] == names
 
 
-def test_coverage_of_the_official_split():
-    assert coverage(TEST_INDICES) == "all 654 images of the official test split"
-    assert coverage([0, 1]) == "2 images: 2 of the 654 of the official test split"
-    assert coverage([0, 2, 3]) == "3 images: 1 of the 654 of the official test split, and 2 that do not belong to it"
-    assert is_official(TEST_INDICES[::-1])
-    assert not is_official(TEST_INDICES[1:])
-    assert not is_official([*TEST_INDICES[1:], TEST_INDICES[1]])
+@pytest.mark.parametrize(
+    ("indices", "kind", "title"),
+    [
+        (
+            TEST_INDICES[::-1],
+            "in the layout of NYU Depth V2",
+            "all 654 images of the official test split of NYU Depth V2",
+        ),
+        (TEST_INDICES, "of NYU Depth V2", "all 654 images of the official test split of NYU Depth V2"),
+        (TEST_INDICES, "of rooms", "654 images of rooms"),
+        (TEST_INDICES[1:], "in the layout of NYU Depth V2", "653 images in the layout of NYU Depth V2"),
+        ([*TEST_INDICES[1:], 1], "of NYU Depth V2", "654 images of NYU Depth V2"),
+        ([0], "of NYU Depth V2", "1 image of NYU Depth V2"),
+    ],
+)
+def test_only_all_images_of_the_official_split_are_called_so(indices, kind, title):
+    pairs = [FolderPair(Path(), Path(), "kitchen", index) for index in indices]
+    dataset = NYUDepthV2(pairs, NYU_CROP, PAPER.normalised, kind)
+    assert (dataset.title, dataset.official) == (title, title.startswith("all 654"))
+
+
+def test_a_folder_may_say_what_its_images_are(nyu_folder, tmp_path):
+    root = shutil.copytree(nyu_folder(1), tmp_path / "copy")
+
+    def title(path: Path = root) -> str:
+        return open_nyu(path, NYU_CROP, PAPER.normalised).title
+
+    for text, expected in (
+        (None, "in the layout of NYU Depth V2"),
+        ("", "in the layout of NYU Depth V2"),
+        ("\ufeffrooms\x1b[31m of mine \r\nand more", r"of rooms\x1b[31m of mine"),
+        ("x" * 5000, "of " + "x" * 100),
+    ):
+        if text is not None:
+            (root / "name.txt").write_bytes(text.encode())
+        assert title() == title(root / "official_splits" / "test") == f"1 image {expected}"
+    assert title(ROOT / "demo" / "sample") == "16 images of the demo's rendered rooms, not NYU Depth V2"
 
 
 def test_no_folder_and_empty_folder(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere: no such folder; give the folder that holds official_splits/test"):
+    with pytest.raises(
+        DataError, match=r"nowhere: no such folder; bring nyu_depth_v2_labeled\.mat there .* test\.sh --demo"
+    ):
         scan_folder(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no <scene>/rgb_\*\.jpg with sync_depth_\*\.png in it; write them with"):
         scan_folder(tmp_path)

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,26 +14,41 @@ from PIL import Image
 from torch import Tensor
 
 import predict
+from calculate_error import NYU_MAX_DEPTH, NYU_METRICS, errors_of_maps
+from datasets import DataError
+from experiments import __main__ as experiments
 from monoclip import PAPER, Reading, mirror_average
+from options import DEMO_DATA, DEMO_WEIGHTS
 from tests.browser import Browser, find_browser
 from tests.test_pictures import noise, save
 from viewer import page
 from viewer.colour import coloured
 
 HOSTILE = "</script><script>window.attacked = 1</script><img src=http://127.0.0.1:9/x onerror=window.attacked=1>"
-GRID = (3, 4)
+GRID, SIZE = (3, 4), (96, 128)
 WORDS = Reading(depth_classes=("ünder “1 m” & <b>", "遠い", *PAPER.depth_classes[2:]))
+PHRASES = page.phrases_for(WORDS)
+ALL = (*WORDS.depth_classes, *PHRASES)
+COLUMNS = NYU_METRICS[1:]  # those of the paper's tables
+COUNTED = np.indices(SIZE).sum(axis=0) > 40  # not the corner at the top left
+NEAR, FAR = 0.4, 4.4  # of the colours: the 2nd and the 98th percentile of `true_depth`
+SCREENS = {(390, 844): True, (844, 390): True, (320, 800): True, (820, 1180): False, (1400, 900): False}
 
 
-def logits_of(seed: int, classes: int = 7, views: int = 2, grid: tuple[int, int] = GRID) -> np.ndarray:
-    """Random logits with a spread like the method's, (V, K, h, w) float32."""
+def logits_of(seed: int, classes: int = len(ALL), views: int = 2, grid: tuple[int, int] = GRID) -> np.ndarray:
+    """Random logits with a spread like the method's, (V, K + P, h, w) float32."""
     return np.random.default_rng(seed).normal(200, 3, (views, classes, *grid)).astype(np.float32)
 
 
-def depth_of(logits: np.ndarray, bins: tuple[float, ...]) -> Tensor:
+def shares_of(seed: int, words: tuple[str, ...], temperature: float = 0.1) -> Tensor:
+    """The words' probabilities by definition, (K, h, w)."""
+    logits = torch.from_numpy(logits_of(seed)[:, [ALL.index(word) for word in words]]).double()
+    return mirror_average((logits * PAPER.temperature / temperature).softmax(1))[0]
+
+
+def depth_of(seed: int, bins: tuple[float, ...], words: tuple[str, ...], temperature: float = 0.1) -> Tensor:
     """The patches' depth by definition, (h, w) [m]."""
-    depth = torch.einsum("vkhw,k->vhw", torch.from_numpy(logits).double().softmax(1), torch.tensor(bins).double())
-    return (mirror_average(depth[:, None]) if len(logits) == 2 else depth[:, None])[0, 0]
+    return torch.einsum("khw,k->hw", shares_of(seed, words, temperature), torch.tensor(bins).double())
 
 
 def true_depth() -> np.ndarray:
@@ -41,76 +57,79 @@ def true_depth() -> np.ndarray:
     return patches.repeat(32, axis=0).repeat(32, axis=1)
 
 
+def noisy_depth(seed: int) -> np.ndarray:
+    """(416, 544) float32 [m]: steps with the Kinect's noise, 1.4 mm * (depth / m) ** 2, and its holes."""
+    rng, (y, x) = np.random.default_rng(seed), np.mgrid[:416, :544]
+    depth = 2.5 - y / 416 + (x // 90 + y // 80 + seed) % 4 * 0.7
+    holes = np.kron(rng.random((26, 34)) < 0.1, np.ones((16, 16))) + (rng.random(depth.shape) < 0.02)
+    return np.where(holes, 0, depth + rng.normal(size=depth.shape) * 1.4e-3 * depth**2).astype(np.float32)
+
+
 @pytest.fixture(scope="module")
-def cards() -> list[page.Card]:
+def html() -> str:
     names = [("b/2.jpg", "b", 0.3), ("a/10.jpg", "a", None), ("a/9.jpg", "a", 0.1), (HOSTILE, HOSTILE, 0.2)]
-    return [
-        page.card(name, scene, noise(96, 128, i), logits_of(i), WORDS, true_depth() if i < 3 else None, {"abs_rel": v})
-        for i, (name, scene, v) in enumerate(names)
-    ]
-
-
-@pytest.fixture(scope="module")
-def html(cards) -> str:
+    cards = []
+    for i, (name, scene, v) in enumerate(names):
+        truth, counted = (true_depth(), COUNTED) if i < 3 else (None, None)
+        picture, metrics = noise(*SIZE, i), {"abs_rel": v}
+        cards.append(page.card(name, scene, picture, logits_of(i), WORDS, PHRASES, truth, metrics, counted))
     rows = {"this run": {"delta1": 0.5, "rmse": None}, HOSTILE: {"delta1": 0.394, "rmse": 1.167}}
-    return page.build(f"Rooms {HOSTILE}", cards, WORDS, rows, [page.subset_note(4, 654), HOSTILE])
+    return page.build(f"Rooms {HOSTILE}", cards, WORDS, PHRASES, rows, [page.subset_note(4, 654), HOSTILE], HOSTILE)
 
 
 # What is stored
 
 
-def test_spread_by_hand():
+def test_choices_by_hand():
     assert page.spread(10, 3) == [1, 5, 8]
     assert page.spread(3, 5) == [0, 1, 2]
     assert page.spread(5, 0) == page.spread(0, 5) == []
     assert page.spread(654, 24)[0] == 13
+    assert page.spread_words("abcdefg", 3) == ("a", "d", "g")
+    assert page.subset_note(1, 1) == "the one picture of the run"
+    assert page.subset_note(1, 5) == "1 of the run's 5 pictures"
+    assert page.subset_note(2, 5) == "2 of the run's 5 pictures, spread evenly over it"
 
 
-def test_patch_means_by_hand():
-    truth = np.array([[0, 2, 1, 1], [0, 4, 1, 2], [0, 0, 5, 5]], dtype=np.float32)
-    assert page.patch_means(truth, 1, 2).tolist() == [[3.0, 2.5]]
-    assert page.patch_means(truth, 3, 2).tolist() == [[2, 1], [4, 1.5], [0, 5]]
-    assert page.patch_means(truth[:1, :1] + 1, 2, 2).sum() == 1  # fewer pixels than patches: the rest is unknown
+def test_phrases_are_the_files_and_those_the_buttons_need(tmp_path):
+    assert len(ALL) == len(set(ALL)) >= 70
+    assert {*PAPER.depth_classes, *page.COLOUR_WORDS, "touching my nose", "out of reach"} <= set(ALL)
+    file = tmp_path / "own.txt"
+    file.write_text("# mine\n\n near \nfar\n遠い\nnear\n", encoding="utf-8")
+    assert page.phrases_for(PAPER, file) == (*page.COLOUR_WORDS, "near", "遠い")
+    long = Reading(depth_templates=("{} {}" + " x" * 71,), depth_classes=("a",), bin_list=(1,))
+    assert set(page.phrases_for(long)) < {*PHRASES, *PAPER.depth_classes}  # ours that do not fit are left out
+    for text in ("# none\n", "long " * 80, "\n".join(map(str, range(201)))):
+        file.write_text(text)
+        with pytest.raises(DataError, match=r"own\.txt: .*(1 to 200|shorten)"):
+            page.phrases_for(PAPER, file)
 
 
-def test_a_card_stays_small_also_in_the_worst_case():
-    pixels = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)  # JPEG can't do much for noise
-    truth = np.random.default_rng(0).uniform(0, 10, (3000, 4000)).astype(np.float32)
-    assert len(json.dumps(page.card("a", "", pixels, logits_of(0, grid=(15, 20)), PAPER, truth))) <= 250_000
-
-
-def test_a_card_holds_the_picture_its_truth_and_its_logits():
-    pixels, truth, logits = np.full((96, 128, 3), 90, dtype=np.uint8), true_depth(), logits_of(0)
-    stored = page.card("kitchen/1.jpg", "kitchen", pixels, logits, PAPER, truth, {"abs_rel": 0.5, "rmse": None})
-    assert (stored["name"], stored["scene"], stored["size"]) == ("kitchen/1.jpg", "kitchen", [96, 128])
-    assert stored["metrics"] == {"abs_rel": 0.5, "rmse": None}
+def test_a_card_holds_the_picture_and_its_metrics():
+    pixels, metrics = np.full((*SIZE, 3), 90, dtype=np.uint8), {"abs_rel": 0.5, "rmse": None}
+    stored = page.card("k/1.jpg", "k", pixels, logits_of(0), WORDS, PHRASES, metrics=metrics)
+    assert (stored["name"], stored["scene"], stored["size"], stored["metrics"]) == ("k/1.jpg", "k", [96, 128], metrics)
     with Image.open(io.BytesIO(base64.b64decode(stored["jpeg"]))) as image:
         assert np.abs(np.asarray(image).astype(int) - pixels).max() <= 1
-    patches, small = (np.frombuffer(base64.b64decode(stored["truth"][key]), "<u2") for key in ("patches", "map"))
-    assert patches.tolist() == (truth[::32, ::32] * 1000).round().ravel().tolist()
-    assert (small.reshape(96, 128) == (truth * 1000).round()).all()
-    values = np.frombuffer(base64.b64decode(stored["similarity"]), "<f2").astype(np.float64).reshape(logits.shape)
-    back = values / PAPER.temperature  # relative to the best word, where half precision is finest
-    back[1] = back[1, ..., ::-1]
-    np.testing.assert_allclose(back, logits - logits.max(axis=1, keepdims=True), rtol=1e-3, atol=1e-4)
 
 
 def test_shapes_that_do_not_fit_are_refused():
-    for arguments in (
-        (noise(96, 128), logits_of(0, classes=6), PAPER),
-        (noise(96, 128), logits_of(0, views=2).repeat(2, axis=0), PAPER),
-        (noise(96, 128), logits_of(0), PAPER, np.zeros((480, 640), np.float32)),
-        (noise(96, 128), logits_of(0) * np.nan, PAPER),
+    for logits, *truth in (
+        (logits_of(0, classes=6),),
+        (logits_of(0).repeat(2, axis=0),),
+        (logits_of(0), np.zeros((480, 640), np.float32)),
+        (logits_of(0), true_depth(), None, COUNTED[1:]),
+        (logits_of(0) * np.nan,),
     ):
         with pytest.raises(ValueError, match=r"expected|true depth|not finite"):
-            page.card("a", "", *arguments)
+            page.card("a", "", noise(*SIZE), logits, WORDS, PHRASES, *truth)
 
 
 def test_words_and_names_are_data_and_nothing_leaves_the_page(html):
     assert "<script>window.attacked" not in html
-    assert html.count("<script") == 2
-    assert html.count("</script>") == 2
+    assert html.count("<script") == html.count("</script>") == 2
     assert "default-src 'none'" in html
+    assert '<p id="warning" role="note">&lt;/script&gt;' in html
     assert re.findall(r"<[^>]*(?:src|href|action)=[^>]*>", html.split('id="data"')[0]) == [
         '<link rel="icon" href="data:,">'
     ]
@@ -132,16 +151,42 @@ def browser(tmp_path_factory):
 @pytest.fixture
 def opened(browser, html, tmp_path):
     """The browser with the page open; afterwards, nothing may have gone wrong or been asked for."""
-    path = tmp_path / "page.html"
-    path.write_text(html, encoding="utf-8")
+    (tmp_path / "page.html").write_text(html, encoding="utf-8")
     browser.errors.clear()
     browser.requests.clear()
     browser.show(1280, 900)
-    browser.open(path.as_uri())
+    show(browser, tmp_path / "page.html")
     yield browser
     assert browser.errors == []
-    assert {url for url in browser.requests if not url.startswith("data:")} == {path.as_uri()}
+    assert {url for url in browser.requests if not url.startswith("data:")} <= {p.as_uri() for p in tmp_path.iterdir()}
     assert browser.js("window.attacked === undefined")
+
+
+def show(browser: Browser, path: object) -> None:
+    browser.open(path.as_uri())
+    browser.js("depthclip.ready")
+    drawn(browser)
+
+
+def drawn(browser: Browser) -> None:
+    """Waits until every card shows the settings."""
+    browser.settle()
+    browser.js(
+        "(async () => { while (depthclip.cards.some(c => c.stale)) await new Promise(requestAnimationFrame) })()"
+    )
+
+
+def put(browser: Browser, element: str, value: object, event: str = "input") -> None:
+    """Gives the control of this id a value, as its user would."""
+    change = f"e.value = {json.dumps(value)}; e.dispatchEvent(new Event('{event}', {{bubbles: true}}))"
+    browser.js(f"(e => {{ {change} }})(document.getElementById('{element}'))")
+    drawn(browser)
+
+
+def click(browser: Browser, *elements: str) -> None:
+    for element in elements:
+        browser.js(f"document.getElementById('{element}').click()")
+        drawn(browser)
 
 
 def texts(browser: Browser, selector: str) -> list[str]:
@@ -149,61 +194,128 @@ def texts(browser: Browser, selector: str) -> list[str]:
     return browser.js(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent)")
 
 
-def test_maps_equal_pythons_also_after_moving_the_sliders(opened):
-    def expected(bins: tuple[float, ...], temperature: float) -> list[np.ndarray]:
-        return [depth_of(logits_of(i) * PAPER.temperature / temperature, bins).flatten().numpy() for i in range(4)]
-
-    maps = "depthclip.cards.map(c => [...c.depth])"
-    changed = (*PAPER.bin_list[:-1], 7.5)
-    for bins, exponent in ((PAPER.bin_list, -1.0), (PAPER.bin_list, -2.5), (changed, -0.3)):
-        for number, value in ((0, exponent), (7, bins[-1])):  # the temperature's decimal logarithm, the last bin
-            move = f"e.value = {value}; e.dispatchEvent(new Event('input', {{bubbles: true}}))"
-            opened.js(f"(e => {{ {move} }})(document.querySelectorAll('#sliders input')[{number}])")
-            opened.settle()
-        np.testing.assert_allclose(opened.js(maps), expected(bins, 10**exponent), atol=1e-3)
-    assert texts(opened, "#far") == ["7.50 m"]
-    assert "those of the run" in texts(opened, "#changed")[0]
-    opened.js("document.getElementById('reset').click()")
-    opened.settle()
-    np.testing.assert_allclose(opened.js(maps), expected(PAPER.bin_list, 0.1), atol=1e-3)
-    assert texts(opened, "#changed") == [""]
+def check(browser: Browser, bins: tuple[float, ...], words: tuple[str, ...], temperature: float = 0.1) -> None:
+    """Compares every card's patches [m] with what monoclip.py says, and its metrics with calculate_error's."""
+    maps, live = browser.js("[depthclip.cards.map(c => [...c.depth]), depthclip.cards.map(c => c.live)]")
+    depths = [depth_of(i, bins, words, temperature) for i in range(4)]
+    np.testing.assert_allclose(maps, [depth.flatten() for depth in depths], atol=1e-3)
+    counted = torch.from_numpy(COUNTED & (true_depth() > 0))
+    for depth, got in zip(depths[:3], live[:3], strict=True):
+        pred = F.interpolate(depth[None, None], SIZE, mode="bilinear", align_corners=True)[0, 0].float()
+        truth = torch.from_numpy(true_depth())[counted]
+        wanted = errors_of_maps(truth, pred[counted][None], NYU_MAX_DEPTH, COLUMNS, "")
+        assert got == pytest.approx({name: wanted[name].item() for name in COLUMNS}, abs=1e-3)
 
 
-def test_pixels_of_the_map_are_pythons(opened):
-    height, width = opened.js("(c => [c.mapCanvas.height, c.mapCanvas.width])(depthclip.cards[0])")
-    depth = depth_of(logits_of(0), PAPER.bin_list)[None, None]
-    full = F.interpolate(depth, (height, width), mode="bilinear", align_corners=True)[0, 0].numpy()
-    got = np.array(opened.js("[...depthclip.cards[0].map]")).reshape(height, width)
-    np.testing.assert_allclose(got, full, atol=1e-3)
-    image = "(c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data])(depthclip.cards[0].mapCanvas)"
-    drawn = np.array(opened.js(image)).reshape(height, width, 4)[..., :3]
-    assert np.abs(drawn - coloured(full, 1.0, 3.0).astype(int)).max() <= 3  # one step of the colours
+def test_nothing_is_lost_on_the_way_into_the_page(opened):
+    extremes = np.array([[0, 65535, 0, 32768, 1], [65535, 32767, 32768, 0, 9]])
+    assert opened.js(f"unpacked('{page.packed(extremes)}', 5).then(v => [...v])") == extremes.flatten().tolist()
+    similarity, *truth = opened.js("(i => [i.similarity, i.measured, i.counted].map(v => [...v]))(data.images[0])")
+    assert truth == [(true_depth() * c * 1000).round().flatten().tolist() for c in (1, COUNTED)]
+    logits = logits_of(0) - logits_of(0).min(axis=1, keepdims=True)
+    logits[1] = logits[1, ..., ::-1]
+    np.testing.assert_allclose(np.array(similarity) / PAPER.temperature, logits.flatten(), atol=2e-4)
+
+
+def test_maps_and_metrics_equal_pythons_at_all_settings(opened):
+    words, bins = WORDS.depth_classes, PAPER.bin_list
+    check(opened, bins, words)
+    put(opened, "temperature", -2)
+    check(opened, bins, words, 0.01)
+    put(opened, "temperature", -0.3)
+    put(opened, "bin-6", 7.5)
+    check(opened, (*bins[:-1], 7.5), words, 10**-0.3)
+    assert texts(opened, "#near, #far") == ["near ≤ 0.40 m", "≥ 4.40 m far"]  # as before: the colours are locked
+    means = opened.js("depthclip.cards.slice(0, 3).map(c => c.live.rmse).reduce((a, b) => a + b) / 3")
+    assert texts(opened, "#metrics tr.live td:last-child") == [f"{means:.3f}"]
+    assert texts(opened, ".card tr.live td")[0] == f"{opened.js('depthclip.cards[0].live.abs_rel'):.3f}"
+    click(opened, "preset-run")
+    check(opened, bins, words)
+    assert opened.js("document.querySelector('#metrics tr.live').hidden")
+    quirk = (*[1e-4] * 6, 11.0)  # below 1 mm, which does not count, and beyond the cap of 10 m
+    opened.js(f"depthclip.state.bins = {list(quirk)}")
+    put(opened, "temperature", -1.3)
+    check(opened, quirk, words, 10**-1.3)
+
+
+def test_buttons_and_own_words(opened):
+    bins = PAPER.bin_list
+    click(opened, "preset-paper")
+    check(opened, bins, PAPER.depth_classes)
+    click(opened, "preset-colour", "reversed")
+    check(opened, bins[::-1], page.COLOUR_WORDS)
+    click(opened, "equal")
+    check(opened, bins, page.COLOUR_WORDS, 1e9)
+    click(opened, "equal")
+    check(opened, bins[::-1], page.COLOUR_WORDS)
+    click(opened, "preset-run")
+
+    put(opened, "word-2", "touching my nose")
+    words = (*WORDS.depth_classes[:2], "touching my nose", *WORDS.depth_classes[3:])
+    check(opened, bins, words)
+    shares = shares_of(0, words)
+    expected = [f"{w} {s * 100:.0f}\u00a0%" for w, s in zip(words, shares.mean((1, 2)).tolist(), strict=True)]
+    entropy = -(shares * shares.log()).sum(0).mean() / np.log(7) * 100
+    captions = [*expected, f"CLIP is unsure here (entropy) {entropy:.0f}\u00a0%"]
+    assert texts(opened, ".card:first-child .small figcaption") == captions
+    assert "“This object is touching my nose”" in texts(opened, "#prompt")[0]
+    put(opened, "word-0", "no such phrase", "change")
+    assert f"“no such phrase” is none of the {len(ALL)} phrases" in texts(opened, "#message")[0]
+    assert opened.js("document.getElementById('word-0').value") == words[0]
+    click(opened, "add")
+    assert opened.js("document.activeElement.id") == "word-7"
+    put(opened, "word-7", "out of reach")
+    put(opened, "bin-7", 5)
+    click(opened, "remove-3")
+    check(opened, (*bins[:3], *bins[4:], 5.0), (*words[:3], *words[4:], "out of reach"))
+    click(opened, *["remove-0"] * 6)
+    assert opened.js("document.getElementById('remove-0').disabled")
+    check(opened, (5.0,), ("out of reach",))
+    assert set(opened.js("[...document.getElementById('phrases').options].map(o => o.value)")) == set(ALL)
+
+
+def test_pixels_of_the_maps_are_pythons_and_what_was_not_measured_is_hatched(opened):
+    depth = depth_of(0, PAPER.bin_list, WORDS.depth_classes)[None, None]
+    full = F.interpolate(depth, SIZE, mode="bilinear", align_corners=True)[0, 0].numpy()
+    np.testing.assert_allclose(opened.js("[...depthclip.cards[0].map]"), full.flatten(), atol=1e-3)
+    pixels = "[...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    canvases = "(({mapCanvas: a, truthCanvas: b, errorCanvas: d}) => [a, b, d])(depthclip.cards[0])"
+    pred, true, error = np.array(opened.js(f"{canvases}.map(c => {pixels})")).reshape(3, *SIZE, 4)
+    truth, measured = true_depth(), true_depth() > 0
+    assert np.abs(pred[..., :3] - coloured(full, NEAR, FAR).astype(int)).max() <= 3  # one step of the colours
+    assert np.abs(true[..., :3] - coloured(truth, NEAR, FAR).astype(int))[measured].max() <= 3
+    assert ((true[..., 3] == 255) == measured).all()
+    assert ((error[..., 3] == 255) == (measured & COUNTED)).all()
+    red, right = error[..., 0] - error[..., 2], measured & COUNTED
+    assert red[right & (full > 1.1 * truth)].min() > 0 > red[right & (full < 0.9 * truth)].max()
+    for dark in (False, True):
+        opened.show(1280, 900, dark)
+        hatch = opened.js("getComputedStyle(depthclip.cards[0].truthCanvas.parentElement).backgroundImage")
+        stripe, *_, ground = (sum(map(int, rgb)) for rgb in re.findall(r"(\d+), (\d+), (\d+)", hatch))
+        assert abs(stripe - ground) > 3 * 64
 
 
 def test_hover_and_keys_choose_the_patch_whose_answers_are_shown(opened):
-    depth = depth_of(logits_of(0), PAPER.bin_list)
-    both = torch.from_numpy(logits_of(0)).softmax(1)
-    probabilities = (both[0] + both[1].flip(-1)) / 2  # (K, h, w)
+    depth, shares = depth_of(0, PAPER.bin_list, ALL[:7]), shares_of(0, ALL[:7])
 
     def check(row: int, column: int, truth: str) -> None:
         text = texts(opened, ".card .key")[0]
         assert f"row {row + 1}, column {column + 1}" in text
         assert f"predicted {depth[row, column]:.2f} m" in text
         assert f"true{truth}" in text
-        bars = opened.js(
-            "[...document.querySelector('.card').querySelectorAll('.bar')].map(e => e.height.baseVal.value)"
-        )
-        np.testing.assert_allclose(np.array(bars) / 138, probabilities[:, row, column], atol=1e-3)
+        bars = opened.js("[...document.querySelectorAll('.card:first-child .bar')].map(e => parseFloat(e.style.width))")
+        np.testing.assert_allclose(np.array(bars) / 100, shares[:, row, column], atol=1e-3)
 
     opened.hover(".card .frame canvas", 0.01, 0.01)
     check(0, 0, ": not measured")
     opened.hover(".card .frame img", 0.99, 0.99)
     check(2, 3, " 4.40 m")
-    assert "beyond" in texts(opened, ".card .chart svg")[0]
-    opened.hover(".card .frame img", 0.3, 0.5)
+    opened.hover(".card .small canvas", 0.3, 0.5)
     check(1, 1, " 2.00 m")
-    boxes = "[...document.querySelector('.card').querySelectorAll('.box')].map(e => [e.style.left, e.style.width])"
-    assert opened.js(boxes) == [["25%", "25%"]] * 3
+    boxes = (
+        "[...depthclip.cards[0].element.querySelectorAll('.box')].map(e => e.offsetLeft / e.parentElement.offsetWidth)"
+    )
+    np.testing.assert_allclose(opened.js(boxes), [0.25] * (4 + 7 + 1), atol=0.02)
 
     opened.js("document.querySelector('.card [tabindex]').focus()")
     moves = {"ArrowRight": "2, column 3", "ArrowUp": "1, column 3", "End": "1, column 4", "ArrowDown": "2, column 4"}
@@ -215,32 +327,72 @@ def test_hover_and_keys_choose_the_patch_whose_answers_are_shown(opened):
 
 def test_sorting(opened):
     def sort(key: str) -> list[str]:
-        choose = f"e.value = {json.dumps(key)}; e.dispatchEvent(new Event('change'))"
-        opened.js(f"(e => {{ {choose} }})(document.getElementById('sort'))")
+        put(opened, "sort", key, "change")
         return texts(opened, ".card h2")
 
     assert texts(opened, ".card h2") == ["b/2.jpg", "a/10.jpg", "a/9.jpg", HOSTILE]
     assert sort("name") == [HOSTILE, "a/9.jpg", "a/10.jpg", "b/2.jpg"]
     assert sort("metric:abs_rel") == ["a/9.jpg", HOSTILE, "b/2.jpg", "a/10.jpg"]
-    opened.js("document.getElementById('direction').click()")
+    click(opened, "direction")
     assert texts(opened, ".card h2") == ["b/2.jpg", HOSTILE, "a/9.jpg", "a/10.jpg"]
 
 
 def test_everything_is_reached_by_the_tab_key(opened):
     reached = set()
     opened.js("document.activeElement.blur()")
-    for _ in range(16):
+    for _ in range(45):
         opened.press("Tab")
         reached.add(opened.js("(e => e.id || e.type || e.getAttribute('role') || e.tagName)(document.activeElement)"))
-    assert {"sort", "direction", "SUMMARY", "slider-0", "slider-7", "application"} <= reached
+    controls = "help-close SUMMARY preset-paper preset-colour reversed equal add temperature word-0 bin-6 remove-6 sort"
+    assert {*controls.split(), "direction", "application"} <= reached
 
 
-@pytest.mark.parametrize(("width", "dark", "phone"), [(1280, False, False), (320, True, True)])
-def test_it_fits_the_window(opened, width, dark, phone):
-    opened.show(width, 800, dark, phone)
-    assert opened.js("document.documentElement.scrollWidth") <= width
+@pytest.mark.parametrize("tall", [False, True])
+@pytest.mark.parametrize(("width", "height"), SCREENS)
+def test_it_fits_the_screen(opened, tmp_path, width, height, tall):
+    phone = SCREENS[width, height]
+    if tall:  # and twelve crowded words
+        crowd = Reading(depth_classes=ALL[:12], bin_list=(2, *[2.1] * 11))
+        card = page.card("tall", "", noise(544, 224), logits_of(0, grid=(17, 7)), crowd, ALL[12:])
+        (tmp_path / "page.html").write_text(page.build("Tall", [card], crowd, ALL[12:]), encoding="utf-8")
+    opened.show(width, height, dark=tall, phone=phone)
+    show(opened, tmp_path / "page.html")
     background = opened.js("getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 3 * 128) is dark, background
+    assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 3 * 128) is tall, background
+    assert opened.js("document.documentElement.scrollWidth") <= width
+    assert max(opened.js("[...document.querySelectorAll('.maps .frame')].map(e => e.offsetHeight)")) < height - 60
+    rows = opened.js(
+        "[...depthclip.cards[0].chart.querySelectorAll('.answer')].map(e => [e.offsetTop, e.offsetHeight])"
+    )
+    assert all(row[0] + row[1] <= after[0] + 1 for row, after in pairwise(rows))  # no label over another
+    letters = "[...document.querySelectorAll('body *')].map(e => parseFloat(getComputedStyle(e).fontSize))"
+    assert opened.js(f"Math.min(...{letters})") >= 11
+
+    assert opened.js("document.getElementById('panel').open") is not phone
+    opened.js("document.querySelector('.card').scrollIntoView(); document.getElementById('panel').open = true")
+    opened.settle()
+    bar = opened.js("document.getElementById('controls').getBoundingClientRect().toJSON()")
+    area = opened.js("depthclip.cards[0].mapCanvas.getBoundingClientRect().toJSON()")
+    if phone:
+        assert (bar["bottom"], bar["left"], bar["width"]) == (height, 0, width)
+        assert -1 <= area["top"] <= area["bottom"] <= bar["top"] + 1  # the map stays in view
+    sides = "[...document.querySelectorAll('button, select, input, summary')].map(e => e.getBoundingClientRect())"
+    assert opened.js(f"Math.min(...{sides}.flatMap(area => [area.width, area.height]))") >= 24
+
+
+def test_24_pictures_of_nyu_take_12_mb_and_follow_a_slider(opened, tmp_path):
+    def picture(i: int) -> np.ndarray:
+        grain = np.random.default_rng(i).integers(0, 24, (416, 544, 3), dtype=np.uint8)
+        return noise(416, 544, i) // 2 + grain
+
+    logits = [logits_of(i, grid=(15, 20)) for i in range(24)]
+    cards = [page.card(f"{i}", "", picture(i), logits[i], WORDS, PHRASES, noisy_depth(i)) for i in range(24)]
+    (tmp_path / "24.html").write_text(page.build("24 pictures", cards, WORDS, PHRASES), encoding="utf-8")
+    assert 8e6 < (tmp_path / "24.html").stat().st_size < 12e6
+    show(opened, tmp_path / "24.html")
+    opened.js("document.querySelector('.card').scrollIntoView()")
+    redraw = "(depthclip.state.bins[6] = 2 + i / 9, t = performance.now(), depthclip.redraw(), performance.now() - t)"
+    assert np.median(opened.js(f"(t => Array.from({{length: 9}}, (_, i) => {redraw}))(0)")) < 50  # ms; 12 on two cores
 
 
 def test_the_page_of_predict_begins_and_ends_like_its_arrays(browser, tiny_checkpoint, tmp_path, capsys):
@@ -250,12 +402,9 @@ def test_the_page_of_predict_begins_and_ends_like_its_arrays(browser, tiny_check
     path = tmp_path / "out" / "depth.html"
     assert predict.main([*flags, "--html", "2"]) == 0
     assert "2 of the run's 5 pictures" in capsys.readouterr().out
-    first = path.read_bytes()
-    assert predict.main([*flags, "--html"]) == 0
-    assert path.read_bytes() == first
-    assert predict.main([*flags, "--html", "--overwrite", "--no_mirror"]) == 0
+    assert predict.main([*flags, "--html", "--no_mirror"]) == 0
     browser.errors.clear()
-    browser.open(path.as_uri())
+    show(browser, path)
     names = texts(browser, ".card h2")
     assert names == [f"scene{i % 2}/{i}.jpg" for i in (0, 2, 4, 1, 3)]
     got = browser.js("depthclip.cards.map(c => [c.map[0], c.map.at(-1)])")
@@ -264,8 +413,28 @@ def test_the_page_of_predict_begins_and_ends_like_its_arrays(browser, tiny_check
     assert browser.errors == []
 
 
-def test_table_sliders_and_notes_show_what_they_were_given(opened):
+def test_the_page_of_experiments_gives_the_runs_own_metrics(browser, tmp_path):
+    flags = f"--data_path {DEMO_DATA} --clip_path {DEMO_WEIGHTS} --device cpu --no_paper --limit 3 --html 2".split()
+    flags += ["--output", str(tmp_path / "out")]
+    assert experiments.main([*flags, "--phrases", str(tmp_path / "none.txt")]) == 2
+    assert not list(tmp_path.iterdir())
+    assert experiments.main(flags) == 0
+    show(browser, tmp_path / "out" / "depth.html")
+    for own, run in browser.js("depthclip.cards.map(c => [c.own, c.image.metrics])"):
+        assert own == pytest.approx({name: run[name] for name in COLUMNS}, abs=1e-4)
+    assert str(tmp_path) not in (tmp_path / "out" / "depth.html").read_text()
+    assert "toy" in texts(browser, "#warning")[0]
+
+
+def test_table_notes_and_help_show_what_they_were_given(opened, tmp_path):
     table = opened.js("[...document.querySelectorAll('#metrics tr')].map(r => [...r.cells].map(c => c.textContent))")
-    assert table == [["", "delta1", "rmse"], ["this run", "0.500", "\u2013"], [HOSTILE, "0.394", "1.167"]]
-    assert texts(opened, ".slider span") == ["temperature", *WORDS.depth_classes]
+    assert table[:3] == [["", "delta1", "rmse"], ["this run", "0.500", "\u2013"], [HOSTILE, "0.394", "1.167"]]
+    own = opened.js("depthclip.cards.slice(0, 3).map(c => c.own.rmse).reduce((a, b) => a + b) / 3")
+    assert table[3][::2] == ["this run, the 3 pictures on this page", f"{own:.3f}"]
     assert "4 of the run's 654 pictures" in texts(opened, "#notes")[0]
+    assert texts(opened, "#warning") == [HOSTILE]
+    assert opened.js("document.getElementById('help').open")
+    click(opened, "help-close")
+    show(opened, tmp_path / "page.html")
+    assert not opened.js("document.getElementById('help').open")
+    opened.js("localStorage.clear()")

@@ -1,10 +1,12 @@
 """datasets.pictures: which files, which pixels, at which size."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFile
 from torch.testing import assert_close
 
@@ -68,6 +70,37 @@ def test_every_mode_becomes_the_same_rgb(tmp_path):
     assert read_picture(Image.new("F", (2, 1))).tolist() == [[[0] * 3] * 2]
 
 
+def test_arrays_and_tensors_of_every_form_become_the_same_rgb():
+    rgb = noise(20, 30)
+    grey = rgb[..., :1].repeat(3, axis=2)
+    clear = np.concatenate([rgb, np.full((20, 30, 1), 255, np.uint8)], axis=2)
+    tensor = torch.from_numpy(rgb).permute(2, 0, 1)
+    assert read_picture(rgb) is rgb
+    for same in (rgb / 255, (rgb / 255).astype(np.float16), clear, clear / 255, tensor, tensor / 255):
+        assert_close(read_picture(same), rgb, atol=0, rtol=0)
+    for same in (grey[..., 0], grey[..., :1] / 255):
+        assert_close(read_picture(same), grey, atol=0, rtol=0)
+    for same in (rgb[..., ::-1] / 255, clear[..., [2, 1, 0, 3]], tensor.flip(0), rgb[..., ::-1]):
+        assert_close(read_picture(same, color="bgr"), rgb, atol=0, rtol=0)
+    assert read_picture(np.zeros((1, 1, 4)))[0, 0].tolist() == [255] * 3  # wholly transparent: white
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (np.zeros((64, 64, 2)), r"\(H, W, 4\) of uint8 or float, got \(64, 64, 2\)"),
+        (np.zeros((4, 4), np.uint16), "got .* uint16"),
+        (np.zeros((0, 64, 3)), "at least one pixel"),
+        (np.full((2, 2, 3), 255.0), r"floats in \[0, 1\], got 255 to 255"),
+        (np.full((2, 2), np.nan), r"floats in \[0, 1\], got nan"),
+        (torch.zeros(1, 3, 4, 4), r"a tensor \(3, H, W\)"),
+    ],
+)
+def test_arrays_that_are_no_picture_are_refused(source, message):
+    with pytest.raises(ValueError, match=message):
+        read_picture(source)
+
+
 def test_transparent_is_white_and_half_transparent_half(tmp_path):
     pixels = np.zeros((1, 3, 4), dtype=np.uint8)
     pixels[0, :, 3] = 0, 128, 255
@@ -121,6 +154,39 @@ def test_what_is_no_picture_is_said_and_special_files_are_not_opened(tmp_path, m
     ):
         with pytest.raises(DataError, match=f"^.*: {problem}$"):
             read_picture(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.jpg", b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf", "HEIC, which needs the package pillow-heif: pip install"),
+        ("a.MOV", b"\0\0\0\x20ftypqt  ", "a video; take a frame, e.g. ffmpeg -i FILE"),
+        ("a.avif", b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf", "(not a picture|cannot be read)"),
+    ],
+)
+def test_heic_and_video_are_told_what_they_need(tmp_path, monkeypatch, name, content, problem):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as where it is not installed
+    (tmp_path / name).write_bytes(content + bytes(100))
+    with pytest.raises(DataError, match=f"{name}: {problem}"):
+        read_picture(tmp_path / name)
+
+
+def test_heic_is_read_upright(tmp_path):
+    heif = pytest.importorskip("pillow_heif", reason="reading HEIC needs the package pillow-heif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.full((64, 96, 3), 30, dtype=np.uint8)
+    pixels[:, :48] = 220
+    heif.from_pillow(Image.fromarray(pixels)).save(tmp_path / "a.heic", exif=exif.tobytes())
+    assert_close(read_picture(tmp_path / "a.heic").astype(int), np.rot90(pixels, -1).astype(int).copy(), atol=9, rtol=0)
+
+
+def test_twelve_bits_in_sixteen_are_noted(tmp_path, caplog):
+    for brightest, notes in ((8191, 1), (8192, 0), (0, 0)):
+        caplog.clear()
+        read_picture(save(tmp_path / "dark.png", Image.fromarray(np.full((4, 4), brightest, dtype=np.uint16))))
+        assert len(caplog.messages) == notes
+        assert all("dark.png: its brightest value is 8191 of 65535" in message for message in caplog.messages)
 
 
 # Which files

@@ -22,7 +22,7 @@ def example(name: str = "classroom/rgb_00001.jpg") -> Example:
 @pytest.fixture
 def figures(monkeypatch):
     kept = []
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path, caption: kept.append(figure))
     return kept
 
 
@@ -36,7 +36,7 @@ def test_near_and_far_by_hand():
 
 def test_bars_are_the_weights_of_the_two_patches(figures, tmp_path):
     weights = np.random.default_rng(0).dirichlet(np.ones(7), GRID).transpose(2, 0, 1)  # (7, 4, 5)
-    draw_response(tmp_path / "response.png", example(), weights)
+    draw_response(tmp_path / "response.png", example(), weights, "Over 3 images.")
     image, *charts = figures[0].axes
     assert [rectangle.get_xy() for rectangle in image.patches] == [(96, 0), (32, 96)]
     for chart, (row, column, true) in zip(charts, [(0, 3, 4), (3, 1, 17)], strict=True):
@@ -57,12 +57,13 @@ def test_chart_shows_means_groups_and_the_papers_values(figures, tmp_path):
     assert widths[:3] == pytest.approx([0.1, 1.1, 2.1])  # this run, mine, prompt 1
     assert widths[-1] == pytest.approx(6.1)  # the median of the group
     diamonds = {int(line.get_ydata()[0]): line.get_xdata()[0] for line in first.lines if line.get_marker() == "D"}
+    assert "Diamond: the paper." in figures[0].get_suptitle()
     assert diamonds == {labels.index(THIS_RUN): 0.394, labels.index("prompt 1"): 0.341}
 
 
 def test_drawings_of_any_name_are_pictures(tmp_path):
     name, scored = "".join(HOSTILE) + "$x^$", scored_of(own="".join(HOSTILE) + "$x^$")
-    draw_response(tmp_path / "response.png", example(printable(name)), np.full((7, *GRID), 1 / 7))
+    draw_response(tmp_path / "response.png", example(printable(name)), np.full((7, *GRID), 1 / 7), "$y_$")
     draw_chart(tmp_path / "rows.png", scored.results, {}, {}, "$y_$")
     for path in (tmp_path / "response.png", tmp_path / "rows.png"):
         with Image.open(path) as picture:

@@ -1,9 +1,12 @@
 """predict: from any picture to depth in metres, whatever one picture, name, stream or disk does to the others."""
 
+import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -14,9 +17,11 @@ from PIL import Image
 from torch.testing import assert_close
 
 import clip
+import monoclip
+import options
 import predict
 from datasets import pictures
-from datasets.pictures import read_picture
+from datasets.pictures import read_picture, resized
 from monoclip import PAPER, MonoCLIP, Reading, upsampled
 from tests.conftest import ROOT
 from tests.test_pictures import noise, save
@@ -47,7 +52,13 @@ def run(tiny_checkpoint, tmp_path, capsys):
 
 
 def written(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """All files but the record."""
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {file for file in files if not file.endswith("predict.json")}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file: (folder / file).read_bytes() for file in {*written(folder), "predict.json"}}
 
 
 # Depth
@@ -56,9 +67,9 @@ def written(folder: Path) -> set[str]:
 @pytest.mark.parametrize("size", [(1, 1), (1, 2000), (33, 31), (700, 500)])
 def test_pictures_of_any_size_give_a_map_of_that_size_within_the_bins(model, size):
     pixels = noise(*size)
-    depth, logits = predict.predict_picture(model, pixels, mirror=True)
+    (depth, *_), features = predict.predict_picture(model, pixels, predict.Settings())
     assert (depth.shape, depth.dtype) == (size, np.float32)
-    assert logits.shape[:2] == (2, len(PAPER.bin_list))
+    assert features.shape[:2] == (2, len(model.text_features))
     assert min(PAPER.bin_list) - 1e-6 <= depth.min() <= depth.max() <= max(PAPER.bin_list) + 1e-6
     pixels.setflags(write=False)
     assert_close(model.infer_image(pixels[:, ::-1][:, ::-1]), depth, atol=0, rtol=0)
@@ -98,11 +109,11 @@ def album(tmp_path):
     return folder
 
 
-def test_equal_stems_keep_their_suffix(tmp_path):
+def test_equal_stems_keep_their_suffix(monkeypatch):
     names = ["a.jpg", "a.png", "a.jpg.png", "b/a.jpg", "B.jpg", "b.JPG", "c", "c.png", "d.e.png"]
-    jobs = predict.plan({tmp_path / name: Path(name) for name in names}, tmp_path, ["_x"], overwrite=False)
+    monkeypatch.setattr(predict, "find_files", lambda _: {Path("/in", name): Path(name) for name in names})
     stems = ["a.jpg", "a.png", "a.jpg.png", "b/a", "B.jpg", "b.JPG", "c", "c.png", "d.e"]
-    assert [job.files["_x"] for job in jobs] == [tmp_path / f"{stem}_x" for stem in stems]
+    assert [job.files for job in predict.plan([], ["npy"])] == [{"_depth.npy": f"{stem}_depth.npy"} for stem in stems]
 
 
 def test_a_folder_of_everything(run, album, model, tmp_path):
@@ -119,7 +130,7 @@ def test_a_folder_of_everything(run, album, model, tmp_path):
     ):
         assert f"skipped: {album / name}: {problem}" in err
     assert "rotated.jpg: 60x90, " in out
-    assert f"done: 4 of 7 pictures in {run.out}, depth in metres" in out
+    assert f"done: 4 of 7 images in {run.out}, depth in metres" in out
     for name, stem in stems.items():
         depth = np.load(run.out / f"{stem}_depth.npy")
         assert_close(depth, model.infer_image(album / name), atol=1e-5, rtol=0)
@@ -130,22 +141,100 @@ def test_a_folder_of_everything(run, album, model, tmp_path):
             assert (np.asarray(image)[: depth.shape[0], : depth.shape[1]] == coloured(depth, 1.0, 3.0)).all()
 
 
-def test_what_is_there_is_kept_without_overwrite(run, album):
-    inputs = ["-i", album / "hall", album / "half.jpg"]
+def test_every_kind_at_a_smaller_size(run, album, model):
+    inputs = ["-i", album / "rotated.jpg", "--save", *predict.SAVED, "--max_side", 45, "--exact"]  # 60x90, turned
     assert run(*inputs)[0] == 0
-    npy, colours = (run.out / f"hall/a{kind}" for kind in ("_depth.npy", "_depth.png"))
-    npy.write_bytes(b"mine")
-    colours.unlink()
-    assert run(*inputs, "--side_by_side")[0] == 0
-    assert (npy.read_bytes(), colours.is_file()) == (b"mine", True)  # what was missing is added
-    with Image.open(run.out / "hall/a_side_by_side.png") as image:
-        assert (np.asarray(image)[:64, :96] == read_picture(album / "hall/a.jpg")).all()
-    assert run(*inputs, "--overwrite")[0] == 0
-    assert np.load(npy).shape == (64, 96)
+    assert written(run.out) == {f"rotated{kind}" for kinds in predict.SAVED.values() for kind in kinds}
+    whole = model.infer_image(album / "rotated.jpg", return_all=True)
+    depth, sigma = (np.load(run.out / f"rotated{kind}") for kind in (predict.NPY, predict.SIGMA_NPY))
+    assert_close(depth, upsampled(torch.from_numpy(whole.patch_depth)[None, None], (45, 30))[0, 0].numpy())
+    assert_close(sigma, upsampled(torch.from_numpy(whole.sigma)[None, None], (45, 30))[0, 0].numpy())
+    drawn = {kind: read_picture(run.out / f"rotated{kind}.png") for kind in ("_side_by_side", "_sigma")}
+    both = np.concatenate([resized(read_picture(album / "rotated.jpg"), (45, 30)), coloured(depth, 1.0, 3.0)], axis=1)
+    assert (drawn["_side_by_side"][:45, [*range(30), *range(32, 62)]] == both).all()
+    assert (drawn["_sigma"][:45, :30] == coloured(sigma, 0, 1, "magma")).all()
+    assert run(*inputs, "--range", "picture", "--colour_map", "turbo")[0] == 0
+    own = coloured(depth, depth.min(), depth.max(), "turbo")
+    assert (read_picture(run.out / "rotated_depth.png")[:45, :30] == own).all()
+
+
+# What was there
+
+
+OTHER_WORDS = ["--depth_classes", "near", "far", "--bin_list", 1, 90]
+
+
+def test_other_words_are_computed_and_never_skipped(run, album):
+    inputs = ["-i", album / "hall", album / "attic" / "a.jpg"]
+    assert run(*inputs, "--save", "npy", "words")[0] == 0
+    npy = run.out / "hall/a_depth.npy"
+    first = np.load(npy)
+    _, out, _ = run(*inputs, *OTHER_WORDS, "--save", "npy")
+    assert np.abs(np.load(npy) - first).max() > 1
+    assert "note: files that predict.json does not list are of a run with other bin_list, depth_classes" in out
+    record = json.loads((run.out / "predict.json").read_text())
+    assert record["made_with"]["reading"]["depth_classes"] == ["near", "far"]
+    assert set(record["files"]) == {"hall/a_depth.npy", "attic/a_depth.npy"}
+    assert str(album) not in json.dumps(record)
+    before = contents(run.out)
+    for flags, problem in (
+        ([], f"{run.out} has other bin_list, depth_classes; choose another folder"),
+        ([*OTHER_WORDS, "--no_mirror"], "has other mirror;"),
+        ([*OTHER_WORDS, "--max_side", 9], "has other max_side;"),
+    ):
+        code, _, err = run(*inputs, *flags, "--save", "npy", "--skip_existing")
+        assert (code, problem in err) == (2, True), err
+    code, _, err = run(*inputs, *OTHER_WORDS, "--clip_path", "nowhere.pt")
+    assert (code, err.endswith(": python predict.py --demo -o depth\n")) == (2, True), err
+    assert contents(run.out) == before
+    for content in (None, "[]"):
+        (run.out / "predict.json").unlink() if content is None else (run.out / "predict.json").write_text(content)
+        assert "has results, but no predict.json" in run(*inputs, "--save", "npy", "--skip_existing")[2]
+
+
+def test_a_stopped_run_goes_on_where_it_was(run, album, monkeypatch):
+    inputs = ["-i", album / "attic", *OTHER_WORDS]
+    assert run(*inputs)[0] == 0
+    expected = contents(run.out)
+    assert run("-i", album / "attic")[0] == 0  # files of the paper's words, for all pictures
+    with monkeypatch.context() as patched:
+        stopped = Mock(side_effect=[read_picture(album / "attic" / "a.jpg"), KeyboardInterrupt()])
+        patched.setattr(predict, "read_picture", stopped)
+        code, _, err = run(*inputs)
+    assert (code, "what was written is whole, and --skip_existing goes on" in err) == (130, True)
+    with monkeypatch.context() as patched:  # stopped within the first picture of other settings
+        patched.setattr(predict, "file_content", Mock(side_effect=[memoryview(b"other"), KeyboardInterrupt()]))
+        assert run("-i", album / "attic", out=shutil.copytree(run.out, run.out.parent / "copy"))[0] == 130
+    assert run(*inputs, "--skip_existing", out=run.out.parent / "copy")[0] == 2
+    first = run.out / "a.jpg_depth.npy"
+    mine = first.read_bytes()[:-4] + b"mine"
+    first.write_bytes(mine)
+    code, out, _ = run(*inputs, "--skip_existing")
+    assert (code, "kept: the files of 1 image" in out, first.read_bytes() == mine) == (0, True, True)
+    del expected["a.jpg_depth.npy"]
+    assert {file: content for file, content in contents(run.out).items() if file in expected} == expected
+    save(album / "attic" / "a.jpg", noise(40, 50))  # another picture of that name
+    assert run(*inputs, "--skip_existing", "--save", "npy", "words")[0] == 0
+    assert np.load(first).shape == (40, 50)
+    assert (run.out / "a.png_words.png").is_file()  # what was missing is added
+
+
+def test_the_page_has_pictures_that_could_be_read(run, tmp_path):
+    for i in range(5):
+        save(tmp_path / "in" / f"{i}.png", noise(40, 50, i))
+    for name in ("0.jpg", "00.jpg", "000.jpg", "2.jpg"):
+        (tmp_path / "in" / name).touch()
+    inputs = ["-i", tmp_path / "in", "--html", 2]
+    assert "2 of the run's 5 pictures" in run(*inputs)[1]
+    text = (run.out / "depth.html").read_text(encoding="utf-8")
+    assert [f'"name":"{i}.png"' in text for i in range(5)] == [True, False, False, False, True]
+    assert ("4 images could not be used" in text, str(tmp_path) in text) == (True, False)
+    assert "kept: the files of 5 images" in run(*inputs, "--skip_existing")[1]
+    assert (run.out / "depth.html").read_text(encoding="utf-8") == text
 
 
 def test_output_on_the_input_is_not_taken_for_pictures(run, album):
-    inputs = ["-i", album / "attic", album / "attic" / "**" / "*.png", "--side_by_side", "--html"]
+    inputs = ["-i", album / "attic", album / "attic" / "**" / "*.png", "--save", *predict.SAVED, "--html"]
     assert run(*inputs, out=album / "attic")[0] == 0
     before = written(album)
     assert run(*inputs, out=album / "attic")[0] == 0
@@ -158,7 +247,7 @@ def test_nothing_is_written_through_a_link(run, album, tmp_path):
     (run.out / "hall").symlink_to(precious.parent)
     (run.out / "attic" / "a.jpg_depth.npy").symlink_to(precious)
     before = precious.read_bytes()
-    code, _, err = run("-i", album, "--overwrite")
+    code, _, err = run("-i", album)
     assert code == 0
     assert f"skipped: hall/a.jpg: {run.out}/hall/a_depth.npy: a link leads out of {run.out}" in err
     assert written(precious.parent) == {"precious.png"}
@@ -173,11 +262,12 @@ def test_errors_are_one_sentence(run, album, tmp_path):
     (tmp_path / "file").touch()
     picture = album / "hall" / "a.jpg"
     for code, message, flags, out in (
-        (1, "file/out: Not a directory", ["-i", picture], tmp_path / "file" / "out"),
+        (2, "file is no folder that can be written", ["-i", picture], tmp_path / "file" / "out"),
         (1, "no picture has its depth", ["-i", album / "half.jpg"], None),
         (2, r"no\nwhere.jpg: no such file or folder", ["-i", "no\nwhere.jpg"], None),
         (2, "-i: an empty name", ["-i", ""], tmp_path / "none"),
-        (2, "-i is missing", [], None),
+        (2, "see it work now, offline: python predict.py --demo -o depth", [], None),
+        (2, "--colour_map nope: matplotlib has none", ["-i", picture, "--colour_map", "nope"], tmp_path / "none"),
         (2, "leave out --demo or --clip_path", ["--demo"], None),
         (2, "tokens", ["-i", picture, "--obj_classes", "very " * 100], tmp_path / "none"),
     ):
@@ -234,7 +324,7 @@ def test_a_full_disk_ends_the_run_and_what_is_whole_stays(run, tmp_path):
 
 
 def test_depth_that_is_not_finite_is_an_error(run, album, monkeypatch):
-    monkeypatch.setattr(predict, "depth_of", lambda logits, bins: logits[:, :1] * torch.nan)
+    monkeypatch.setattr(monoclip, "depth_of", lambda logits, bins: logits[:, :1] * torch.nan)
     code, _, err = run("-i", album / "hall" / "a.jpg", "--precision", "bf16")
     assert code == 1
     assert err.endswith("predict.py: a.jpg: NaN or infinite depth predicted; use --precision fp32\n")
@@ -242,7 +332,7 @@ def test_depth_that_is_not_finite_is_an_error(run, album, monkeypatch):
 
 
 def test_interruption_and_too_little_memory_are_one_sentence(run, album, monkeypatch):
-    interrupted = "interrupted: what was written is whole, and the same command goes on"
+    interrupted = "interrupted: what was written is whole, and --skip_existing goes on"
     for error, code, sentence in ((KeyboardInterrupt(), 130, interrupted), (MemoryError(), 1, "not enough memory")):
         monkeypatch.setattr(pictures, "to_rgb", Mock(side_effect=error))
         got, _, err = run("-i", album / "hall")
@@ -265,8 +355,20 @@ def test_streams_that_close_early_lose_nothing(tmp_path, streams):
     assert len(written(tmp_path / "out")) == 9
 
 
-def test_the_demo_needs_nothing_but_itself(tmp_path, capsys):
-    assert predict.main(["--demo", "-o", str(tmp_path), "--device", "cpu"]) == 0
+def test_the_demo_needs_nothing_but_itself_and_says_what_it_is(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(predict.colour, "with_legend", legend := Mock(wraps=predict.colour.with_legend))
+    assert predict.main(["--demo", "-o", str(tmp_path / "out"), "--device", "cpu", "--html"]) == 0
     stems = {f"{path.parent.name}/{path.stem}" for path in predict.DEMO_PICTURES.glob("*/rgb_*.jpg")}
     assert len(stems) == 16
-    assert written(tmp_path) == {stem + kind for stem in stems for kind in KINDS}
+    assert written(tmp_path / "out") == {"depth.html", *(stem + kind for stem in stems for kind in KINDS)}
+    rooms = "16 of 16 images: the demo's rendered rooms, not NYU Depth V2"
+    for text in (capsys.readouterr().out, unescape((tmp_path / "out" / "depth.html").read_text("utf-8"))):
+        assert (options.TOY in text, rooms in text) == (True, True)
+    other = shutil.copy(options.DEMO_WEIGHTS, tmp_path / "RN50.pt")  # known by its content
+    picture = save(tmp_path / "mine.png", noise(64, 96))
+    _, out, _ = run("-i", picture, "--clip_path", other)
+    assert (f"note: {options.TOY}\n" in out, "rendered rooms," in out) == (True, False)
+    assert json.loads((run.out / "predict.json").read_text())["made_with"]["note"] == options.TOY
+    assert f"note: {options.TOY}" not in run("-i", picture)[1]
+    notes = ["toy CLIP, no evidence; rendered room, not NYU"] * 16 + ["toy CLIP, no evidence", ""]
+    assert [call.args[-1] for call in legend.call_args_list] == notes

@@ -101,10 +101,14 @@ def test_the_mat_is_downloaded_or_it_is_said_how_to_bring_it(tmp_path, monkeypat
     flags = ["--output", str(tmp_path), "--download_only", "--url"]
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with serving() as server:
-        assert main([*flags, server.url("missing"), server.url("longer")]) == 1
+        assert main([*flags, server.url("missing"), server.url("longer"), "--verbose"]) == 1
+        verbose = capsys.readouterr().err
+        for text in (f"{server.url('missing')}: HTTP 404", f"{server.url('longer')}: offers", "expected 2,972,037,809"):
+            assert text in verbose
+        assert main([*flags, server.url("missing")]) == 1
         error = capsys.readouterr().err
-        for text in (f"{tmp_path / MAT_NAME}: no address", "HTTP 404", "expected 2,972,037,809", "--mat", "2d724b0c"):
-            assert text in error
+        assert f"{tmp_path / MAT_NAME}: no address gave it: HTTP 404 Not Found; " in error
+        assert error.endswith("or bring the file (docs/data.md)\n")
         assert files_below(tmp_path) == {}
         monkeypatch.setattr(prepare_nyu, "MAT_SIZE", SIZE)
         monkeypatch.setattr(prepare_nyu, "MAT_SHA256", SHA256)

@@ -1,6 +1,8 @@
 """test.sh and environment.sh: from any directory, every step skippable, and a clear word when something is missing."""
 
+import html
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +10,8 @@ import sys
 import pytest
 import torch
 
+from clip.checkpoint import CHECKPOINTS
+from datasets.prepare_nyu import MAT_SHA256, MAT_SIZE, MAT_URLS
 from tests.conftest import ROOT
 
 
@@ -17,9 +21,9 @@ def script(tmp_path):
     copy = tmp_path / "clone with a space"
     copy.mkdir()
     for entry in ROOT.iterdir():
-        if entry.name in ("test.sh", "environment.sh", "requirements.txt") or entry.suffix == ".py":
+        if entry.suffix in (".sh", ".txt", ".py"):
             shutil.copy(entry, copy)
-    for package in ("clip", "datasets", "demo", "experiments", "viewer"):
+    for package in ("clip", "datasets", "demo", "docs", "experiments", "viewer"):
         (copy / package).symlink_to(ROOT / package)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -44,7 +48,7 @@ def test_from_weights_and_data_to_the_figures(script, tiny_checkpoint, nyu_folde
     done = script("--limit", "1", "--data_path", "nyu", "--obj_classes", "large object", CLIP_PATH=str(tiny_checkpoint))
     assert done.returncode == 0, done.stderr
     assert " * Avg abs_diff : " in done.stdout
-    assert "1 of the 654" in done.stdout
+    assert "1 image in the layout of NYU Depth V2" in done.stdout
     assert (script.copy / "results" / "results.json").is_file()
     assert '"large object"' in (script.copy / "results" / "results.json").read_text()
     assert [path.name for path in script.elsewhere.iterdir()] == ["nyu"]
@@ -55,10 +59,17 @@ def test_the_whole_paper_on_the_demo(script):
     assert done.returncode == 0, done.stderr
     assert "it says nothing about the real CLIP or the paper's claim" in done.stdout
     assert "Prompt ablation" in done.stdout
+    assert "Table 1" not in done.stdout
     output = script.copy / "results_demo_paper"
     assert f"The pictures, their true and their predicted depth: {output}/qualitative.png" in done.stdout
     assert {"results.json", "tables.md", "qualitative.png", "depth.html"} <= {path.name for path in output.iterdir()}
     assert "permutation 0" in (output / "results.json").read_text()
+    for name in ("tables.md", "tables.tex", "depth.html"):
+        text = html.unescape((output / name).read_text())
+        assert "1 image of the demo's rendered rooms, not NYU Depth V2" in text
+        assert "a toy CLIP that was taught distance on rendered rooms" in text
+        assert str(script.copy.parent) not in text
+        assert "1 images" not in text
 
 
 def test_the_mat_beside_the_script_is_evaluated_as_it_is(script, tiny_checkpoint):
@@ -69,15 +80,23 @@ def test_the_mat_beside_the_script_is_evaluated_as_it_is(script, tiny_checkpoint
     assert "nyu_depth_v2_labeled.mat: not a readable MATLAB v7.3 (HDF5) file" in done.stderr
 
 
-def test_both_missing_files_are_named(script, tmp_path):
-    done = script("--no_download")
-    assert done.returncode == 1
-    assert "Avg" not in done.stdout
-    assert str(tmp_path / "home" / ".cache" / "clip" / "RN50.pt") in done.stderr
-    assert "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762" in done.stderr
-    assert str(script.copy / "nyu_depth_v2" / "nyu_depth_v2_labeled.mat") in done.stderr
-    assert "missing: RN50.pt nyu_depth_v2_labeled.mat" in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize("flags", [["--no_download"], []])
+def test_who_is_offline_hears_in_one_line_what_to_bring_or_to_see(script, tmp_path, flags):
+    """Either nothing is tried, or a proxy that is not there stands before every address."""
+    dead = dict.fromkeys(("https_proxy", "http_proxy", "HTTPS_PROXY"), "http://no-such-host.invalid:1")
+    done, told = script(*flags, **dead), script(*flags, "--verbose", **dead)
+    assert (done.returncode, done.stdout, told.returncode) == (1, "", 1)
+    *lines, last = done.stderr.splitlines()
+    folder = script.copy / "nyu_depth_v2"
+    bring = f"RN50.pt to ~/.cache/clip and nyu_depth_v2_labeled.mat to {folder} (docs/data.md)"
+    assert last == f"test.sh: bring {bring}, or see it work now: sh test.sh --demo"
+    assert len(lines) <= 3
+    assert not re.search("https?://|[0-9a-f]{64}|Traceback", done.stderr)
+    pinned = CHECKPOINTS["RN50"]
+    for text in (*pinned.urls, pinned.sha256, pinned.hub, *MAT_URLS, MAT_SHA256, f"{MAT_SIZE:,}", f"{pinned.size:,}"):
+        assert text in told.stderr
+    assert not folder.exists()
+    assert not (tmp_path / "home" / ".cache" / "clip").exists()
 
 
 def test_flags_may_be_written_with_an_equals_sign(script, tmp_path):

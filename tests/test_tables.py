@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def scored_of(own: str = "mine", caption: str = "Over 3 images.") -> Scored:
     results.add_like_baseline(BEST, {"rmse": np.full(3, 0.5)})
     by = {row: THIS_RUN for row in PUBLISHED if row.name in ("original", "DepthCLIP")}
     by |= {row: "prompt 1" for row in PUBLISHED if row.name == "prompt 1"}
-    return Scored(results, {"shuffled patches": rows[5:8]}, by, RANDOM, True, caption)
+    return Scored(results, {"shuffled patches": rows[5:8]}, by, RANDOM, True, True, "Title", caption)
 
 
 @pytest.fixture(scope="module")
@@ -125,13 +126,25 @@ def test_ours_the_papers_and_the_difference(scored):
     assert {line.kind for line in tables[f"{BINS}, classroom"].lines} == {NOT_MEASURED}
 
 
+def test_over_other_images_ours_and_published_stand_apart_and_nothing_is_ranked(scored):
+    tables = by_title(all_tables(replace(scored, official=False), ["mine"], 2))
+    assert TABLE_1 not in tables
+    assert not [line for table in tables.values() for line in table.lines if line.kind in (THEIRS, DIFFERENCE)]
+    first = tables[PROMPTS].lines[0]
+    assert tables[PROMPTS].columns == ("ours:", *COLUMNS, "published:", *COLUMNS)
+    assert (first.name, first.cells[:2], first.cells[7:9]) == ("original", ("", "0.100"), ("", "0.394"))
+    assert tables[f"{BINS}, classroom"].lines[0].cells[1:9] == ("-",) * 6 + ("", "0.308")
+    widths = {len(line) for line in as_text(tables[PROMPTS]).split("\n")[1:]}
+    assert len(widths) == 1  # every column is as wide in each line
+
+
 def test_intervals_and_differences(scored):
     table = interval_table(scored)
     own, interval, difference, its_interval = table.lines[:4]
     assert (own.cells[0], interval.cells[0]) == ("0.100", "[0.000, 0.200]")
     assert (difference.cells[0], its_interval.cells[0]) == ("-0.900", "[-1.000, -0.800]")
     assert difference.kind == f"less {UNIFORM}"
-    assert "3 images are few: read the intervals as rough" in table.caption
+    assert "resamples, rough for so few images. Over 3 images." in table.caption
 
 
 def test_json_has_every_mean_and_no_value_that_is_not_one(scored):

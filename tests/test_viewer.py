@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tests.test_pictures import noise
-from viewer.colour import coloured, side_by_side, to_millimetres, with_legend
+from viewer import strip
+from viewer.colour import coloured, side_by_side, to_millimetres, with_legend, word_maps
 from viewer.strip import Example, colour_range, draw_strip, example_images
 
 
@@ -25,19 +26,37 @@ def test_colours_follow_the_range():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (480, 640)])
-def test_the_legend_covers_nothing(size):
+def test_the_legend_covers_nothing_and_keeps_its_margins(size, monkeypatch):
+    drawn, draw = [], ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *args: (drawn.append(args[1:3]), draw(*args)))
     image = noise(*size)
-    canvas = np.array(with_legend(image, 1.0, 3.0))
+    canvas = np.array(with_legend(image, 1.0, 3.0, note="of a toy"))
     assert (canvas[: size[0], : size[1]] == image).all()
-    assert len(np.unique(canvas[size[0] :].reshape(-1, 3), axis=0)) > 50
+    below = canvas[size[0] :]
+    assert len(np.unique(below.reshape(-1, 3), axis=0)) > 50
+    assert (below[:, [*range(-10, 10)]] == 255).all()
+    texts = [text for _, text in drawn]
+    assert (texts[0], texts[-2:]) == ("near 1.00 m", ["3.00 m far", "of a toy"])
+    assert drawn[0][0][0] < canvas.shape[1] / 4 < 3 * canvas.shape[1] / 5 < drawn[-2][0][0]
+    with_legend(image, 2.0, 2.01, ends=("sure {}", "{} unsure"), unit="")
+    assert drawn[len(texts)][1] == "sure 2.0000"
 
 
 def test_side_by_side_or_above_each_other():
     picture, colours = noise(4, 6), noise(4, 6, 1)
     both = side_by_side(picture, colours)
     assert (both[:, :6] == picture).all()
-    assert (both[:, 6:] == colours).all()
-    assert side_by_side(noise(4, 20), noise(4, 20)).shape == (8, 20, 3)
+    assert (both[:, 6:8] == 255).all()
+    assert (both[:, 8:] == colours).all()
+    assert side_by_side(noise(4, 20), noise(4, 20)).shape == (10, 20, 3)
+
+
+def test_word_maps_show_each_word_and_the_entropy():
+    weights = np.array([[[1, 0.5]], [[0, 0.5]]], dtype=np.float32)  # two words, two patches: certain, and torn
+    black, white, half = coloured(np.array([[0, 1, 0.5]]), 0, 1, "magma")[0]
+    row = word_maps(weights, ["near", "far"], (240, 480))[60]  # below the labels: three maps of 240 px
+    assert (row[[14, 14 + 239, 268, 268 + 239, 522, 522 + 239]] == [white, half, black, half, black, white]).all()
+    assert len(word_maps(weights, ["near", "far"], (1, 2000))) < 60
 
 
 def test_examples_are_of_each_scene_a_classroom_first():
@@ -54,13 +73,17 @@ def test_the_colours_of_a_strip_cover_predictions_and_most_of_the_truth():
     assert colour_range([one, unmeasured]) == pytest.approx((2.04, 7.0))
 
 
-def test_a_strip_shows_every_picture_beside_its_maps(tmp_path):
+def test_a_strip_shows_every_picture_beside_its_maps(tmp_path, monkeypatch):
     red = np.zeros((416, 544, 3), dtype=np.uint8) + np.array([255, 0, 0], dtype=np.uint8)
     truth = np.linspace(1, 3, 416 * 544, dtype=np.float32).reshape(416, 544)
     truth[:208] = 0
     names = ("kitchen/rgb_1.jpg", r"no $\math$ at all $", "\u53a8\u623f \\udcff")  # the last in letters of no font here
     path = tmp_path / "strip.png"
-    draw_strip(path, [Example(name, red, truth, truth + 1) for name in names])
+    figures, caption = [], "over rooms of $no_ kind; " * 10 + "a toy"
+    save = strip.save_figure
+    monkeypatch.setattr(strip, "save_figure", lambda figure, *rest: (figures.append(figure), save(figure, *rest)))
+    draw_strip(path, [Example(name, red, truth, truth + 1) for name in names], caption)
+    assert figures[0].get_supxlabel().split("\n") == [caption[:154], caption[155:]]  # no wider than the figure
     with Image.open(path) as image:
         drawn = np.asarray(image.convert("RGB")).astype(int)
     reds = (drawn == [255, 0, 0]).all(axis=2)

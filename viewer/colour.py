@@ -1,16 +1,20 @@
-"""Depth maps as images: 16-bit millimetres, colours with a legend in metres, picture and map side by side.
+"""Depth maps as images: 16-bit millimetres, colours with a legend in metres, picture and map side by side, all words.
 
-The colours are matplotlib's viridis, which is perceptually uniform and survives colour blindness and grey printing,
-turned round so that near is bright; black and white stay free for what is not known. Their range is given by the caller
-and not stretched to each map, so that the same colour is the same distance in every picture. Nothing here reads or
-writes files.
+Unless the user names another of matplotlib's colour maps, depth is in viridis, which is perceptually uniform and
+survives colour blindness and grey printing, turned round so that near is bright; black and white stay free for what is
+not known. What is no depth (weights, sigma) is in magma. The range is given by the caller: where it is the same for
+every picture, so is the distance that a colour means. Nothing here reads or writes files.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 COLOUR_MAP = "viridis_r"
-LEGEND_WIDTH = 160  # px at least, so that its depths can be read under a map of any size
+NO_DEPTH_MAP = "magma"
+LEGEND_WIDTH = 240  # px at least, so that its ends can be read under a map of any size
+TILE_SIDE, LABEL_SIZE = 240, 14  # px, of the longer side of each map in `word_maps`, and of its letters
 LARGEST_MM = 2**16 - 1
 
 
@@ -19,41 +23,94 @@ def to_millimetres(depth: np.ndarray) -> np.ndarray:
     return np.multiply(depth, 1000, dtype=np.float64).round().clip(0, LARGEST_MM).astype(np.uint16)
 
 
-def colour_table() -> np.ndarray:
-    """The 256 colours from near to far, (256, 3) uint8, RGB."""
+def colour_table(name: str = COLOUR_MAP) -> np.ndarray:
+    """The 256 colours of one of matplotlib's maps, from near to far: (256, 3) uint8, RGB."""
     from matplotlib import colormaps  # here, so that a command which draws nothing does not wait for matplotlib
 
-    return (colormaps[COLOUR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+    return (colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
 
 
-def coloured(depth: np.ndarray, near: float, far: float) -> np.ndarray:
-    """(H, W) [m] -> (H, W, 3) uint8: the table's first colour up to `near` [m], its last from `far` [m] on."""
-    position = (depth - near) / max(far - near, 1e-6)
-    return colour_table()[(position.clip(0, 1) * 255).round().astype(np.uint8)]
+def letters(size: int) -> ImageFont.FreeTypeFont:
+    """matplotlib's DejaVu Sans, which has most alphabets, with letters of `size` px."""
+    import matplotlib
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
-def with_legend(image: np.ndarray, near: float, far: float) -> Image.Image:
-    """The image (H, W, 3), whole and at the top left, above a bar of the colours with their depths [m].
+def coloured(values: np.ndarray, low: float, high: float, colour_map: str = COLOUR_MAP) -> np.ndarray:
+    """(H, W) [m] -> (H, W, 3) uint8: the map's first colour up to `low` [m], its last from `high` [m] on."""
+    position = (values - low) / max(high - low, 1e-6)
+    return colour_table(colour_map)[(position.clip(0, 1) * 255).round().astype(np.uint8)]
 
-    The canvas is as wide as the image, or as the legend needs.
+
+def with_legend(
+    image: np.ndarray,
+    low: float,
+    high: float,
+    colour_map: str = COLOUR_MAP,
+    ends: tuple[str, str] = ("near {}", "{} far"),
+    unit: str = " m",
+    note: str = "",
+) -> Image.Image:
+    """The image (H, W, 3), whole and at the top left, above a bar of the colours with what they mean.
+
+    The canvas is as wide as the image, or as the legend needs. `ends` go around the first and the last number, `note`
+    below them all.
     """
     height, width = image.shape[:2]
-    length = max(width, LEGEND_WIDTH)
-    size = max(11, round(min(length, 4 * height) / 50))  # of the letters and of the bar, px
-    canvas = Image.new("RGB", (length, height + 4 * size), "white")
+    size = max(11, round(min(max(width, LEGEND_WIDTH), 4 * height) / 50))  # of the letters, the bar, the margins, px
+    font = letters(size)
+    length = round(max(width, LEGEND_WIDTH, font.getlength(note) + 2 * size))
+    canvas = Image.new("RGB", (length, height + round((5.5 if note else 4) * size)), "white")
     canvas.paste(Image.fromarray(image), (0, 0))
-    top = height + size // 2
-    bar = coloured(np.linspace(near, far, length)[None].repeat(size, axis=0), near, far)
-    canvas.paste(Image.fromarray(bar), (0, top))
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
-    count = 5 if length >= 25 * size else 3
-    for x, depth in zip(np.linspace(0, length - 1, count), np.linspace(near, far, count), strict=True):
-        text = f"{depth:.2f} m"
-        needed = draw.textlength(text, font)
-        draw.text((min(max(x - needed / 2, 0), length - needed), top + size + size // 3), text, "black", font)
+    top, inner = height + size // 2, length - 2 * size
+    bar = coloured(np.linspace(low, high, inner)[None].repeat(size, axis=0), low, high, colour_map)
+    canvas.paste(Image.fromarray(bar), (size, top))
+    draw, digits = ImageDraw.Draw(canvas), 2 if high - low >= 0.1 or high == low else 4
+    for count in (5, 3, 2):
+        texts = [f"{value:.{digits}f}{unit}" for value in np.linspace(low, high, count)]
+        texts = [ends[0].format(texts[0]), *texts[1:-1], ends[1].format(texts[-1])]
+        needed = [font.getlength(text) for text in texts]
+        if 1.5 * max(needed) + size <= inner / (count - 1):
+            break
+    for place, (text, wide) in enumerate(zip(texts, needed, strict=True)):
+        x = min(max(place / (len(texts) - 1) * inner - wide / 2, 0), inner - wide)
+        draw.text((size + x, top + size + size // 3), text, "black", font)
+    draw.text((size, top + 3 * size), note, "black", font)
     return canvas
 
 
 def side_by_side(pixels: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """The picture and its coloured map, (H, W, 3) each, beside each other, or above each other if they are wide."""
-    return np.concatenate([pixels, colours], axis=0 if pixels.shape[1] > 2 * pixels.shape[0] else 1)
+    """The picture and its coloured map, (H, W, 3) each, beside each other, or above each other if they are wide.
+
+    Between them is a white gap.
+    """
+    height, width, _ = pixels.shape
+    gap, axis = max(2, max(height, width) // 50), 0 if width > 2 * height else 1
+    white = np.full((gap, width, 3) if axis == 0 else (height, gap, 3), 255, dtype=np.uint8)
+    return np.concatenate([pixels, white, colours], axis=axis)
+
+
+def word_maps(weights: np.ndarray, labels: Sequence[str], size: tuple[int, int]) -> np.ndarray:
+    """How strongly each patch answers to each word, as one small map a word below its label: (h', w', 3) uint8.
+
+    Args:
+        weights: (K, h, w), from 0, which is black, to 1, with a sum over K of 1.
+        labels: K of them.
+        size: (H, W) of the picture.
+
+    The last map is the entropy of the K weights, divided by the largest there is, log K: bright is undecided.
+    """
+    scale, font = TILE_SIDE / max(size), letters(LABEL_SIZE)
+    height, width = (max(1, round(side * scale)) for side in size)
+    entropy = -(weights * np.log(np.maximum(weights, 1e-30))).sum(0) / max(np.log(len(weights)), 1e-30)
+    texts = [*labels, "entropy / log K"]
+    pitch = round(max(width, *map(font.getlength, texts))) + LABEL_SIZE, height + 3 * LABEL_SIZE
+    columns = min(len(texts), 4)
+    canvas = Image.new("RGB", (columns * pitch[0] + LABEL_SIZE, -(-len(texts) // columns) * pitch[1]), "white")
+    for place, (tile, text) in enumerate(zip([*weights, entropy], texts, strict=True)):
+        left, top = LABEL_SIZE + place % columns * pitch[0], LABEL_SIZE // 2 + place // columns * pitch[1]
+        ImageDraw.Draw(canvas).text((left, top), text, "black", font)
+        patches = Image.fromarray(coloured(tile, 0, 1, NO_DEPTH_MAP))
+        canvas.paste(patches.resize((width, height), Image.Resampling.NEAREST), (left, top + 3 * LABEL_SIZE // 2))
+    return np.array(canvas)

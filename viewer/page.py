@@ -1,8 +1,9 @@
 """One self-contained HTML page to look into a run: what each patch answers to each word, and what follows from it.
 
 The page holds its style, its script and its data, asks for nothing from anywhere (its content security policy forbids
-it), and opens from the disk. For each picture it stores the similarities behind the prediction, so temperature and bins
-can be changed in the page and every map follows. Its parts are `page.html`, `page.css` and `page.js`.
+it), and opens from the disk. For each picture it stores the similarity of each patch to the run's words and to some 70
+phrases more, and the true depth if there is one: so words, bins and temperature can be changed in the page, and every
+map and metric follows. Its parts are `page.html`, `page.css` and `page.js`; `phrases.txt` has the phrases.
 """
 
 import base64
@@ -11,21 +12,27 @@ import html
 import io
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from monoclip import Reading
+from calculate_error import MIN_DEPTH, NYU_MAX_DEPTH
+from clip.tokenizer import tokenize
+from datasets import DataError, printable, text_of
+from monoclip import PAPER, Reading
 from viewer.colour import colour_table, to_millimetres
 
 PAGE_FILE = "depth.html"
-PAGE_IMAGES = 24  # on a page unless the user says otherwise: it redraws them all while a slider moves
+PAGE_IMAGES = 24  # on a page unless the user says otherwise: NYU's, with their truth, then take less than 12 MB
 SOURCES = Path(__file__).parent
 PICTURE_SIDE = 544  # px at most: NYU's crop as it is
-TRUTH_SIDE = 136  # px at most, of the ground truth as a map; its means over the patches are exact
+MOST_PHRASES = 200  # of one's own: 24 pictures of NYU with their truth then take 15 MB
+COLOUR_WORDS = ("very red", "red", "a little red", "not in colour", "a little green", "green", "very green")
 
 Card = dict[str, Any]
 
@@ -36,11 +43,38 @@ def spread(total: int, count: int) -> list[int]:
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
+def spread_words(words: Sequence[str], count: int) -> tuple[str, ...]:
+    """`count` of the words, from the first to the last and evenly spread: for 2 up to as many as there are."""
+    return tuple(words[round(i * (len(words) - 1) / (count - 1))] for i in range(count))
+
+
 def subset_note(shown: int, total: int) -> str:
     """What the page says about its choice of pictures."""
     if shown == total:
         return f"all {total} pictures of the run" if total > 1 else "the one picture of the run"
-    return f"{shown} of the run's {total} pictures, spread evenly over it"
+    return f"{shown} of the run's {total} pictures" + (", spread evenly over it" if shown > 1 else "")
+
+
+def phrases_for(reading: Reading, path: Path | None = None) -> tuple[str, ...]:
+    """What the page offers besides the reading's own words: the paper's, the colour words, and those of a text file.
+
+    The file, phrases.txt unless `path` names another, has a phrase a line, and headings after `#`. What of ours makes
+    too long a prompt in the reading's sentences is left out. Raises DataError: the file cannot be read, or has no
+    phrase, too many, or one that CLIP cannot take.
+    """
+    lines = [line.strip() for line in text_of(path or SOURCES / "phrases.txt").splitlines()]
+    own, name = [line for line in lines if line and not line.startswith("#")], printable(str(path))
+    if not 0 < len(own) <= MOST_PHRASES:
+        raise DataError(f"{name}: {len(own)} phrases, but 1 to {MOST_PHRASES} are needed, one a line")
+    found = []
+    for phrase in dict.fromkeys((*PAPER.depth_classes, *COLOUR_WORDS, *own)):
+        try:
+            tokenize([t.format(o, phrase) for t in reading.depth_templates for o in reading.obj_classes])
+            found.append(phrase)
+        except (RuntimeError, ValueError) as error:
+            if path and phrase in own:
+                raise DataError(f"{name}: {printable(phrase)!r} is no phrase for CLIP ({error}); shorten it") from error
+    return tuple(phrase for phrase in found if phrase not in reading.depth_classes)
 
 
 def card(
@@ -49,30 +83,39 @@ def card(
     pixels: np.ndarray,
     logits: np.ndarray,
     reading: Reading,
+    phrases: Sequence[str],
     truth: np.ndarray | None = None,
     metrics: Mapping[str, float | None] | None = None,
+    counted: np.ndarray | None = None,
 ) -> Card:
-    """What the page stores of one picture, some 100 kB, ready for JSON.
+    """What the page stores of one picture, ready for JSON: some 200 kB, and the truth, as much again.
 
     Args:
         name: as in every table.
         scene: to sort by; "" if there is none.
         pixels: (H, W, 3) uint8, RGB, the picture as the depth map covers it.
-        logits: (V, K, h, w) float32: `MonoCLIP.logits` of the picture and, if V is 2, of its mirror (not turned back).
+        logits: (V, K + P, h, w) float32 by `logits_of`: of the reading's K words and then of the P phrases, for the
+            picture and, if V is 2, for its mirror (not turned back).
         reading: what the logits were computed with.
+        phrases: from `phrases_for`.
         truth: (H, W) float32 [m], 0 where nothing was measured.
-        metrics: shown beside the name and to sort by; the same names for every picture of a page.
+        metrics: shown below the name and to sort by; the same names for every picture of a page.
+        counted: (H, W) bool, which pixels count in the metrics; all that were measured, if None.
 
     Raises ValueError: shapes that do not fit, or logits that are not finite.
     """
     views, classes, h, w = logits.shape
-    if classes != len(reading.depth_classes) or views not in (1, 2):
-        raise ValueError(f"expected logits (1 or 2, {len(reading.depth_classes)}, h, w), got {logits.shape}")
+    if classes != (count := len(reading.depth_classes) + len(phrases)) or views not in (1, 2):
+        raise ValueError(f"expected logits (1 or 2, {count}, h, w), got {logits.shape}")
     if not np.isfinite(logits).all():
         raise ValueError(f"{name}: logits that are not finite")
-    # Relative to each patch's best word, which softmax does not notice and half precision does: what matters is near 0.
-    similarity = (logits - logits.max(axis=1, keepdims=True)) * reading.temperature
+    # Fixed point, above each patch's least similar word, which softmax does not notice: steps of 2e-5 where the words
+    # of a patch differ by up to 1.5. Half precision is as fine only near one word of each patch, and the page may
+    # choose any: at 1.5 it has steps of 1e-3, and at the temperature 0.1 depth would be off by several mm.
+    similarity = logits.astype(np.float64) * reading.temperature
+    similarity -= similarity.min(axis=1, keepdims=True)
     similarity[1:] = similarity[1:, ..., ::-1]
+    step = float(similarity.max()) / (2**16 - 1) or 1.0
     jpeg, small = io.BytesIO(), Image.fromarray(pixels)
     small.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
     small.save(jpeg, "JPEG", quality=80, optimize=True)
@@ -83,21 +126,30 @@ def card(
         "grid": [h, w],
         "views": views,
         "jpeg": encoded(jpeg.getvalue()),
-        "similarity": encoded(similarity.clip(-60000, 0).astype("<f2").tobytes()),
+        "similarity": packed((similarity / step).round().reshape(-1, w)),
+        "step": step,
         "truth": None,
         "metrics": {key: None if value is None else float(value) for key, value in (metrics or {}).items()},
     }
     if truth is not None:
-        if truth.shape != pixels.shape[:2]:
+        if not truth.shape == pixels.shape[:2] == (truth if counted is None else counted).shape:
             raise ValueError(f"{name}: true depth of {truth.shape}, but a picture of {pixels.shape[:2]}")
-        step = -(-max(truth.shape) // TRUTH_SIDE)
-        sparse = to_millimetres(truth[::step, ::step])
-        stored["truth"] = {
-            "size": list(sparse.shape),
-            "map": encoded(sparse.astype("<u2").tobytes()),
-            "patches": encoded(to_millimetres(patch_means(truth, h, w)).astype("<u2").tobytes()),
-        }
+        millimetres = to_millimetres(truth)
+        left_out = np.zeros(truth.shape) if counted is None else (millimetres > 0) & ~counted
+        span = np.percentile(truth[truth > 0], (2, 98)).tolist() if truth.any() else []  # [m]
+        stored["truth"] = {"map": packed(millimetres), "left_out": packed(left_out), "span": span}
     return stored
+
+
+def packed(values: np.ndarray) -> str:
+    """(N, W) whole numbers of 16 bit, without loss: the form that `unpacked` in page.js undoes.
+
+    Differences along each row, of which small ones of either sign become small numbers; all their low bytes before all
+    their high ones; zlib; base64. Noisy depth then takes three quarters of what it does with zlib alone.
+    """
+    difference = np.diff(values.astype(np.uint16), axis=1, prepend=np.uint16(0)).astype(np.int16)  # modulo 2 ** 16
+    folded = ((difference << 1) ^ (difference >> 15)).astype("<i2").tobytes()
+    return encoded(zlib.compress(folded[::2] + folded[1::2]))
 
 
 def encoded(content: bytes) -> str:
@@ -105,47 +157,44 @@ def encoded(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def patch_means(truth: np.ndarray, h: int, w: int) -> np.ndarray:
-    """Mean of the measured depths in each of h x w patches, (h, w) [m]; 0 where there is none."""
-    height, width = truth.shape
-    rows, columns = np.arange(height) * h // height, np.arange(width) * w // width
-    patch = (rows[:, None] * w + columns).ravel()
-    total = np.bincount(patch, truth.ravel().astype(np.float64), h * w)
-    count = np.bincount(patch, truth.ravel() > 0, h * w)
-    return (total / np.maximum(count, 1)).reshape(h, w)
-
-
 def build(
     title: str,
     cards: Sequence[Card],
     reading: Reading,
+    phrases: Sequence[str],
     metrics: Mapping[str, Mapping[str, float | None]] | None = None,
     notes: Sequence[str] = (),
+    warning: str = "",
 ) -> str:
-    """The page as text; everything that came from a user stands in it as data, never as markup.
+    """The page as text; everything that came from a user stands in it as data or escaped, never as markup.
 
-    The sliders start at the words, bins and temperature of `reading`. `metrics` is the table at the top: for each named
-    row, the value of each column; all rows name the same columns. `notes` are short statements below the title.
+    The controls start at the words, bins and temperature of `reading`; `phrases` are those of the cards. `metrics` is
+    the table at the top: for each named row, the value of each column; all rows name the same columns. `notes` are
+    short statements below the title, `warning` one above all else.
     """
     style, script, page = ((SOURCES / f"page.{end}").read_text(encoding="utf-8") for end in ("css", "js", "html"))
-    template, obj = reading.depth_templates[0], reading.obj_classes[0]
-    prompts = [f"“{template.format(obj, word)}”" for word in reading.depth_classes]
-    if (others := len(reading.depth_templates) * len(reading.obj_classes) - 1) > 0:
-        prompts.append(f"and each word in {others} more sentences")
-    columns = list(next(iter(metrics.values()))) if metrics else []
+    before, between, after = reading.depth_templates[0].split("{}")
+    # As the control of `experiments`; where that has no colour words, with the paper's bins.
+    bins = reading.bin_list if 1 < len(reading.bin_list) <= len(COLOUR_WORDS) else PAPER.bin_list
+    colour = replace(reading, depth_classes=spread_words(COLOUR_WORDS, len(bins)), bin_list=bins)
+    depths = [*reading.bin_list, *(depth for stored in cards if stored["truth"] for depth in stored["truth"]["span"])]
     content: dict[str, Any] = {
         "title": title,
         "notes": notes,
-        "reading": {"words": reading.depth_classes, "bins": reading.bin_list, "prompts": prompts}
-        | {"temperature": reading.temperature},
-        "metrics": metrics
-        and {"columns": columns, "rows": [[name, [row[c] for c in columns]] for name, row in metrics.items()]},
+        "phrases": [*reading.depth_classes, *phrases],
+        "presets": {"run": asdict(reading), "paper": asdict(PAPER), "colour": asdict(colour)},
+        "prompt": [before + reading.obj_classes[0] + between, after],
+        "more_prompts": len(reading.depth_templates) * len(reading.obj_classes) - 1,
+        "scale": [min(depths), max(depths)],
+        "limits": [MIN_DEPTH, NYU_MAX_DEPTH],
+        "metrics": {name: dict(row) for name, row in (metrics or {}).items()},
         "colours": encoded(colour_table().tobytes()),
         "images": cards,
     }
     data = json.dumps(content, allow_nan=False, separators=(",", ":"))
     parts = {
         "title": html.escape(title),
+        "warning": html.escape(warning),
         "style": style,
         "style_hash": policy_hash(style),
         "script": script,

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,7 +47,7 @@ def colour_range(examples: Sequence[Example]) -> tuple[float, float]:
     return min(float(depth.min()) for depth in bounds), max(float(depth.max()) for depth in bounds)
 
 
-def draw_strip(path: Path, examples: Sequence[Example]) -> None:
+def draw_strip(path: Path, examples: Sequence[Example], caption: str) -> None:
     """Writes a PNG with a row for each example: input, ground truth and prediction. Raises OSError."""
     from matplotlib.figure import Figure
 
@@ -65,11 +66,12 @@ def draw_strip(path: Path, examples: Sequence[Example]) -> None:
     for axis, title in zip(axes[0], COLUMNS_SHOWN, strict=True):
         axis.set_title(title)
     figure.colorbar(drawn, ax=axes[:, 1:], extend="both", label="depth [m]: bright is near, dark is far", shrink=0.9)
-    save_figure(figure, path)
+    save_figure(figure, path, caption)
 
 
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Writes a PNG that is there whole or not at all. Raises OSError: it cannot be written."""
+def save_figure(figure: "Figure", path: Path, caption: str) -> None:
+    """Writes a PNG, `caption` at its foot, that is there whole or not at all. Raises OSError: it cannot be written."""
+    figure.supxlabel(fill(caption, int(14 * figure.get_figwidth())), fontsize=9, parse_math=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a scene's name in letters that the font lacks
         write_whole(path, lambda file: figure.savefig(file, dpi=110, format="png", metadata={"Software": None}))
