@@ -42,7 +42,6 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-import clip
 import options
 from clip.inference import keep_freed_memory
 from datasets import DataError, counted, printable, text_of
@@ -63,7 +62,6 @@ PASSED_BY += [page.PAGE_FILE, RECORD_FILE, "sync_depth_*.png"]
 ANY_MACHINE = ("device", "threads", "python", "torch")  # what the runs of one folder may differ in
 # A device that is full or broken takes no other picture's files either.
 DEVICE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-HINT = "see it work now, offline: python predict.py --demo -o depth"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -294,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         if not args.input and not args.demo:
-            raise options.UsageError(f"-i is missing; name a picture, a folder, a pattern or a list, or {HINT}")
+            raise options.UsageError("-i is missing; name a picture, a folder, a pattern or a list, or pass --demo")
         if args.demo and args.clip_path != parser.get_default("clip_path"):
             raise options.UsageError("--demo has its own checkpoint; leave out --demo or --clip_path")
         if (folder := os.path.expanduser(str(args.output))).startswith("~"):
@@ -309,15 +307,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         clip_path = options.DEMO_WEIGHTS if args.demo else args.clip_path
         jobs = plan(args.input or [str(DEMO_PICTURES)], args.save)
 
-        try:
-            made = options.made_with(clip_path, device, precision, args.exact, reading)
-            toy = options.toy_note(made["checkpoint_sha256"])
-            settings = Settings(not args.no_mirror, args.max_side, args.colour_map, args.range, toy)
-            output = OutputFolder(path, made | asdict(settings))
-            jobs = [output.remaining(job) for job in jobs] if args.skip_existing else jobs
-            clip_model, model = options.load_model(clip_path, device, precision, reading, args.exact)
-        except clip.CheckpointError as error:
-            raise options.UsageError(f"{error}\n{HINT[0].upper()}{HINT[1:]}") from error
+        made = options.made_with(clip_path, device, precision, args.exact, reading)
+        toy = options.toy_note(made["checkpoint_sha256"])
+        settings = Settings(not args.no_mirror, args.max_side, args.colour_map, args.range, toy)
+        output = OutputFolder(path, made | asdict(settings))
+        jobs = [output.remaining(job) for job in jobs] if args.skip_existing else jobs
+        clip_model, model = options.load_model(clip_path, device, precision, reading, args.exact)
         warnings = [toy] if toy else []
         if rooms := sum(job.is_rendered for job in jobs):
             warnings.append(f"{rooms} of {counted(len(jobs))}: {text_of(options.DEMO_DATA / 'name.txt').strip()}")

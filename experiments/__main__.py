@@ -186,7 +186,8 @@ def write_page(
         name, scene, truth = dataset.names[item], dataset.scenes[item], gt[0][NYU_CROP].numpy()
         cards.append(page.card(name, scene, picture, logits, reading, phrases, truth, metrics, counted))
     rows = {row: results.mean(row) for row in (published.THIS_RUN, published.UNIFORM)}
-    rows["paper, DepthCLIP"] = published.DEPTHCLIP
+    if scored.official:
+        rows["paper, DepthCLIP"] = published.DEPTHCLIP
     table = {name: {column: row[column] for column in published.COLUMNS} for name, row in rows.items()}
     notes = [*([] if scored.warning else [scored.caption]), page.subset_note(len(cards), len(dataset))]
     options.write_text(path, page.build(scored.title, cards, reading, phrases, table, notes, scored.warning))

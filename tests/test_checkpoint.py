@@ -363,7 +363,7 @@ def test_a_damaged_file_in_the_cache_is_not_used(network: Network, tmp_path: Pat
         locate_checkpoint("W", tmp_path)
     assert caught.value.sha256 == hashlib.sha256(b"junk").hexdigest()
     assert target.read_bytes() == b"junk"
-    advice = r"bring w\.pt there \(docs/data\.md\) or name yours with --clip_path, or see it work now with --demo"
+    advice = r"bring w\.pt there \(docs/data\.md\), or name yours with --clip_path"
     assert re.search(rf"{target}: no address gave it: HTTP 404; {advice}", str(caught.value))
     assert caught.value.__cause__.failures == [f"{url}: HTTP 404" for url in KNOWN.urls]
     network.files[KNOWN.urls[0]] = CONTENT
@@ -378,7 +378,7 @@ def test_offline_no_socket_is_opened(network: Network, tmp_path: Path, monkeypat
     monkeypatch.setenv("CLIP_OFFLINE", "1")
     with pytest.raises(CheckpointError, match="it is not there, and CLIP_OFFLINE forbids") as caught:
         locate_checkpoint("W", tmp_path)
-    for part in (f"{tmp_path / 'w.pt'}: ", "; bring w.pt there (docs/data.md)", "--clip_path", "--demo"):
+    for part in (f"{tmp_path / 'w.pt'}: ", "; bring w.pt there (docs/data.md)", "--clip_path"):
         assert part in str(caught.value)
     (tmp_path / "w.pt").write_bytes(CONTENT)
     assert locate_checkpoint("W", tmp_path) == tmp_path / "w.pt"
