@@ -64,7 +64,8 @@ class Reading:
             value, many = getattr(self, field.name), isinstance(field.default, tuple)
             items, kind = value if many else [value], Real if field.name in NUMBERS else str
             if not isinstance(items, list | tuple) or not all(isinstance(v, kind) and v is not True for v in items):
-                raise ValueError(f"{field.name} has a value of another kind: {value!r}")
+                wanted = "a list of " * many + ("words" if kind is str else "numbers" if many else "a number")
+                raise ValueError(f"{field.name}: expected {wanted}, got {value!r}")
             if kind is str and not all(v.strip() for v in items):
                 raise ValueError(f"{field.name} has an empty word: {value!r}")
             if kind is Real and not all(abs(v) <= LARGEST for v in items):

@@ -50,7 +50,6 @@ DATA_FOLDERS = (Path("nyu_depth_v2"), Path("datasets") / "NYU_Depth_V2")  # the 
 # tqdm's own, but always images a second, also where an image takes longer than one.
 PROGRESS = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a device without room says
-NO_WEIGHTS = "or see it work now, offline: sh test.sh --demo, or python predict.py --demo -o depth"
 NO_MEMORY = "not enough memory; use smaller batches or pictures, or another --device"
 READING_FLAGS = ("depth_templates", "obj_classes", "depth_classes", "bin_list", "temperature")
 
@@ -349,10 +348,8 @@ def run_command(prog: str, work: Callable[[], None]) -> int:
             work()
             sys.stdout.flush()
             return 0
-        except (UsageError, DataError) as error:
+        except (UsageError, DataError, clip.CheckpointError) as error:
             message, code = str(error), 2
-        except clip.CheckpointError as error:
-            message, code = f"{error}\n{NO_WEIGHTS}", 2
         except (UnscorableError, WorkError) as error:
             message, code = str(error), 1
         except (MemoryError, torch.OutOfMemoryError):

@@ -60,6 +60,7 @@ SAVED |= {"sigma": [SIGMA_NPY, SIGMA_PNG], "words": [WORDS]}
 PASSED_BY = [f"*{kind}" for kinds in SAVED.values() for kind in kinds]
 PASSED_BY += [page.PAGE_FILE, RECORD_FILE, "sync_depth_*.png"]
 ANY_MACHINE = ("device", "threads", "python", "torch")  # what the runs of one folder may differ in
+LARGE = 20_000_000  # pixels of a map, from which on its files take 80 MB and more
 # A device that is full or broken takes no other picture's files either.
 DEVICE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
@@ -147,6 +148,7 @@ class OutputFolder:
     Attributes:
         files: the stamp of its picture for each file that was made with the settings of this run.
         differing: the names of the settings that an earlier run, if there was one, does not share.
+        left: the files of that run, then.
     """
 
     def __init__(self, path: Path, made_with: dict[str, Any]) -> None:
@@ -160,7 +162,7 @@ class OutputFolder:
         old, new = (json.loads(json.dumps({**made, **made.get("reading", {})})) for made in (earlier, made_with))
         names = sorted({*old, *new} - {"reading", *ANY_MACHINE})
         self.differing = [name for name in names if old.get(name) != new.get(name)] if earlier else []
-        self.files = {} if self.differing else files
+        self.files, self.left = ({}, set(files)) if self.differing else (files, set())
 
     def remaining(self, job: Job) -> Job:
         """The job without the files that are there. Raises UsageError: they are not known to be of these settings."""
@@ -245,7 +247,8 @@ def predict_one(
         raise options.WorkError(f"{job.name}: NaN or infinite depth predicted{advice}")
     if not output.files:
         output.record()  # before the first file, which must not pass for one of the earlier settings
-    note = "; ".join(["toy CLIP, no evidence"] * bool(settings.note) + ["rendered room, not NYU"] * job.is_rendered)
+    notes = [(settings.note, "toy CLIP: says nothing about the real one"), (job.is_rendered, "rendered room, not NYU")]
+    note = "; ".join(text for holds, text in notes if holds)
     for kind, file in job.files.items():
         output.write(file, file_content(kind, pixels, answers, model.reading, settings, note))
     output.record(job)
@@ -277,7 +280,8 @@ def predict_all(
                 print(printable(f"skipped: {reason}"), file=sys.stderr, flush=True)
                 continue
             near, far, (height, width) = depth.min(), depth.max(), depth.shape
-            print(f"{number}/{len(jobs)} {job.name}: {width}x{height}, {near:.3f} to {far:.3f} m", flush=True)
+            large = "; --max_side 2000 writes less" if height * width > LARGE else ""
+            print(f"{number}/{len(jobs)} {job.name}: {width}x{height}, {near:.3f} to {far:.3f} m{large}", flush=True)
         if on_page:
             cards.append(card(job, pixels, depth, features))
             cards, step = (cards[::2], 2 * step) if len(cards) == 2 * count else (cards, step)
@@ -301,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.colour_map not in colormaps:
             raise options.UsageError(f"--colour_map {args.colour_map}: matplotlib has none of this name; try turbo_r")
         reading = options.reading_of(args)
-        phrases = page.phrases_for(reading, args.phrases) if args.html else ()
+        phrases = page.phrases_for(reading, args.phrases, args.html)
         device = options.choose_device(args.device)
         precision = options.choose_precision(args.precision, device)
         clip_path = options.DEMO_WEIGHTS if args.demo else args.clip_path
@@ -346,8 +350,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             output.files[page.PAGE_FILE] = notes[1]
             output.record()
             options.say(f"page: {path / page.PAGE_FILE}, {notes[1]}")
-        if output.differing:
-            print(f"note: files that {RECORD_FILE} does not list are of a run with other {', '.join(output.differing)}")
+        if left := sorted(output.left - output.files.keys()):
+            what = f"{len(left)} of the files there, {left[0]} among them, "
+            options.say(f"note: {what}are of an earlier run with other {', '.join(output.differing)}")
         options.say(f"done: {done} of {counted(len(jobs))} in {path}, depth in metres; {RECORD_FILE} lists the files")
 
     return options.run_command("predict.py", work)

@@ -94,3 +94,4 @@ else
     "$PYTHON" "$root/eval.py" --evaluate --dataset NYU --gpu_num 0 --encoder AST --other_method MonoCLIP "$@"
 fi
 [ -z "$demo" ] || echo "The pictures, their true and their predicted depth: $output/qualitative.png"
+[ -z "$paper" ] || echo "A page to look into the answers and to try other words: $output/depth.html"

@@ -94,7 +94,8 @@ def locate_checkpoint(name_or_path: str | Path, download_root: str | Path | None
             return hub_target
     except OSError as error:
         raise CheckpointError(target, f"it cannot be read: {error.strerror}") from error
-    bring = f"bring {checkpoint.file} there (docs/data.md), or name yours with --clip_path"
+    bring = f"bring {checkpoint.file} there (docs/data.md), name yours with --clip_path"
+    bring += ", or see it work now with --demo (test.sh, predict.py)"
     if os.environ.get("CLIP_OFFLINE", "0") not in ("", "0"):
         state = "the file there has other bytes" if found else "it is not there"
         raise CheckpointError(target, f"{state}, and CLIP_OFFLINE forbids fetching it; {bring}", found)

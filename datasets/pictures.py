@@ -50,6 +50,8 @@ def read_picture(source: Source, color: str = "rgb") -> np.ndarray:
         raise ValueError(f'expected color="rgb" or "bgr", got {color!r}')
     if isinstance(source, np.ndarray | Tensor):
         return pixels_of(source, color)
+    if not isinstance(source, str | os.PathLike | Image.Image):
+        raise ValueError(f"expected a file's name, a PIL image, an array or a tensor, got {type(source).__name__}")
     path = "the picture" if isinstance(source, Image.Image) else os.path.expanduser(source)
     try:
         with warnings.catch_warnings():  # what is wrong with a file is said by the errors below

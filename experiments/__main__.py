@@ -31,7 +31,7 @@ from tqdm import tqdm
 import options
 from calculate_error import NYU_CROP, counted_NYU, size_of
 from clip.inference import keep_freed_memory
-from datasets import text_of
+from datasets import printable, text_of
 from datasets.nyu import mean_training_depth, open_nyu
 from experiments import published, tables
 from experiments.features import FeatureStore
@@ -134,8 +134,8 @@ def report(scored: tables.Scored, found: list[tables.Table], output: Path, about
     """Step 3: writes the CSV, the tables and, last, results.json with `about`, each whole. Raises OSError."""
     found = [*found, tables.interval_table(scored)]
     options.write_text(output / ROWS_FILE, tables.as_csv(scored.results, options.csv_text))
-    options.write_text(output / MARKDOWN_FILE, tables.as_markdown(found, scored.title))
-    options.write_text(output / LATEX_FILE, tables.as_latex(found))
+    options.write_text(output / MARKDOWN_FILE, tables.as_markdown(found, scored.title, scored.caption))
+    options.write_text(output / LATEX_FILE, tables.as_latex(found, scored.caption))
     options.write_json(output / RESULTS_FILE, tables.as_json(scored) | about)
 
 
@@ -189,8 +189,8 @@ def write_page(
     if scored.official:
         rows["paper, DepthCLIP"] = published.DEPTHCLIP
     table = {name: {column: row[column] for column in published.COLUMNS} for name, row in rows.items()}
-    notes = [*([] if scored.warning else [scored.caption]), page.subset_note(len(cards), len(dataset))]
-    options.write_text(path, page.build(scored.title, cards, reading, phrases, table, notes, scored.warning))
+    notes, warning = [page.subset_note(len(cards), len(dataset))], "; ".join(scored.warnings)
+    options.write_text(path, page.build(scored.title, cards, reading, phrases, table, notes, warning))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.check_output(args.output)
         reading = options.reading_of(args)
         own = load_readings(args.readings) if args.readings else {}
-        phrases = page.phrases_for(reading, args.phrases) if args.html else ()
+        phrases = page.phrases_for(reading, args.phrases, args.html)
         device, rank, count = options.own_device(args.device, args.gpu_num)
         precision = options.choose_precision(args.precision, device)
         dataset = open_nyu(args.data_path, NYU_CROP, reading.normalised, args.list_file, args.scene, args.limit)
@@ -246,16 +246,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             official=dataset.official,
             title=f"MonoCLIP on {dataset.title}",
             caption=options.caption(dataset.title, caveats),
-            warning=options.caption(dataset.title, caveats) if caveats else "",
+            warnings=caveats,
         )
         seconds = {"encode": round(encoded - start, 3), "score": round(finished - encoded, 3)}
-        about = {
-            "best_constants": best,
-            "data": dataset.title,
-            "warnings": caveats,
-            "seconds": seconds,
-            "made_with": made,
-        }
+        about = {"best_constants": best, "data": dataset.title, "warnings": caveats, "seconds": seconds}
+        about["made_with"] = made
         about["readings"] = {setting.name: asdict(setting.reading) for setting in rows.settings if not setting.group}
         found = tables.all_tables(scored, list(own), rows.constants[published.UNIFORM])
         args.output.mkdir(parents=True, exist_ok=True)
@@ -267,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.html:
             text = readouts.text_features(((*reading.depth_classes, *phrases), *reading.words[1:]))
             write_page(args.output / page.PAGE_FILE, args.html, scored, store, text, phrases)
-        print("\n\n".join(map(tables.as_text, found)))
+        print("", printable(scored.caption), *map(tables.as_text, found), printable(scored.caption), sep="\n\n")
 
     return options.run_command("experiments", work)
 

@@ -43,7 +43,7 @@ def draw_response(path: Path, example: Example, weights: np.ndarray, caption: st
         axis.set_title(f"patch in {colour[4:]}: predicted {bars @ bins:.3f} m, true {true:.3f} m", fontsize=11)
     for axis in axes[1 + len(patches) :]:
         axis.set_axis_off()
-    paper = ", ".join(f"{pred} m for {true} m" for pred, true in BIN_RESPONSE_DEPTHS)
+    paper = ", ".join(f"{pred} m where {true} m is true" for pred, true in BIN_RESPONSE_DEPTHS)
     figure.suptitle(f"Semantic bin response: prompt 3, class-dependent bins 1, no mirror image; in the paper {paper}")
     save_figure(figure, path, caption)
 

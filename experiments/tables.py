@@ -50,8 +50,8 @@ class Scored:
     controls: bool  # whether the rows of the controls are there
     official: bool  # whether the images are the paper's, so that its metrics compare
     title: str  # of all that is reported
-    caption: str  # what everything is over, and the warning
-    warning: str = ""  # the caption, if it keeps the metrics from standing beside the paper's
+    caption: str  # what everything is over, and what to beware of
+    warnings: Sequence[str] = ()  # what to beware of
 
     @property
     def single_rows(self) -> list[str]:
@@ -78,7 +78,7 @@ class Line:
 
 @dataclass
 class Table:
-    """A table: title, what it is over, the metrics of its columns, and its lines."""
+    """A table: title, what must be known of it alone, the metrics of its columns, and its lines."""
 
     title: str
     caption: str
@@ -99,15 +99,14 @@ def all_tables(scored: Scored, own: Sequence[str], uniform_depth: float) -> list
     """All tables that are printed; `own` are the rows of one's own readings, `uniform_depth` the bins' mean [m]."""
     tables = [main_table(scored, own, uniform_depth), *(paper_tables(scored) if scored.lower_bounds else ())]
     if scored.controls:
-        tables.append(overview("Controls", scored, COLUMNS, scored.caption))
-    caption = f"{EXTRA_MEANING} {scored.caption}"
+        tables.append(overview("Controls", scored, COLUMNS))
     extra = [metric for metric in scored.results.columns if metric not in NYU_METRICS]
-    return [*tables, overview("What a constant cannot fake", scored, extra, caption)]
+    return [*tables, overview("What a constant cannot fake", scored, extra, EXTRA_MEANING)]
 
 
 def main_table(scored: Scored, own: Sequence[str], uniform_depth: float) -> Table:
     """This run and one's own readings between the paper's row and what says nothing."""
-    table, results = Table("This run", scored.caption, COLUMNS), scored.results
+    table, results = Table("This run", "", COLUMNS), scored.results
     table.add(THIS_RUN, OURS, results.mean(THIS_RUN))
     table.add("paper, DepthCLIP", "", DEPTHCLIP)
     for name in own:
@@ -124,10 +123,10 @@ def paper_tables(scored: Scored) -> list[Table]:
     """
     tables: dict[tuple[str, str | None], Table] = {}
     for row in PUBLISHED if scored.official else (row for row in PUBLISHED if row.table != TABLE_1):
-        images = f"{row.scene} only, {counted(int(scored.results.over(row.scene).sum()))}; " if row.scene else ""
+        caption = f"Only {row.scene}: {counted(int(scored.results.over(row.scene).sum()))}." if row.scene else ""
         title = f"{row.table}, {row.scene}" if row.scene else row.table
         columns = COLUMNS if scored.official else APART
-        table = tables.setdefault((row.table, row.scene), Table(title, images + scored.caption, columns))
+        table = tables.setdefault((row.table, row.scene), Table(title, caption, columns))
         theirs = row.by_column()
         ours = {name: scored.results.mean(name, row.scene) for name in scored.beside(row)}
         if not scored.official:
@@ -144,7 +143,7 @@ def paper_tables(scored: Scored) -> list[Table]:
     return list(tables.values())
 
 
-def overview(title: str, scored: Scored, columns: Sequence[str], caption: str) -> Table:
+def overview(title: str, scored: Scored, columns: Sequence[str], caption: str = "") -> Table:
     """Every row, groups as minimum, median and maximum."""
     table = Table(title, caption, columns)
     for row in scored.single_rows:
@@ -159,8 +158,7 @@ def interval_table(scored: Scored) -> Table:
     """Each row with the intervals of its metrics and of their differences to uniform weights."""
     results = scored.results
     few = ", rough for so few images" if len(results.images) < FEW else ""
-    caption = f"95 % bootstrap intervals over images, 10,000 resamples{few}. {scored.caption}"
-    table = Table("Intervals", caption, COLUMNS)
+    table = Table("Intervals", f"95 % bootstrap intervals over images, 10,000 resamples{few}.", COLUMNS)
     for row, (own, difference) in results.intervals(scored.single_rows).items():
         table.add(row, OURS, results.mean(row))
         table.lines.append(Line("", "interval", tuple(bounds(own[c], ".3f") for c in COLUMNS)))
@@ -180,17 +178,17 @@ def as_text(table: Table) -> str:
     rows = [("", "", table.columns), *((printable(line.name), line.kind, line.cells) for line in table.lines)]
     name_width, kind_width = (max(len(row[part]) for row in rows) for part in (0, 1))
     widths = [max(9, *(len(text) + 2 for text in column)) for column in zip(*(row[2] for row in rows), strict=True)]
-    lines = [f"{table.title} ({printable(table.caption)})"]
+    lines = [printable(f"{table.title} ({table.caption})" if table.caption else table.title)]
     for name, kind, texts in rows:
         lines.append(f"{name:<{name_width}}  {kind:<{kind_width}}" + "".join(map(str.rjust, texts, widths)))
     return "\n".join(lines)
 
 
-def as_markdown(tables: Iterable[Table], heading: str) -> str:
-    """One section for each table."""
+def as_markdown(tables: Iterable[Table], heading: str, caption: str) -> str:
+    """One section for each table; `caption` is what all are over, and stands with each, so that it may be copied."""
     parts = [f"# {heading}\n"]
     for table in tables:
-        parts.append(f"## {markdown(table.title)}\n\n{markdown(table.caption)}\n")
+        parts.append(f"## {markdown(table.title)}\n\n{markdown(f'{table.caption} {caption}'.strip())}\n")
         lines = ["| row | | " + " | ".join(markdown(c) for c in table.columns) + " |"]
         lines.append("|---|---|" + "---:|" * len(table.columns))
         lines += [f"| {markdown(line.name)} | {line.kind} | " + " | ".join(line.cells) + " |" for line in table.lines]
@@ -198,15 +196,15 @@ def as_markdown(tables: Iterable[Table], heading: str) -> str:
     return "\n".join(parts)
 
 
-def as_latex(tables: Iterable[Table]) -> str:
-    """One `table` environment for each table; needs no package."""
+def as_latex(tables: Iterable[Table], caption: str) -> str:
+    """One `table` environment for each table, with `caption`, what all are over; needs no package."""
     parts = []
     for table in tables:
         rows = [latex_row("", "", *table.columns) + r" \hline"]
         rows += [latex_row(line.name, line.kind, *line.cells) for line in table.lines]
         parts.append(
             "\\begin{table}\n"
-            f"\\caption{{{latex(table.title)}. {latex(table.caption)}}}\n"
+            f"\\caption{{{latex(table.title)}. {latex(f'{table.caption} {caption}'.strip())}}}\n"
             f"\\begin{{tabular}}{{ll{'r' * len(table.columns)}}}\n\\hline\n"
             + "\n".join(rows)
             + "\n\\hline\n\\end{tabular}\n\\end{table}\n"

@@ -267,7 +267,8 @@ def test_histograms_of_whole_millimetres_give_what_their_pixels_give(seed, image
         plain = mean_errors(torch.from_numpy(each).float() / 1000, depths, 10, ALL)
         for name in set(ALL) - {"silog"}:
             torch.testing.assert_close(weighted[name][:, i], plain[name], atol=1e-6, rtol=1e-5, msg=name)
-        torch.testing.assert_close(weighted["silog"][:, i] ** 2, plain["silog"] ** 2, atol=2e-5, rtol=1e-4)
+        # in fp32, of a mean of squares of up to 30
+        torch.testing.assert_close(weighted["silog"][:, i] ** 2, plain["silog"] ** 2, atol=2e-4, rtol=1e-3)
     assert (weighted["rmse"].shape, weighted["rmse"].dtype) == ((5, images), torch.float64)
 
 

@@ -24,7 +24,7 @@ def test_a_checked_reading_is_the_papers_but_for_what_is_given():
     ("values", "message"),
     [
         ({"bins": [1], "words": ["a"]}, "unknown field bins, words; known are depth_templates, obj_classes"),
-        ({"bin_list": ["1"]}, r"bin_list has a value of another kind: \['1'\]"),
+        ({"bin_list": ["1"]}, r"bin_list: expected a list of numbers, got \['1'\]"),
         ({"bin_list": [1, 2]}, "7 depth classes and 2 bins"),
         ({"temperature": 10**400}, "temperature must be positive and finite"),
         ({"temperature": 0}, "temperature must be positive"),

@@ -86,7 +86,7 @@ def side_by_side(pixels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     Between them is a white gap.
     """
     height, width, _ = pixels.shape
-    gap, axis = max(2, max(height, width) // 50), 0 if width > 2 * height else 1
+    gap, axis = max(2, min(height, width) // 25), 0 if width > 2 * height else 1
     white = np.full((gap, width, 3) if axis == 0 else (height, gap, 3), 255, dtype=np.uint8)
     return np.concatenate([pixels, white, colours], axis=axis)
 
@@ -104,7 +104,7 @@ def word_maps(weights: np.ndarray, labels: Sequence[str], size: tuple[int, int])
     scale, font = TILE_SIDE / max(size), letters(LABEL_SIZE)
     height, width = (max(1, round(side * scale)) for side in size)
     entropy = -(weights * np.log(np.maximum(weights, 1e-30))).sum(0) / max(np.log(len(weights)), 1e-30)
-    texts = [*labels, "entropy / log K"]
+    texts = [*labels, "unsure (entropy)"]
     pitch = round(max(width, *map(font.getlength, texts))) + LABEL_SIZE, height + 3 * LABEL_SIZE
     columns = min(len(texts), 4)
     canvas = Image.new("RGB", (columns * pitch[0] + LABEL_SIZE, -(-len(texts) // columns) * pitch[1]), "white")

@@ -403,14 +403,19 @@ function showMeans() {
     cell.textContent = done ? decimals(mean(scored.map(({ image, own }) => image.metrics[name] ?? own[name]))) : "…";
     live.textContent = done ? decimals(mean(scored.map((card) => card.live[name]))) : "…";
   });
+  const above = liveRows[0].parentElement.rows[0];  // where the page has all pictures, both say the same
+  liveRows[0].hidden = [...above.cells].every((cell, i) => !i || cell.textContent === liveRows[0].cells[i].textContent);
 }
 
 // --- Controls -------------------------------------------------------------------------------------------------------
 
 function showSettings() {
   const changed = isChanged(), [before, after] = data.prompt;
-  byId("changed").textContent = changed ? "“These settings” follow; “this run” stays." : "";
-  byId("preset-run").disabled = !changed;
+  byId("changed").textContent = changed ? "Changed: the rows of “these settings” follow, those of “this run” stay." : "";
+  for (const [name, preset] of Object.entries(presets)) {
+    const known = preset.depth_classes.every((word) => placeOf.has(word));  // else too long for this run's sentences
+    byId(`preset-${name}`).disabled = !known || JSON.stringify(settingsOf(preset)) === JSON.stringify(state);
+  }
   byId("equal").setAttribute("aria-pressed", state.uniform);
   byId("temperature").value = Math.log10(state.temperature);
   const text = state.uniform ? "without limit" : state.temperature.toPrecision(3);
@@ -441,8 +446,9 @@ function makeWords() {
       remove.setAttribute("aria-label", `remove ${name}`);
     };
     const take = () => {
-      if (!placeOf.has(box.value)) return false;
-      state.words[k] = placeOf.get(box.value);
+      const typed = box.value.trim(), place = placeOf.get(typed) ?? placeOf.get(typed.toLowerCase());
+      if (place === undefined) return false;
+      state.words[k] = place;
       say("");
       show();
       schedule();
@@ -478,7 +484,8 @@ function makeWords() {
 
 function makeControls() {
   const metrics = Object.keys(data.images[0]?.metrics ?? {}).map((name) => [`metric:${name}`, name]);
-  for (const [value, name] of [["run", "order of the run"], ["name", "image"], ["scene", "scene"], ...metrics]) {
+  const scenes = data.images.some((image) => image.scene && image.scene !== ".") ? [["scene", "scene"]] : [];
+  for (const [value, name] of [["run", "order of the run"], ["name", "image"], ...scenes, ...metrics]) {
     byId("sort").append(make("option", { value }, name));
   }
   let descending = false;
@@ -490,9 +497,7 @@ function makeControls() {
     sort();
   });
   for (const [name, preset] of Object.entries(presets)) {
-    const button = byId(`preset-${name}`);
-    button.disabled = !preset.depth_classes.every((word) => placeOf.has(word));  // too long for this run's sentences
-    button.addEventListener("click", () => {
+    byId(`preset-${name}`).addEventListener("click", () => {
       Object.assign(state, settingsOf(preset));
       makeWords();
     });
@@ -548,7 +553,10 @@ function makePlaces() {
   };
   byId("help").open = remember();
   byId("help").addEventListener("toggle", () => remember(byId("help").open));
-  byId("help-close").addEventListener("click", () => (byId("help").open = false));
+  byId("help-close").addEventListener("click", () => {
+    byId("help").open = false;
+    byId("help").firstElementChild.focus();
+  });
 }
 
 function sortCards(key, descending) {

@@ -55,13 +55,18 @@ def subset_note(shown: int, total: int) -> str:
     return f"{shown} of the run's {total} pictures" + (", spread evenly over it" if shown > 1 else "")
 
 
-def phrases_for(reading: Reading, path: Path | None = None) -> tuple[str, ...]:
+def phrases_for(reading: Reading, path: Path | None = None, count: int | None = PAGE_IMAGES) -> tuple[str, ...]:
     """What the page offers besides the reading's own words: the paper's, the colour words, and those of a text file.
 
     The file, phrases.txt unless `path` names another, has a phrase a line, and headings after `#`. What of ours makes
-    too long a prompt in the reading's sentences is left out. Raises DataError: the file cannot be read, or has no
-    phrase, too many, or one that CLIP cannot take.
+    too long a prompt in the reading's sentences is left out. Without pictures, by --html's `count`, there are none.
+    Raises DataError: the file cannot be read, or has no phrase, too many, or one that CLIP cannot take; or there is no
+    page to use it.
     """
+    if not count:
+        if path:
+            raise DataError(f"--phrases {printable(str(path))}: only a page has phrases; add --html")
+        return ()
     lines = [line.strip() for line in text_of(path or SOURCES / "phrases.txt").splitlines()]
     own, name = [line for line in lines if line and not line.startswith("#")], printable(str(path))
     if not 0 < len(own) <= MOST_PHRASES:
@@ -69,11 +74,13 @@ def phrases_for(reading: Reading, path: Path | None = None) -> tuple[str, ...]:
     found = []
     for phrase in dict.fromkeys((*PAPER.depth_classes, *COLOUR_WORDS, *own)):
         try:
+            if not phrase.isprintable():
+                raise ValueError(f"{printable(phrase[:40])!r} is no text; save the file as UTF-8")
             tokenize([t.format(o, phrase) for t in reading.depth_templates for o in reading.obj_classes])
             found.append(phrase)
         except (RuntimeError, ValueError) as error:
             if path and phrase in own:
-                raise DataError(f"{name}: {printable(phrase)!r} is no phrase for CLIP ({error}); shorten it") from error
+                raise DataError(f"{name}: {error}") from error
     return tuple(phrase for phrase in found if phrase not in reading.depth_classes)
 
 
@@ -194,7 +201,7 @@ def build(
     data = json.dumps(content, allow_nan=False, separators=(",", ":"))
     parts = {
         "title": html.escape(title),
-        "warning": html.escape(warning),
+        "warning": html.escape(warning[:1].upper() + warning[1:]),
         "style": style,
         "style_hash": policy_hash(style),
         "script": script,
