@@ -150,14 +150,20 @@ def depth_of(logits: Tensor, bins: Tensor) -> Tensor:
 
     Paper: equations 3 and 4.
     """
-    return torch.einsum("bkhw,mk->bmhw", logits.softmax(dim=1), bins)
+    return weighted(logits.softmax(dim=1), bins)
 
 
-def sigma_of(weights: Tensor, bins: Tensor) -> Tensor:
-    """How far the answers lie apart: (B, K, h, w), (K,) [m] -> (B, 1, h, w) [m], sqrt(sum_k p_k (bin_k - depth)^2)."""
-    depth = torch.einsum("bkhw,k->bhw", weights, bins)  # (B, h, w)
-    apart = bins.view(1, -1, 1, 1) - depth[:, None]  # (B, K, h, w)
-    return (weights * apart.square()).sum(1, keepdim=True).sqrt()
+def weighted(weights: Tensor, bins: Tensor) -> Tensor:
+    """sum_k p_k bin_k: (B, K, h, w), (M, K) [m] -> (B, M, h, w) [m]."""
+    return torch.einsum("bkhw,mk->bmhw", weights, bins)
+
+
+def sigma_of(weights: Tensor, bins: Tensor, depth: Tensor) -> Tensor:
+    """How far the answers lie apart, sqrt(sum_k p_k (bin_k - depth)^2).
+
+    (B, K, h, w), (K,) [m] and their `weighted` depth (B, 1, h, w) [m] -> (B, 1, h, w) [m].
+    """
+    return (weights * (bins.view(1, -1, 1, 1) - depth).square()).sum(dim=1, keepdim=True).sqrt()
 
 
 def with_mirror(image: Tensor) -> Tensor:
@@ -214,13 +220,14 @@ class MonoCLIP(nn.Module):
         self.register_buffer("text_features", text_features)
         self.register_buffer("bin_list", torch.tensor(reading.bin_list, device=text_features.device))
 
-    def trunk(self, image: Tensor) -> Tensor:
+    def trunk(self, image: Tensor, mirror: bool = True) -> Tensor:
         """What CLIP's image trunk sees of the images and then of their mirrors: (B, 3, H, W) -> (2B, C, h, w) float32.
 
-        Nothing is read out of it yet: `experiments` stores it. Raises ValueError: H or W is not divisible by 32 (by the
-        patch size, for a vision transformer).
+        Without `mirror`, of the images alone, (B, C, h, w). Nothing is read out of it yet: `experiments` stores it.
+
+        Raises ValueError: H or W is not divisible by 32 (by the patch size, for a vision transformer).
         """
-        return self.clip_vis.forward_patches(with_mirror(image)).float()
+        return self.clip_vis.forward_patches(with_mirror(image) if mirror else image).float()
 
     def patch_features(self, trunk: Tensor) -> Tensor:
         """f: a vector for each patch, (B, C, h, w) -> (B, D, h, w).
@@ -254,11 +261,10 @@ class MonoCLIP(nn.Module):
 
         features: (2, D, h, w) of the picture and its mirror, whose answers are averaged, or (1, D, h, w).
         """
-        logits = self.logits(features)
-        weights, depth = logits.softmax(dim=1), depth_of(logits, self.bin_list[None])
-        if len(features) == 2:
-            weights, depth = mirror_average(weights), mirror_average(depth)
-        sigma, full = sigma_of(weights, self.bin_list), upsampled(depth, size)
+        weights = self.logits(features).softmax(dim=1)
+        weights = mirror_average(weights) if len(features) == 2 else weights  # (1, K, h, w)
+        depth = weighted(weights, self.bin_list[None])  # (1, 1, h, w)
+        sigma, full = sigma_of(weights, self.bin_list, depth), upsampled(depth, size)
         return Answers(*(maps.cpu().numpy() for maps in (full[0, 0], depth[0, 0], weights[0], sigma[0, 0])))
 
     @torch.inference_mode()
@@ -266,8 +272,8 @@ class MonoCLIP(nn.Module):
         """Depth of each pixel of a picture of any size and kind, as `predict` gives it for its own sizes.
 
         Args:
-            image: RGB, as `datasets.pictures.read_picture` takes it: a file, a PIL image, an array (H, W), (H, W, 3) or
-                (H, W, 4) of uint8 or of floats in [0, 1], or a tensor (3, H, W); or a list or tuple of such pictures.
+            image: RGB, as `datasets.pictures.read_picture` takes it: a file, a PIL image, an array (H, W), (H, W, 1),
+                (H, W, 3) or (H, W, 4), a tensor (3, H, W), of uint8 or of floats in [0, 1]; or a list or tuple of such.
             return_all: give the whole `Answers`.
             color: "bgr" for arrays as cv2 reads them.
 

@@ -25,8 +25,8 @@ import torch
 from torch import distributed
 
 for name in ("clip", "datasets"):
-    other = getattr(sys.modules.get(name), "__file__", None)
-    if other and Path(other).parent != Path(__file__).parent / name:
+    other = sys.modules.get(name)
+    if other and str(Path(__file__).parent / name) not in getattr(other, "__path__", ()):
         raise ImportError(f"another package {name!r} is imported already ({other}); load DepthCLIP in a new Python")
 
 import clip

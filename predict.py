@@ -29,9 +29,10 @@ import errno
 import io
 import json
 import os
+import stat
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from torch import Tensor
 
 import options
 from clip.inference import keep_freed_memory
-from datasets import DataError, counted, printable, text_of
+from datasets import NAME_FILE, DataError, counted, name_of, printable, text_of
 from datasets.pictures import find_files, read_picture, resized
 from download import write_whole
 from monoclip import Answers, MonoCLIP, Reading, logits_of, upsampled, zeroshot_classifier
@@ -58,11 +59,11 @@ SAVED = {"npy": [NPY], "mm": [MM_PNG], "colour": [COLOURED], "side_by_side": [SI
 SAVED |= {"sigma": [SIGMA_NPY, SIGMA_PNG], "words": [WORDS]}
 # No pictures to read: what this script writes, and the depth maps of NYU's layout.
 PASSED_BY = [f"*{kind}" for kinds in SAVED.values() for kind in kinds]
-PASSED_BY += [page.PAGE_FILE, RECORD_FILE, "sync_depth_*.png"]
+PASSED_BY += [page.PAGE_FILE, RECORD_FILE, NAME_FILE, "sync_depth_*.png"]
 ANY_MACHINE = ("device", "threads", "python", "torch")  # what the runs of one folder may differ in
 LARGE = 20_000_000  # pixels of a map, from which on its files take 80 MB and more
 # A device that is full or broken takes no other picture's files either.
-DEVICE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+DEVICE_ERRORS = (*options.FULL, errno.EIO, errno.EROFS)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -107,11 +108,6 @@ class Job:
     name: str
     files: dict[str, str]
 
-    @property
-    def is_rendered(self) -> bool:
-        """Whether the picture is one of the demo's rooms."""
-        return Path(os.path.realpath(self.path)).is_relative_to(os.path.realpath(options.DEMO_DATA))
-
     def stamp(self) -> str:
         """What tells the picture from another one, or from an older one, of the same name."""
         about = os.stat(self.path) if os.path.exists(self.path) else None
@@ -153,15 +149,15 @@ class OutputFolder:
 
     def __init__(self, path: Path, made_with: dict[str, Any]) -> None:
         self.path, self.made_with = path, made_with
+        new = json.loads(json.dumps({**made_with, **made_with["reading"]}))
         try:
-            content = json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))
-            earlier, files = dict(content["made_with"]), dict(content["files"])
-        except (OSError, ValueError, LookupError, TypeError):  # none, or not ours
-            earlier, files = {}, {}
-        self.known = bool(earlier)
-        old, new = (json.loads(json.dumps({**made, **made.get("reading", {})})) for made in (earlier, made_with))
+            content = json.loads(text_of(path / RECORD_FILE))
+            old, files = {**content["made_with"], **content["made_with"]["reading"]}, dict(content["files"])
+        except (ValueError, LookupError, TypeError, RecursionError):  # none, or not ours
+            old, files = {}, {}
+        self.known, self.mark = bool(old), 0  # the second: when this run last wrote the record
         names = sorted({*old, *new} - {"reading", *ANY_MACHINE})
-        self.differing = [name for name in names if old.get(name) != new.get(name)] if earlier else []
+        self.differing = [name for name in names if old.get(name) != new.get(name)] if old else []
         self.files, self.left = ({}, set(files)) if self.differing else (files, set())
 
     def remaining(self, job: Job) -> Job:
@@ -171,7 +167,8 @@ class OutputFolder:
             what = f"has other {', '.join(self.differing)}" if self.known else f"has results, but no {RECORD_FILE}"
             advice = "choose another folder, or compute all again without --skip_existing"
             raise options.UsageError(f"--skip_existing: {self.path} {what}; {advice}")
-        kept = [file for file in there if self.files.get(file) == job.stamp()]
+        whole = [file for file in there if stat.S_ISREG((self.path / file).lstat().st_mode)]
+        kept = [file for file in whole if self.files.get(file) == job.stamp()]
         return replace(job, files={kind: file for kind, file in job.files.items() if file not in kept})
 
     def write(self, file: str, content: memoryview) -> None:
@@ -182,26 +179,15 @@ class OutputFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda opened: opened.write(content))
 
-    def record(self, job: Job | None = None) -> None:
-        """Writes predict.json, with the files of a job that is done."""
-        self.files |= {file: job.stamp() for file in job.files.values()} if job else {}
+    def record(self, done: Mapping[str, str]) -> None:
+        """Writes predict.json, with the stamps of files that are done. Raises WorkError: another run has written it."""
+        path = self.path / RECORD_FILE
+        if self.mark and (not path.exists() or self.mark != path.stat().st_mtime_ns):
+            raise options.WorkError(f"{self.path}: another run writes there, too; give each a folder of its own")
+        self.files |= done
         self.path.mkdir(parents=True, exist_ok=True)
-        options.write_json(self.path / RECORD_FILE, {"made_with": self.made_with, "files": self.files})
-
-
-@torch.inference_mode()
-def predict_picture(model: MonoCLIP, pixels: np.ndarray, settings: Settings) -> tuple[Answers, Tensor]:
-    """What the words say of the pixels (H, W, 3) uint8, RGB, and the features (V, D, h, w) that they say it of.
-
-    Depth is as `MonoCLIP.infer_image` gives it, but of at most the settings' `max_side` px a side. V is 2, the picture
-    and its mirror, or 1 without the mirror.
-    """
-    image = model.prepare(pixels)  # (1, 3, H', W')
-    trunk = model.trunk(image) if settings.mirror else model.clip_vis.forward_patches(image).float()  # (V, C, h, w)
-    features = model.patch_features(trunk)  # (V, D, h, w)
-    height, width = pixels.shape[:2]
-    scale = min(1.0, (settings.max_side or np.inf) / max(height, width))
-    return model.answers(features, [max(1, round(side * scale)) for side in (height, width)]), features
+        options.write_json(path, {"made_with": self.made_with, "files": self.files})
+        self.mark = path.stat().st_mtime_ns
 
 
 def file_content(
@@ -233,25 +219,33 @@ def file_content(
     return content.getbuffer()
 
 
+@torch.inference_mode()
 def predict_one(
     job: Job, model: MonoCLIP, settings: Settings, output: OutputFolder
 ) -> tuple[np.ndarray, np.ndarray, Tensor]:
-    """Reads and predicts a picture, and writes its files; its pixels, depth and features.
+    """Reads and predicts a picture, and writes its files; its pixels, depth and features (V, D, h, w).
 
-    Raises DataError: no picture; OSError: a file cannot be written; WorkError: a prediction is not finite.
+    Depth is as `MonoCLIP.infer_image` gives it, but of at most the settings' `max_side` px a side. V is 2, the picture
+    and its mirror, or 1 without the mirror.
+
+    Raises DataError: no picture; OSError: a file cannot be written; WorkError: a prediction is not finite, or another
+    run writes into the folder.
     """
-    pixels = read_picture(job.path)
-    answers, features = predict_picture(model, pixels, settings)
+    stamp, pixels = job.stamp(), read_picture(job.path)
+    height, width = pixels.shape[:2]
+    scale = min(1.0, (settings.max_side or np.inf) / max(height, width))
+    features = model.patch_features(model.trunk(model.prepare(pixels), settings.mirror))  # (V, D, h, w)
+    answers = model.answers(features, [max(1, round(side * scale)) for side in (height, width)])
     if not np.isfinite(answers.depth).all():
         advice = "" if output.made_with["precision"] == "fp32" else "; use --precision fp32"
         raise options.WorkError(f"{job.name}: NaN or infinite depth predicted{advice}")
-    if not output.files:
-        output.record()  # before the first file, which must not pass for one of the earlier settings
-    notes = [(settings.note, "toy CLIP: says nothing about the real one"), (job.is_rendered, "rendered room, not NYU")]
-    note = "; ".join(text for holds, text in notes if holds)
+    if not output.mark:
+        output.record({})  # before the first file, which must not pass for one of the earlier settings
+    toy = "toy CLIP: says nothing about the real one" if settings.note else ""
+    note = "; ".join(filter(None, (toy, name_of(job.path))))
     for kind, file in job.files.items():
         output.write(file, file_content(kind, pixels, answers, model.reading, settings, note))
-    output.record(job)
+    output.record(dict.fromkeys(job.files.values(), stamp))
     return pixels, answers.depth, features
 
 
@@ -318,8 +312,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         jobs = [output.remaining(job) for job in jobs] if args.skip_existing else jobs
         clip_model, model = options.load_model(clip_path, device, precision, reading, args.exact)
         warnings = [toy] if toy else []
-        if rooms := sum(job.is_rendered for job in jobs):
-            warnings.append(f"{rooms} of {counted(len(jobs))}: {text_of(options.DEMO_DATA / 'name.txt').strip()}")
+        for name, count in Counter(name_of(job.path) for job in jobs).items():
+            warnings += [f"{count} of {counted(len(jobs))}: {name}"] if name else []
         options.say(f"model: {clip_path} on {device} in {precision}")
         for warning in warnings:
             print(f"note: {warning}")
@@ -332,9 +326,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         text_features = zeroshot_classifier(clip_model, words, reading.obj_classes, reading.depth_templates)
 
         def card(job: Job, pixels: np.ndarray, depth: np.ndarray, features: Tensor) -> page.Card:
-            scene, span = Path(job.name).parent.as_posix(), {"nearest [m]": depth.min(), "farthest [m]": depth.max()}
+            *_, scene, name = ("", *Path(job.name).parts)  # no more, because a page may be shown to others
+            span = {"nearest [m]": depth.min(), "farthest [m]": depth.max()}
             logits = logits_of(features, text_features, reading).cpu().numpy()
-            return page.card(job.name, scene, pixels, logits, reading, phrases, metrics=span)
+            return page.card(f"{scene}/{name}".lstrip("/"), scene, pixels, logits, reading, phrases, metrics=span)
 
         try:
             done, cards = predict_all(jobs, model, settings, output, args.html or 0, card)
@@ -347,8 +342,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             notes = [f"{made['checkpoint']} in {precision}", page.subset_note(len(cards), done), *unread]
             text = page.build("Depth from words", cards, reading, phrases, notes=notes, warning="; ".join(warnings))
             options.write_text(path / page.PAGE_FILE, text)
-            output.files[page.PAGE_FILE] = notes[1]
-            output.record()
+            output.record({page.PAGE_FILE: notes[1]})
             options.say(f"page: {path / page.PAGE_FILE}, {notes[1]}")
         if left := sorted(output.left - output.files.keys()):
             what = f"{len(left)} of the files there, {left[0]} among them, "

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+NAME_FILE, MAX_NAME = "name.txt", 100  # what the images of a data set are, where its layout would say something else
+
 
 class DataError(ValueError):
     """The data cannot be used as they are; the message says which file, what is wrong and what to do."""
@@ -15,6 +17,18 @@ def printable(name: str) -> str:
         return c if c.isprintable() else (chr(ord(c) - 0xDC00) if byte else c).encode("unicode_escape").decode()
 
     return "".join(map(shown, name))
+
+
+def name_of(path: Path) -> str:
+    """What the images at `path` are called: the first line of a name.txt there or beside the official_splits above it.
+
+    Empty if there is none. Raises DataError: it cannot be read.
+    """
+    folders = path.resolve(), *path.resolve().parents
+    for folder in folders:
+        if (folder / NAME_FILE).is_file() and (folder == folders[0] or (folder / "official_splits").is_dir()):
+            return printable(text_of(folder / NAME_FILE).partition("\n")[0].strip())[:MAX_NAME]
+    return ""
 
 
 def counted(images: int) -> str:

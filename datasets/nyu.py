@@ -23,13 +23,12 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from calculate_error import NYU_MAX_DEPTH
-from datasets import DataError, counted, printable, text_of
+from datasets import DataError, counted, name_of, printable, text_of
 from datasets.nyu_mat import DEPTH_UNITS_PER_METRE, FRAME, MAT_NAME, LabelledMat
 
 SPLIT = Path("official_splits") / "test"
 SANE_DEPTH = (0.1, 65.0)  # [m] a largest depth outside this range is another unit or a damaged file
 MAX_PIXELS = 4_000_000  # an image that claims more is refused before it is decoded
-NAME_FILE, MAX_NAME = "name.txt", 100  # beside official_splits: what the images are, if not NYU's
 SEE = "or see it work now: sh test.sh --demo"  # what who has no data can do
 # What images are called: those of the .mat are NYU's, those of a folder may be anything in its layout.
 NYU, LAYOUT = "of NYU Depth V2", "in the layout of NYU Depth V2"
@@ -205,7 +204,8 @@ def open_nyu(
         kind = NYU
     else:
         pairs = scan_folder(path) if list_file is None else read_list(list_file, path)
-        kind = kind_of(path)
+        name = name_of(test_split_folder(path))
+        kind = f"of {name}" if name else LAYOUT
     there = sorted({printable(pair.scene) for pair in pairs})
     if unknown := [scene for scene in scenes or () if scene not in there]:
         raise DataError(f"--scene {' '.join(unknown)}: no such scene here; there are {', '.join(there)}")
@@ -221,14 +221,6 @@ def test_split_folder(root: Path) -> Path:
         raise DataError(f"{root}: no such folder; {how}")
     inner = root / SPLIT
     return inner if inner.is_dir() else root
-
-
-def kind_of(root: Path) -> str:
-    """What the images of a folder are called: by the first line of its name.txt, else by their layout alone."""
-    folder = test_split_folder(root).absolute()
-    path = (folder.parents[1] if folder.match(str(SPLIT)) else folder) / NAME_FILE
-    name = printable(text_of(path).partition("\n")[0].strip())[:MAX_NAME] if path.exists() else ""
-    return f"of {name}" if name else LAYOUT
 
 
 def scan_folder(root: Path) -> list[FolderPair]:

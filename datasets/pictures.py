@@ -97,7 +97,7 @@ def pixels_of(source: np.ndarray | Tensor, color: str) -> np.ndarray:
     if floats:
         if not (values.min() >= 0 and values.max() <= 1):  # nor NaN
             raise ValueError(
-                f"expected floats in [0, 1], got {values.min():g} to {values.max():g}; divide by the white"
+                f"expected floats in [0, 1], got {values.min():g} to {values.max():g}; divide by what is white"
             )
         values = (values * 255).round().astype(np.uint8)
     if color == "bgr":
@@ -122,7 +122,7 @@ def learn_heic(head: bytes) -> None:
 def decoded(image: Image.Image, name: str) -> np.ndarray:
     """All pixels of an opened image of any mode, turned upright: (H, W, 3) uint8, RGB.
 
-    Grey of 16 bits whose values end below 1/8 of the range, as a camera's 12 or 10 bits do, is logged under `name`.
+    16 bits whose values end below 1/8 of the range, as a camera's 12 or 10 bits do, are logged under `name`.
 
     Raises DataError: empty, too large, or a program; any other exception: damaged, or of a mode that is not known.
     """
@@ -131,13 +131,15 @@ def decoded(image: Image.Image, name: str) -> np.ndarray:
     if image.format == "EPS":
         raise DataError("PostScript, a program rather than a picture; save it as PNG")
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some package may have set it; half a picture has no depth
+    sixteen = image.mode.startswith("I") or ";16" in str(getattr(image, "tile", ""))  # colours: as Pillow unpacks them
     image.load()
     with suppress(Exception):  # the pixels are whole, also where the EXIF block is not
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") and 0 < (brightest := int(np.asarray(image).max())) < 2**13:
-        known = f"{name}: its brightest value is {brightest} of 65535, so it is read as nearly black"
-        logging.getLogger(__name__).warning(printable(f"{known}; 12 or 10 bits in 16? then scale it"))
-    return np.array(to_rgb(image))
+    pixels = np.array(to_rgb(image))
+    if sixteen and 0 < pixels.max() < 2**8 / 8:
+        dark = "its 16-bit values are all below 1/8 of the range, so it is nearly black; scale 10 or 12 bits to 16"
+        logging.getLogger(__name__).warning(printable(f"warning: {name}: {dark}"))
+    return pixels
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

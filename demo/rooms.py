@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.nyu import NAME_FILE, TEST_INDICES
+from datasets import NAME_FILE
+from datasets.nyu import TEST_INDICES
 from demo.render import PATTERN_SIZE, PATTERNS, Material, Room, Solid, render, turn
 
 NYU_IMAGES = 1449  # pictures beyond the test split's 654 are numbered from here on

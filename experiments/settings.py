@@ -54,8 +54,8 @@ def with_controls(rows: Rows, channels: bool, mean_image: Tensor | None) -> Rows
         permuted = replace(reading, bin_list=tuple(bins[j] for j in order))
         settings.append(Setting(f"permutation {i}", permuted, group="word-to-bin permutations"))
     for name, words in (("colour words", COLOUR_WORDS), ("unrelated words", UNRELATED_WORDS)):
-        if 1 < len(bins) <= len(words):  # as many words as bins, spread evenly; there are no more than seven
-            settings.append(Setting(name, replace(reading, depth_classes=spread_words(words, len(bins)))))
+        if chosen := spread_words(words, len(bins)):
+            settings.append(Setting(name, replace(reading, depth_classes=chosen)))
     settings += [Setting(f"shuffled patches {i}", reading, "shuffled patches", shuffle=i) for i in range(SHUFFLES)]
     if channels:
         seeds = range(CHANNEL_SUBSETS)

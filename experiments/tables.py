@@ -108,7 +108,8 @@ def main_table(scored: Scored, own: Sequence[str], uniform_depth: float) -> Tabl
     """This run and one's own readings between the paper's row and what says nothing."""
     table, results = Table("This run", "", COLUMNS), scored.results
     table.add(THIS_RUN, OURS, results.mean(THIS_RUN))
-    table.add("paper, DepthCLIP", "", DEPTHCLIP)
+    if scored.official:
+        table.add("paper, DepthCLIP", "", DEPTHCLIP)
     for name in own:
         table.add(name, OURS, results.mean(name))
     table.add(f"{UNIFORM} ({uniform_depth:.3f} m)", OURS, results.mean(UNIFORM))
@@ -186,7 +187,7 @@ def as_text(table: Table) -> str:
 
 def as_markdown(tables: Iterable[Table], heading: str, caption: str) -> str:
     """One section for each table; `caption` is what all are over, and stands with each, so that it may be copied."""
-    parts = [f"# {heading}\n"]
+    parts = [f"# {markdown(heading)}\n"]
     for table in tables:
         parts.append(f"## {markdown(table.title)}\n\n{markdown(f'{table.caption} {caption}'.strip())}\n")
         lines = ["| row | | " + " | ".join(markdown(c) for c in table.columns) + " |"]

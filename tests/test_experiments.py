@@ -171,6 +171,7 @@ def test_pictures_and_page_are_there(whole):
             assert min(image.size) > 300
             assert image.convert("L").getextrema()[0] < 100
     page = (command.output / "depth.html").read_text()
+    assert '"paper, DepthCLIP"' not in page  # over other images
     assert page.count('"similarity":') == 3
     assert "3 of the run's 5 pictures" in page
 

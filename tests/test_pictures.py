@@ -1,13 +1,15 @@
 """datasets.pictures: which files, which pixels, at which size."""
 
 import os
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 from torch.testing import assert_close
 
 from datasets import DataError
@@ -182,11 +184,18 @@ def test_heic_is_read_upright(tmp_path):
 
 
 def test_twelve_bits_in_sixteen_are_noted(tmp_path, caplog):
-    for brightest, notes in ((8191, 1), (8192, 0), (0, 0)):
+    for brightest, notes in ((8000, 1), (8300, 0), (0, 0)):
         caplog.clear()
         read_picture(save(tmp_path / "dark.png", Image.fromarray(np.full((4, 4), brightest, dtype=np.uint16))))
         assert len(caplog.messages) == notes
-        assert all("dark.png: its brightest value is 8191 of 65535" in message for message in caplog.messages)
+        assert all("dark.png: its 16-bit values are all below 1/8" in message for message in caplog.messages)
+    with (tmp_path / "rgb.png").open("wb") as file:  # colours of 16 bits, which Pillow does not write
+        file.write(b"\x89PNG\r\n\x1a\n")
+        PngImagePlugin.putchunk(file, b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
+        PngImagePlugin.putchunk(file, b"IDAT", zlib.compress((b"\0" + struct.pack(">H", 4095) * 12) * 4))
+        PngImagePlugin.putchunk(file, b"IEND", b"")
+    assert read_picture(tmp_path / "rgb.png").max() == 15
+    assert "rgb.png: its 16-bit values" in caplog.messages[-1]
 
 
 # Which files

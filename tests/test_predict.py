@@ -67,9 +67,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("size", [(1, 1), (1, 2000), (33, 31), (700, 500)])
 def test_pictures_of_any_size_give_a_map_of_that_size_within_the_bins(model, size):
     pixels = noise(*size)
-    (depth, *_), features = predict.predict_picture(model, pixels, predict.Settings())
+    depth = model.infer_image(pixels)
     assert (depth.shape, depth.dtype) == (size, np.float32)
-    assert features.shape[:2] == (2, len(model.text_features))
     assert min(PAPER.bin_list) - 1e-6 <= depth.min() <= depth.max() <= max(PAPER.bin_list) + 1e-6
     pixels.setflags(write=False)
     assert_close(model.infer_image(pixels[:, ::-1][:, ::-1]), depth, atol=0, rtol=0)
@@ -182,13 +181,15 @@ def test_other_words_are_computed_and_never_skipped(run, album):
         ([], f"{run.out} has other bin_list, depth_classes; choose another folder"),
         ([*OTHER_WORDS, "--no_mirror"], "has other mirror;"),
         ([*OTHER_WORDS, "--max_side", 9], "has other max_side;"),
+        ([*OTHER_WORDS, "--precision", "bf16"], "has other precision;"),
+        ([*OTHER_WORDS, "--exact"], "has other network;"),
     ):
         code, _, err = run(*inputs, *flags, "--save", "npy", "--skip_existing")
         assert (code, problem in err) == (2, True), err
     code, _, err = run(*inputs, *OTHER_WORDS, "--clip_path", "nowhere.pt")
     assert (code, "nowhere.pt: there is no such file" in err) == (2, True), err
     assert contents(run.out) == before
-    for content in (None, "[]"):
+    for content in (None, "[]", '{"made_with": {"reading": [1]}, "files": {}}', "[" * 100_000):
         (run.out / "predict.json").unlink() if content is None else (run.out / "predict.json").write_text(content)
         assert "has results, but no predict.json" in run(*inputs, "--save", "npy", "--skip_existing")[2]
 
@@ -218,6 +219,20 @@ def test_a_stopped_run_goes_on_where_it_was(run, album, monkeypatch):
     assert run(*inputs, "--skip_existing", "--save", "npy", "words")[0] == 0
     assert np.load(first).shape == (40, 50)
     assert (run.out / "a.png_words.png").is_file()  # what was missing is added
+    first.write_bytes(mine)
+    os.utime(album / "attic" / "a.jpg", (1, 1))  # another one, of that size
+    assert run(*inputs, "--skip_existing", "--save", "npy")[0] == 0
+    assert np.load(first).shape == (40, 50)
+
+
+def test_another_run_in_the_same_folder_ends_this_one(run, album, monkeypatch):
+    def content(*_: object) -> memoryview:
+        options.write_json(run.out / "predict.json", {})
+        return memoryview(b"other")
+
+    monkeypatch.setattr(predict, "file_content", content)
+    code, _, err = run("-i", album / "attic")
+    assert (code, "another run writes there, too; give each a folder of its own" in err) == (1, True)
 
 
 def test_the_page_has_pictures_that_could_be_read(run, tmp_path):
@@ -230,7 +245,9 @@ def test_the_page_has_pictures_that_could_be_read(run, tmp_path):
     text = (run.out / "depth.html").read_text(encoding="utf-8")
     assert [f'"name":"{i}.png"' in text for i in range(5)] == [True, False, False, False, True]
     assert ("4 images could not be used" in text, str(tmp_path) in text) == (True, False)
-    assert "kept: the files of 5 images" in run(*inputs, "--skip_existing")[1]
+    (run.out / "depth.html").unlink()
+    code, out, _ = run(*inputs, "--skip_existing")
+    assert (code, "kept: the files of 5 images" in out) == (0, True)
     assert (run.out / "depth.html").read_text(encoding="utf-8") == text
 
 
@@ -325,7 +342,7 @@ def test_a_full_disk_ends_the_run_and_what_is_whole_stays(run, tmp_path):
 
 
 def test_depth_that_is_not_finite_is_an_error(run, album, monkeypatch):
-    monkeypatch.setattr(monoclip, "depth_of", lambda logits, bins: logits[:, :1] * torch.nan)
+    monkeypatch.setattr(monoclip, "weighted", lambda weights, bins: weights[:, :1] * torch.nan)
     code, _, err = run("-i", album / "hall" / "a.jpg", "--precision", "bf16")
     assert code == 1
     assert err.endswith("predict.py: a.jpg: NaN or infinite depth predicted; use --precision fp32\n")
@@ -362,7 +379,8 @@ def test_the_demo_needs_nothing_but_itself_and_says_what_it_is(run, tmp_path, ca
     stems = {f"{path.parent.name}/{path.stem}" for path in predict.DEMO_PICTURES.glob("*/rgb_*.jpg")}
     assert len(stems) == 16
     assert written(tmp_path / "out") == {"depth.html", *(stem + kind for stem in stems for kind in KINDS)}
-    rooms = "16 of 16 images: the demo's rendered rooms, not NYU Depth V2"
+    name = "the demo's rendered rooms, not NYU Depth V2"
+    rooms = f"16 of 16 images: {name}"
     for text in (capsys.readouterr().out, unescape((tmp_path / "out" / "depth.html").read_text("utf-8"))):
         assert (options.TOY[1:] in text, rooms in text) == (True, True)
     other = shutil.copy(options.DEMO_WEIGHTS, tmp_path / "RN50.pt")  # known by its content
@@ -372,5 +390,7 @@ def test_the_demo_needs_nothing_but_itself_and_says_what_it_is(run, tmp_path, ca
     assert json.loads((run.out / "predict.json").read_text())["made_with"]["note"] == options.TOY
     assert f"note: {options.TOY}" not in run("-i", picture)[1]
     toy = "toy CLIP: says nothing about the real one"
-    notes = [f"{toy}; rendered room, not NYU"] * 16 + [toy, ""]
+    copy = shutil.copytree(options.DEMO_DATA, tmp_path / "copied") / "official_splits" / "test" / "office"
+    assert f"note: 2 of 2 images: {name}" in run("-i", copy)[1]
+    notes = [f"{toy}; {name}"] * 16 + [toy, ""] + [name] * 2
     assert [call.args[-1] for call in legend.call_args_list] == notes

@@ -7,10 +7,9 @@
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const { phrases, presets } = data, [near, far] = data.scale, [minDepth, maxDepth] = data.limits;  // [m]
+const { phrases, presets } = data, [near, far] = data.scale, [minDepth, maxDepth] = data.limits.map(Math.fround);  // [m]
 const LONG_SIDE = 272;  // px of a drawn map without a true depth; the page scales it
 const LARGEST_ERROR = 0.5;  // of the true depth, where the colours of the error map end
-const LIVE = ["delta1", "delta2", "delta3", "abs_rel", "log10", "rmse"];
 const byId = (id) => document.getElementById(id);
 const phone = matchMedia("(max-width: 40rem), (max-height: 30rem)");
 const placeOf = new Map(phrases.map((phrase, i) => [phrase, i]));
@@ -19,9 +18,7 @@ const placeOf = new Map(phrases.map((phrase, i) => [phrase, i]));
 const settingsOf = (reading) => ({
   words: reading.depth_classes.map((word) => placeOf.get(word)), bins: [...reading.bin_list], temperature: reading.temperature, uniform: false,
 });
-const runs = settingsOf(presets.run);
 const state = settingsOf(presets.run);
-const isChanged = () => JSON.stringify(state) !== JSON.stringify(runs);
 
 // --- Reading the data -----------------------------------------------------------------------------------------------
 
@@ -109,14 +106,15 @@ function upsample(depth, [h, w], [height, width], out) {
 }
 
 // The metrics of one map [m] against the counted pixels; null where none counts. `errors`, if given, becomes
-// pred / gt - 1 of each pixel, NaN where it does not count.
+// pred / gt - 1 of each pixel, NaN where it does not count. Depths and ratios are rounded to 32 bit, as they are there:
+// otherwise 0.8 m for 1 m would count as within 1.25.
 function metricsOf(counted, map, errors) {
   let count = 0, within1 = 0, within2 = 0, within3 = 0, relative = 0, squares = 0, logs = 0, product = 1;
   if (errors) errors.fill(NaN);
   for (let i = 0; i < counted.length; i++) {
     if (!counted[i] || !(map[i] > minDepth)) continue;  // Official quirk: pixels predicted at 1 mm or less do not count
-    const gt = Math.min(Math.max(counted[i] / 1000, minDepth), maxDepth), pred = Math.min(map[i], maxDepth);
-    const ratio = pred / gt, larger = ratio < 1 ? 1 / ratio : ratio;
+    const gt = Math.min(Math.fround(counted[i] / 1000), maxDepth), pred = Math.min(map[i], maxDepth);
+    const ratio = Math.fround(pred / gt), larger = Math.max(ratio, Math.fround(gt / pred));
     count++;
     if (larger < 1.25 ** 1) within1++;
     if (larger < 1.25 ** 2) within2++;
@@ -130,7 +128,7 @@ function metricsOf(counted, map, errors) {
     }
     if (errors) errors[i] = ratio - 1;
   }
-  if (!count) return Object.fromEntries(LIVE.map((name) => [name, null]));
+  if (!count) return { delta1: null, delta2: null, delta3: null, abs_rel: null, log10: null, rmse: null };
   logs += Math.log10(product);
   const delta = { delta1: within1 / count, delta2: within2 / count, delta3: within3 / count };
   return { ...delta, abs_rel: relative / count, log10: logs / count, rmse: Math.sqrt(squares / count) };
@@ -138,25 +136,12 @@ function metricsOf(counted, map, errors) {
 
 // --- Drawing --------------------------------------------------------------------------------------------------------
 
-const metres = (value, digits = 2) => `${value.toFixed(digits)} m`;
+const metres = (value) => `${value.toFixed(2)} m`;
 const percent = (value) => `${Math.round(100 * value)}\u00a0%`;
-const decimals = (value) => (typeof value === "number" ? value.toFixed(3) : "–");
+const decimals = (value) => value?.toFixed(3) ?? (value === null ? "–" : "");  // "": what the page does not compute
 
-// 256 colours as the 32-bit pixels of a canvas: evenly between the stops, [r, g, b] each.
-function colourTable(stops) {
-  const rgba = new Uint8ClampedArray(4 * 256);
-  for (let i = 0; i < 256; i++) {
-    const at = (i / 255) * (stops.length - 1), first = Math.min(Math.floor(at), stops.length - 2);
-    for (let c = 0; c < 3; c++) rgba[4 * i + c] = stops[first][c] + (at - first) * (stops[first + 1][c] - stops[first][c]);
-    rgba[4 * i + 3] = 255;
-  }
-  return new Uint32Array(rgba.buffer);
-}
-
-const rgb = bytes(data.colours);  // 256 triples, from near to far
-const DEPTH = colourTable(Array.from({ length: 256 }, (_, i) => [...rgb.subarray(3 * i, 3 * i + 3)]));
-const SHARE = colourTable([[18, 14, 45], [150, 40, 110], [245, 125, 60], [253, 240, 170]]);  // 0 % to 100 %
-const ERROR = colourTable([[20, 70, 160], [110, 165, 220], [247, 247, 247], [240, 140, 110], [165, 15, 35]]);  // too near, right, too far
+const pixelsOf = (colours) => new Uint32Array(bytes(colours).buffer);  // 256 pixels of a canvas, from low to high
+const DEPTH = pixelsOf(data.colours.depth), SHARE = pixelsOf(data.colours.share), ERROR = pixelsOf(data.colours.error);
 const sheets = new Map();  // an ImageData for each size of canvas, used by all
 
 // Values between `low` and `high` in the colours of the table; NaN, and 0 if `blank`, leave what is behind the canvas.
@@ -181,8 +166,8 @@ function make(tag, attributes = {}, ...children) {
 const onScale = (depth) => Math.min(1, Math.max(0, (depth - near) / Math.max(far - near, 1e-6)));
 
 function colourOf(depth) {
-  const i = 3 * Math.round(255 * onScale(depth));
-  return `rgb(${rgb[i]}, ${rgb[i + 1]}, ${rgb[i + 2]})`;
+  const first = 4 * Math.round(255 * onScale(depth));
+  return `rgb(${new Uint8Array(DEPTH.buffer, first, 3)})`;
 }
 
 // Everything of a card that follows from the settings.
@@ -196,10 +181,7 @@ function update(card) {
   if (image.truth) {
     card.live = metricsOf(image.counted, card.map, card.errors);
     paint(card.errorCanvas, card.errors, ERROR, -LARGEST_ERROR, LARGEST_ERROR);
-  }
-  if (card.liveRow) {
-    card.liveRow.hidden = !isChanged();
-    card.columns.forEach((name, i) => (card.liveRow.cells[i + 1].textContent = decimals(card.live[name])));
+    fill(card.liveRow, card.live);
   }
   drawWords(card);
   drawChart(card);
@@ -210,8 +192,7 @@ function drawWords(card) {
   const K = state.words.length, [h, w] = card.image.grid, cells = h * w;
   while (card.words.children.length > K + 1) card.words.lastChild.remove();
   while (card.words.children.length < K + 1) {
-    const frame = make("div", { class: "frame" }, make("canvas", { width: w, height: h }), make("div", { class: "box" }));
-    card.words.append(make("figure", {}, frame, make("figcaption")));
+    card.words.append(framed(make("canvas", { width: w, height: h }), ""));
   }
   const entropy = new Float64Array(cells);
   const show = (figure, text, values) => {
@@ -272,62 +253,59 @@ function drawnSize([height, width]) {
 
 function makeCard(image, number) {
   const [h, w] = image.grid, size = image.truth ? image.size : drawnSize(image.size);
-  const canvas = () => make("canvas", { height: size[0], width: size[1] });
-  const picture = make("img", { src: `data:image/jpeg;base64,${image.jpeg}`, alt: "", height: image.size[0], width: image.size[1] });
   const card = { image, number, size, map: new Float32Array(size[0] * size[1]), patch: Math.floor(h / 2) * w + Math.floor(w / 2) };
-  card.mapCanvas = canvas();
-  const contents = [["picture", picture], ["predicted depth", card.mapCanvas]], limit = percent(LARGEST_ERROR);
-  if (image.truth) {
-    card.errors = new Float32Array(card.map.length);
-    card.truthCanvas = canvas();
-    card.errorCanvas = canvas();
-    contents.push(["true depth; hatched: not measured", card.truthCanvas]);
-    contents.push([`error: blue −${limit}, too near; red +${limit}, too far`, card.errorCanvas]);
-  }
-  const maps = make("div", { class: "maps" });
-  for (const [title, content] of contents) {
-    const frame = make("div", { class: "frame" }, content, make("div", { class: "box" }));
-    if (content === card.mapCanvas) {
-      frame.tabIndex = 0;
-      frame.setAttribute("role", "application");
-      frame.setAttribute("aria-roledescription", "depth map");
-      frame.setAttribute("aria-label", `${image.name}: ${h} rows and ${w} columns of patches; the arrow keys choose one`);
-    }
-    maps.append(make("figure", {}, frame, make("figcaption", {}, title)));
-  }
+  const heading = make("header", {}, make("h2", {}, image.name)), rows = [["this run", image.metrics]];
+  if (image.scene && image.scene !== ".") heading.append(make("span", { class: "quiet" }, image.scene));
+  if (image.truth) rows.push(["these settings", {}, "live"]);
+  const metrics = makeTable(Object.keys(image.metrics), rows);
+  card.liveRow = metrics.querySelector(".live");
   card.key = make("div", { class: "key", "aria-live": "polite" });
   card.chart = make("div", { role: "img" });
   card.words = make("div", { class: "small" });
-  const heading = make("header", {}, make("h2", {}, image.name));
-  if (image.scene && image.scene !== ".") heading.append(make("span", { class: "quiet" }, image.scene));
-  card.element = make("article", { class: "card", "aria-label": image.name }, heading);
-  card.columns = Object.keys(image.metrics);
-  if (image.truth && !card.columns.length) card.columns = LIVE;
-  if (card.columns.length) {
-    const table = makeTable(card.columns, [["this run", card.columns.map((name) => image.metrics[name])]]);
-    card.runRow = table.rows[1];
-    if (image.truth) {
-      card.liveRow = makeRow(["these settings", card.columns.map(() => null)], "live");
-      table.tBodies[0].append(card.liveRow);
-    }
-    card.element.append(make("div", { class: "scroll" }, table));
-  }
-  const panels = make("div", { class: "panels" }, maps, make("div", { class: "chart" }, card.key, card.chart));
-  card.element.append(panels, card.words);
-  card.element.style.setProperty("--maps", contents.length);
+  const maps = makeMaps(card), panels = make("div", { class: "panels" }, maps, make("div", { class: "chart" }, card.key, card.chart));
+  card.element = make("article", { class: "card", "aria-label": image.name }, heading, make("div", { class: "scroll" }, metrics), panels, card.words);
+  card.element.style.setProperty("--maps", maps.children.length);
   card.element.style.setProperty("--aspect", image.size[1] / image.size[0]);
   listen(card);
   choose(card, card.patch);
   return card;
 }
 
-function makeRow([name, values], kind = "") {
-  return make("tr", { class: kind }, make("th", { scope: "row" }, name), ...values.map((value) => make("td", {}, decimals(value))));
+function makeMaps(card) {
+  const { image, size } = card, [h, w] = image.grid, limit = percent(LARGEST_ERROR);
+  const canvas = () => make("canvas", { height: size[0], width: size[1] });
+  const picture = make("img", { src: `data:image/jpeg;base64,${image.jpeg}`, alt: "", height: image.size[0], width: image.size[1] });
+  const label = `${image.name}: ${h} rows and ${w} columns of patches; the arrow keys choose one`;
+  const focusable = { tabindex: 0, role: "application", "aria-roledescription": "depth map", "aria-label": label };
+  card.mapCanvas = canvas();
+  const maps = make("div", { class: "maps" }, framed(picture, "picture"), framed(card.mapCanvas, "predicted depth", focusable));
+  if (image.truth) {
+    card.errors = new Float32Array(card.map.length);
+    card.truthCanvas = canvas();
+    card.errorCanvas = canvas();
+    maps.append(framed(card.truthCanvas, "true depth; hatched: not measured"));
+    maps.append(framed(card.errorCanvas, `error: blue −${limit}, too near; red +${limit}, too far`));
+  }
+  return maps;
 }
 
+function framed(content, caption, attributes = {}) {
+  const frame = make("div", { class: "frame", ...attributes }, content, make("div", { class: "box" }));
+  return make("figure", {}, frame, make("figcaption", {}, caption));
+}
+
+// Each row is a name, the values by column and, perhaps, a class.
 function makeTable(columns, rows) {
   const head = make("tr", {}, make("td"), ...columns.map((name) => make("th", { scope: "col" }, name)));
-  return make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows.map((row) => makeRow(row))));
+  return make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows.map(([name, values, kind = ""]) => {
+    const cells = columns.map((column) => make("td", { "data-column": column }));
+    return fill(make("tr", { class: kind }, make("th", { scope: "row" }, name), ...cells), values);
+  })));
+}
+
+function fill(row, values) {
+  for (const cell of row.querySelectorAll("td")) cell.textContent = decimals(values[cell.dataset.column]);
+  return row;
 }
 
 function listen(card) {
@@ -366,7 +344,6 @@ function redraw() {
   frame = 0;
   showSettings();
   for (const card of cards) card.stale = card.ready;
-  showMeans();
   const seen = ({ element }) => {
     const { top, bottom } = element.getBoundingClientRect();
     return bottom > 0 && top < innerHeight;
@@ -391,27 +368,21 @@ function finish() {
   }, { timeout: 100 });
 }
 
-const liveRows = [];  // of the table at the top: this run's and these settings' means over the pictures of the page
+function meansOf(columns, rows) {
+  const mean = (values) => (values.every((v) => typeof v === "number") ? values.reduce((sum, v) => sum + v, 0) / values.length : null);
+  return Object.fromEntries(columns.map((name) => [name, mean(rows.map((row) => row[name]))]));
+}
 
 function showMeans() {
-  if (!liveRows.length) return;
-  const scored = cards.filter((card) => card.image.truth), done = scored.every((card) => card.ready && !card.stale);
-  const mean = (values) => (values.every((v) => typeof v === "number") ? values.reduce((sum, v) => sum + v, 0) / values.length : null);
-  liveRows[1].hidden = !isChanged();
-  [...liveRows[0].cells].slice(1).forEach((cell, i) => {
-    const name = Object.keys(Object.values(data.metrics)[0])[i], live = liveRows[1].cells[i + 1];
-    cell.textContent = done ? decimals(mean(scored.map(({ image, own }) => image.metrics[name] ?? own[name]))) : "…";
-    live.textContent = done ? decimals(mean(scored.map((card) => card.live[name]))) : "…";
-  });
-  const above = liveRows[0].parentElement.rows[0];  // where the page has all pictures, both say the same
-  liveRows[0].hidden = [...above.cells].every((cell, i) => !i || cell.textContent === liveRows[0].cells[i].textContent);
+  const row = document.querySelector("#metrics .live"), scored = cards.filter((card) => card.image.truth);
+  if (row && scored.every((card) => card.live)) fill(row, meansOf(Object.keys(scored[0].live), scored.map((card) => card.live)));
 }
 
 // --- Controls -------------------------------------------------------------------------------------------------------
 
 function showSettings() {
-  const changed = isChanged(), [before, after] = data.prompt;
-  byId("changed").textContent = changed ? "Changed: the rows of “these settings” follow, those of “this run” stay." : "";
+  const [before, after] = data.prompt;
+  document.body.classList.toggle("changed", JSON.stringify(state) !== JSON.stringify(settingsOf(presets.run)));
   for (const [name, preset] of Object.entries(presets)) {
     const known = preset.depth_classes.every((word) => placeOf.has(word));  // else too long for this run's sentences
     byId(`preset-${name}`).disabled = !known || JSON.stringify(settingsOf(preset)) === JSON.stringify(state);
@@ -432,57 +403,92 @@ function say(text) {
 
 // The rows of words, made anew whenever there is another number of them or all are replaced.
 function makeWords() {
-  const deepest = Math.max(10, ...Object.values(presets).flatMap((preset) => preset.bin_list.map((bin) => 1.5 * bin)));
-  byId("words").replaceChildren(...state.words.map((word, k) => {
-    const box = make("input", { class: "phrase", list: "phrases", autocomplete: "off", spellcheck: "false", id: `word-${k}` });
-    const slider = make("input", { type: "range", step: "any", min: 0.1, max: deepest, id: `bin-${k}` });
-    const output = make("output"), remove = make("button", { type: "button", id: `remove-${k}` }, "×");
-    const show = () => {
-      const name = phrases[state.words[k]];
-      output.textContent = metres(state.bins[k]);
-      box.setAttribute("aria-label", `word ${k + 1}`);
-      slider.setAttribute("aria-label", `depth of ${name}`);
-      slider.setAttribute("aria-valuetext", output.textContent);
-      remove.setAttribute("aria-label", `remove ${name}`);
-    };
-    const take = () => {
-      const typed = box.value.trim(), place = placeOf.get(typed) ?? placeOf.get(typed.toLowerCase());
-      if (place === undefined) return false;
-      state.words[k] = place;
-      say("");
-      show();
-      schedule();
-      return true;
-    };
-    box.value = phrases[word];
-    slider.value = state.bins[k];
-    remove.disabled = state.words.length === 1;
-    box.addEventListener("focus", () => box.select());
-    box.addEventListener("input", take);
-    box.addEventListener("change", () => {
-      if (take()) return;
-      if (box.value) say(`“${box.value}” is none of the ${phrases.length} phrases that this page carries; empty the box to see them all.`);
-      box.value = phrases[state.words[k]];
-    });
-    slider.addEventListener("input", () => {
-      state.bins[k] = slider.valueAsNumber;
-      show();
-      schedule();
-    });
-    remove.addEventListener("click", () => {
-      state.words.splice(k, 1);
-      state.bins.splice(k, 1);
-      makeWords();
-      byId(`word-${Math.min(k, state.words.length - 1)}`).focus();
-    });
-    show();
-    return make("div", { class: "word" }, box, slider, output, remove);
-  }));
+  byId("words").replaceChildren(...state.words.map((_, k) => makeWord(k)));
   say("");
   schedule();
 }
 
-function makeControls() {
+function makeWord(k) {
+  const deepest = Math.max(10, ...Object.values(presets).flatMap((preset) => preset.bin_list.map((bin) => 1.5 * bin)));
+  const box = make("input", { class: "phrase", list: "phrases", autocomplete: "off", spellcheck: "false", id: `word-${k}` });
+  const slider = make("input", { type: "range", step: "any", min: 0.1, max: deepest, id: `bin-${k}` });
+  const output = make("output"), remove = make("button", { type: "button", id: `remove-${k}` }, "×");
+  const show = () => {
+    const name = phrases[state.words[k]];
+    output.textContent = metres(state.bins[k]);
+    slider.setAttribute("aria-label", `depth of ${name}`);
+    slider.setAttribute("aria-valuetext", output.textContent);
+    remove.setAttribute("aria-label", `remove ${name}`);
+    schedule();
+  };
+  const take = () => {
+    const typed = box.value.trim(), place = placeOf.get(typed) ?? placeOf.get(typed.toLowerCase());
+    if (place === undefined) return false;
+    state.words[k] = place;
+    say("");
+    show();
+    return true;
+  };
+  box.setAttribute("aria-label", `word ${k + 1}`);
+  box.value = phrases[state.words[k]];
+  slider.value = state.bins[k];
+  remove.disabled = state.words.length === 1;
+  box.addEventListener("focus", () => box.select());
+  box.addEventListener("input", take);
+  box.addEventListener("change", () => {
+    if (take()) return;
+    if (box.value) say(`“${box.value}” is none of the ${phrases.length} phrases that this page carries; empty the box to see them all.`);
+    box.value = phrases[state.words[k]];
+  });
+  slider.addEventListener("input", () => {
+    state.bins[k] = slider.valueAsNumber;
+    show();
+  });
+  remove.addEventListener("click", () => {
+    state.words.splice(k, 1);
+    state.bins.splice(k, 1);
+    makeWords();
+    byId(`word-${Math.min(k, state.words.length - 1)}`).focus();
+  });
+  show();
+  return make("div", { class: "word" }, box, slider, output, remove);
+}
+
+function makeSettings() {
+  const on = (id, event, work) => byId(id).addEventListener(event, work);
+  for (const [name, preset] of Object.entries(presets)) {
+    on(`preset-${name}`, "click", () => {
+      Object.assign(state, settingsOf(preset));
+      makeWords();
+    });
+  }
+  on("reversed", "click", () => {
+    state.bins.reverse();
+    makeWords();
+  });
+  on("equal", "click", () => {
+    state.uniform = !state.uniform;
+    schedule();
+  });
+  on("add", "click", () => {
+    const free = phrases.findIndex((_, i) => !state.words.includes(i));
+    state.bins.push(state.bins.reduce((sum, bin) => sum + bin, 0) / state.bins.length);
+    state.words.push(Math.max(0, free));
+    makeWords();
+    byId(`word-${state.words.length - 1}`).focus();
+  });
+  const middle = Math.log10(presets.run.temperature);
+  byId("temperature").min = middle - 2;
+  byId("temperature").max = middle + 2;
+  on("temperature", "input", (event) => {
+    Object.assign(state, { temperature: 10 ** event.target.valueAsNumber, uniform: false });
+    schedule();
+  });
+  byId("phrases").append(...[...placeOf.keys()].map((value) => make("option", { value })));
+  makeWords();
+}
+
+function makeSorting() {
   const metrics = Object.keys(data.images[0]?.metrics ?? {}).map((name) => [`metric:${name}`, name]);
   const scenes = data.images.some((image) => image.scene && image.scene !== ".") ? [["scene", "scene"]] : [];
   for (const [value, name] of [["run", "order of the run"], ["name", "image"], ...scenes, ...metrics]) {
@@ -496,36 +502,7 @@ function makeControls() {
     byId("direction").textContent = descending ? "↓ descending" : "↑ ascending";
     sort();
   });
-  for (const [name, preset] of Object.entries(presets)) {
-    byId(`preset-${name}`).addEventListener("click", () => {
-      Object.assign(state, settingsOf(preset));
-      makeWords();
-    });
-  }
-  byId("reversed").addEventListener("click", () => {
-    state.bins.reverse();
-    makeWords();
-  });
-  byId("equal").addEventListener("click", () => {
-    state.uniform = !state.uniform;
-    schedule();
-  });
-  byId("add").addEventListener("click", () => {
-    const free = phrases.findIndex((_, i) => !state.words.includes(i));
-    state.bins.push(state.bins.reduce((sum, bin) => sum + bin, 0) / state.bins.length);
-    state.words.push(Math.max(0, free));
-    makeWords();
-    byId(`word-${state.words.length - 1}`).focus();
-  });
-  const middle = Math.log10(presets.run.temperature);
-  byId("temperature").min = middle - 2;
-  byId("temperature").max = middle + 2;
-  byId("temperature").addEventListener("input", (event) => {
-    Object.assign(state, { temperature: 10 ** event.target.valueAsNumber, uniform: false });
-    schedule();
-  });
-  byId("phrases").append(...[...placeOf.keys()].map((value) => make("option", { value })));
-  makeWords();
+  sort();
 }
 
 function makePlaces() {
@@ -544,15 +521,6 @@ function makePlaces() {
     const nearest = cards.reduce((a, b) => (distance(b) < distance(a) ? b : a), cards[0]);
     nearest?.mapCanvas.parentElement.scrollIntoView({ block: "nearest" });
   });
-  const remember = (open) => {
-    try {
-      if (open === undefined) return localStorage.getItem("depthclip-help") !== "closed";
-      localStorage.setItem("depthclip-help", open ? "open" : "closed");
-    } catch { /* a browser that keeps nothing shows the help each time */ }
-    return true;
-  };
-  byId("help").open = remember();
-  byId("help").addEventListener("toggle", () => remember(byId("help").open));
   byId("help-close").addEventListener("click", () => {
     byId("help").open = false;
     byId("help").firstElementChild.focus();
@@ -574,15 +542,16 @@ function sortCards(key, descending) {
 function makeHeader() {
   byId("title").textContent = data.title;
   byId("notes").textContent = data.notes.join(" · ");
-  const rows = Object.entries(data.metrics), count = data.images.filter((image) => image.truth).length;
+  const rows = Object.entries(data.metrics), scored = data.images.filter((image) => image.truth), count = scored.length;
   if (!rows.length) return byId("metrics").remove();
-  const columns = Object.keys(rows[0][1]), blank = columns.map(() => null);
-  const table = makeTable(columns, rows.map(([name, row]) => [name, columns.map((column) => row[column])]));
+  const columns = Object.keys(rows[0][1]);
   if (count) {
-    const pictures = count === 1 ? "the picture" : `the ${count} pictures`;
-    liveRows.push(makeRow([`this run, ${pictures} on this page`, blank]), makeRow([`these settings, ${pictures} on this page`, blank], "live"));
-    table.tBodies[0].append(...liveRows);
+    const means = meansOf(columns, scored.map((image) => image.metrics)), pictures = count === 1 ? "the picture" : `the ${count} pictures`;
+    const all = columns.every((name) => decimals(means[name]) === decimals(rows[0][1][name]));  // the run's are on this page
+    if (!all) rows.push([`this run, ${pictures} on this page`, means]);
+    rows.push([`these settings, ${pictures} on this page`, {}, "live"]);
   }
+  const table = makeTable(columns, rows);
   table.id = "metrics";
   byId("metrics").replaceWith(table);
 }
@@ -593,12 +562,7 @@ async function start() {
   for (const card of cards) {
     const { image } = card;
     await unpack(image);
-    if (image.truth) {
-      const depth = patchDepths(answersOf(image, runs), runs.bins);
-      card.own = metricsOf(image.counted, upsample(depth, image.grid, card.size, card.map));
-      card.columns.forEach((name, i) => (card.runRow.cells[i + 1].textContent = decimals(image.metrics[name] ?? card.own[name])));
-      paint(card.truthCanvas, image.measured, DEPTH, 1000 * near, 1000 * far, true);
-    }
+    if (image.truth) paint(card.truthCanvas, image.measured, DEPTH, 1000 * near, 1000 * far, true);
     card.ready = true;
     update(card);
   }
@@ -608,10 +572,10 @@ async function start() {
 const cards = data.images.map(makeCard);
 makeHeader();
 makePlaces();
-sortCards("run", false);
-makeControls();
+makeSorting();
+makeSettings();
+// In the browser's console, cards[i].depth is a map of patches [m], and `state` can be changed before redraw().
 const ready = start().catch((error) => {
   say(`The page's data cannot be read (${error.message}); a newer browser may help.`);
   throw error;
 });
-window.depthclip = { state, cards, redraw, ready };  // for the browser's console: cards[i].depth is a map of patches [m]

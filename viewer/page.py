@@ -25,13 +25,14 @@ from calculate_error import MIN_DEPTH, NYU_MAX_DEPTH
 from clip.tokenizer import tokenize
 from datasets import DataError, printable, text_of
 from monoclip import PAPER, Reading
-from viewer.colour import colour_table, to_millimetres
+from viewer.colour import COLOUR_MAP, NO_DEPTH_MAP, colour_table, to_millimetres
 
 PAGE_FILE = "depth.html"
 PAGE_IMAGES = 24  # on a page unless the user says otherwise: NYU's, with their truth, then take less than 12 MB
 SOURCES = Path(__file__).parent
 PICTURE_SIDE = 544  # px at most: NYU's crop as it is
 MOST_PHRASES = 200  # of one's own: 24 pictures of NYU with their truth then take 15 MB
+COLOUR_MAPS = {"depth": COLOUR_MAP, "share": NO_DEPTH_MAP, "error": "RdBu_r"}
 COLOUR_WORDS = ("very red", "red", "a little red", "not in colour", "a little green", "green", "very green")
 
 Card = dict[str, Any]
@@ -44,7 +45,9 @@ def spread(total: int, count: int) -> list[int]:
 
 
 def spread_words(words: Sequence[str], count: int) -> tuple[str, ...]:
-    """`count` of the words, from the first to the last and evenly spread: for 2 up to as many as there are."""
+    """`count` of the words, from the first to the last and evenly spread; none for fewer than 2, or too many."""
+    if not 1 < count <= len(words):
+        return ()
     return tuple(words[round(i * (len(words) - 1) / (count - 1))] for i in range(count))
 
 
@@ -107,7 +110,7 @@ def card(
         phrases: from `phrases_for`.
         truth: (H, W) float32 [m], 0 where nothing was measured.
         metrics: shown below the name and to sort by; the same names for every picture of a page.
-        counted: (H, W) bool, which pixels count in the metrics; all that were measured, if None.
+        counted: (H, W) bool, which pixels count in the metrics; needed with `truth`.
 
     Raises ValueError: shapes that do not fit, or logits that are not finite.
     """
@@ -139,12 +142,11 @@ def card(
         "metrics": {key: None if value is None else float(value) for key, value in (metrics or {}).items()},
     }
     if truth is not None:
-        if not truth.shape == pixels.shape[:2] == (truth if counted is None else counted).shape:
-            raise ValueError(f"{name}: true depth of {truth.shape}, but a picture of {pixels.shape[:2]}")
+        if counted is None or not truth.shape == counted.shape == pixels.shape[:2]:
+            raise ValueError(f"{name}: expected true depth and what counts of it as the picture, {pixels.shape[:2]}")
         millimetres = to_millimetres(truth)
-        left_out = np.zeros(truth.shape) if counted is None else (millimetres > 0) & ~counted
         span = np.percentile(truth[truth > 0], (2, 98)).tolist() if truth.any() else []  # [m]
-        stored["truth"] = {"map": packed(millimetres), "left_out": packed(left_out), "span": span}
+        stored["truth"] = {"map": packed(millimetres), "left_out": packed((millimetres > 0) & ~counted), "span": span}
     return stored
 
 
@@ -162,6 +164,11 @@ def packed(values: np.ndarray) -> str:
 def encoded(content: bytes) -> str:
     """The bytes in base64, as JSON can hold them."""
     return base64.b64encode(content).decode()
+
+
+def pixels_of(colours: str) -> str:
+    """The 256 colours of one of matplotlib's maps as a canvas has them: red, green, blue and 255 for opaque."""
+    return encoded(np.pad(colour_table(colours), ((0, 0), (0, 1)), constant_values=255).tobytes())
 
 
 def build(
@@ -182,8 +189,8 @@ def build(
     style, script, page = ((SOURCES / f"page.{end}").read_text(encoding="utf-8") for end in ("css", "js", "html"))
     before, between, after = reading.depth_templates[0].split("{}")
     # As the control of `experiments`; where that has no colour words, with the paper's bins.
-    bins = reading.bin_list if 1 < len(reading.bin_list) <= len(COLOUR_WORDS) else PAPER.bin_list
-    colour = replace(reading, depth_classes=spread_words(COLOUR_WORDS, len(bins)), bin_list=bins)
+    words, bins = spread_words(COLOUR_WORDS, len(reading.bin_list)), reading.bin_list
+    colour = replace(reading, depth_classes=words or COLOUR_WORDS, bin_list=bins if words else PAPER.bin_list)
     depths = [*reading.bin_list, *(depth for stored in cards if stored["truth"] for depth in stored["truth"]["span"])]
     content: dict[str, Any] = {
         "title": title,
@@ -195,7 +202,7 @@ def build(
         "scale": [min(depths), max(depths)],
         "limits": [MIN_DEPTH, NYU_MAX_DEPTH],
         "metrics": {name: dict(row) for name, row in (metrics or {}).items()},
-        "colours": encoded(colour_table().tobytes()),
+        "colours": {name: pixels_of(colours) for name, colours in COLOUR_MAPS.items()},
         "images": cards,
     }
     data = json.dumps(content, allow_nan=False, separators=(",", ":"))
