@@ -26,7 +26,8 @@ from torch import distributed
 
 for name in ("clip", "datasets"):
     other = sys.modules.get(name)
-    if other and str(Path(__file__).parent / name) not in getattr(other, "__path__", ()):
+    folders = [Path(folder).resolve() for folder in getattr(other, "__path__", ())]
+    if other and Path(__file__).resolve().parent / name not in folders:
         raise ImportError(f"another package {name!r} is imported already ({other}); load DepthCLIP in a new Python")
 
 import clip

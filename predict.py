@@ -152,7 +152,7 @@ class OutputFolder:
         new = json.loads(json.dumps({**made_with, **made_with["reading"]}))
         try:
             content = json.loads(text_of(path / RECORD_FILE))
-            old, files = {**content["made_with"], **content["made_with"]["reading"]}, dict(content["files"])
+            old, files = {**content["made_with"], **content["made_with"]["reading"]}, {**content["files"]}
         except (ValueError, LookupError, TypeError, RecursionError):  # none, or not ours
             old, files = {}, {}
         self.known, self.mark = bool(old), 0  # the second: when this run last wrote the record
@@ -183,7 +183,8 @@ class OutputFolder:
         """Writes predict.json, with the stamps of files that are done. Raises WorkError: another run has written it."""
         path = self.path / RECORD_FILE
         if self.mark and (not path.exists() or self.mark != path.stat().st_mtime_ns):
-            raise options.WorkError(f"{self.path}: another run writes there, too; give each a folder of its own")
+            advice = "give each run a folder of its own"
+            raise options.WorkError(f"{path}: was changed or removed by somebody else; {advice}")
         self.files |= done
         self.path.mkdir(parents=True, exist_ok=True)
         options.write_json(path, {"made_with": self.made_with, "files": self.files})
@@ -239,8 +240,7 @@ def predict_one(
     if not np.isfinite(answers.depth).all():
         advice = "" if output.made_with["precision"] == "fp32" else "; use --precision fp32"
         raise options.WorkError(f"{job.name}: NaN or infinite depth predicted{advice}")
-    if not output.mark:
-        output.record({})  # before the first file, which must not pass for one of the earlier settings
+    output.record({})  # before its files, which must not pass for some of the earlier settings, or of another run
     toy = "toy CLIP: says nothing about the real one" if settings.note else ""
     note = "; ".join(filter(None, (toy, name_of(job.path))))
     for kind, file in job.files.items():
@@ -274,7 +274,7 @@ def predict_all(
                 print(printable(f"skipped: {reason}"), file=sys.stderr, flush=True)
                 continue
             near, far, (height, width) = depth.min(), depth.max(), depth.shape
-            large = "; --max_side 2000 writes less" if height * width > LARGE else ""
+            large = "; --max_side 2000 writes less" if height * width > LARGE and not settings.max_side else ""
             print(f"{number}/{len(jobs)} {job.name}: {width}x{height}, {near:.3f} to {far:.3f} m{large}", flush=True)
         if on_page:
             cards.append(card(job, pixels, depth, features))
@@ -344,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.write_text(path / page.PAGE_FILE, text)
             output.record({page.PAGE_FILE: notes[1]})
             options.say(f"page: {path / page.PAGE_FILE}, {notes[1]}")
-        if left := sorted(output.left - output.files.keys()):
+        if left := sorted(file for file in output.left - output.files.keys() if (path / file).exists()):
             what = f"{len(left)} of the files there, {left[0]} among them, "
             options.say(f"note: {what}are of an earlier run with other {', '.join(output.differing)}")
         options.say(f"done: {done} of {counted(len(jobs))} in {path}, depth in metres; {RECORD_FILE} lists the files")

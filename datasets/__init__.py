@@ -1,5 +1,6 @@
 """Data as tensors and pixels: NYU Depth V2, and pictures of any kind."""
 
+import os
 from pathlib import Path
 
 NAME_FILE, MAX_NAME = "name.txt", 100  # what the images of a data set are, where its layout would say something else
@@ -24,10 +25,11 @@ def name_of(path: Path) -> str:
 
     Empty if there is none. Raises DataError: it cannot be read.
     """
-    folders = path.resolve(), *path.resolve().parents
-    for folder in folders:
-        if (folder / NAME_FILE).is_file() and (folder == folders[0] or (folder / "official_splits").is_dir()):
-            return printable(text_of(folder / NAME_FILE).partition("\n")[0].strip())[:MAX_NAME]
+    for whole in map(Path, (os.path.abspath(path), os.path.realpath(path))):  # as it is named, and behind links
+        for folder in (whole, *whole.parents):
+            above = folder == whole or whole.is_relative_to(folder / "official_splits")
+            if above and os.path.isfile(folder / NAME_FILE):  # False also where it cannot be told
+                return printable(text_of(folder / NAME_FILE).partition("\n")[0].strip())[:MAX_NAME]
     return ""
 
 

@@ -122,7 +122,7 @@ def learn_heic(head: bytes) -> None:
 def decoded(image: Image.Image, name: str) -> np.ndarray:
     """All pixels of an opened image of any mode, turned upright: (H, W, 3) uint8, RGB.
 
-    16 bits whose values end below 1/8 of the range, as a camera's 12 or 10 bits do, are logged under `name`.
+    A PNG's 16 bits that end below 1/8 of the range, as a camera's 12 or 10 bits do, are logged under `name`.
 
     Raises DataError: empty, too large, or a program; any other exception: damaged, or of a mode that is not known.
     """
@@ -131,12 +131,14 @@ def decoded(image: Image.Image, name: str) -> np.ndarray:
     if image.format == "EPS":
         raise DataError("PostScript, a program rather than a picture; save it as PNG")
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some package may have set it; half a picture has no depth
-    sixteen = image.mode.startswith("I") or ";16" in str(getattr(image, "tile", ""))  # colours: as Pillow unpacks them
+    stored = str(getattr(image, "tile", ""))
+    colours = any(form in stored for form in ("RGB;16", "RGBA;16", "LA;16"))  # which Pillow reads as 8 bits
     image.load()
     with suppress(Exception):  # the pixels are whole, also where the EXIF block is not
         image = ImageOps.exif_transpose(image)
     pixels = np.array(to_rgb(image))
-    if sixteen and 0 < pixels.max() < 2**8 / 8:
+    share = pixels.max() / 255 if colours else np.asarray(image).max() / 65535 if image.mode.startswith("I") else 1
+    if share < 1 / 8 and (colours or share > 0):
         dark = "its 16-bit values are all below 1/8 of the range, so it is nearly black; scale 10 or 12 bits to 16"
         logging.getLogger(__name__).warning(printable(f"warning: {name}: {dark}"))
     return pixels

@@ -124,7 +124,8 @@ def paper_tables(scored: Scored) -> list[Table]:
     """
     tables: dict[tuple[str, str | None], Table] = {}
     for row in PUBLISHED if scored.official else (row for row in PUBLISHED if row.table != TABLE_1):
-        caption = f"Only {row.scene}: {counted(int(scored.results.over(row.scene).sum()))}." if row.scene else ""
+        count = counted(int(scored.results.over(row.scene).sum()))
+        caption = f"Of these, only {row.scene}: {count}." if row.scene else ""
         title = f"{row.table}, {row.scene}" if row.scene else row.table
         columns = COLUMNS if scored.official else APART
         table = tables.setdefault((row.table, row.scene), Table(title, caption, columns))
@@ -189,7 +190,7 @@ def as_markdown(tables: Iterable[Table], heading: str, caption: str) -> str:
     """One section for each table; `caption` is what all are over, and stands with each, so that it may be copied."""
     parts = [f"# {markdown(heading)}\n"]
     for table in tables:
-        parts.append(f"## {markdown(table.title)}\n\n{markdown(f'{table.caption} {caption}'.strip())}\n")
+        parts.append(f"## {markdown(table.title)}\n\n{markdown(f'{caption} {table.caption}'.strip())}\n")
         lines = ["| row | | " + " | ".join(markdown(c) for c in table.columns) + " |"]
         lines.append("|---|---|" + "---:|" * len(table.columns))
         lines += [f"| {markdown(line.name)} | {line.kind} | " + " | ".join(line.cells) + " |" for line in table.lines]
@@ -205,7 +206,7 @@ def as_latex(tables: Iterable[Table], caption: str) -> str:
         rows += [latex_row(line.name, line.kind, *line.cells) for line in table.lines]
         parts.append(
             "\\begin{table}\n"
-            f"\\caption{{{latex(table.title)}. {latex(f'{table.caption} {caption}'.strip())}}}\n"
+            f"\\caption{{{latex(table.title)}. {latex(f'{caption} {table.caption}'.strip())}}}\n"
             f"\\begin{{tabular}}{{ll{'r' * len(table.columns)}}}\n\\hline\n"
             + "\n".join(rows)
             + "\n\\hline\n\\end{tabular}\n\\end{table}\n"

@@ -45,9 +45,10 @@ def test_the_demo_is_loaded():
 @pytest.mark.parametrize("name", ["clip", "datasets"])
 @pytest.mark.parametrize("module", ["hubconf", "predict"])
 def test_another_package_of_that_name_is_one_sentence(tmp_path, name, module):
-    (tmp_path / name).mkdir() if module == "predict" else (tmp_path / f"{name}.py").write_text(
-        ""
-    )  # a namespace, a file
+    if module == "predict":
+        (tmp_path / name).mkdir()  # a namespace
+    else:
+        (tmp_path / f"{name}.py").write_text("")
     code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import {name}; sys.path[:1] = [{ROOT!r}]; import {module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.stderr.splitlines()[-1].startswith(f"ImportError: another package '{name}' is imported already")

@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 from torch.testing import assert_close
 
 from calculate_error import NYU_CROP
-from datasets import DataError
+from datasets import DataError, name_of
 from datasets.nyu import (
     TEST_INDICES,
     FolderPair,
@@ -110,7 +110,12 @@ def test_a_folder_may_say_what_its_images_are(nyu_folder, tmp_path):
         if text is not None:
             (root / "name.txt").write_bytes(text.encode())
         assert title() == title(root / "official_splits" / "test") == f"1 image {expected}"
-    assert title(ROOT / "demo" / "sample") == "16 images of the demo's rendered rooms, not NYU Depth V2"
+    (root / "official_splits").rename(tmp_path / "elsewhere")
+    (root / "official_splits").symlink_to(tmp_path / "elsewhere")
+    assert title() == "1 image of " + "x" * 100
+    (tmp_path / "link").symlink_to(ROOT / "demo" / "sample" / "official_splits" / "test")
+    assert title(tmp_path / "link") == "16 images of the demo's rendered rooms, not NYU Depth V2"
+    assert name_of(root / "mine" / "x.png") == ""  # beside the split, not in it
 
 
 def test_no_folder_and_empty_folder(tmp_path):

@@ -96,13 +96,13 @@ def test_phrases_are_the_files_and_those_the_buttons_need(tmp_path):
     assert len(ALL) == len(set(ALL)) >= 70
     assert {*PAPER.depth_classes, *page.COLOUR_WORDS, "touching my nose", "out of reach"} <= set(ALL)
     file = tmp_path / "own.txt"
-    file.write_text("# mine\n\n near \nfar\n遠い\nnear\n", encoding="utf-8")
-    assert page.phrases_for(PAPER, file) == (*page.COLOUR_WORDS, "near", "遠い")
+    file.write_text("# mine\n\n near \nfar\n遠い\nnear\nمی\u200cخواهم\n", encoding="utf-8")
+    assert page.phrases_for(PAPER, file) == (*page.COLOUR_WORDS, "near", "遠い", "می\u200cخواهم")
     long = Reading(depth_templates=("{} {}" + " x" * 71,), depth_classes=("a",), bin_list=(1,))
     assert set(page.phrases_for(long)) < {*PHRASES, *PAPER.depth_classes}  # ours that do not fit are left out
-    for text in ("# none\n", "long " * 80, "\n".join(map(str, range(201)))):
-        file.write_text(text)
-        with pytest.raises(DataError, match=r"own\.txt: .*(1 to 200|shorten)"):
+    for text in (b"# none\n", b"long " * 80, b"\n".join(b"%d" % i for i in range(201)), b"caf\xe9", b"a\0b"):
+        file.write_bytes(text)
+        with pytest.raises(DataError, match=r"own\.txt: .*(1 to 200|shorten|save the file as UTF-8)"):
             page.phrases_for(PAPER, file)
 
 

@@ -184,7 +184,7 @@ def test_heic_is_read_upright(tmp_path):
 
 
 def test_twelve_bits_in_sixteen_are_noted(tmp_path, caplog):
-    for brightest, notes in ((8000, 1), (8300, 0), (0, 0)):
+    for brightest, notes in ((1, 1), (8191, 1), (8192, 0), (0, 0)):
         caplog.clear()
         read_picture(save(tmp_path / "dark.png", Image.fromarray(np.full((4, 4), brightest, dtype=np.uint16))))
         assert len(caplog.messages) == notes
@@ -195,7 +195,8 @@ def test_twelve_bits_in_sixteen_are_noted(tmp_path, caplog):
         PngImagePlugin.putchunk(file, b"IDAT", zlib.compress((b"\0" + struct.pack(">H", 4095) * 12) * 4))
         PngImagePlugin.putchunk(file, b"IEND", b"")
     assert read_picture(tmp_path / "rgb.png").max() == 15
-    assert "rgb.png: its 16-bit values" in caplog.messages[-1]
+    read_picture(save(tmp_path / "eight.png", np.full((4, 4, 3), 15, dtype=np.uint8)))
+    assert ["rgb.png: its 16-bit values" in message for message in caplog.messages] == [True]
 
 
 # Which files

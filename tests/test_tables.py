@@ -121,7 +121,7 @@ def test_ours_the_papers_and_the_difference(scored):
     names = [line.name for line in tables[TABLE_1].lines if line.kind == OURS]
     assert names == [f"{LOWER_BOUND}: random a", f"{LOWER_BOUND}: random b", "DepthCLIP"]
     bathroom = tables[f"{BINS}, bathroom"]
-    assert bathroom.caption == "Only bathroom: 2 images."
+    assert bathroom.caption == "Of these, only bathroom: 2 images."
     assert bathroom.lines[0].cells[0] == "0.100"  # of images 0 and 2
     assert {line.kind for line in tables[f"{BINS}, classroom"].lines} == {NOT_MEASURED}
 

@@ -12,6 +12,7 @@ import html
 import io
 import json
 import re
+import unicodedata
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -77,7 +78,7 @@ def phrases_for(reading: Reading, path: Path | None = None, count: int | None = 
     found = []
     for phrase in dict.fromkeys((*PAPER.depth_classes, *COLOUR_WORDS, *own)):
         try:
-            if not phrase.isprintable():
+            if any(unicodedata.category(c) in ("Cc", "Cs") for c in phrase.replace("\t", " ")):
                 raise ValueError(f"{printable(phrase[:40])!r} is no text; save the file as UTF-8")
             tokenize([t.format(o, phrase) for t in reading.depth_templates for o in reading.obj_classes])
             found.append(phrase)
@@ -208,7 +209,7 @@ def build(
     data = json.dumps(content, allow_nan=False, separators=(",", ":"))
     parts = {
         "title": html.escape(title),
-        "warning": html.escape(warning[:1].upper() + warning[1:]),
+        "warning": html.escape(warning),
         "style": style,
         "style_hash": policy_hash(style),
         "script": script,
