@@ -102,11 +102,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """A picture's file, its name in messages and on the page, and each kind of its outputs, relative to OUT."""
+    """A picture: its file, its name in messages, what the data set that it is of is called, and its outputs."""
 
     path: Path
     name: str
-    files: dict[str, str]
+    data_set: str  # by `name_of`; "" for most
+    files: dict[str, str]  # by kind, relative to OUT
 
     def stamp(self) -> str:
         """What tells the picture from another one, or from an older one, of the same name."""
@@ -132,7 +133,7 @@ def plan(inputs: Sequence[str], save: Sequence[str]) -> list[Job]:
         others = stems[str(stem).casefold()] - 1 + names[str(stem).casefold()] - (stem == relative)
         start = (relative if others else stem).as_posix()
         files = {kind: start + kind for choice in SAVED if choice in save for kind in SAVED[choice]}
-        jobs.append(Job(path, printable(relative.as_posix()), files))
+        jobs.append(Job(path, printable(relative.as_posix()), name_of(path), files))
     return jobs
 
 
@@ -155,7 +156,8 @@ class OutputFolder:
             old, files = {**content["made_with"], **content["made_with"]["reading"]}, {**content["files"]}
         except (ValueError, LookupError, TypeError, RecursionError):  # none, or not ours
             old, files = {}, {}
-        self.known, self.mark = bool(old), 0  # the second: when this run last wrote the record
+        self.known = bool(old)
+        self.mark = 0  # when this run last wrote the record; 0: not yet
         names = sorted({*old, *new} - {"reading", *ANY_MACHINE})
         self.differing = [name for name in names if old.get(name) != new.get(name)] if old else []
         self.files, self.left = ({}, set(files)) if self.differing else (files, set())
@@ -180,15 +182,19 @@ class OutputFolder:
         write_whole(path, lambda opened: opened.write(content))
 
     def record(self, done: Mapping[str, str]) -> None:
-        """Writes predict.json, with the stamps of files that are done. Raises WorkError: another run has written it."""
+        """Writes predict.json if it is new or there are stamps of files that are done.
+
+        Raises WorkError: another run has written it.
+        """
         path = self.path / RECORD_FILE
         if self.mark and (not path.exists() or self.mark != path.stat().st_mtime_ns):
             advice = "give each run a folder of its own"
             raise options.WorkError(f"{path}: was changed or removed by somebody else; {advice}")
-        self.files |= done
-        self.path.mkdir(parents=True, exist_ok=True)
-        options.write_json(path, {"made_with": self.made_with, "files": self.files})
-        self.mark = path.stat().st_mtime_ns
+        if done or not self.mark:
+            self.files |= done
+            self.path.mkdir(parents=True, exist_ok=True)
+            options.write_json(path, {"made_with": self.made_with, "files": self.files})
+            self.mark = path.stat().st_mtime_ns
 
 
 def file_content(
@@ -242,7 +248,7 @@ def predict_one(
         raise options.WorkError(f"{job.name}: NaN or infinite depth predicted{advice}")
     output.record({})  # before its files, which must not pass for some of the earlier settings, or of another run
     toy = "toy CLIP: says nothing about the real one" if settings.note else ""
-    note = "; ".join(filter(None, (toy, name_of(job.path))))
+    note = "; ".join(filter(None, (toy, job.data_set)))
     for kind, file in job.files.items():
         output.write(file, file_content(kind, pixels, answers, model.reading, settings, note))
     output.record(dict.fromkeys(job.files.values(), stamp))
@@ -312,8 +318,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         jobs = [output.remaining(job) for job in jobs] if args.skip_existing else jobs
         clip_model, model = options.load_model(clip_path, device, precision, reading, args.exact)
         warnings = [toy] if toy else []
-        for name, count in Counter(name_of(job.path) for job in jobs).items():
-            warnings += [f"{count} of {counted(len(jobs))}: {name}"] if name else []
+        for name, count in Counter(job.data_set for job in jobs if job.data_set).items():
+            warnings.append(f"{count} of {counted(len(jobs))}: {name}")
         options.say(f"model: {clip_path} on {device} in {precision}")
         for warning in warnings:
             print(f"note: {warning}")
