@@ -102,15 +102,14 @@ function upsample(depth, [h, w], [height, width], out) {
     row[w] = row[w - 1];
     for (let x = 0; x < width; x++) out[y * width + x] = row[left[x]] + right[x] * (row[left[x] + 1] - row[left[x]]);
   }
-  return out;
 }
 
-// The metrics of one map [m] against the counted pixels; null where none counts. `errors`, if given, becomes
-// pred / gt - 1 of each pixel, NaN where it does not count. Depths and ratios are rounded to 32 bit, as they are there:
+// The metrics of one map [m] against the counted pixels; null where none counts. `errors` becomes pred / gt - 1 of
+// each pixel, NaN where it does not count. Depths and ratios are rounded to 32 bit, as they are there:
 // otherwise 0.8 m for 1 m would count as within 1.25.
 function metricsOf(counted, map, errors) {
   let count = 0, within1 = 0, within2 = 0, within3 = 0, relative = 0, squares = 0, logs = 0, product = 1;
-  if (errors) errors.fill(NaN);
+  errors.fill(NaN);
   for (let i = 0; i < counted.length; i++) {
     if (!counted[i] || !(map[i] > minDepth)) continue;  // Official quirk: pixels predicted at 1 mm or less do not count
     const gt = Math.min(Math.fround(counted[i] / 1000), maxDepth), pred = Math.min(map[i], maxDepth);
@@ -126,7 +125,7 @@ function metricsOf(counted, map, errors) {
       logs += Math.log10(product);
       product = 1;
     }
-    if (errors) errors[i] = ratio - 1;
+    errors[i] = ratio - 1;
   }
   if (!count) return { delta1: null, delta2: null, delta3: null, abs_rel: null, log10: null, rmse: null };
   logs += Math.log10(product);
