@@ -26,7 +26,7 @@ from calculate_error import NYU_CROP, NYU_METRICS, compute_errors_NYU_per_image,
 from clip.inference import keep_freed_memory
 from datasets import counted
 from datasets.nyu import NYUDepthV2, open_nyu
-from experiments.published import COLUMNS, DEPTHCLIP, THIS_RUN, UNIFORM
+from experiments.published import COLUMNS, DEPTHCLIP, PAPER_ROW, THIS_RUN, UNIFORM
 from monoclip import MonoCLIP
 from viewer.strip import Example, draw_strip, example_images
 
@@ -149,7 +149,7 @@ def written(done: Iterable[list[Row]], output: Path | None) -> list[Row]:
 def table(rows: Sequence[Row], uniform_depth: float, official: bool) -> str:
     """This run, what the method gives if language says nothing and, over the official test split, the paper's row."""
     lines: dict[str, Mapping[str, float]] = {THIS_RUN: mean(rows, THIS_RUN)}
-    lines |= {"paper, DepthCLIP": DEPTHCLIP} if official else {}
+    lines |= {PAPER_ROW: DEPTHCLIP} if official else {}
     lines[f"{UNIFORM} ({uniform_depth:.3f} m)"] = mean(rows, UNIFORM)
     text = [" " * 29 + "".join(f"{column:>9}" for column in COLUMNS)]
     text += [f"{name:<29}" + "".join(f"{line[c]:9.3f}" for c in COLUMNS) for name, line in lines.items()]
@@ -179,8 +179,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"data: {dataset.title}")
         _, model = options.load_model(args.clip_path, device, precision, reading, args.exact, size_of(NYU_CROP))
         say(f"model: {args.clip_path} on {device} in {precision}")
-        made = options.made_with(args.clip_path, device, precision, args.exact, reading)
-        caveats = options.caveats(dataset.official, made["checkpoint_sha256"])
 
         batch_size = args.batch_size or options.BATCH_SIZE[device.type]
         workers = args.workers or options.WORKERS[device.type]
@@ -192,6 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return
         rows = written(done, args.output)
         seconds = time.perf_counter() - start
+        made = options.made_with(args.clip_path, device, precision, args.exact, reading)
+        caveats = options.caveats(dataset.official, made["checkpoint_sha256"])
         if args.output:
             means = {name: {"metrics": mean(rows, name)} for name in (THIS_RUN, UNIFORM)}
             about = {"images": len(dataset), "data": dataset.title, "warnings": caveats, "seconds": round(seconds, 3)}

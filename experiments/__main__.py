@@ -38,7 +38,7 @@ from experiments.features import FeatureStore
 from experiments.score import Readouts, Rows, best_constants, depth_maps, histogram, score_image
 from experiments.settings import own_rows, paper_rows, with_controls
 from experiments.statistics import Results
-from monoclip import Reading, depth_of, logits_of, mirror_average, upsampled, zeroshot_classifier
+from monoclip import Reading, logits_of, zeroshot_classifier
 from viewer import page
 from viewer.strip import Example, draw_strip, example_images
 
@@ -140,10 +140,9 @@ def report(scored: tables.Scored, found: list[tables.Table], output: Path, about
 
 
 @torch.inference_mode()
-def answers(store: FeatureStore, item: int) -> tuple[Tensor, Tensor]:
-    """Features (2, D, h, w) of an image and its mirror, and their logits (2, K, h, w) by this run's reading."""
-    features = store.model.patch_features(store.get(item).to(store.model.bin_list.device))
-    return features, store.model.logits(features)
+def features_of(store: FeatureStore, item: int) -> Tensor:
+    """Features (2, D, h, w) of an image and its mirror."""
+    return store.model.patch_features(store.get(item).to(store.model.bin_list.device))
 
 
 @torch.inference_mode()
@@ -151,11 +150,11 @@ def draw(output: Path, scored: tables.Scored, store: FeatureStore, text: Tensor)
     """Writes the three PNGs; `text` are the text features (D, K) of the words of `published.BIN_RESPONSE`."""
     from experiments import plots  # imports matplotlib, which takes a second
 
-    examples, dataset, bins = [], store.dataset, store.model.bin_list[None]
+    examples, dataset = [], store.dataset
     for item in example_images(dataset.scenes):
-        features, logits = answers(store, item)
+        features = features_of(store, item)
         truth = dataset.depth(item)[0][NYU_CROP].numpy()
-        depth = upsampled(mirror_average(depth_of(logits, bins)), truth.shape)[0, 0].cpu().numpy()
+        depth = store.model.answers(features, truth.shape).depth
         examples.append(Example(dataset.names[item], dataset.pixels(item), truth, depth))
         if len(examples) == 1:
             weights = logits_of(features.cpu(), text, published.BIN_RESPONSE).softmax(1)[0].numpy()  # (K, h, w)
@@ -176,8 +175,7 @@ def write_page(
     """
     results, dataset, reading, cards = scored.results, store.dataset, store.model.reading, []
     for item in page.spread(len(dataset), count):
-        features, _ = answers(store, item)
-        logits = logits_of(features.cpu(), text, reading).numpy()  # (2, K + P, h, w)
+        logits = logits_of(features_of(store, item).cpu(), text, reading).numpy()  # (2, K + P, h, w)
         own = results.by_column(results.metrics[published.THIS_RUN][item].tolist())
         metrics = {name: own[name] for name in PAGE_METRICS}
         gt, picture = dataset.depth(item), dataset.pixels(item)
@@ -187,7 +185,7 @@ def write_page(
         cards.append(page.card(name, scene, picture, logits, reading, phrases, truth, metrics, counted))
     rows = {row: results.mean(row) for row in (published.THIS_RUN, published.UNIFORM)}
     if scored.official:
-        rows["paper, DepthCLIP"] = published.DEPTHCLIP
+        rows[published.PAPER_ROW] = published.DEPTHCLIP
     table = {name: {column: row[column] for column in published.COLUMNS} for name, row in rows.items()}
     notes, warning = [page.subset_note(len(cards), len(dataset))], "; ".join(scored.warnings)
     options.write_text(path, page.build(scored.title, cards, reading, phrases, table, notes, warning))

@@ -12,6 +12,7 @@ from monoclip import PAPER, Reading
 
 COLUMNS = ("delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")  # of the paper's tables
 
+PAPER_ROW = "paper, DepthCLIP"
 # Rows of ours: the reading of a run; what says nothing; what no constant can beat.
 THIS_RUN, UNIFORM, BEST = "this run", "uniform weights", "best constant for each figure"
 

@@ -17,6 +17,7 @@ from experiments.published import (
     DEPTHCLIP,
     LOWER_BOUND,
     MEAN_IMAGE,
+    PAPER_ROW,
     PUBLISHED,
     TABLE_1,
     THIS_RUN,
@@ -109,7 +110,7 @@ def main_table(scored: Scored, own: Sequence[str], uniform_depth: float) -> Tabl
     table, results = Table("This run", "", COLUMNS), scored.results
     table.add(THIS_RUN, OURS, results.mean(THIS_RUN))
     if scored.official:
-        table.add("paper, DepthCLIP", "", DEPTHCLIP)
+        table.add(PAPER_ROW, "", DEPTHCLIP)
     for name in own:
         table.add(name, OURS, results.mean(name))
     table.add(f"{UNIFORM} ({uniform_depth:.3f} m)", OURS, results.mean(UNIFORM))
