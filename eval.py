@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.output:
             means = {name: {"metrics": mean(rows, name)} for name in (THIS_RUN, UNIFORM)}
             about = {"images": len(dataset), "data": dataset.title, "warnings": caveats, "seconds": round(seconds, 3)}
-            results = {"rows": means, "paper": dict(DEPTHCLIP), **about, "made_with": made}
+            results = options.identified() | {"rows": means, "paper": dict(DEPTHCLIP), **about, "made_with": made}
             options.write_json(args.output / RESULTS_FILE, results)
             if args.figures:
                 examples = [example(model, dataset, i, device) for i in example_images(dataset.scenes)]

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -39,6 +40,10 @@ from download import file_sha256, write_whole
 from monoclip import PAPER, MonoCLIP, Reading
 
 VERSION = "2.0"
+SCHEMA = 2  # of results.json: raised whenever a key changes its meaning
+PROTOCOL = (
+    "NYU Depth V2 as the release evaluates it: 416 x 544 crop, mirror average, 1e-3 < gt < 10 m, mean over images"
+)
 DEMO_WEIGHTS = Path(__file__).parent / "demo" / "rooms_clip.pt"
 DEMO_DATA = Path(__file__).parent / "demo" / "sample"
 TOY = "a toy CLIP that was taught distance on rendered rooms: no evidence about the real CLIP or the paper"
@@ -259,6 +264,26 @@ def made_with(clip_path: str | Path, device: torch.device, precision: str, exact
         "torch": torch.__version__,
         "depthclip": VERSION,
     }
+
+
+def code_commit() -> str:
+    """The commit of this checkout, with `-dirty` if tracked files are changed; `unknown` where it is none."""
+    root = Path(__file__).resolve().parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = (
+            subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+            if (root / ".git").exists()
+            else ""
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        found = ""
+    return found.strip() or "unknown"
+
+
+def identified() -> dict[str, Any]:
+    """What a results.json is: the version of its form, the protocol, the code."""
+    return {"schema": SCHEMA, "protocol": PROTOCOL, "commit": code_commit()}
 
 
 def toy_note(checkpoint_sha256: str) -> str:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from calculate_error import NYU_MAX_DEPTH
 from datasets import DataError, counted, name_of, printable, text_of
-from datasets.nyu_mat import DEPTH_UNITS_PER_METRE, FRAME, MAT_NAME, LabelledMat
+from datasets.nyu_mat import DEPTH_UNITS_PER_METRE, FRAME, MAT_NAME, NUM_IMAGES, LabelledMat
 
 SPLIT = Path("official_splits") / "test"
 SANE_DEPTH = (0.1, 65.0)  # [m] a largest depth outside this range is another unit or a damaged file
@@ -128,7 +129,7 @@ class NYUDepthV2:
         normalised: Callable[[np.ndarray], Tensor],
         kind: str = LAYOUT,
     ) -> None:
-        self.pairs, self.crop, self.normalised = list(pairs), crop, normalised
+        self.pairs, self.crop, self.normalised, self.kind = list(pairs), crop, normalised, kind
         self.names = [pair.name for pair in pairs]
         self.scenes = [printable(pair.scene) for pair in pairs]
         self.indices = [pair.index for pair in pairs]
@@ -157,6 +158,26 @@ class NYUDepthV2:
     def image_sha256(self, item: int) -> str:
         """The hash of the image's JPEG file, which a folder and the .mat have in common. Raises DataError."""
         return hashlib.sha256(self.pairs[item].jpeg()).hexdigest()
+
+    def clusters(self) -> tuple[list[str], str]:
+        """What images have in common that keeps them from being independent: a label of each, and it in words.
+
+        The .mat knows the capture of each image, some 215 for the 654 of the split. A folder in its layout does not:
+        there, images of one room type with consecutive indices are one cluster, which may hold more than one capture
+        (the split's indices form 124 runs), so that intervals are rather too wide. Images with a name of their own are
+        clusters of one. Raises DataError: the .mat is damaged.
+        """
+        captures = next((pair.mat.names("scenes") for pair in self.pairs if isinstance(pair, MatPair)), None)
+        if captures:
+            return [captures[index] for index in self.indices], "captures"
+        if self.kind != LAYOUT:
+            return self.names, "images"
+        places = sorted(range(len(self)), key=self.indices.__getitem__)
+        labels = [f"{scene} from {index}" for scene, index in zip(self.scenes, self.indices, strict=True)]
+        for before, place in pairwise(places):
+            if self.scenes[place] == self.scenes[before] and self.indices[place] == self.indices[before] + 1:
+                labels[place] = labels[before]
+        return labels, "runs of consecutive indices of one room type"
 
     def batches(self, items: Sequence[int], batch_size: int, workers: int = 1) -> Iterator[Batch]:
         """The images at the places `items`, in that order, `batch_size` at once; the last batch may have fewer.
@@ -192,15 +213,14 @@ def open_nyu(
 
     Raises DataError: the data cannot be used; all that is wrong is listed.
     """
-    if path.is_dir() and not (path / SPLIT).is_dir() and (path / MAT_NAME).is_file():
-        path = path / MAT_NAME
+    path = source_of(path)
     pairs: Sequence[FolderPair | MatPair]
     if path.suffix == ".mat" and not path.is_dir():
         if list_file is not None:
             raise DataError(f"--list_file names files of a folder, but --data_path is {path}; drop one")
         mat = LabelledMat(path)
-        scenes_of = mat.scenes()
-        pairs = sorted((MatPair(mat, scenes_of[index], index) for index in TEST_INDICES), key=lambda pair: pair.name)
+        types = mat.names("sceneTypes")
+        pairs = sorted((MatPair(mat, types[index], index) for index in TEST_INDICES), key=lambda pair: pair.name)
         kind = NYU
     else:
         pairs = scan_folder(path) if list_file is None else read_list(list_file, path)
@@ -212,6 +232,12 @@ def open_nyu(
     pairs = [pair for pair in pairs if not scenes or printable(pair.scene) in scenes][:limit]
     check_files([pair for pair in pairs if isinstance(pair, FolderPair)])
     return NYUDepthV2(pairs, crop, normalised, kind)
+
+
+def source_of(path: Path) -> Path:
+    """What `--data_path` means: the .mat in a folder that has no official_splits, else the path itself."""
+    inside = path.is_dir() and not (path / SPLIT).is_dir() and (path / MAT_NAME).is_file()
+    return path / MAT_NAME if inside else path
 
 
 def test_split_folder(root: Path) -> Path:
@@ -385,23 +411,16 @@ def depth_in_metres(millimetres: np.ndarray, name: str) -> Tensor:
     return torch.from_numpy(millimetres.astype(np.float32) / DEPTH_UNITS_PER_METRE).clamp(0, NYU_MAX_DEPTH)[None]
 
 
-def mean_training_depth(root: Path, crop: tuple[slice, slice]) -> Tensor | None:
-    """Mean depth of each pixel over the training split of a data folder, inside `crop`: (416, 544) [m].
+def training_depths(path: Path) -> Iterator[Tensor]:
+    """The ground truth of the training split, (1, 480, 640) [m] each: all other images of the .mat, or a folder's
+    `<path>/official_splits/train/<scene>/sync_depth_*.png`, of which there may be none.
 
-    Over the images that measured the pixel; a pixel that none measured takes the mean of all others. None where there
-    is no `<root>/official_splits/train/<scene>/sync_depth_*.png`.
-
-    Raises DataError: a depth map is damaged or no depth map, or none has a measured pixel.
+    Raises DataError: a depth map is damaged or no depth map.
     """
-    total, count = np.zeros(FRAME), np.zeros(FRAME)
-    paths = sorted((root / SPLIT.parent / "train").glob("*/sync_depth_*.png"))
-    for path in paths:
-        depth = depth_in_metres(decode(content_of(path), str(path), "I;16"), str(path))[0].numpy()
-        total += depth
-        count += depth > 0
-    if not paths:
-        return None
-    if not count.any():
-        raise DataError(f"{paths[0].parent.parent}: no training depth map has a measured pixel; remove the folder")
-    mean = np.where(count > 0, total / np.maximum(count, 1), total.sum() / count.sum())
-    return torch.from_numpy(mean[crop]).float()
+    path = source_of(path)
+    if path.suffix == ".mat" and not path.is_dir():
+        with LabelledMat(path) as mat:
+            for index in sorted(set(range(NUM_IMAGES)) - set(TEST_INDICES)):
+                yield depth_in_metres(mat.millimetres(index), f"{path}, image {index}")
+    for file in sorted((path / SPLIT.parent / "train").glob("*/sync_depth_*.png")):
+        yield depth_in_metres(decode(content_of(file), str(file), "I;16"), str(file))

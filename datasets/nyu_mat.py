@@ -2,6 +2,7 @@
 
     images (1449, 3, 640, 480) uint8        rawDepths (1449, 640, 480) float32 [m], 0 = hole
     sceneTypes (1, 1449) object references  depths    (1449, 640, 480) float32 [m], holes filled in
+    scenes     (1, 1449) object references: the capture, one walk of the Kinect, that each image is taken from
 
 All arrays stand transposed against (H, W). `LabelledMat` reads one image at a time and follows the field's extraction:
 RGB is black outside rows 7:474, columns 7:632 and goes through a JPEG; depth stays whole, in millimetres.
@@ -75,18 +76,18 @@ class LabelledMat:
         except UNREADABLE as error:
             raise DataError(f"{self.path}: {what} cannot be used ({error}); bring {MAT_NAME} again") from error
 
-    def scenes(self) -> list[str]:
-        """The scene of each of the 1449 images: bedroom, kitchen, ...
+    def names(self, array: str) -> list[str]:
+        """The names of the 1449 images in an array of references: `sceneTypes` (bedroom), `scenes` (bedroom_0034).
 
-        Raises DataError: sceneTypes is laid out otherwise or holds something that is not a name.
+        Raises DataError: it is laid out otherwise or holds something that is not a name.
         """
-        with self._damage("sceneTypes"):
-            characters = [self.file[reference][()] for reference in self.file["sceneTypes"][()].ravel()]
-            scenes = ["".join(map(chr, codes.ravel().tolist())) for codes in characters]  # uint16, one column
-            wrong = [scene for scene in scenes if not re.fullmatch(r"[A-Za-z0-9_]+", scene)]
-            if len(scenes) != NUM_IMAGES or wrong:
-                raise ValueError(f"{len(scenes)} names, {wrong[:3]} among them; expected {NUM_IMAGES} like living_room")
-        return scenes
+        with self._damage(array):
+            characters = [self.file[reference][()] for reference in self.file[array][()].ravel()]
+            names = ["".join(map(chr, codes.ravel().tolist())) for codes in characters]  # uint16, one column
+            wrong = [name for name in names if not re.fullmatch(r"[A-Za-z0-9_]+", name)]
+            if len(names) != NUM_IMAGES or wrong:
+                raise ValueError(f"{len(names)} names, {wrong[:3]} among them; expected {NUM_IMAGES} like living_room")
+        return names
 
     def jpeg(self, index: int) -> bytes:
         """The RGB image, black outside `BORDER_FREE`, as the bytes of its JPEG file.

@@ -66,7 +66,7 @@ def extract(mat: Path, root: Path, splits: Sequence[str], dense: bool) -> int:
     written = 0
     quiet = True if sys.stderr is None else None  # None: where it is no terminal
     with LabelledMat(mat) as reader:
-        scenes = reader.scenes()
+        scenes = reader.names("sceneTypes")
         for index in tqdm(range(NUM_IMAGES), desc="writing", unit="image", disable=quiet):
             split = "test" if index in TEST else "train"
             folder = root / "official_splits" / split / scenes[index]

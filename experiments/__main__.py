@@ -7,6 +7,7 @@
     encode   images -> feature store (features.py); what is there already is not computed again
     score    features x settings -> metrics of each image and row (score.py, settings.py)
     report   metrics -> means and intervals (statistics.py), tables (tables.py), drawings (plots.py), the page
+    verify   python -m experiments.verify results.json: all of it again out of the metrics (verify.py)
 
 A run that was stopped goes on when the same command is given again, with any number of processes. Exit codes are those
 of eval.py.
@@ -21,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,20 +33,21 @@ import options
 from calculate_error import NYU_CROP, counted_NYU, size_of
 from clip.inference import keep_freed_memory
 from datasets import printable, text_of
-from datasets.nyu import mean_training_depth, open_nyu
+from datasets.nyu import open_nyu, training_depths
 from experiments import published, tables
 from experiments.features import FeatureStore
-from experiments.score import Readouts, Rows, best_constants, depth_maps, histogram, score_image
-from experiments.settings import own_rows, paper_rows, with_controls
-from experiments.statistics import Results
+from experiments.score import SWEEP, ImageScores, Readouts, Rows, score_all, swept_constants, training_split
+from experiments.settings import assignments, own_rows, paper_rows, with_controls
+from experiments.statistics import HIGHER, Results, best_elsewhere, best_places
 from monoclip import Reading, logits_of, zeroshot_classifier
 from viewer import page
 from viewer.strip import Example, draw_strip, example_images
 
 PAGE_METRICS = (*published.COLUMNS, "spearman")
 RESULTS_FILE, ROWS_FILE, MARKDOWN_FILE, LATEX_FILE = "results.json", "per_image.csv", "tables.md", "tables.tex"
-STRIP_FILE, RESPONSE_FILE, CHART_FILE = "qualitative.png", "bin_response.png", "rows.png"
-DRAWN_FILES = (STRIP_FILE, RESPONSE_FILE, CHART_FILE, page.PAGE_FILE)
+PERMUTED_FILE = "permutations.csv"
+STRIP_FILE, RESPONSE_FILE, CHART_FILE, QUESTION_FILE = "qualitative.png", "bin_response.png", "rows.png", "question.png"
+DRAWN_FILES = (STRIP_FILE, RESPONSE_FILE, CHART_FILE, QUESTION_FILE, page.PAGE_FILE)
 STORED_WITH = ("checkpoint_sha256", "precision", "network", "depthclip")  # of what a run is made with: features, too
 
 
@@ -67,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--store", type=options.named_path, help="folder of the features, 3.6 MB an image (default: OUTPUT/features)"
     )
-    run.add_argument("--figures", action="store_true", help="also draw three PNGs")
+    run.add_argument("--figures", action="store_true", help="also draw four PNGs")
     options.add_html_argument(run, page.PAGE_FILE, page.PAGE_IMAGES)
     run.add_argument("--gpu_num", default="0", help="index of the GPU that 'auto' and 'cuda' mean")
     return parser
@@ -102,38 +104,65 @@ def fill_store(store: FeatureStore, items: Sequence[int], batch_size: int, worke
             bar.update(count)
 
 
-def score(store: FeatureStore, rows: Rows, readouts: Readouts) -> tuple[Results, dict[str, float]]:
-    """Step 2: the metrics of every row for each image, and metric -> the constant [m] that is best for it.
+class Scores(NamedTuple):
+    """What step 2 finds over all images."""
+
+    results: Results
+    best: dict[str, dict[str, float]]  # metric -> best constant [m], over which images
+    permuted: np.ndarray | None  # (n, 2), mean primary metrics of assignments of words to bins, the run's own first
+    patches: np.ndarray  # (2, N) [m], depth of all patches, as this run predicts it and as it is
+
+
+def score(store: FeatureStore, rows: Rows, readouts: Readouts, bins: Tensor, training: Tensor | None) -> Scores:
+    """Step 2: the metrics of every row for each image.
+
+    Args:
+        store: has all features.
+        rows: what is scored.
+        readouts: of the settings among the rows.
+        bins: (n, K) [m], assignments of this run's bins to its words, its own first.
+        training: (10000, T), histograms of the training split's depth, if there is one.
 
     Raises UnscorableError: a prediction is not finite, or an image has no valid pixel; DataError: damaged depth.
     """
     dataset = store.dataset
 
-    def one(item: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        gt, name = dataset.depth(item), dataset.names[item]
-        patches, pixels = depth_maps(rows, readouts, store.get(item), name)
-        return score_image(gt, patches, pixels, name), histogram(gt)
+    def one(item: int) -> ImageScores:
+        return score_all(dataset.depth(item), store.get(item), dataset.names[item], rows, readouts, bins)
 
     # A thread for each image at a time, in which torch computes alone: threads that share a step wait for each other
     # at the end of each of thousands, and metrics do not depend on how many there are.
     threads, count = torch.get_num_threads(), len(dataset)
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            done = tqdm(pool.map(one, range(count)), "score", count, unit=" images", bar_format=options.PROGRESS)
-            errors, shares = zip(*done, strict=True)
-            best, at_best = pool.submit(best_constants, torch.from_numpy(np.stack(shares, axis=1))).result()
+            done = list(tqdm(pool.map(one, range(count)), "score", count, unit=" images", bar_format=options.PROGRESS))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    results = Results(dataset.names, dataset.scenes, dataset.indices, rows.names, errors, published.UNIFORM)
-    results.add_like_baseline(published.BEST, at_best)
-    return results, best
+    clusters, _ = dataset.clusters()
+    errors = [image.errors for image in done]
+    results = Results(dataset.names, dataset.scenes, clusters, dataset.indices, rows.names, errors, rows.baselines)
+
+    swept = swept_constants(torch.from_numpy(np.stack([image.histogram for image in done], axis=1)))
+    best = {"of these images": results.add_best_constant(published.BEST, swept)}
+    if len(set(clusters)) > 1:
+        elsewhere = {metric: best_elsewhere(swept[metric], results.clusters, metric in HIGHER) for metric in swept}
+        results.add_constant(published.BEST_ELSEWHERE, elsewhere)
+    if training is not None:
+        places = best["of the training split"] = best_places(swept_constants(training))
+        results.add_constant(published.BEST_TRAINED, {metric: swept[metric][place] for metric, place in places.items()})
+    depths = {of: {metric: SWEEP[place] for metric, place in places.items()} for of, places in best.items()}
+    permuted = [image.permuted for image in done if len(image.permuted) > 1 and np.isfinite(image.permuted).all()]
+    patches = np.concatenate([image.patches for image in done], axis=1)
+    return Scores(results, depths, np.mean(permuted, axis=0) if permuted else None, patches)
 
 
-def report(scored: tables.Scored, found: list[tables.Table], output: Path, about: dict[str, Any]) -> None:
+def report(scored: tables.Scored, found: list[tables.Table], bins: Tensor, output: Path, about: dict[str, Any]) -> None:
     """Step 3: writes the CSV, the tables and, last, results.json with `about`, each whole. Raises OSError."""
     found = [*found, tables.interval_table(scored)]
     options.write_text(output / ROWS_FILE, tables.as_csv(scored.results, options.csv_text))
+    if scored.permuted is not None:
+        options.write_text(output / PERMUTED_FILE, tables.permuted_csv(bins, scored.permuted))
     options.write_text(output / MARKDOWN_FILE, tables.as_markdown(found, scored.title, scored.caption))
     options.write_text(output / LATEX_FILE, tables.as_latex(found, scored.caption))
     options.write_json(output / RESULTS_FILE, tables.as_json(scored) | about)
@@ -146,8 +175,11 @@ def features_of(store: FeatureStore, item: int) -> Tensor:
 
 
 @torch.inference_mode()
-def draw(output: Path, scored: tables.Scored, store: FeatureStore, text: Tensor) -> None:
-    """Writes the three PNGs; `text` are the text features (D, K) of the words of `published.BIN_RESPONSE`."""
+def draw(output: Path, scored: tables.Scored, store: FeatureStore, text: Tensor, patches: np.ndarray) -> None:
+    """Writes the four PNGs.
+
+    `text` are the text features (D, K) of the words of `published.BIN_RESPONSE`; `patches` those of `Scores`.
+    """
     from experiments import plots  # imports matplotlib, which takes a second
 
     examples, dataset = [], store.dataset
@@ -163,6 +195,9 @@ def draw(output: Path, scored: tables.Scored, store: FeatureStore, text: Tensor)
     compared = scored.published_by.items() if scored.official else ()
     theirs = {name: row.by_column() for row, name in compared if row.scene is None}
     plots.draw_chart(output / CHART_FILE, scored.results, scored.groups, theirs, scored.caption)
+    plots.draw_question(
+        output / QUESTION_FILE, scored.primary, scored.results, scored.permuted, patches, scored.caption
+    )
 
 
 @torch.inference_mode()
@@ -210,9 +245,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"model: {args.clip_path} on {device} in {precision}")
         made = options.made_with(args.clip_path, device, precision, args.exact, reading)
         rows = own_rows(reading, own) if args.no_paper else paper_rows(reading, own)
+        training = training_split(training_depths(args.data_path)) if args.controls else None
         if args.controls:
-            rows = with_controls(rows, model.channel_stride > 1, mean_training_depth(args.data_path, NYU_CROP))
-        names = [*rows.names, published.BEST]
+            rows = with_controls(rows, model.channel_stride > 1, training and training[0])
+        orders = assignments(len(reading.bin_list)) if args.controls else [range(len(reading.bin_list))]
+        bins = torch.tensor(reading.bin_list)[torch.tensor(orders)]  # (n, K)
+        names = [*rows.names, published.BEST, published.BEST_ELSEWHERE, published.BEST_TRAINED]
         if twice := {name for name in own if names.count(name) > 1}:
             raise options.UsageError(f"{args.readings}: {min(twice)!r} is the name of another row; choose another name")
 
@@ -231,12 +269,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         encoded = time.perf_counter()
 
         readouts = Readouts(model, partial(zeroshot_classifier, clip_model), rows.settings)
-        results, best = score(store, rows, readouts)
+        scores = score(store, rows, readouts, bins, training and training[1])
         finished = time.perf_counter()
 
         caveats = options.caveats(dataset.official, made["checkpoint_sha256"])
         scored = tables.Scored(
-            results,
+            scores.results,
             groups=rows.groups if args.controls else {},
             published_by={r: name for r in published.PUBLISHED if r.reading and (name := rows.row_of(r.reading))},
             lower_bounds=[] if args.no_paper else [random.name for random in rows.randoms if random.seed == 0],
@@ -245,18 +283,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             title=f"MonoCLIP on {dataset.title}",
             caption=options.caption(dataset.title, caveats),
             warnings=caveats,
+            clustered_by=dataset.clusters()[1],
+            permuted=scores.permuted,
         )
         seconds = {"encode": round(encoded - start, 3), "score": round(finished - encoded, 3)}
-        about = {"best_constants": best, "data": dataset.title, "warnings": caveats, "seconds": seconds}
+        about = options.identified() | {
+            "best_constants": scores.best,
+            "data": dataset.title,
+            "warnings": caveats,
+            "seconds": seconds,
+        }
         about["made_with"] = made
         about["readings"] = {setting.name: asdict(setting.reading) for setting in rows.settings if not setting.group}
-        found = tables.all_tables(scored, list(own), rows.constants[published.UNIFORM])
+        found = tables.all_tables(scored, list(own), rows.constants)
         args.output.mkdir(parents=True, exist_ok=True)
-        report(scored, found, args.output, about)
-        for name in DRAWN_FILES:  # of an earlier run: it would not belong to these rows
+        for name in (*DRAWN_FILES, PERMUTED_FILE):  # of an earlier run: they would not belong to these rows
             (args.output / name).unlink(missing_ok=True)
+        report(scored, found, bins, args.output, about)
         if args.figures:
-            draw(args.output, scored, store, readouts.text_features(published.BIN_RESPONSE.words))
+            draw(args.output, scored, store, readouts.text_features(published.BIN_RESPONSE.words), scores.patches)
         if args.html:
             text = readouts.text_features(((*reading.depth_classes, *phrases), *reading.words[1:]))
             write_page(args.output / page.PAGE_FILE, args.html, scored, store, text, phrases)

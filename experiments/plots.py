@@ -14,10 +14,11 @@ from matplotlib.patches import Rectangle
 
 from datasets import printable
 from experiments.published import BIN_RESPONSE, BIN_RESPONSE_DEPTHS, THIS_RUN, UNIFORM
-from experiments.statistics import Results
+from experiments.statistics import HIGHER, PRIMARY, Contrast, Results
 from viewer.strip import Example, save_figure
 
 CHARTED = {"delta1": "higher", "abs_rel": "lower", "rmse": "lower", "spearman": "higher"}  # is better
+FINE = 100  # images, from which on bars touch each other
 NEAR, FAR = 0.15, 0.85  # quantiles of the patches' true depth at which the bin response takes its two patches
 
 
@@ -45,6 +46,59 @@ def draw_response(path: Path, example: Example, weights: np.ndarray, caption: st
         axis.set_axis_off()
     paper = ", ".join(f"{pred} m where {true} m is true" for pred, true in BIN_RESPONSE_DEPTHS)
     figure.suptitle(f"Semantic bin response: prompt 3, class-dependent bins 1, no mirror image; in the paper {paper}")
+    save_figure(figure, path, caption)
+
+
+def draw_question(
+    path: Path,
+    contrasts: Sequence[Contrast],
+    results: Results,
+    permuted: np.ndarray | None,
+    patches: np.ndarray,
+    caption: str,
+) -> None:
+    """The primary contrasts, image by image; all assignments of bins to words; depth of each patch, true and predicted.
+
+    permuted: (n, 2), mean metrics of the assignments in the order of `PRIMARY`, this run's first; patches: (2, N) [m].
+    """
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    columns = ["differences", "assignments", "patches"] if permuted is not None else ["differences", "patches"]
+    names = [
+        [f"{column} {row}" if column != "patches" else column for column in columns] for row in range(len(PRIMARY))
+    ]
+    axes: dict[str, Axes] = figure.subplot_mosaic(
+        names,  # type: ignore[arg-type]
+        width_ratios=[1.2] * (len(columns) - 1) + [1.3],
+    )
+    for row, contrast in enumerate(contrasts):
+        axis = axes[f"differences {row}"]
+        differences = np.sort(results.paired(contrast.row, contrast.minus, contrast.metric))
+        better = "above" if contrast.metric in HIGHER else "below"
+        axis.bar(range(len(differences)), differences, width=0.8 if len(differences) < FINE else 1, color="tab:blue")
+        axis.axhline(0, color="black", linewidth=1)
+        axis.axhline(contrast.difference, color="tab:orange", linewidth=2)
+        interval = "no interval"
+        if contrast.interval_95:
+            axis.axhspan(*contrast.interval_95, color="tab:orange", alpha=0.25, linewidth=0)
+            interval = "95 % [{:+.3f}, {:+.3f}]".format(*contrast.interval_95)
+        axis.set_title(f"{contrast.metric}: {contrast.difference:+.3f}, {interval}", fontsize=11)
+        axis.set(xticks=[], xlabel=f"images, sorted; {better} 0 is better", ylabel="less uniform weights")
+        if permuted is not None:
+            axis, own = axes[f"assignments {row}"], permuted[0, row]
+            axis.hist(permuted[1:, row], bins=60, color="tab:gray")
+            axis.axvline(own, color="tab:orange", linewidth=2)
+            axis.set_title(f"this run {own:.3f}, p = {contrast.p:.4f}", fontsize=11)
+            axis.set(xlabel=f"{contrast.metric}, over patches", ylabel=f"of {len(permuted) - 1:,} assignments")
+    predicted, true = patches
+    axis, far = axes["patches"], float(max(1, *np.ceil(patches.max(axis=1))))
+    drawn = axis.hist2d(true, predicted, bins=60, range=[[0, far]] * 2, cmap="viridis", cmin=1)[3]
+    axis.plot((0, far), (0, far), color="tab:red", linestyle="--", linewidth=1)
+    axis.set(aspect="equal", xlabel="true depth of a patch [m]", ylabel="predicted depth [m]")
+    axis.set_title("every patch; dashed: predicted = true", fontsize=11)
+    figure.colorbar(drawn, ax=axis, label="patches", shrink=0.6)
+    figure.suptitle(
+        "Does language see depth here? This run less uniform weights; all other assignments of words to bins"
+    )
     save_figure(figure, path, caption)
 
 

@@ -13,8 +13,11 @@ from monoclip import PAPER, Reading
 COLUMNS = ("delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")  # of the paper's tables
 
 PAPER_ROW = "paper, DepthCLIP"
-# Rows of ours: the reading of a run; what says nothing; what no constant can beat.
-THIS_RUN, UNIFORM, BEST = "this run", "uniform weights", "best constant for each figure"
+# Rows of ours: the reading of a run; what says nothing; the constant that is best for a metric, of those in sample, of
+# all images outside an image's own cluster, of the training split.
+THIS_RUN, UNIFORM = "this run", "uniform weights"
+BEST, BEST_ELSEWHERE = "best constant for each metric", "best constant of the other clusters"
+BEST_TRAINED = "best constant of the training split"
 
 TABLE_1 = "Table 1: methods"
 PROMPTS = "Prompt ablation (original bins)"

@@ -6,14 +6,19 @@ one depth map for all images. Beside the metrics of the paper, each row of each 
 
     silog                scale-invariant log error (calculate_error.py)
     spearman, pearson    correlation of predicted and true depth over the patches: mean depth of a patch's pixels with
-                         mean counted ground truth, patches with less than half of their pixels counted left out; ties
-                         share their mean rank, and means are rounded to 0.1 mm; 0 where either side is constant
-    scaled_*             the paper's metrics after the prediction is multiplied by the ratio of medians
+                         mean counted ground truth, patches with less than half of their pixels counted left out
+    spearman_pixels      rank correlation over counted pixels, of every fourth row and column
+    scaled_*             the paper's metrics after the prediction is multiplied by the ratio of (lower) medians
+
+Correlations compare steps of a 65,536th of the range, on both sides; equal values share their mean rank; 0 where either
+side is constant.
 """
 
+import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +27,6 @@ from torch import Tensor
 
 from calculate_error import (
     AT_ONCE,
-    HIGHER_IS_BETTER,
     NYU_CROP,
     NYU_MAX_DEPTH,
     NYU_METRICS,
@@ -31,10 +35,11 @@ from calculate_error import (
     mean_errors,
     size_of,
 )
+from experiments.statistics import PRIMARY
 from monoclip import MonoCLIP, Reading, depth_of, logits_of, mirror_average, unit_channels, upsampled
 
 SCALED = NYU_METRICS[1:]  # the paper's columns
-EXTRA_METRICS = ("spearman", "pearson", "silog", *(f"scaled_{metric}" for metric in SCALED))
+EXTRA_METRICS = ("spearman", "spearman_pixels", "pearson", "silog", *(f"scaled_{metric}" for metric in SCALED))
 METRICS = (*NYU_METRICS, *EXTRA_METRICS)
 
 # How random depth is drawn: the paper does not say. All uniform in 0 to 10 m.
@@ -46,7 +51,10 @@ CROP_SIZE = size_of(NYU_CROP)  # (416, 544)
 WHOLE_MM = round(NYU_MAX_DEPTH * 1000)  # depths that ground truth can have, from 0 up
 MAPS_AT_ONCE = 16  # of an image, so that few of their pixels are in memory
 CONSTANTS_AT_ONCE = AT_ONCE // WHOLE_MM  # of the sweep, so that their table is one block
-TIE = 1e-4  # [m] mean depths of patches are compared in steps of 0.1 mm: rounding of fp32 must not order equal ones
+SWEEP = tuple(i / 200 for i in range(1, round(NYU_MAX_DEPTH * 200)))  # [m] constants that are tried, 5 mm apart
+STEPS = 2**16  # of the range, in which depths are ranked: rounding of fp32 must not order equal ones
+SMALLEST_STEP = 1e-5  # [m] what is nearer than this is equal, whatever the range
+EVERY = 4  # row and column of the crop, whose pixels the rank correlation over pixels takes
 MEASURED_SHARE = 0.5  # of a patch's pixels, at least, for it to count in a correlation
 
 
@@ -58,6 +66,7 @@ class Setting:
     reading: Reading
     group: str = ""  # rows of one group are reported together, as minimum, median and maximum
     channels: int | None = None  # seed of a random choice of D of the C channels, in place of every second
+    ordered: bool = True  # whether those channels stay in their order
     shuffle: int | None = None  # seed of a random order of the patches' depths, another for each image
 
 
@@ -76,12 +85,16 @@ class RandomDepth:
 
 @dataclass(frozen=True)
 class Rows:
-    """What is scored: settings, random depth, constants [m] by name, and depth maps (416, 544) [m] by name."""
+    """What is scored: settings, random depth, constants [m] by name, and depth maps (416, 544) [m] by name.
+
+    `baselines`: setting -> the constant that it would be if its words said nothing, the mean of its own bins.
+    """
 
     settings: tuple[Setting, ...]
     randoms: tuple[RandomDepth, ...] = ()
     constants: Mapping[str, float] = field(default_factory=dict)
     maps: Mapping[str, Tensor] = field(default_factory=dict)
+    baselines: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,7 +136,7 @@ class Readouts:
         self.softmaxes: dict[tuple[object, ...], list[int]] = {}
         for i, s in enumerate(settings):
             r = s.reading
-            self.softmaxes.setdefault((r.words, r.temperature, r.logit_scale, s.channels), []).append(i)
+            self.softmaxes.setdefault((r.words, r.temperature, r.logit_scale, s.channels, s.ordered), []).append(i)
             self.text_features(r.words)
 
     def text_features(self, words: tuple[tuple[str, ...], ...]) -> Tensor:
@@ -142,9 +155,7 @@ class Readouts:
         depth = trunk.new_empty(len(self.settings), *trunk.shape[2:])
         for members in self.softmaxes.values():
             first = self.settings[members[0]]
-            features = (
-                thinned if first.channels is None else unit[:, self.chosen_channels(len(unit[0]), first.channels)]
-            )
+            features = thinned if first.channels is None else unit[:, self.chosen_channels(len(unit[0]), first)]
             logits = logits_of(features, self.text[first.reading.words], first.reading)  # (2, K, h, w)
             bins = torch.tensor([self.settings[i].reading.bin_list for i in members])  # (M, K)
             depth[members] = mirror_average(depth_of(logits, bins))[0]  # (M, h, w)
@@ -154,10 +165,16 @@ class Readouts:
                 depth[i] = depth[i].flatten()[torch.from_numpy(order)].view_as(depth[i])
         return depth
 
-    def chosen_channels(self, channels: int, seed: int) -> Tensor:
-        """D of the C channels, sorted."""
-        chosen = np.random.default_rng(seed).choice(channels, self.joint, replace=False)
-        return torch.from_numpy(np.sort(chosen))
+    def chosen_channels(self, channels: int, setting: Setting) -> Tensor:
+        """D of the C channels, as a setting with random channels has them."""
+        chosen = np.random.default_rng(setting.channels).choice(channels, self.joint, replace=False)
+        return torch.from_numpy(np.sort(chosen) if setting.ordered else chosen)
+
+    def weights(self, trunk: Tensor) -> Tensor:
+        """What the words of the first setting weigh in each patch, mirror average: (2, C, h, w) -> (K, h, w)."""
+        reading = self.settings[0].reading
+        logits = logits_of(self.model.patch_features(trunk), self.text[reading.words], reading)
+        return mirror_average(logits.softmax(1))[0]
 
 
 def generator(name: str, seed: int) -> np.random.Generator:
@@ -187,6 +204,29 @@ def depth_maps(rows: Rows, readouts: Readouts, trunk: Tensor, name: str) -> tupl
     return torch.cat([readouts(trunk, name), *(depth[None] for depth in patches)]), torch.stack(pixels)
 
 
+class ImageScores(NamedTuple):
+    """What is kept of an image."""
+
+    errors: dict[str, np.ndarray]  # of `score_image`
+    histogram: np.ndarray  # (10000,), of `histogram`
+    permuted: np.ndarray  # (n, 2), of `permuted_errors`
+    patches: np.ndarray  # (2, P) [m], predicted by the first setting and true
+
+
+@torch.inference_mode()
+def score_all(gt: Tensor, trunk: Tensor, name: str, rows: Rows, readouts: Readouts, bins: Tensor) -> ImageScores:
+    """Every row's metrics of one image, and what is told of its first setting besides.
+
+    From gt (1, 480, 640) [m]; the features (2, C, h, w) of the image and its mirror; and bins (n, K) [m], assignments
+    of the first setting's bins to its words. Raises UnscorableError as `score_image` does.
+    """
+    patches, pixels = depth_maps(rows, readouts, trunk, name)
+    errors, truth = score_image(gt, patches, pixels, name), patch_truth(gt, patches.shape[1:])
+    permuted = permuted_errors(readouts.weights(trunk), bins, truth)
+    both = np.stack([patches[0].flatten()[truth.places].double().numpy(), truth.depth.numpy()])
+    return ImageScores(errors, histogram(gt), permuted, both)
+
+
 @torch.inference_mode()
 def score_image(gt: Tensor, patches: Tensor, pixels: Tensor, name: str) -> dict[str, np.ndarray]:
     """All metrics of every row for one image.
@@ -200,18 +240,17 @@ def score_image(gt: Tensor, patches: Tensor, pixels: Tensor, name: str) -> dict[
     Raises UnscorableError: a prediction is not finite, or no pixel counts.
     """
     places, depth = counted_NYU(gt)
-    measured = torch.zeros(CROP_SIZE).flatten().index_fill_(0, places, 1).view(1, *CROP_SIZE)
-    grid = tuple(patches.shape[1:])
-    sizes = [whole // n for whole, n in zip(CROP_SIZE, grid, strict=True)]  # (H, W) of a patch, px
-    share = F.avg_pool2d(measured, sizes).flatten()  # (h w,)
-    usable = (share >= MEASURED_SHARE).nonzero()[:, 0]
-    truth = (F.avg_pool2d(gt[:, *NYU_CROP] * measured, sizes).flatten() / share)[usable]  # (P,) [m]
+    truth, width = patch_truth(gt, patches.shape[1:]), CROP_SIZE[1]
+    some = ((places // width % EVERY == 0) & (places % width % EVERY == 0)).nonzero()[:, 0]
+    sizes = [whole // n for whole, n in zip(CROP_SIZE, patches.shape[1:], strict=True)]  # (H, W) of a patch, px
 
     def errors(pred: Tensor) -> dict[str, Tensor]:  # (r, 416, 544)
         counted = pred.flatten(1).index_select(1, places)
         found = errors_of_maps(depth, counted, NYU_MAX_DEPTH, (*NYU_METRICS, "silog"), name, SCALED)
-        means = F.avg_pool2d(pred, sizes).flatten(1).index_select(1, usable)  # (r, P)
-        return found | correlations(means, truth)
+        means = F.avg_pool2d(pred, sizes).flatten(1).index_select(1, truth.places)  # (r, P)
+        found["spearman"], found["pearson"] = correlations(means, truth.depth)
+        found["spearman_pixels"], _ = correlations(counted[:, some], depth[some])
+        return found
 
     parts = [errors(upsampled(part[None], CROP_SIZE)[0]) for part in patches.split(MAPS_AT_ONCE)]
     parts += [errors(part) for part in pixels.split(MAPS_AT_ONCE)]
@@ -220,27 +259,67 @@ def score_image(gt: Tensor, patches: Tensor, pixels: Tensor, name: str) -> dict[
     }
 
 
-def correlations(pred: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """Spearman's and Pearson's correlation of R predictions with the truth: (R, P), (P,) [m] -> (R,) float64 each."""
-    pred, truth = (pred / TIE).round(), (truth[None] / TIE).round()
-    return {"spearman": correlation(ranks(pred), ranks(truth)), "pearson": correlation(pred, truth)}
+class PatchTruth(NamedTuple):
+    """Ground truth of the P patches of which at least half was measured."""
+
+    places: Tensor  # (P,) int64 in the flattened grid
+    depth: Tensor  # (P,) float64 [m], mean over a patch's counted pixels
 
 
-def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation of rows (R, P) with one row (1, P) -> (R,) float64; 0 where either is constant."""
-    if a.shape[1] < 2:
-        return torch.zeros(len(a), dtype=torch.float64)
-    a, b = a.double(), b.double()
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    norm = (a.square().sum(1) * b.square().sum(1)).sqrt()
-    return torch.where(norm > 0, (a * b).sum(1) / norm, 0)
+def patch_truth(gt: Tensor, grid: Sequence[int]) -> PatchTruth:
+    """The ground truth of patches: gt (1, 480, 640) [m], h x w patches in the crop.
+
+    Sums of whole millimetres are exact, so that patches of equal mean depth have equal numbers.
+    """
+    places, depth = counted_NYU(gt)
+    measured, millimetres = torch.zeros(2, math.prod(CROP_SIZE), dtype=torch.float64).unbind()
+    measured[places], millimetres[places] = 1, (depth.double() * 1000).round()
+    sizes = [whole // n for whole, n in zip(CROP_SIZE, grid, strict=True)]  # (H, W) of a patch, px
+    count, total = (F.avg_pool2d(x.view(1, *CROP_SIZE), sizes).flatten() for x in (measured, millimetres))
+    usable = (count >= MEASURED_SHARE).nonzero()[:, 0]
+    return PatchTruth(usable, total[usable] / count[usable] / 1000)
 
 
-def ranks(values: Tensor) -> Tensor:
-    """Rank of each value in its row, (R, P) -> (R, P); equal values share the mean of their ranks."""
-    ordered = values.sort(1).values
-    left, right = (torch.searchsorted(ordered, values, right=side) for side in (False, True))
-    return (left + right).float() / 2
+def permuted_errors(weights: Tensor, bins: Tensor, truth: PatchTruth) -> np.ndarray:
+    """The primary metrics of n assignments of bins to words, over patches and not over pixels.
+
+    From weights (K, h, w) and bins (n, K) [m] -> (n, 2) in the order of `PRIMARY`; NaN where no patch is measured.
+    """
+    if not len(truth.places):
+        return np.full((len(bins), len(PRIMARY)), np.nan)
+    depth = bins @ weights.flatten(1)[:, truth.places]  # (n, P)
+    found = mean_errors(truth.depth.float(), depth, NYU_MAX_DEPTH, PRIMARY)
+    return np.stack([found[metric].numpy() for metric in PRIMARY], axis=1)
+
+
+def correlations(pred: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Spearman's and Pearson's correlation of R predictions with the truth: (R, N), (N,) [m] -> (R,) float64 each."""
+    true = steps(truth.numpy())
+    true_ranks, rows = ranks(true), [steps(row) for row in pred.numpy()]
+    found = [(correlation(ranks(row), true_ranks), correlation(row, true)) for row in rows]
+    spearman, pearson = torch.tensor(found, dtype=torch.float64).unbind(1)
+    return spearman, pearson
+
+
+def steps(values: np.ndarray) -> np.ndarray:
+    """In which of `STEPS` equal steps of their range the values lie: (N,) [m] -> (N,) int64."""
+    low, high = (values.min(), values.max()) if len(values) else (0, 0)
+    return np.rint((values - low) / max((high - low) / (STEPS - 1), SMALLEST_STEP)).astype(np.int64)
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Rank of each value, from 0; equal values share the mean of their ranks: (N,) int64 >= 0 -> (N,) float64."""
+    counts = np.bincount(values)
+    return (np.cumsum(counts) - (counts + 1) / 2)[values]
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's correlation, (N,) each; 0 where either is constant."""
+    if not len(a):
+        return 0.0
+    a, b = a - a.mean(), b - b.mean()
+    norm = math.sqrt((a @ a) * (b @ b))
+    return float(a @ b / norm) if norm > 0 else 0.0
 
 
 def histogram(gt: Tensor) -> np.ndarray:
@@ -248,6 +327,11 @@ def histogram(gt: Tensor) -> np.ndarray:
     _, depth = counted_NYU(gt)
     counts = torch.bincount((depth * 1000).round().long(), minlength=WHOLE_MM)
     return (counts / len(depth)).float().numpy()
+
+
+def swept_constants(shares: Tensor) -> dict[str, np.ndarray]:
+    """The metrics of the constants of `SWEEP` on each of I images, from shares (10000, I): metric -> (S, I)."""
+    return {metric: errors.numpy() for metric, errors in constant_errors(SWEEP, shares, NYU_METRICS).items()}
 
 
 def constant_errors(depths: Sequence[float], shares: Tensor, metrics: Sequence[str]) -> dict[str, Tensor]:
@@ -260,23 +344,19 @@ def constant_errors(depths: Sequence[float], shares: Tensor, metrics: Sequence[s
     return {metric: torch.cat([part[metric] for part in parts]) for metric in metrics}
 
 
-def best_constants(shares: Tensor) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """The constant depth, to the millimetre, that is best for each metric in the mean over images.
+def training_split(depths: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """The mean of each pixel, (416, 544) [m], and the `histogram`s, (10000, T), of a training split's depth maps.
 
-    Every metric but rmse is a mean over pixels, so that its mean over images is that of the mean histogram. All but the
-    deltas fall and then rise with the constant, or with its logarithm, so that the best to 10 cm leads to the best.
-
-    Returns metric -> constant [m], and metric -> (I,), its values at that constant, from shares (10000, I).
+    A pixel's mean is over the maps that measured it; one that none measured takes the mean of all others. None if there
+    is no map, or none with a counted pixel.
     """
-    sweep = [millimetre / 1000 for millimetre in range(2, WHOLE_MM)]
-    best = {}
-    for metric in NYU_METRICS:
-        over = shares if metric == "rmse" else shares.mean(1, keepdim=True)
-        depths = sweep
-        if metric not in HIGHER_IS_BETTER:
-            coarse = 100 * int(constant_errors(sweep[::100], over, [metric])[metric].mean(1).argmin())
-            depths = sweep[max(0, coarse - 100) : coarse + 101]
-        mean = constant_errors(depths, over, [metric])[metric].mean(1)
-        best[metric] = depths[int(mean.argmax() if metric in HIGHER_IS_BETTER else mean.argmin())]
-    errors = constant_errors(list(best.values()), shares, NYU_METRICS)  # (7, I) each
-    return best, {metric: errors[metric][i].numpy() for i, metric in enumerate(NYU_METRICS)}
+    total, count, shares = torch.zeros(CROP_SIZE, dtype=torch.float64), torch.zeros(CROP_SIZE), []
+    for gt in depths:
+        total += gt[0][NYU_CROP]
+        count += gt[0][NYU_CROP] > 0
+        if len(counted_NYU(gt)[0]):
+            shares.append(histogram(gt))
+    if not shares:
+        return None
+    mean = torch.where(count > 0, total / count.clamp(min=1), total.sum() / count.sum())
+    return mean.float(), torch.from_numpy(np.stack(shares, axis=1))

@@ -1,5 +1,6 @@
 """What the experiments score, as data: the paper's readings, one's own, and the controls that the paper lacks."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,14 +14,27 @@ from monoclip import Reading
 from viewer.page import COLOUR_WORDS, spread_words
 
 PERMUTATIONS, SHUFFLES, CHANNEL_SUBSETS, RANDOM_SEEDS = 100, 5, 20, 5
+ASSIGNMENTS = 5040  # of seven words to seven bins: all there are; of more words, so many at random
+# Sorted, a few channels still meet the dimension of every second one; unsorted, none but by chance.
+RANDOM_CHANNELS = {"random channels, sorted": True, "random channels, unsorted": False}
 # Seven words that vary in nothing, where `COLOUR_WORDS` vary as the depth classes do, but not in distance.
 UNRELATED_WORDS = ("banana", "parliament", "violin", "Tuesday", "umbrella", "arithmetic", "giraffe")
 
 
 def own_rows(reading: Reading, own: Mapping[str, Reading]) -> Rows:
-    """This run's reading, one's own by name, and what says nothing: the constant mean of this run's bins."""
-    settings = (Setting(published.THIS_RUN, reading), *(Setting(name, r) for name, r in own.items()))
-    return Rows(settings, constants={published.UNIFORM: sum(reading.bin_list) / len(reading.bin_list)})
+    """This run's reading, one's own by name, and what says nothing: the constant means of their bins."""
+    return with_baselines(Rows((Setting(published.THIS_RUN, reading), *(Setting(name, r) for name, r in own.items()))))
+
+
+def with_baselines(rows: Rows) -> Rows:
+    """Adds the constant that each setting is if its words say nothing, and which constant is whose."""
+    means = {s.name: math.fsum(s.reading.bin_list) / len(s.reading.bin_list) for s in rows.settings}
+    first = means[rows.settings[0].name]
+    names = {
+        mean: published.UNIFORM if mean == first else f"{published.UNIFORM}, {mean:.3f} m" for mean in means.values()
+    }
+    constants = {name: mean for mean, name in names.items()}
+    return replace(rows, constants=constants | dict(rows.constants), baselines={s: names[means[s]] for s in means})
 
 
 def paper_rows(reading: Reading, own: Mapping[str, Reading]) -> Rows:
@@ -36,7 +50,8 @@ def paper_rows(reading: Reading, own: Mapping[str, Reading]) -> Rows:
         for name, paper_reading in readings.items():
             add(f"{prefix}{name}" if name != "original" else "the paper's reading", paper_reading)
     add("prompt 3, bins class-dependent 1", published.BIN_RESPONSE)
-    return replace(rows, settings=tuple(settings), randoms=tuple(RandomDepth(kind, 0) for kind in RANDOM_KINDS))
+    randoms = tuple(RandomDepth(kind, 0) for kind in RANDOM_KINDS)
+    return with_baselines(replace(rows, settings=tuple(settings), randoms=randoms))
 
 
 def with_controls(rows: Rows, channels: bool, mean_image: Tensor | None) -> Rows:
@@ -57,14 +72,17 @@ def with_controls(rows: Rows, channels: bool, mean_image: Tensor | None) -> Rows
         if chosen := spread_words(words, len(bins)):
             settings.append(Setting(name, replace(reading, depth_classes=chosen)))
     settings += [Setting(f"shuffled patches {i}", reading, "shuffled patches", shuffle=i) for i in range(SHUFFLES)]
-    if channels:
+    for group, ordered in RANDOM_CHANNELS.items() if channels else ():
         seeds = range(CHANNEL_SUBSETS)
-        settings += [Setting(f"random channels {i}", reading, "random channels", channels=i) for i in seeds]
-    return Rows(
-        tuple(settings),
-        tuple(RandomDepth(kind, seed) for kind in RANDOM_KINDS for seed in range(RANDOM_SEEDS)),
-        {**rows.constants, **{f"bin {depth:g} m alone": depth for depth in dict.fromkeys(bins)}},
-        {published.MEAN_IMAGE: mean_image} if mean_image is not None else {},
+        settings += [Setting(f"{group} {i}", reading, group, channels=i, ordered=ordered) for i in seeds]
+    alone = {f"bin {depth:g} m alone": depth for depth in dict.fromkeys(bins)}
+    return with_baselines(
+        Rows(
+            tuple(settings),
+            tuple(RandomDepth(kind, seed) for kind in RANDOM_KINDS for seed in range(RANDOM_SEEDS)),
+            {**rows.constants, **alone},
+            {published.MEAN_IMAGE: mean_image} if mean_image is not None else {},
+        )
     )
 
 
@@ -76,4 +94,15 @@ def permutations(n: int) -> list[tuple[int, ...]]:
         order = tuple(rng.permutation(n).tolist())
         if order != tuple(range(n)):
             found[order] = None
+    return list(found)
+
+
+def assignments(n: int) -> list[tuple[int, ...]]:
+    """The order 0 ... n - 1, then every other one; of more than `ASSIGNMENTS`, as many different ones at random."""
+    if math.factorial(n) <= ASSIGNMENTS:
+        return list(itertools.permutations(range(n)))
+    rng = np.random.default_rng(0)
+    found = {tuple(range(n)): None}
+    while len(found) < ASSIGNMENTS:
+        found[tuple(rng.permutation(n).tolist())] = None
     return list(found)

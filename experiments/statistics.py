@@ -1,46 +1,82 @@
-"""Rows of metrics -> means, and how sure they are: 95 % bootstrap intervals over images."""
+"""Rows of metrics -> means, differences, and how sure they are: 95 % bootstrap intervals over clusters of images.
+
+Images of one capture are not independent, so clusters are drawn with replacement, and images with them. A mean over I
+images is the ratio of sums over clusters; with r the sum over a cluster's images of what they exceed the mean by,
+
+    se = sqrt(sum r^2) / I        t* = (mean* - mean) / se*        interval = [mean - q.975(t*) se, mean - q.025(t*) se]
+
+where * is of a resample: the studentised bootstrap (Efron and Tibshirani, 1993, chapter 12), which covers better than
+percentiles of the means where clusters are few or skewed (docs/statistics.md). Below 10 clusters nothing covers.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 
+from calculate_error import HIGHER_IS_BETTER
+
 RESAMPLES = 10_000
 INTERVAL = (2.5, 97.5)  # percentiles
+MIN_CLUSTERS = 10  # for an interval
 DIGITS = 6  # of intervals: the last bits of a matrix product may differ from run to run
+ROUNDING = 1e-9  # below which a difference, or a share of a spread, is rounding
 COUNTS = ("valid_pixels", "dropped_pixels")  # among the values of an image: what is not averaged
+PRIMARY = ("delta1", "abs_rel")  # metrics of the one question that is asked first; all else is exploratory
+HIGHER = HIGHER_IS_BETTER | {"spearman", "spearman_pixels"}  # is better, of the metrics that contrasts are in
 
+Interval = tuple[float, float] | None
 Means = Mapping[str, float | None]
-Intervals = Mapping[str, tuple[float, float] | None]
+Intervals = Mapping[str, Interval]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A row less another, image by image, in one metric."""
+
+    row: str
+    minus: str
+    metric: str
+    difference: float  # mean over images
+    interval_95: Interval
+    wins: int  # images for which the row is better
+    dz: float | None  # effect size: mean difference / its standard deviation over images
+    p: float | None = None  # of `p_value`
 
 
 class Results:
     """All rows over all images.
 
     Args:
-        images, scenes, indices: of the I images.
+        images, scenes, clusters, indices: of the I images; a scene is a room type, images of a cluster belong together.
         rows: names of the R rows.
         errors: of each image, metric -> (R,) in the order of `rows`, with `COUNTS` among the metrics.
-        baseline: the row that says nothing, which differences are taken to.
+        baselines: row -> the row that its difference is taken to, of which all others take the first.
 
     Attributes:
         columns: names of the metrics.
         metrics: row -> (I, columns) float64.
         counts: row -> (I, 2) int64, the `COUNTS`.
+        swept: row -> metric -> (S, I), constants of which the row has the best, so that intervals choose it anew.
     """
 
     def __init__(
         self,
         images: Sequence[str],
         scenes: Sequence[str],
+        clusters: Sequence[str],
         indices: Sequence[int],
         rows: Sequence[str],
         errors: Sequence[Mapping[str, np.ndarray]],
-        baseline: str,
+        baselines: Mapping[str, str],
     ) -> None:
-        self.images, self.scenes, self.indices, self.baseline = list(images), np.array(scenes), list(indices), baseline
+        self.images, self.indices, self.baselines = list(images), list(indices), dict(baselines)
+        self.scenes, self.clusters = np.array(scenes), np.array(clusters)
         self.columns = tuple(name for name in errors[0] if name not in COUNTS)
+        self.swept: dict[str, Mapping[str, np.ndarray]] = {}
 
         def by_row(names: Sequence[str]) -> dict[str, np.ndarray]:
             values = np.array([[each[name] for name in names] for each in errors])  # (I, names, R)
@@ -48,11 +84,32 @@ class Results:
 
         self.metrics, self.counts = by_row(self.columns), by_row(COUNTS)
 
-    def add_like_baseline(self, row: str, errors: Mapping[str, np.ndarray]) -> None:
-        """Adds a row with the baseline's metrics but for those in `errors`, metric -> (I,)."""
-        self.metrics[row], self.counts[row] = self.metrics[self.baseline].copy(), self.counts[self.baseline]
+    @property
+    def first_baseline(self) -> str:
+        """The first row's baseline, which is also that of rows without one of their own."""
+        return next(iter(self.baselines.values()))
+
+    @cached_property
+    def resampled(self) -> "Clusters":
+        """The clusters of all images."""
+        return Clusters(self.clusters)
+
+    def baseline(self, row: str) -> str:
+        """The row that a row's difference is taken to."""
+        return self.baselines.get(row, self.first_baseline)
+
+    def add_constant(self, row: str, errors: Mapping[str, np.ndarray]) -> None:
+        """Adds a row with the first baseline's metrics but for those in `errors`, metric -> (I,)."""
+        self.metrics[row], self.counts[row] = self.metrics[self.first_baseline].copy(), self.counts[self.first_baseline]
         for metric, values in errors.items():
             self.metrics[row][:, self.columns.index(metric)] = values
+
+    def add_best_constant(self, row: str, swept: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """Adds a row with the best of S constants for each metric: metric -> (S, I) to metric -> that one's place."""
+        places = best_places(swept)
+        self.add_constant(row, {metric: swept[metric][place] for metric, place in places.items()})
+        self.swept[row] = swept
+        return places
 
     def single_rows(self, groups: Mapping[str, Sequence[str]]) -> list[str]:
         """Rows that belong to none of the groups (group -> rows)."""
@@ -75,27 +132,46 @@ class Results:
         return dict(zip(self.columns, values, strict=True))
 
     def difference(self, row: str, scene: str | None = None) -> Means:
-        """The row's means less those of the baseline."""
-        own, other = self.mean(row, scene), self.mean(self.baseline, scene)
+        """The row's means less those of its baseline."""
+        own, other = self.mean(row, scene), self.mean(self.baseline(row), scene)
         return {metric: minus(own[metric], other[metric]) for metric in self.columns}
 
     def intervals(self, rows: Sequence[str], scene: str | None = None) -> dict[str, tuple[Intervals, Intervals]]:
-        """For each row, 95 % intervals of the means and of their differences to the baseline; None for one image.
+        """For each row, 95 % intervals of the means and of their differences to its baseline; None: too few clusters.
 
-        Bootstrap over images: the same resamples of the images for all rows, percentiles of the resampled means.
+        Over all images, the metrics of a row in `swept` are those of the constant that is best in each resample.
         """
         chosen = self.over(scene)
-        if chosen.sum() < 2:
-            return {row: (dict.fromkeys(self.columns), dict.fromkeys(self.columns)) for row in rows}
-        weights = resampling_weights(int(chosen.sum()))
-        other = self.metrics[self.baseline][chosen]
+        clusters = self.resampled if scene is None else Clusters(self.clusters[chosen])
         found: dict[str, tuple[Intervals, Intervals]] = {}
         for row in rows:
-            own = self.metrics[row][chosen]
-            bounds = bootstrap(np.concatenate([own, own - other], axis=1), weights)
-            pairs = [(round(low, DIGITS), round(high, DIGITS)) for low, high in bounds.tolist()]
+            own, other = self.metrics[row][chosen], self.metrics[self.baseline(row)][chosen]
+            pairs = clusters.intervals(np.concatenate([own, own - other], axis=1))
+            for metric, swept in self.swept.get(row, {}).items() if scene is None else ():
+                place, higher = self.columns.index(metric), metric in HIGHER_IS_BETTER
+                pairs[place] = clusters.interval_of_best(swept.T, higher)
+                less = swept.T - other[:, place, None]
+                pairs[place + len(self.columns)] = clusters.interval_of_best(less, higher)
             found[row] = self.by_column(pairs[: len(self.columns)]), self.by_column(pairs[len(self.columns) :])
         return found
+
+    def paired(self, row: str, other: str, metric: str) -> np.ndarray:
+        """What each image has in one row less what it has in another, (I,)."""
+        place = self.columns.index(metric)
+        return self.metrics[row][:, place] - self.metrics[other][:, place]
+
+    def contrast(self, row: str, other: str, metric: str, p: float | None = None) -> Contrast:
+        """The paired difference of two rows over all images; `p` is put beside it."""
+        differences, higher = self.paired(row, other, metric), metric in HIGHER
+        if other in self.swept and metric in self.swept[other]:  # the best constant leaves the least of the difference
+            own = self.metrics[row][:, self.columns.index(metric), None]
+            interval = self.resampled.interval_of_best(own - self.swept[other][metric].T, not higher)
+        else:
+            (interval,) = self.resampled.intervals(differences[:, None])
+        wins = int((differences > ROUNDING if higher else differences < -ROUNDING).sum())
+        spread = differences.std(ddof=1) if len(differences) > 1 else 0
+        dz = float(differences.mean() / spread) if spread > ROUNDING else None
+        return Contrast(row, other, metric, float(differences.mean()), interval, wins, dz, p)
 
     def ranges(self, rows: Sequence[str]) -> dict[str, dict[str, float]]:
         """Minimum, median and maximum over rows of the mean of each metric, each metric for itself."""
@@ -104,18 +180,104 @@ class Results:
         return {kind: self.by_column(values.tolist()) for kind, values in kinds.items()}
 
 
+class Clusters:
+    """Clusters of I images and their resamples, which are the same for all that is measured of the images.
+
+    Args:
+        labels: (I,), of each image; images of one label are one cluster.
+        least: clusters, below which there is no resample.
+
+    Attributes:
+        codes: (I,) int, of each image, its cluster.
+        sizes: (C,) float64, images of each cluster.
+        counts: (RESAMPLES, C) float64, how often each cluster is drawn; None if there are too few.
+    """
+
+    def __init__(self, labels: np.ndarray, least: int = MIN_CLUSTERS, seed: int = 0) -> None:
+        self.codes = np.unique(labels, return_inverse=True)[1]
+        self.sizes = np.bincount(self.codes).astype(float)
+        count, self.counts = len(self.sizes), None
+        if count >= least:
+            draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+            self.counts = draws.astype(float)
+
+    def excess(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Means of V columns over images, (V,); r of each cluster, (C, V); and standard errors, (V,). From (I, V)."""
+        mean = values.mean(axis=0)
+        sums = np.zeros((len(self.sizes), values.shape[1]))
+        np.add.at(sums, self.codes, values - mean)
+        return mean, sums, np.sqrt((sums**2).sum(axis=0)) / len(values)
+
+    def shifts(self, excess: np.ndarray) -> np.ndarray:
+        """mean* - mean of each resample: r (C, V) -> (RESAMPLES, V)."""
+        return (self.counts @ excess) / (self.counts @ self.sizes)[:, None]
+
+    def errors(self, excess: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+        """se* of each resample: r (C, V) and its `shifts` (RESAMPLES, V) -> (RESAMPLES, V)."""
+        cross, squares = self.counts @ (excess * self.sizes[:, None]), self.counts @ self.sizes**2
+        spread = self.counts @ excess**2 - 2 * shifts * cross + shifts**2 * squares[:, None]
+        return np.sqrt(spread.clip(min=0)) / (self.counts @ self.sizes)[:, None]
+
+    def intervals(self, values: np.ndarray) -> list[Interval]:
+        """Intervals of the means of V columns, (I, V), None where there are too few clusters."""
+        if self.counts is None:
+            return [None] * values.shape[1]
+        mean, excess, error = self.excess(values)
+        shifts = self.shifts(excess)
+        return bounds(mean, error, shifts, self.errors(excess, shifts))
+
+    def interval_of_best(self, values: np.ndarray, largest: bool) -> Interval:
+        """The interval of the largest, or smallest, mean of S columns, (I, S), where each resample has its own best."""
+        if self.counts is None:
+            return None
+        mean, excess, error = self.excess(values)
+        shifts = self.shifts(excess)
+        sign = 1 if largest else -1
+        best, bests = int((sign * mean).argmax()), (sign * (mean + shifts)).argmax(axis=1)  # (RESAMPLES,)
+        used, places = np.unique(bests, return_inverse=True)
+        errors = self.errors(excess[:, used], shifts[:, used])
+        resamples = np.arange(len(bests))
+        moved = (mean + shifts)[resamples, bests] - mean[best]
+        (interval,) = bounds(mean[[best]], error[[best]], moved[:, None], errors[resamples, places][:, None])
+        return interval
+
+
+def bounds(mean: np.ndarray, error: np.ndarray, shifts: np.ndarray, errors: np.ndarray) -> list[Interval]:
+    """Studentised intervals of V means: (V,), se (V,), mean* - mean (RESAMPLES, V) and se* (RESAMPLES, V).
+
+    A mean without spread is its own interval; a resample without any says nothing, and counts as t* = 0.
+    """
+    spread = errors > ROUNDING * error
+    t = np.divide(shifts, errors, out=np.zeros_like(shifts), where=spread)
+    low, high = np.percentile(t, INTERVAL, axis=0)
+    pairs = np.where(error > ROUNDING, [mean - high * error, mean - low * error], mean).round(DIGITS)
+    return [(low, high) for low, high in pairs.T.tolist()]
+
+
+def best_places(swept: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Which of S constants has the best mean over images: metric -> (S, I) to metric -> place."""
+    means = {metric: errors.mean(axis=1) for metric, errors in swept.items()}
+    return {metric: int(mean.argmax() if metric in HIGHER else mean.argmin()) for metric, mean in means.items()}
+
+
+def best_elsewhere(swept: np.ndarray, labels: np.ndarray, higher: bool) -> np.ndarray:
+    """What each image gets of the constant that is best over all images of other clusters: (S, I), (I,) -> (I,).
+
+    There are two clusters or more.
+    """
+    codes = np.unique(labels, return_inverse=True)[1]
+    own = codes == np.arange(codes.max() + 1)[:, None]  # (C, I)
+    others = swept @ ~own.T / (~own).sum(axis=1)  # (S, C)
+    best = others.argmax(axis=0) if higher else others.argmin(axis=0)  # (C,)
+    return swept[best[codes], np.arange(len(codes))]
+
+
+def p_value(own: float, others: np.ndarray, higher: bool) -> float:
+    """(1 + k) / (1 + n): k of n other values are as good as one's own. At least 1 / (1 + n)."""
+    as_good = others >= own - ROUNDING if higher else others <= own + ROUNDING
+    return float((1 + as_good.sum()) / (1 + len(others)))
+
+
 def minus(a: float | None, b: float | None) -> float | None:
     """a - b; None where either is."""
     return None if a is None or b is None else a - b
-
-
-def resampling_weights(images: int, seed: int = 0) -> np.ndarray:
-    """Weight of each image in each resample with replacement, (RESAMPLES, images); each row sums to 1."""
-    counts = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
-    return counts / images
-
-
-def bootstrap(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Percentile intervals of the means of V columns: (I, V), (RESAMPLES, I) -> (V, 2)."""
-    means = np.ascontiguousarray((weights @ values).T)  # (V, RESAMPLES)
-    return np.percentile(means, INTERVAL, axis=1).T

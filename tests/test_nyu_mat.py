@@ -147,7 +147,7 @@ def test_another_layout(tmp_path: Path, name: str, shape: tuple[int, ...], dtype
 def test_wrong_scene_types(tmp_path: Path, names: list[str], problem: str) -> None:
     path = write_mat(tmp_path / "x.mat", names, depths=((1449, 640, 480), "float32"))  # without content
     with LabelledMat(path) as reader, pytest.raises(DataError, match=f"sceneTypes cannot be used .*{problem}"):
-        reader.scenes()
+        reader.names("sceneTypes")
 
 
 def as_tensor(pixels: np.ndarray) -> torch.Tensor:
