@@ -115,7 +115,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
     model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if any")
     precisions = ("auto", *PRECISIONS)
     model.add_argument("--precision", choices=precisions, default="auto", help="auto: fp32 on a CPU, fp16 on a GPU")
-    exact = "the plain network, bit for bit; else a form of it that is faster, and within 1e-5 m in fp32"
+    exact = "the plain network, bit for bit; else a faster form: in fp32 within 1e-5 m, at the temperature 0.1"
     model.add_argument("--exact", action="store_true", help=exact)
     return model
 

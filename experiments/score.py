@@ -52,7 +52,7 @@ WHOLE_MM = round(NYU_MAX_DEPTH * 1000)  # depths that ground truth can have, fro
 MAPS_AT_ONCE = 16  # of an image, so that few of their pixels are in memory
 CONSTANTS_AT_ONCE = AT_ONCE // WHOLE_MM  # of the sweep, so that their table is one block
 SWEEP = tuple(i / 200 for i in range(1, round(NYU_MAX_DEPTH * 200)))  # [m] constants that are tried, 5 mm apart
-STEPS = 2**16  # of the range, in which depths are ranked: rounding of fp32 must not order equal ones
+STEPS = 2**16 + 1  # of the range, in which depths are ranked: rounding of fp32 must not order equal ones
 SMALLEST_STEP = 1e-5  # [m] what is nearer than this is equal, whatever the range
 EVERY = 4  # row and column of the crop, whose pixels the rank correlation over pixels takes
 MEASURED_SHARE = 0.5  # of a patch's pixels, at least, for it to count in a correlation
@@ -275,8 +275,10 @@ def patch_truth(gt: Tensor, grid: Sequence[int]) -> PatchTruth:
     measured, millimetres = torch.zeros(2, math.prod(CROP_SIZE), dtype=torch.float64).unbind()
     measured[places], millimetres[places] = 1, (depth.double() * 1000).round()
     sizes = [whole // n for whole, n in zip(CROP_SIZE, grid, strict=True)]  # (H, W) of a patch, px
-    count, total = (F.avg_pool2d(x.view(1, *CROP_SIZE), sizes).flatten() for x in (measured, millimetres))
-    usable = (count >= MEASURED_SHARE).nonzero()[:, 0]
+    count, total = (
+        F.avg_pool2d(x.view(1, *CROP_SIZE), sizes, divisor_override=1).flatten() for x in (measured, millimetres)
+    )
+    usable = (count >= MEASURED_SHARE * math.prod(sizes)).nonzero()[:, 0]
     return PatchTruth(usable, total[usable] / count[usable] / 1000)
 
 
@@ -302,7 +304,7 @@ def correlations(pred: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def steps(values: np.ndarray) -> np.ndarray:
-    """In which of `STEPS` equal steps of their range the values lie: (N,) [m] -> (N,) int64."""
+    """Which of `STEPS` depths, evenly over their range, the values are nearest to: (N,) [m] -> (N,) int64."""
     low, high = (values.min(), values.max()) if len(values) else (0, 0)
     return np.rint((values - low) / max((high - low) / (STEPS - 1), SMALLEST_STEP)).astype(np.int64)
 
@@ -318,8 +320,8 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     if not len(a):
         return 0.0
     a, b = a - a.mean(), b - b.mean()
-    norm = math.sqrt((a @ a) * (b @ b))
-    return float(a @ b / norm) if norm > 0 else 0.0
+    norm = math.sqrt((a * a).sum() * (b * b).sum())  # not `@`, whose own threads would wait for each other here
+    return float((a * b).sum() / norm) if norm > 0 else 0.0
 
 
 def histogram(gt: Tensor) -> np.ndarray:

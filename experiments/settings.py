@@ -29,12 +29,13 @@ def own_rows(reading: Reading, own: Mapping[str, Reading]) -> Rows:
 def with_baselines(rows: Rows) -> Rows:
     """Adds the constant that each setting is if its words say nothing, and which constant is whose."""
     means = {s.name: math.fsum(s.reading.bin_list) / len(s.reading.bin_list) for s in rows.settings}
-    first = means[rows.settings[0].name]
-    names = {
-        mean: published.UNIFORM if mean == first else f"{published.UNIFORM}, {mean:.3f} m" for mean in means.values()
-    }
-    constants = {name: mean for mean, name in names.items()}
-    return replace(rows, constants=constants | dict(rows.constants), baselines={s: names[means[s]] for s in means})
+    names = {setting: f"{published.UNIFORM}, {mean:g} m" for setting, mean in means.items()}
+    first = names[rows.settings[0].name]
+    baselines = {setting: published.UNIFORM if name == first else name for setting, name in names.items()}
+    constants: dict[str, float] = {}
+    for setting, name in baselines.items():
+        constants.setdefault(name, means[setting])
+    return replace(rows, constants=constants | dict(rows.constants), baselines=baselines)
 
 
 def paper_rows(reading: Reading, own: Mapping[str, Reading]) -> Rows:

@@ -6,7 +6,7 @@ images is the ratio of sums over clusters; with r the sum over a cluster's image
     se = sqrt(sum r^2) / I        t* = (mean* - mean) / se*        interval = [mean - q.975(t*) se, mean - q.025(t*) se]
 
 where * is of a resample: the studentised bootstrap (Efron and Tibshirani, 1993, chapter 12), which covers better than
-percentiles of the means where clusters are few or skewed (docs/statistics.md). Below 10 clusters nothing covers.
+percentiles of the means and BCa where clusters are few or skewed (docs/statistics.md). Below 10 clusters there is none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,10 @@ from calculate_error import HIGHER_IS_BETTER
 RESAMPLES = 10_000
 INTERVAL = (2.5, 97.5)  # percentiles
 MIN_CLUSTERS = 10  # for an interval
+AT_ONCE = 250  # resamples, of thousands of constants each, so that they stay in a core's cache
 DIGITS = 6  # of intervals: the last bits of a matrix product may differ from run to run
-ROUNDING = 1e-9  # below which a difference, or a share of a spread, is rounding
+ROUNDING = 1e-9  # below which a difference is rounding
+LEAST_SPREAD = 0.1  # of se: a smaller se* counts as this, or t* would be anything where few clusters differ at all
 COUNTS = ("valid_pixels", "dropped_pixels")  # among the values of an image: what is not averaged
 PRIMARY = ("delta1", "abs_rel")  # metrics of the one question that is asked first; all else is exploratory
 HIGHER = HIGHER_IS_BETTER | {"spearman", "spearman_pixels"}  # is better, of the metrics that contrasts are in
@@ -60,7 +62,7 @@ class Results:
         columns: names of the metrics.
         metrics: row -> (I, columns) float64.
         counts: row -> (I, 2) int64, the `COUNTS`.
-        swept: row -> metric -> (S, I), constants of which the row has the best, so that intervals choose it anew.
+        swept: row -> metric -> what its intervals choose anew in each resample; see `add_best_constant`.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Results:
         self.images, self.indices, self.baselines = list(images), list(indices), dict(baselines)
         self.scenes, self.clusters = np.array(scenes), np.array(clusters)
         self.columns = tuple(name for name in errors[0] if name not in COUNTS)
-        self.swept: dict[str, Mapping[str, np.ndarray]] = {}
+        self.swept: dict[str, dict[str, tuple[np.ndarray, int, np.ndarray]]] = {}
 
         def by_row(names: Sequence[str]) -> dict[str, np.ndarray]:
             values = np.array([[each[name] for name in names] for each in errors])  # (I, names, R)
@@ -108,7 +110,9 @@ class Results:
         """Adds a row with the best of S constants for each metric: metric -> (S, I) to metric -> that one's place."""
         places = best_places(swept)
         self.add_constant(row, {metric: swept[metric][place] for metric, place in places.items()})
-        self.swept[row] = swept
+        if len(self.resampled.counts):
+            anew = {metric: self.resampled.best_of(errors.T, metric in HIGHER) for metric, errors in swept.items()}
+            self.swept[row] = {metric: (swept[metric].T, place, anew[metric]) for metric, place in places.items()}
         return places
 
     def single_rows(self, groups: Mapping[str, Sequence[str]]) -> list[str]:
@@ -147,11 +151,11 @@ class Results:
         for row in rows:
             own, other = self.metrics[row][chosen], self.metrics[self.baseline(row)][chosen]
             pairs = clusters.intervals(np.concatenate([own, own - other], axis=1))
-            for metric, swept in self.swept.get(row, {}).items() if scene is None else ():
-                place, higher = self.columns.index(metric), metric in HIGHER_IS_BETTER
-                pairs[place] = clusters.interval_of_best(swept.T, higher)
-                less = swept.T - other[:, place, None]
-                pairs[place + len(self.columns)] = clusters.interval_of_best(less, higher)
+            for metric, (swept, best, bests) in self.swept.get(row, {}).items() if scene is None else ():
+                place = self.columns.index(metric)
+                pairs[place] = clusters.interval_of_chosen(swept, best, bests)
+                less = swept - other[:, place, None]
+                pairs[place + len(self.columns)] = clusters.interval_of_chosen(less, best, bests)
             found[row] = self.by_column(pairs[: len(self.columns)]), self.by_column(pairs[len(self.columns) :])
         return found
 
@@ -163,9 +167,10 @@ class Results:
     def contrast(self, row: str, other: str, metric: str, p: float | None = None) -> Contrast:
         """The paired difference of two rows over all images; `p` is put beside it."""
         differences, higher = self.paired(row, other, metric), metric in HIGHER
-        if other in self.swept and metric in self.swept[other]:  # the best constant leaves the least of the difference
+        if metric in self.swept.get(other, {}):
+            swept, best, bests = self.swept[other][metric]
             own = self.metrics[row][:, self.columns.index(metric), None]
-            interval = self.resampled.interval_of_best(own - self.swept[other][metric].T, not higher)
+            interval = self.resampled.interval_of_chosen(own - swept, best, bests)
         else:
             (interval,) = self.resampled.intervals(differences[:, None])
         wins = int((differences > ROUNDING if higher else differences < -ROUNDING).sum())
@@ -190,16 +195,16 @@ class Clusters:
     Attributes:
         codes: (I,) int, of each image, its cluster.
         sizes: (C,) float64, images of each cluster.
-        counts: (RESAMPLES, C) float64, how often each cluster is drawn; None if there are too few.
+        counts: (RESAMPLES, C) float64, how often each cluster is drawn; no resample if there are too few.
     """
 
     def __init__(self, labels: np.ndarray, least: int = MIN_CLUSTERS, seed: int = 0) -> None:
         self.codes = np.unique(labels, return_inverse=True)[1]
         self.sizes = np.bincount(self.codes).astype(float)
-        count, self.counts = len(self.sizes), None
-        if count >= least:
-            draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-            self.counts = draws.astype(float)
+        count = len(self.sizes)
+        resamples = RESAMPLES if count >= least else 0
+        draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+        self.counts = draws.astype(float)
 
     def excess(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Means of V columns over images, (V,); r of each cluster, (C, V); and standard errors, (V,). From (I, V)."""
@@ -220,38 +225,42 @@ class Clusters:
 
     def intervals(self, values: np.ndarray) -> list[Interval]:
         """Intervals of the means of V columns, (I, V), None where there are too few clusters."""
-        if self.counts is None:
+        if not len(self.counts):
             return [None] * values.shape[1]
         mean, excess, error = self.excess(values)
         shifts = self.shifts(excess)
         return bounds(mean, error, shifts, self.errors(excess, shifts))
 
-    def interval_of_best(self, values: np.ndarray, largest: bool) -> Interval:
-        """The interval of the largest, or smallest, mean of S columns, (I, S), where each resample has its own best."""
-        if self.counts is None:
+    def best_of(self, values: np.ndarray, largest: bool) -> np.ndarray:
+        """Which of S columns has the largest, or smallest, mean in each resample: (I, S) -> (RESAMPLES,) int."""
+        sign, (mean, excess, _) = 1 if largest else -1, self.excess(values)
+        parts = np.split(self.counts, range(AT_ONCE, len(self.counts), AT_ONCE))
+        best = [(sign * (mean + part @ excess / (part @ self.sizes)[:, None])).argmax(axis=1) for part in parts]
+        return np.concatenate(best)
+
+    def interval_of_chosen(self, values: np.ndarray, place: int, places: np.ndarray) -> Interval:
+        """The interval of the mean of column `place` of S, (I, S), which was chosen because it is the best.
+
+        Its own interval, less what choosing gains: by how much the mean of a resample's own choice, `places`
+        (RESAMPLES,) from `best_of`, exceeds the mean of `place`, in the mean over resamples.
+        """
+        (interval,) = self.intervals(values[:, [place]])
+        if interval is None:
             return None
-        mean, excess, error = self.excess(values)
-        shifts = self.shifts(excess)
-        sign = 1 if largest else -1
-        best, bests = int((sign * mean).argmax()), (sign * (mean + shifts)).argmax(axis=1)  # (RESAMPLES,)
-        used, places = np.unique(bests, return_inverse=True)
-        errors = self.errors(excess[:, used], shifts[:, used])
-        resamples = np.arange(len(bests))
-        moved = (mean + shifts)[resamples, bests] - mean[best]
-        (interval,) = bounds(mean[[best]], error[[best]], moved[:, None], errors[resamples, places][:, None])
-        return interval
+        used, own = np.unique(places, return_inverse=True)
+        mean, excess, _ = self.excess(values[:, used])
+        means = mean + self.shifts(excess)  # (RESAMPLES, U)
+        gain = means[np.arange(len(own)), own].mean() - values[:, place].mean()
+        low, high = interval
+        return round(low - gain, DIGITS), round(high - gain, DIGITS)
 
 
 def bounds(mean: np.ndarray, error: np.ndarray, shifts: np.ndarray, errors: np.ndarray) -> list[Interval]:
-    """Studentised intervals of V means: (V,), se (V,), mean* - mean (RESAMPLES, V) and se* (RESAMPLES, V).
-
-    A mean without spread is its own interval; a resample without any says nothing, and counts as t* = 0.
-    """
-    spread = errors > ROUNDING * error
-    t = np.divide(shifts, errors, out=np.zeros_like(shifts), where=spread)
+    """Studentised intervals of V means: (V,), se (V,), mean* - mean (RESAMPLES, V) and se* (RESAMPLES, V)."""
+    t = np.divide(shifts, np.maximum(errors, LEAST_SPREAD * error), out=np.zeros_like(shifts), where=error > ROUNDING)
     low, high = np.percentile(t, INTERVAL, axis=0)
-    pairs = np.where(error > ROUNDING, [mean - high * error, mean - low * error], mean).round(DIGITS)
-    return [(low, high) for low, high in pairs.T.tolist()]
+    pairs = np.stack([mean - high * error, mean - low * error], axis=1).round(DIGITS)
+    return [(low, high) for low, high in pairs.tolist()]
 
 
 def best_places(swept: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -267,7 +276,7 @@ def best_elsewhere(swept: np.ndarray, labels: np.ndarray, higher: bool) -> np.nd
     """
     codes = np.unique(labels, return_inverse=True)[1]
     own = codes == np.arange(codes.max() + 1)[:, None]  # (C, I)
-    others = swept @ ~own.T / (~own).sum(axis=1)  # (S, C)
+    others = swept @ ~own.T  # (S, C)
     best = others.argmax(axis=0) if higher else others.argmin(axis=0)  # (C,)
     return swept[best[codes], np.arange(len(codes))]
 

@@ -394,6 +394,7 @@ def as_json(scored: Scored) -> dict[str, Any]:
             "exploratory": [asdict(contrast) for contrast in scored.exploratory],
             "other_assignments": 0 if scored.permuted is None else len(scored.permuted) - 1,
         },
+        "clustered_by": scored.clustered_by,
         "intervals": scored.interval_note,
         "rows": everything,
         "paper": dict(DEPTHCLIP),

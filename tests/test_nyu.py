@@ -15,14 +15,15 @@ from torch.testing import assert_close
 from calculate_error import NYU_CROP
 from datasets import DataError, name_of
 from datasets.nyu import (
+    LAYOUT,
     TEST_INDICES,
     FolderPair,
     NYUDepthV2,
     check_files,
-    mean_training_depth,
     open_nyu,
     read_list,
     scan_folder,
+    training_depths,
 )
 from monoclip import PAPER
 from tests.conftest import ROOT, write_pair
@@ -93,6 +94,20 @@ def test_only_all_images_of_the_official_split_are_called_so(indices, kind, titl
     pairs = [FolderPair(Path(), Path(), "kitchen", index) for index in indices]
     dataset = NYUDepthV2(pairs, NYU_CROP, PAPER.normalised, kind)
     assert (dataset.title, dataset.official) == (title, title.startswith("all 654"))
+
+
+def test_images_of_one_run_or_with_a_name_of_their_own_are_clusters():
+    def clusters(places: list[tuple[str, int]], kind: str = LAYOUT) -> tuple[list[str], str]:
+        pairs = [FolderPair(Path(f"rgb_{index:05d}.jpg"), Path(), scene, index) for scene, index in places]
+        return NYUDepthV2(pairs, NYU_CROP, PAPER.normalised, kind).clusters()
+
+    places = [("attic", 7), ("attic", 5), ("attic", 6), ("den", 12), ("den", 8), ("den", 11), ("den", 10), ("attic", 9)]
+    labels, what = clusters(places)
+    runs = ["attic from 5"] * 3 + ["den from 10", "den from 8", "den from 10", "den from 10", "attic from 9"]
+    assert (labels, what) == (runs, "runs of consecutive indices of one room type")
+    assert len(set(clusters([("den", index) for index in TEST_INDICES[::-1]])[0])) == 124
+    names = [f"{scene}/rgb_{index:05d}.jpg" for scene, index in places]
+    assert clusters(places, "of rooms") == (names, "images")
 
 
 def test_a_folder_may_say_what_its_images_are(nyu_folder, tmp_path):
@@ -285,21 +300,14 @@ def test_a_name_that_leads_nowhere_is_named_with_its_line(nyu_folder, folder):
         check_files(read_list(list_of(root, ["", f"{folder}/rgb_1.jpg a/sync_depth_1.png"]), root))
 
 
-def test_mean_training_depth(tmp_path):
-    assert mean_training_depth(tmp_path, NYU_CROP) is None
-    folder = tmp_path / "official_splits" / "train" / "den"
-    folder.mkdir(parents=True)
-    first, second = np.full((480, 640), 2000, np.uint16), np.full((480, 640), 4000, np.uint16)
-    first[100, 100] = second[100, 100] = 0  # never measured: takes the mean of all others
-    second[200, 200] = 0  # measured once
-    Image.fromarray(first).save(folder / "sync_depth_00002.png")
-    Image.fromarray(second).save(folder / "sync_depth_00003.png")
-    mean = mean_training_depth(tmp_path, NYU_CROP)
-    assert mean.shape == (416, 544)
-    assert mean[0, 0] == 3
-    assert mean[200 - 56, 200 - 60] == 2
-    assert mean[100 - 56, 100 - 60] == pytest.approx(3, abs=1e-4)
-    for path in folder.iterdir():
-        Image.fromarray(np.zeros((480, 640), np.uint16)).save(path)
-    with pytest.raises(DataError, match="no training depth map has a measured pixel"):
-        mean_training_depth(tmp_path, NYU_CROP)
+def test_training_depths_of_a_folder(nyu_folder):
+    root = nyu_folder(2)
+    assert list(training_depths(root)) == []
+    train = root / "official_splits" / "train"
+    expected = [np.asarray(Image.open(write_pair(train / scene, index)[1])) for scene, index in (("a", 3), ("b", 2))]
+    found = list(training_depths(root))
+    assert_close(torch.cat(found), torch.from_numpy(np.stack(expected) / np.float32(1000)))
+    assert found[0].shape == (1, 480, 640)
+    spoil("half PNG", train / "b" / "rgb_00002.jpg", train / "b" / "sync_depth_00002.png")
+    with pytest.raises(DataError, match=r"b/sync_depth_00002\.png: truncated or damaged"):
+        list(training_depths(root))

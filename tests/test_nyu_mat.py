@@ -16,7 +16,7 @@ import torch
 from PIL import Image, JpegImagePlugin
 
 from datasets import DataError, prepare_nyu
-from datasets.nyu import open_nyu
+from datasets.nyu import TEST_INDICES, open_nyu, training_depths
 from datasets.nyu_mat import LabelledMat
 
 NYU_CROP = (slice(56, 472), slice(60, 604))
@@ -24,6 +24,7 @@ WITH_CONTENT = (0, 1, 2, 8)  # 2 belongs to the train split
 TOO_FAR, NOT_A_NUMBER, NEGATIVE, LARGEST = 3, 4, 5, 6  # train images with such a depth
 FILLS = {"images": 120, "rawDepths": 2.5, "depths": 2.625}
 SCENES = [("bedroom", "living_room", "study")[index % 3] for index in range(1449)]
+CAPTURES = [f"walk_{index // 5:04d}" for index in range(1449)]
 
 
 def content(index: int) -> dict[str, np.ndarray]:
@@ -36,8 +37,10 @@ def content(index: int) -> dict[str, np.ndarray]:
     return {"images": images, "rawDepths": raw, "depths": dense}
 
 
-def write_mat(path: Path, scenes: list[str], **replaced: tuple[tuple[int, ...], str]) -> Path:
-    """Writes a .mat; `replaced` gives arrays another (shape, dtype)."""
+def write_mat(
+    path: Path, types: list[str], captures: list[str] | None = CAPTURES, **replaced: tuple[tuple[int, ...], str]
+) -> Path:
+    """Writes a .mat, without `scenes` if there are no captures; `replaced` gives arrays another (shape, dtype)."""
     with h5py.File(path, "w", userblock_size=512) as file:
         for name, fill in FILLS.items():
             usual = ((1449, 3, 640, 480), "uint8") if name == "images" else ((1449, 640, 480), "float32")
@@ -52,10 +55,11 @@ def write_mat(path: Path, scenes: list[str], **replaced: tuple[tuple[int, ...], 
             for index, depth in ((TOO_FAR, 70.0), (NOT_A_NUMBER, np.nan), (NEGATIVE, -0.5), (LARGEST, 65.535)):
                 file["rawDepths"][index] = np.where(np.arange(480) == 479, np.float32(depth), np.float32(1))
         texts = file.create_group("#refs#")
-        types = file.create_dataset("sceneTypes", (1, len(scenes)), h5py.ref_dtype)
-        for index, scene in enumerate(scenes):
-            text = texts.create_dataset(f"s{index}", data=np.array([[ord(c)] for c in scene], dtype=np.uint16))
-            types[0, index] = text.ref
+        for array, names in (("sceneTypes", types), ("scenes", captures)):
+            codes = {name: np.array([[ord(c)] for c in name], dtype=np.uint16) for name in names or ()}
+            refs = {name: texts.create_dataset(f"{array} {i}", data=codes[name]).ref for i, name in enumerate(codes)}
+            if names is not None:
+                file.create_dataset(array, data=np.array([[refs[name] for name in names]], h5py.ref_dtype))
     with path.open("r+b") as file:
         file.write(b"MATLAB 7.3 MAT-file")
     return path
@@ -137,6 +141,7 @@ def test_another_layout(tmp_path: Path, name: str, shape: tuple[int, ...], dtype
         LabelledMat(path)
 
 
+@pytest.mark.parametrize("array", ["sceneTypes", "scenes"])
 @pytest.mark.parametrize(
     ("names", "problem"),
     [
@@ -144,10 +149,33 @@ def test_another_layout(tmp_path: Path, name: str, shape: tuple[int, ...], dtype
         (["study"] * 7 + ["../x"] + ["study"] * 1441, r"\['../x'\] among them"),
     ],
 )
-def test_wrong_scene_types(tmp_path: Path, names: list[str], problem: str) -> None:
-    path = write_mat(tmp_path / "x.mat", names, depths=((1449, 640, 480), "float32"))  # without content
-    with LabelledMat(path) as reader, pytest.raises(DataError, match=f"sceneTypes cannot be used .*{problem}"):
-        reader.names("sceneTypes")
+def test_wrong_names(tmp_path: Path, array: str, names: list[str], problem: str) -> None:
+    given = {"types": SCENES, {"sceneTypes": "types", "scenes": "captures"}[array]: names}
+    path = write_mat(tmp_path / "x.mat", **given, depths=((1449, 640, 480), "float32"))  # without content
+    with LabelledMat(path) as reader, pytest.raises(DataError, match=f"{array} cannot be used .*{problem}"):
+        reader.names(array)
+
+
+def test_clusters_are_captures_which_are_read_only_when_they_are_asked_for(mat: Path, tmp_path: Path) -> None:
+    dataset = open_nyu(mat, NYU_CROP, as_tensor)
+    assert dataset.indices != sorted(dataset.indices)
+    assert dataset.clusters() == ([CAPTURES[index] for index in dataset.indices], "captures")
+    dataset = open_nyu(write_mat(tmp_path / "x.mat", SCENES, None), NYU_CROP, as_tensor, limit=1)
+    assert dataset[0][1].any()
+    with pytest.raises(DataError, match=r"x\.mat: scenes cannot be used .*doesn't exist"):
+        dataset.clusters()
+
+
+def test_training_depths_are_those_of_all_other_images(mat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    depths = training_depths(mat.parent)
+    raw = np.floor(content(2)["rawDepths"].T * np.float32(1000)).astype(np.float32) / 1000
+    assert torch.equal(next(depths), torch.from_numpy(raw)[None])
+    with pytest.raises(DataError, match=f"rawDepths of image {TOO_FAR} cannot be used"):
+        next(depths)
+    monkeypatch.setattr(LabelledMat, "millimetres", lambda reader, index: np.full((1, 1), 1000 + index, np.uint16))
+    indices = [round(1000 * depth.item()) - 1000 for depth in training_depths(mat)]
+    assert len(indices) == 795
+    assert sorted([*indices, *TEST_INDICES]) == list(range(1449))
 
 
 def as_tensor(pixels: np.ndarray) -> torch.Tensor:

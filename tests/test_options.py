@@ -2,6 +2,9 @@
 
 import errno
 import io
+import re
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -63,6 +66,34 @@ def test_an_output_that_cannot_be_is_refused_and_nothing_is_made(tmp_path):
     options.check_output(tmp_path / "new" / "folder")
     options.check_output(None)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_results_name_the_commit_of_this_checkout_and_of_no_other(tmp_path, monkeypatch):
+    def git(*command: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.example", "-c", "commit.gpgsign=false")
+        return subprocess.run(
+            ["git", "-C", tmp_path, *who, *command], check=True, capture_output=True, text=True
+        ).stdout
+
+    def found_in(folder: str) -> str:
+        monkeypatch.setattr(options, "__file__", str(tmp_path / folder / "options.py"))
+        assert list(options.identified()) == ["schema", "protocol", "commit"]
+        return options.identified()["commit"]
+
+    (tmp_path / "options.py").write_text("")
+    (tmp_path / "unpacked").mkdir()
+    assert found_in("") == "unknown"
+    for command in (("init",), ("add", "options.py"), ("commit", "-m", "one"), ("tag", "-a", "v1", "-m", "one")):
+        git(*command)
+    head = git("rev-parse", "HEAD").strip()
+    assert re.fullmatch("[0-9a-f]{40}", head)
+    assert found_in("") == head  # unpacked/ is not tracked
+    assert found_in("unpacked") == "unknown"  # a zip, unpacked in somebody's repository
+    (tmp_path / "options.py").write_text("changed")
+    assert found_in("") == f"{head}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert found_in("") == "unknown"
 
 
 class Broken(io.StringIO):

@@ -1,14 +1,16 @@
 """experiments.plots: which patches and values are drawn, and that any name can be."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from datasets import printable
 from experiments import plots
-from experiments.plots import draw_chart, draw_response, near_and_far
+from experiments.plots import draw_chart, draw_question, draw_response, near_and_far
 from experiments.published import BIN_RESPONSE, THIS_RUN
-from tests.test_tables import HOSTILE, scored_of
+from tests.test_tables import HOSTILE, PERMUTED, asked, scored_of
 from viewer.strip import Example
 
 GRID = (4, 5)  # patches of 32 px
@@ -61,11 +63,42 @@ def test_chart_shows_means_groups_and_the_papers_values(figures, tmp_path):
     assert diamonds == {labels.index(THIS_RUN): 0.394, labels.index("prompt 1"): 0.341}
 
 
+@pytest.mark.parametrize(("count", "permuted"), [(9, PERMUTED), (12, None), (12, PERMUTED)])
+def test_the_question_is_drawn_image_by_image_with_all_assignments_and_patches(figures, tmp_path, count, permuted):
+    scored, patches = replace(asked(count), permuted=permuted), np.array([[1.21, 1.21, 2.5], [1.01, 1.01, 3.9]])
+    draw_question(tmp_path / "q.png", scored.primary, scored.results, permuted, patches, "Over them.")
+    axes = {axis.get_label(): axis for axis in figures[0].axes}
+    delta1 = [-0.1] * (3 if count == 9 else count // 4) + [0.1] * (6 if count == 9 else count - count // 4)
+    for row, (contrast, expected) in enumerate(zip(scored.primary, (delta1, [-0.25] * count), strict=True)):
+        axis = axes[f"differences {row}"]
+        assert [bar.get_height() for bar in axis.containers[0]] == pytest.approx(expected)
+        assert [line.get_ydata()[0] for line in axis.lines] == pytest.approx([0, np.mean(expected)])
+        spans = [(span.get_y(), span.get_y() + span.get_height()) for span in axis.patches[count:]]
+        assert spans == ([] if count == 9 else [pytest.approx(contrast.interval_95)])
+        assert ("no interval" in axis.get_title()) == (count == 9)
+        assert (f"assignments {row}" in axes) == (permuted is not None)
+        if permuted is not None:
+            axis = axes[f"assignments {row}"]
+            others = sorted(bar.get_x() + bar.get_width() / 2 for bar in axis.containers[0] if bar.get_height())
+            assert others == pytest.approx(sorted(permuted[1:, row]), abs=0.01)
+            assert sum(bar.get_height() for bar in axis.containers[0]) == 3  # without this run
+            assert axis.lines[0].get_xdata()[0] == permuted[0, row]
+            assert axis.get_title() == f"this run {permuted[0, row]:.3f}, p = {(0.5, 0.75)[row]:.4f}"
+    assert [axes[f"differences {row}"].get_xlabel()[-17:] for row in (0, 1)] == [
+        "above 0 is better",
+        "below 0 is better",
+    ]
+    cells = np.ma.filled(axes["patches"].collections[0].get_array().reshape(60, 60), 0)  # of 4 m / 60, row by row
+    assert {(y, x): cells[y, x] for y, x in np.argwhere(np.nan_to_num(cells)).tolist()} == {(18, 15): 2, (37, 58): 1}
+
+
 def test_drawings_of_any_name_are_pictures(tmp_path):
     name, scored = "".join(HOSTILE) + "$x^$", scored_of(own="".join(HOSTILE) + "$x^$")
     draw_response(tmp_path / "response.png", example(printable(name)), np.full((7, *GRID), 1 / 7), "$y_$")
     draw_chart(tmp_path / "rows.png", scored.results, {}, {}, "$y_$")
-    for path in (tmp_path / "response.png", tmp_path / "rows.png"):
+    patches = np.array([[1.0, 2.0], [1.5, 9.5]])
+    draw_question(tmp_path / "question.png", asked().primary, asked().results, PERMUTED, patches, "$y_$")
+    for path in (tmp_path / "response.png", tmp_path / "rows.png", tmp_path / "question.png"):
         with Image.open(path) as picture:
             picture.load()
             assert picture.width > 500

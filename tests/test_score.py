@@ -1,16 +1,19 @@
 """experiments.score: rows against models of their own, metrics against naive loops, controls that are known."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 from torch.testing import assert_close
 
-from calculate_error import HIGHER_IS_BETTER, NYU_METRICS, UnscorableError, compute_errors_NYU_per_image
+from calculate_error import NYU_CROP, NYU_METRICS, UnscorableError, compute_errors_NYU_per_image
 from clip.model import CLIP
 from experiments import score
 from experiments.published import BIN_SETS, PROMPT_SETS
@@ -20,18 +23,24 @@ from experiments.score import (
     MIRRORED,
     PIXEL,
     SCALED,
+    STEPS,
+    SWEEP,
     RandomDepth,
     Readouts,
     Rows,
     Setting,
-    best_constants,
     constant_errors,
     correlations,
     depth_maps,
     histogram,
+    patch_truth,
     random_depth,
     ranks,
+    score_all,
     score_image,
+    steps,
+    swept_constants,
+    training_split,
 )
 from monoclip import PAPER, MonoCLIP, Reading, zeroshot_classifier
 from tests.test_calculate_error import naive_mask_NYU, naive_metrics
@@ -100,19 +109,19 @@ def test_every_reading_equals_a_model_of_its_own(tiny_clip, image, trunk):
 def test_random_channels_equal_a_naive_computation(tiny_clip, trunk):
     reading = soft(PAPER)
     settings = [Setting("a", reading, channels=3), Setting("b", reading), Setting("c", reading, channels=4)]
+    settings.append(Setting("d", reading, channels=3, ordered=False))  # other channels of "a" meet other dimensions
     depth = depths_of(tiny_clip, settings, trunk)
     text = zeroshot_classifier(tiny_clip).double().detach().numpy()
     features = trunk.double().numpy()
     features /= np.sqrt((features**2).sum(1, keepdims=True))
-    for seed, name in ((3, "a"), (4, "c"), (None, "b")):
+    for seed, name in ((3, "a"), (4, "c"), (None, "b"), (3, "d")):
         chosen = range(0, 128, 2) if seed is None else np.random.default_rng(seed).choice(128, 64, replace=False)
         assert len(set(chosen)) == 64
-        logits = 50 * np.einsum("bdhw,dk->bkhw", features[:, sorted(chosen)], text)
+        logits = 50 * np.einsum("bdhw,dk->bkhw", features[:, chosen if name == "d" else sorted(chosen)], text)
         weights = np.exp(logits - logits.max(1, keepdims=True))
         both = np.einsum("bkhw,k->bhw", weights / weights.sum(1, keepdims=True), PAPER.bin_list)
         np.testing.assert_allclose(depth[name], (both[0] + both[1][:, ::-1]) / 2, atol=1e-4, rtol=0, err_msg=name)
-    assert not depth["a"].allclose(depth["b"], atol=1e-3)
-    assert not depth["a"].allclose(depth["c"], atol=1e-3)
+    assert all(not depth["a"].allclose(depth[name], atol=1e-3) for name in "bcd")
 
 
 def test_shuffled_patches_are_the_same_depths_in_an_order_of_the_image(tiny_clip, trunk):
@@ -166,14 +175,9 @@ def naive_upsampled(depth: np.ndarray) -> np.ndarray:
     return depth
 
 
-def naive_ranks(values: list[float]) -> list[float]:
-    return [np.mean([i for i, other in enumerate(sorted(values)) if other == value]) for value in values]
-
-
-def naive_correlation(a: list[float], b: list[float]) -> float:
-    a, b = np.array(a) - np.mean(a), np.array(b) - np.mean(b)
-    norm = math.sqrt((a**2).sum() * (b**2).sum())
-    return (a * b).sum() / norm if norm else 0.0
+def naive_correlation(measure: Callable, a: np.ndarray, b: np.ndarray) -> float:
+    """`spearmanr` or `pearsonr` of scipy, which has neither of constants."""
+    return measure(a, b).statistic if np.ptp(a) and np.ptp(b) else 0.0
 
 
 def naive_scores(gt: np.ndarray, pred: np.ndarray) -> dict[str, float]:
@@ -183,15 +187,18 @@ def naive_scores(gt: np.ndarray, pred: np.ndarray) -> dict[str, float]:
     g, p = sorted(gt[mask]), sorted(canvas[mask])
     ratio = g[(len(g) - 1) // 2] / p[(len(p) - 1) // 2]
     scaled = naive_metrics(gt[mask], canvas[mask] * ratio, 10)
-    counted = naive_mask_NYU(gt, np.ones_like(pred))[0][56:472, 60:604]
+    counted = naive_mask_NYU(gt, np.ones_like(pred))[0][NYU_CROP]
     true, mean = [], []
     for i, j in np.ndindex(PATCHES):
         patch = (slice(32 * i, 32 * i + 32), slice(32 * j, 32 * j + 32))
         if counted[patch].sum() >= 512:
-            true.append(round(gt[56:472, 60:604][patch][counted[patch]].astype(float).mean(), 4))
+            true.append(round(gt[NYU_CROP][patch][counted[patch]].astype(float).mean(), 4))
             mean.append(round(pred[patch].astype(float).mean(), 4))
-    found["spearman"] = naive_correlation(naive_ranks(true), naive_ranks(mean))
-    found["pearson"] = naive_correlation(true, mean)
+    found["spearman"] = naive_correlation(stats.spearmanr, true, mean)
+    found["pearson"] = naive_correlation(stats.pearsonr, true, mean)
+    some = counted[::4, ::4]
+    of_pixels = gt[NYU_CROP][::4, ::4][some], pred[::4, ::4][some]
+    found["spearman_pixels"] = naive_correlation(stats.spearmanr, *of_pixels)
     return found | {f"scaled_{metric}": scaled[metric] for metric in SCALED} | {"valid_pixels": mask.sum()}
 
 
@@ -213,11 +220,11 @@ def test_all_metrics_equal_a_naive_loop():
     for r, pred in enumerate(maps):
         expected = naive_scores(gt[0].numpy(), pred.astype(np.float32))
         for name in (*METRICS, "valid_pixels"):
-            # Spearman's: rounding may part two of 150 patches that tie at 0.1 mm, or join them
+            # Spearman's: two patches that differ by less than a step of the range tie
             tolerance = {"spearman": 1e-3, "silog": 5e-4}.get(name, 2e-5)
             assert scores[name][r] == pytest.approx(expected[name], abs=tolerance), (name, r)
     assert scores["dropped_pixels"].tolist() == [0, 0, 0, 0, scores["valid_pixels"][0] - scores["valid_pixels"][4], 0]
-    assert scores["spearman"][5] == scores["pearson"][5] == 0  # a constant
+    assert scores["spearman"][5] == scores["spearman_pixels"][5] == scores["pearson"][5] == 0  # a constant
 
 
 def test_scores_do_not_depend_on_what_else_is_scored(monkeypatch):
@@ -236,18 +243,53 @@ def test_scores_do_not_depend_on_what_else_is_scored(monkeypatch):
 
 
 def test_correlations_by_hand():
-    assert ranks(torch.tensor([[7.0, 1.0, 7.0, 2.0, 7.0]])).tolist() == [[3.5, 0.5, 3.5, 1.5, 3.5]]  # ties share theirs
-    found = correlations(
+    assert ranks(np.array([7, 1, 7, 2, 7])).tolist() == [3, 0, 3, 1, 3]  # ties share the mean of theirs
+    assert steps(np.array([1.0, 3.0, 1 + 2 / (STEPS - 1)])).tolist() == [0, STEPS - 1, 1]
+    spearman, pearson = correlations(
         torch.tensor([[1.0, 2.0, 4.0], [2.0, 2.0, 2.0], [3.0, 2.0, 2.0]]), torch.tensor([1.0, 2.0, 3.0])
     )
     # (-1, 0, 1) with (-4, -1, 5) / 3; with ranks (2, .5, .5) - 1
-    assert found["pearson"].tolist() == pytest.approx([9 / math.sqrt(2 * 42), 0, -1 / math.sqrt(2 * 2 / 3)], abs=1e-6)
-    assert found["spearman"].tolist() == pytest.approx([1, 0, -1.5 / math.sqrt(2 * 1.5)], abs=1e-6)
-    one_patch = correlations(torch.tensor([[1.0]]), torch.tensor([1.0]))
-    assert one_patch["spearman"].tolist() == one_patch["pearson"].tolist() == [0]
-    almost, rising = torch.tensor([2.0, 2.00001, 1.99999]), torch.tensor([1.0, 2.0, 3.0])  # the first within 0.1 mm
-    assert correlations(almost[None], rising)["spearman"].item() == 0
-    assert correlations(rising[None], almost)["spearman"].item() == 0
+    assert pearson.tolist() == pytest.approx([9 / math.sqrt(2 * 42), 0, -1 / math.sqrt(2 * 2 / 3)], abs=1e-5)
+    assert spearman.tolist() == pytest.approx([1, 0, -1.5 / math.sqrt(2 * 1.5)], abs=1e-6)
+    for few in (torch.ones(1), torch.ones(0)):
+        assert [found.tolist() for found in correlations(few[None], few)] == [[0], [0]]
+    almost, rising = torch.tensor([2.0, 2.000002, 2.000004]), torch.tensor([1.0, 2.0, 3.0])  # the first by rounding
+    assert correlations(almost[None], rising)[0].item() == correlations(rising[None], almost)[0].item() == 0
+
+
+@pytest.mark.parametrize("rounding", [0, 1e-6])
+def test_ties_on_either_side_are_those_of_scipy(rounding):
+    rng = np.random.default_rng(7)
+    pred, truth = rng.integers(1, 10, (4, 60)), rng.integers(1, 30, 60)
+    pred[3] += truth // 3
+    rounded = torch.from_numpy(pred + rng.uniform(-rounding, rounding, pred.shape)).float()
+    spearman, pearson = correlations(rounded, torch.from_numpy(truth / 1000))
+    assert spearman.tolist() == pytest.approx([stats.spearmanr(row, truth).statistic for row in pred], abs=1e-12)
+    assert pearson.tolist() == pytest.approx([stats.pearsonr(row, truth).statistic for row in pred], abs=1e-4)
+
+
+def test_patches_of_equal_mean_depth_tie_in_ground_truth():
+    rng = np.random.default_rng(8)
+    millimetres, means = np.zeros((480, 640), dtype=int), {}
+    for number, (i, j) in enumerate(np.ndindex(PATCHES)):
+        centre, around = int(rng.choice([2000, 2001, 4321])), rng.integers(1, 900, (32, 16))
+        patch = np.concatenate([centre + around, centre - around], axis=1)  # in pairs around one of three means
+        patch[np.tile(rng.random((32, 16)) < rng.choice([0, 0.1, 0.3, 0.5]), 2)] = 0  # of which not all are measured
+        patch[:, :16] += (number % 4 == 0) * rng.integers(300) * (patch[:, :16] > 0)  # but every fourth
+        patch[32 - (i == 12) :] = 0  # the last row and columns of the crop never count
+        patch[:, 32 - 3 * (j == 16) :] = 0
+        millimetres[56 + 32 * i : 88 + 32 * i, 60 + 32 * j : 92 + 32 * j] = patch
+        if (count := np.count_nonzero(patch)) >= 512:
+            means[number] = Fraction(int(patch.sum()), int(count)), count
+    truth = patch_truth(torch.from_numpy(millimetres.astype(np.float32) / 1000)[None], PATCHES)
+    exact = [mean for mean, _ in means.values()]
+    assert truth.places.tolist() == list(means)
+    assert 100 < len(means) < 221
+    assert len(set(exact)) + 50 < len(set(means.values()))  # many are the means of different numbers of pixels
+    np.testing.assert_allclose(truth.depth, [float(mean / 1000) for mean in exact], rtol=1e-15)
+    expected = stats.rankdata([sorted(set(exact)).index(mean) for mean in exact])
+    np.testing.assert_array_equal(stats.rankdata(truth.depth), expected)
+    np.testing.assert_array_equal(ranks(steps(truth.depth.numpy())), expected - 1)
 
 
 def test_an_image_that_cannot_be_scored_is_named():
@@ -273,6 +315,39 @@ def test_every_row_has_the_name_of_its_own_map(tiny_clip, trunk):
     assert len(expected) == len(rows.names)
     for name, depth in zip(rows.names, [*patches, *pixels], strict=True):
         assert torch.equal(depth, expected[name]), name
+
+
+# ---- all of an image
+
+
+def test_an_image_scores_every_assignment_of_bins(tiny_clip):
+    trunk = torch.randn(2, 128, *PATCHES, generator=torch.Generator().manual_seed(6))
+    bins = [PAPER.bin_list, PAPER.bin_list[::-1], (0.5, 9.0, 3.0, 1.5, 2.75, 2.0, 12.0)]  # to 10 m at most
+    settings = [Setting(f"{i}", replace(PAPER, bin_list=each)) for i, each in enumerate(bins)]
+    rows = Rows(tuple(settings), constants={"two": 2.0})
+    readouts = Readouts(MonoCLIP(tiny_clip), partial(zeroshot_classifier, tiny_clip), settings)
+    gt, table = rough_truth(4), torch.tensor(bins)
+    scores = score_all(gt, trunk, NAME, rows, readouts, table)
+    truth = patch_truth(gt, PATCHES)
+    true = truth.depth.numpy()
+    with torch.inference_mode():
+        patches, pixels = depth_maps(rows, readouts, trunk, NAME)
+    for i, depth in enumerate(patches):
+        pred = depth.flatten()[truth.places].double().numpy()
+        expected = naive_metrics(true, pred, 10)
+        assert pred.std() > 0.01
+        assert scores.permuted[i] == pytest.approx([expected["delta1"], expected["abs_rel"]], abs=1e-5)
+        if i == 0:
+            np.testing.assert_allclose(scores.patches, [pred, true], atol=1e-6, rtol=0)
+    expected = score_image(gt, patches, pixels, NAME)
+    assert all(np.array_equal(scores.errors[name], expected[name]) for name in expected)
+    np.testing.assert_array_equal(scores.histogram, histogram(gt))
+    gt[torch.rand(gt.shape, generator=torch.Generator().manual_seed(0)) < 0.7] = 0  # no patch is measured, an image is
+    scores = score_all(gt, trunk, NAME, rows, readouts, table)
+    assert scores.permuted.shape == (3, 2)
+    assert np.isnan(scores.permuted).all()
+    assert scores.patches.shape == (2, 0)
+    assert scores.errors["spearman"].tolist() == scores.errors["pearson"].tolist() == [0] * 4
 
 
 # ---- constants, from histograms
@@ -303,27 +378,42 @@ def test_constants_from_histograms_equal_constant_maps():
             np.testing.assert_allclose(errors[name][:, i], expected[name][0], atol=1e-5, err_msg=name)
 
 
-def test_best_constants_are_those_of_a_naive_sweep():
+def test_swept_constants_equal_a_naive_sweep(monkeypatch):
+    assert [round(depth * 1000, 9) for depth in SWEEP] == list(range(5, 10_000, 5))
+    monkeypatch.setattr(score, "SWEEP", SWEEP[::7])  # the others would take seconds
     few_depths = np.zeros((10_000, 3), dtype=np.float32)  # shares of 6 depths in 3 images
-    for image, depths in enumerate(([1200, 1210, 5000, 9999], [2, 800, 801, 4000], [2345] * 4)):
+    for image, depths in enumerate(([1201, 1211, 5001, 9999], [2, 801, 802, 4001], [2345] * 4)):
         for millimetres in depths:
             few_depths[millimetres, image] += 0.25
-    best, values = best_constants(torch.from_numpy(few_depths))
-    assert list(best) == list(values) == list(NYU_METRICS)
-    sweep = np.arange(2, 10_000)[:, None] / 1000
-    images: dict[str, list[np.ndarray]] = {name: [] for name in NYU_METRICS}
+    swept = swept_constants(torch.from_numpy(few_depths))
+    assert list(swept) == list(NYU_METRICS)
+    constants = np.arange(5, 10_000, 35)[:, None] / 1000
     for image in range(3):
         places = few_depths[:, image].nonzero()[0]
         gt, share = places / 1000, few_depths[places, image].astype(float)
-        ratio = np.maximum(gt / sweep, sweep / gt)
-        terms = {f"delta{i}": ratio < 1.25**i - 1e-9 for i in (1, 2, 3)}
-        terms |= {"abs_diff": abs(gt - sweep), "abs_rel": abs(gt - sweep) / gt, "rmse": (gt - sweep) ** 2}
-        terms["log10"] = abs(np.log10(gt) - np.log10(sweep))
+        ratio = np.maximum(gt / constants, constants / gt)
+        terms = {f"delta{i}": ratio < 1.25**i for i in (1, 2, 3)}
+        terms |= {"abs_diff": abs(gt - constants), "abs_rel": abs(gt - constants) / gt, "rmse": (gt - constants) ** 2}
+        terms["log10"] = abs(np.log10(gt) - np.log10(constants))
         for name, term in terms.items():
-            images[name].append(np.sqrt(term @ share) if name == "rmse" else term @ share)
-    for name in NYU_METRICS:
-        means = np.mean(images[name], axis=0)
-        optimum = means.max() if name in HIGHER_IS_BETTER else means.min()
-        place = round(best[name] * 1000) - 2
-        assert means[place] == pytest.approx(optimum, abs=1e-5), name
-        assert values[name].tolist() == pytest.approx([each[place] for each in images[name]], abs=1e-5), name
+            expected = np.sqrt(term @ share) if name == "rmse" else term @ share
+            np.testing.assert_allclose(swept[name][:, image], expected, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+# ---- the training split
+
+
+def test_training_split_by_hand():
+    assert training_split([]) is training_split([torch.zeros(1, 480, 640)] * 2) is None
+    first, second, clipped = torch.full((1, 480, 640), 2.0), torch.full((1, 480, 640), 4.0), torch.zeros(1, 480, 640)
+    first[0, 100, 100] = second[0, 100, 100] = 0  # never measured: takes the mean of all others
+    second[0, 200, 200] = 0  # measured once
+    clipped[0, 300, 300] = 10.0  # is measured, but does not count
+    mean, shares = training_split(iter([first, torch.zeros(1, 480, 640), clipped, second]))
+    assert (mean.shape, mean.dtype) == ((416, 544), torch.float32)
+    assert mean[0, 0] == 3
+    assert mean[200 - 56, 200 - 60] == 2
+    assert mean[300 - 56, 300 - 60].item() == pytest.approx(16 / 3)
+    assert mean[100 - 56, 100 - 60].item() == pytest.approx(3, abs=1e-4)
+    expected = np.stack([histogram(first), histogram(second)], axis=1)
+    np.testing.assert_array_equal(shares, expected)  # without images of which no pixel counts

@@ -4,18 +4,33 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from experiments.published import BEST, BINS, COLUMNS, LOWER_BOUND, PROMPTS, PUBLISHED, TABLE_1, THIS_RUN, UNIFORM
+from experiments.published import (
+    BEST,
+    BEST_ELSEWHERE,
+    BEST_TRAINED,
+    BINS,
+    COLUMNS,
+    LOWER_BOUND,
+    MEAN_IMAGE,
+    PROMPTS,
+    PUBLISHED,
+    TABLE_1,
+    THIS_RUN,
+    UNIFORM,
+)
 from experiments.score import METRICS
-from experiments.statistics import COUNTS, Results
+from experiments.statistics import COUNTS, PRIMARY, Results
 from experiments.tables import (
     DIFFERENCE,
     NOT_MEASURED,
     OURS,
+    QUESTION,
     THEIRS,
     Scored,
     Table,
@@ -30,11 +45,16 @@ from experiments.tables import (
     latex,
     markdown,
     paper_tables,
+    permuted_csv,
+    question_table,
 )
 from options import csv_text
 
 RANDOM = ("random a", "random b")
-ROWS = (THIS_RUN, "mine", "prompt 1", *RANDOM, "shuffled 0", "shuffled 1", "shuffled 2", UNIFORM)
+LESS = f"{UNIFORM}, 1.750 m"
+CONSTANTS = {UNIFORM: 15 / 7, LESS: 1.75}
+ROWS = (THIS_RUN, "mine", "prompt 1", *RANDOM, "shuffled 0", "shuffled 1", "shuffled 2", *CONSTANTS)
+PERMUTED = np.array([[0.5, 0.3], [0.5, 0.4], [0.4, 0.2], [0.3, 0.3]])  # as good as the first: 1 of 3, and 2 of 3
 HOSTILE = (
     "a | b",
     "<script>alert(1)</script>",
@@ -49,20 +69,36 @@ HOSTILE = (
 )
 
 
-def scored_of(own: str = "mine", caption: str = "Over 3 images.") -> Scored:
-    """Three images; row r of image i has r + i / 10 in every metric, but for a baseline of 1."""
-    rows, scenes = [own if row == "mine" else row for row in ROWS], ("bathroom", "den", "bathroom")
+def scored_of(
+    own: str = "mine", caption: str = "Over 3 images.", clusters: Sequence[str] = ("den_1", "=den_2", "den_1")
+) -> Scored:
+    """An image for each of `clusters`; row r of image i has r + i / 10 in every metric, but for baselines 1 and 2."""
+    rows, count = [own if row == "mine" else row for row in ROWS], len(clusters)
+    scenes = [("bathroom", "den")[i % 2] for i in range(count)]
     images = [f"{scene}/rgb_{i:05d}.jpg" for i, scene in enumerate(scenes)]
     errors = []
-    for i in range(3):
-        values = np.array([*(r + i / 10 for r in range(len(rows) - 1)), 1.0])
-        counts = {count: np.full(len(rows), 100 + i) for count in COUNTS}
-        errors.append({**dict.fromkeys(METRICS, values), **counts})
-    results = Results(images, scenes, [7, 8, 9], rows, errors, UNIFORM)
-    results.add_like_baseline(BEST, {"rmse": np.full(3, 0.5)})
+    for i in range(count):
+        values = np.array([*(r + i / 10 for r in range(len(rows) - 2)), 1.0, 2.0])
+        errors.append({**dict.fromkeys(METRICS, values), **{c: np.full(len(rows), 100 + i) for c in COUNTS}})
+    baselines = {THIS_RUN: UNIFORM, own: LESS, "prompt 1": UNIFORM}
+    results = Results(images, scenes, clusters, range(7, 7 + count), rows, errors, baselines)
+    results.add_best_constant(BEST, {"rmse": np.repeat([[0.7], [0.5]], count, axis=1)})
+    results.add_constant(BEST_ELSEWHERE, {"rmse": np.full(count, 0.6)})
     by = {row: THIS_RUN for row in PUBLISHED if row.name in ("original", "DepthCLIP")}
-    by |= {row: "prompt 1" for row in PUBLISHED if row.name == "prompt 1"}
-    return Scored(results, {"shuffled patches": rows[5:8]}, by, RANDOM, True, True, "Title", caption)
+    by |= {row: "prompt 1" if row.name == "prompt 1" else own for row in PUBLISHED if row.name.startswith("prompt ")}
+    groups = {"shuffled patches": rows[5:8]}
+    return Scored(results, groups, by, RANDOM, True, True, "Title", caption, clustered_by="captures")
+
+
+def asked(count: int = 12) -> Scored:
+    """A cluster for each image. This run's delta1 is .1 below uniform weights for every fourth image and .1 above for
+    all others; abs_rel is .25 below for all of them, and every other metric .3 above.
+    """
+    scored = scored_of(clusters=[f"den_{i:04d}" for i in range(count)])
+    values = scored.results.metrics[THIS_RUN]
+    values[:] = 1.3
+    values[:, [METRICS.index(metric) for metric in PRIMARY]] = [(1.1 if i % 4 else 0.9, 0.75) for i in range(count)]
+    return replace(scored, permuted=PERMUTED)
 
 
 @pytest.fixture(scope="module")
@@ -86,19 +122,92 @@ def test_numbers_have_three_decimals_signs_and_gaps():
 
 
 def test_this_run_and_groups_stand_with_their_means(scored):
-    table, *others = all_tables(scored, ["mine"], 15 / 7)
-    assert [(line.name, line.cells[0], line.cells[-1]) for line in table.lines] == [
+    tables, alone = (by_title(all_tables(scored, own, CONSTANTS)) for own in (["mine"], []))
+    assert [(line.name, line.cells[0], line.cells[-1]) for line in tables["This run"].lines] == [
         (THIS_RUN, "0.100", "0.100"),
         ("paper, DepthCLIP", "0.394", "1.167"),
         ("mine", "1.100", "1.100"),
         (f"{UNIFORM} (2.143 m)", "1.000", "1.000"),
+        (LESS, "2.000", "2.000"),  # those of its own bins
         (BEST, "1.000", "0.500"),
+        (BEST_ELSEWHERE, "1.000", "0.600"),
     ]
-    assert [(line.name, line.kind, line.cells[0]) for line in by_title(others)["Controls"].lines[-3:]] == [
+    assert not {"mine", LESS} & {line.name for line in alone["This run"].lines}
+    assert [(line.name, line.kind, line.cells[0]) for line in tables["Controls"].lines[-3:]] == [
         ("shuffled patches (3)", "min", "5.100"),
         ("", "median", "6.100"),
         ("", "max", "7.100"),
     ]
+
+
+def test_the_question_by_hand():
+    """Of delta1's differences, 9 are .1 and 3 are -.1: se = .2 sqrt(3/16 / 12) = .025. A resample has K of the latter,
+    K binomial of 12 and 1/4. t* falls with K, but counts as 0 for K = 0: its 2.5th percentile is that of K = 6,
+    -.05 / (.2 sqrt(1/4 / 12)) = -1.732, its 97.5th that of K = 1, .0333 / (.2 sqrt(11/144 / 12)) = 2.089.
+    """
+    scored, name = asked(), f"{THIS_RUN} minus {UNIFORM}"
+    table = question_table(scored, 15 / 7)
+    assert [(line.name, line.kind, *line.cells) for line in table.lines] == [
+        (name, "delta1", "+0.050", "[-0.002, +0.093]", "9 of 12", "+0.55", "0.5000"),
+        (name, "abs_rel", "-0.250", "[-0.250, -0.250]", "12 of 12", "-", "0.7500"),
+        (name, "spearman", "+0.300", "[+0.300, +0.300]", "12 of 12", "-", "-"),
+    ]
+    assert table.caption.startswith(f"{name}, the mean 2.143 m of its bins, image by image: the primary contrast. All ")
+    assert "resamples of 12 clusters (captures). wins: " in table.caption
+    assert "k of n = 3 other assignments of the bins" in table.caption
+    alone = question_table(replace(scored, permuted=None), 15 / 7)
+    assert {line.cells[-1] for line in alone.lines} == {"-"}
+    assert "p: " not in alone.caption
+
+
+def test_below_ten_clusters_there_is_no_interval_and_the_note_says_so():
+    for count, said in ((9, True), (10, False)):
+        question, intervals = question_table(asked(count), 2), interval_table(asked(count))
+        cells = [line.cells[1] for line in question.lines]
+        cells += [cell for line in intervals.lines if line.kind == "interval" for cell in line.cells]
+        assert {cell == "-" for cell in cells} == {said}
+        for table in (question, intervals):
+            assert ("No intervals: 9 clusters (captures), fewer than 10." in table.caption) == said
+
+
+def test_what_is_told_of_each_table(scored):
+    tables = by_title([*all_tables(scored, ["mine"], CONSTANTS), interval_table(scored)])
+    assert list(tables)[:2] == [QUESTION, "This run"]
+    said = {title for title, table in tables.items() if table.caption.endswith("Exploratory, unadjusted.")}
+    extra = "What a constant cannot fake"
+    assert said == {TABLE_1, PROMPTS, BINS, "Controls", extra, "Paired differences", "Intervals"}
+    assert "All else in these tables is exploratory, unadjusted." in tables[QUESTION].caption
+    for title, texts in (
+        (TABLE_1, ('random "for each pixel within depth range 0-10m"', "Zhang et al.'s log10 .529 does not go with")),
+        (TABLE_1, ("Mean training depth image: over another crop and filled ground truth.",)),
+        ("Controls", ("A group's minimum, median and maximum are over its rows, each metric for itself.",)),
+        (
+            extra,
+            ("each metric for itself", "silog: scale-invariant log error, not times 100.", "ratio of medians, the l"),
+        ),
+        ("Intervals", (f"{BEST}: chosen anew in each resample.",)),
+    ):
+        assert all(text in tables[title].caption for text in texts), title
+    plain = by_title(all_tables(replace(scored, groups={}), [], CONSTANTS))
+    assert "group" not in plain["Controls"].caption
+
+
+def test_paired_differences_are_to_all_that_is_known_without_looking(scored):
+    differences = [(c.row, c.minus, c.metric) for c in scored.exploratory]
+    expected = [(THIS_RUN, UNIFORM, metric) for metric in ("spearman", "spearman_pixels")]
+    expected += [(THIS_RUN, constant, metric) for constant in (BEST, BEST_ELSEWHERE) for metric in PRIMARY]
+    assert differences == expected + [(row, THIS_RUN, m) for row in ("prompt 1", "mine", "mine") for m in PRIMARY]
+    without = [(c.row, c.minus, c.metric) for c in replace(scored, published_by={}).exploratory]  # --no_paper
+    assert without == expected
+    trained = scored_of()
+    for row in (BEST_TRAINED, MEAN_IMAGE):
+        trained.results.add_constant(row, {"delta1": np.full(3, 0.25)})
+    found = {c.minus: c.difference for c in trained.exploratory if c.row == THIS_RUN and c.metric == "delta1"}
+    assert found == pytest.approx({BEST: -0.9, BEST_ELSEWHERE: -0.9, BEST_TRAINED: -0.15, MEAN_IMAGE: -0.15})
+    tables = by_title(all_tables(trained, [], CONSTANTS))
+    assert tables["This run"].lines[-1].name == BEST_TRAINED
+    beside = [line for line in tables[TABLE_1].lines[-3:] if line.kind != OURS]
+    assert [(line.kind, line.cells[0]) for line in beside] == [(THEIRS, "0.418"), (DIFFERENCE, "-0.168")]
 
 
 def test_every_published_number_is_in_the_tables(scored):
@@ -121,13 +230,13 @@ def test_ours_the_papers_and_the_difference(scored):
     names = [line.name for line in tables[TABLE_1].lines if line.kind == OURS]
     assert names == [f"{LOWER_BOUND}: random a", f"{LOWER_BOUND}: random b", "DepthCLIP"]
     bathroom = tables[f"{BINS}, bathroom"]
-    assert bathroom.caption == "Of these, only bathroom: 2 images."
+    assert bathroom.caption == "Of these, only bathroom: 2 images. A scene is a room type."
     assert bathroom.lines[0].cells[0] == "0.100"  # of images 0 and 2
     assert {line.kind for line in tables[f"{BINS}, classroom"].lines} == {NOT_MEASURED}
 
 
 def test_over_other_images_ours_and_published_stand_apart_and_nothing_is_ranked(scored):
-    tables = by_title(all_tables(replace(scored, official=False), ["mine"], 2))
+    tables = by_title(all_tables(replace(scored, official=False), ["mine"], CONSTANTS))
     assert TABLE_1 not in tables
     assert not [line for table in tables.values() for line in table.lines if line.kind in (THEIRS, DIFFERENCE)]
     first = tables[PROMPTS].lines[0]
@@ -139,30 +248,63 @@ def test_over_other_images_ours_and_published_stand_apart_and_nothing_is_ranked(
 
 
 def test_intervals_and_differences(scored):
-    table = interval_table(scored)
-    own, interval, difference, its_interval = table.lines[:4]
-    assert (own.cells[0], interval.cells[0]) == ("0.100", "[0.000, 0.200]")
-    assert (difference.cells[0], its_interval.cells[0]) == ("-0.900", "[-1.000, -0.800]")
-    assert difference.kind == f"less {UNIFORM}"
-    assert table.caption.endswith("resamples, rough for so few images.")
+    lines = interval_table(scored).lines
+    assert [(line.kind, line.cells[0]) for line in lines[:4]] == [
+        (OURS, "0.100"),
+        ("interval", "-"),
+        (f"less {UNIFORM}", "-0.900"),
+        ("interval", "-"),
+    ]
+    assert (lines[4].name, lines[6].kind, lines[6].cells[0]) == ("mine", f"less {LESS}", "-0.900")
+    assert [line.kind for line in lines if line.name == UNIFORM] == [OURS]
+    assert [line.cells for line in interval_table(asked()).lines[1:4:2]] == [
+        ("[0.998, 1.093]", *["[1.300, 1.300]"] * 2, "[0.750, 0.750]", *["[1.300, 1.300]"] * 2),
+        ("[-0.002, +0.093]", *["[+0.300, +0.300]"] * 2, "[-0.250, -0.250]", *["[+0.300, +0.300]"] * 2),
+    ]
 
 
-def test_json_has_every_mean_and_no_value_that_is_not_one(scored):
+def test_json_has_every_mean_and_no_value_that_is_not_one():
+    scored = asked()
     value = json.loads(json.dumps(as_json(scored), allow_nan=False))
-    assert list(value["rows"]) == [*ROWS, BEST]
+    keys = {"question", "clustered_by", "intervals", "rows", "paper", "groups", "scenes", "images"}
+    assert (value.keys(), value["images"], value["clustered_by"]) == (keys, 12, "captures")
+    assert value["intervals"] == scored.interval_note
+    first, second = value["question"]["primary"]
+    assert {k: first[k] for k in ("row", "minus", "metric", "wins", "p")} == {
+        "row": THIS_RUN,
+        "minus": UNIFORM,
+        "metric": "delta1",
+        "wins": 9,
+        "p": 0.5,
+    }
+    assert (second["metric"], second["difference"], second["interval_95"]) == ("abs_rel", -0.25, [-0.25, -0.25])
+    assert (value["question"]["asked"], value["question"]["other_assignments"]) == (QUESTION, 3)
+    assert len(value["question"]["exploratory"]) == len(scored.exploratory)
+    assert list(value["rows"]) == [*ROWS, BEST, BEST_ELSEWHERE]
     row = value["rows"]["mine"]
-    assert row["metrics"] == pytest.approx(dict.fromkeys(METRICS, 1.1))
-    assert row["less_uniform_weights_interval_95"]["rmse"] == [0, 0.2]
-    assert [row[count] for count in COUNTS] == [303, 303]
-    assert value["groups"]["shuffled patches"]["median"]["rmse"] == pytest.approx(6.1)
+    assert row["metrics"] == pytest.approx(dict.fromkeys(METRICS, 1.55))
+    assert (row["baseline"], row["less_baseline"]["rmse"]) == (LESS, pytest.approx(-0.45))
+    assert row["less_baseline_interval_95"]["rmse"][0] < -0.45 < row["less_baseline_interval_95"]["rmse"][1]
+    assert [row[count] for count in COUNTS] == [1266, 1266]
+    group = value["groups"]["shuffled patches"]
+    assert (group["rows"], group["median"]["rmse"]) == (list(ROWS[5:8]), pytest.approx(6.55))
+    assert value["rows"]["shuffled 0"]["interval_95"]["rmse"] is None
+    assert value["scenes"]["bathroom"]["mine"]["metrics"]["rmse"] == pytest.approx(1.5)
+    assert value["scenes"]["bathroom"]["mine"]["interval_95"]["rmse"] is None  # six clusters
+    assert as_json(scored_of())["question"]["other_assignments"] == 0
 
 
 def test_csv_has_a_line_for_each_image_and_row(scored):
     header, *lines = csv.reader(io.StringIO(as_csv(scored.results, csv_text)))
-    assert header == ["image", "scene", "index", "reading", *COUNTS, *METRICS]
-    line = lines[len(ROWS) + 1 + 1]
-    assert line[:6] == ["den/rgb_00001.jpg", "den", "8", "mine", "101", "101"]
-    assert [float(cell) for cell in line[6:]] == [1.1] * len(METRICS)
+    assert header == ["image", "scene", "cluster", "index", "reading", *COUNTS, *METRICS]
+    line = lines[len(ROWS) + 2 + 1]
+    assert line[:7] == ["den/rgb_00001.jpg", "den", "'=den_2", "8", "mine", "101", "101"]
+    assert [float(cell) for cell in line[7:]] == [1.1] * len(METRICS)
+
+
+def test_assignments_stand_one_a_line_with_this_run_first():
+    text = permuted_csv([[1.0, 2.25], [2.25, 1.0]], np.array([[0.5, 0.1], [0.125, 1 / 3]]))
+    assert text == f"bins,delta1,abs_rel\n1 2.25,0.5,0.1\n2.25 1,0.125,{1 / 3!r}\n"
 
 
 # ---- names that would break their form
@@ -171,7 +313,7 @@ def test_csv_has_a_line_for_each_image_and_row(scored):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_stays_in_its_cell(name):
     def written_of(scored: Scored, own: str) -> list[str]:
-        tables = [*all_tables(scored, [own], 2), interval_table(scored)]
+        tables = [*all_tables(scored, [own], CONSTANTS), interval_table(scored)]
         return [
             "\n".join(map(as_text, tables)),
             as_markdown(tables, "Results", scored.caption),
@@ -197,9 +339,9 @@ def test_a_name_stays_in_its_cell(name):
 def test_a_name_in_a_csv_is_text_and_in_json_itself(name):
     scored = scored_of(own=name)
     lines = list(csv.reader(io.StringIO(as_csv(scored.results, csv_text).encode().decode(), newline="")))
-    assert len(lines) == 1 + 3 * (len(ROWS) + 1)
-    assert {len(line) for line in lines} == {4 + len(COUNTS) + len(METRICS)}
-    assert not lines[2][3].startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert len(lines) == 1 + 3 * (len(ROWS) + 2)
+    assert {len(line) for line in lines} == {5 + len(COUNTS) + len(METRICS)}
+    assert not lines[2][4].startswith(("=", "+", "-", "@", "\t", "\r"))
     assert json.loads(json.dumps(as_json(scored)))["rows"][name]["metrics"]["rmse"] == pytest.approx(1.1)
 
 

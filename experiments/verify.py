@@ -1,0 +1,219 @@
+"""Computes a results.json of the experiments again out of the CSVs beside it, and sets it beside the paper.
+
+    python -m experiments.verify results_paper/results.json
+    python -m experiments.verify results_paper/results.json --data_path nyu_depth_v2_labeled.mat    its hash, too
+
+Says whether weights and data are those of the paper, whether every mean, difference, interval and p-value follows from
+the metrics of each image, and for each published row whether ours is within .005 of it in all metrics, and in how many
+of them the paper's lies in our interval. What the CSVs do not tell: the metrics themselves, and the intervals of the
+best constant, which is chosen anew in each resample.
+
+Exit code 0: all agrees, or the images are not the paper's, so that nothing compares; 1: a number does not follow, or a
+published reading is not within .005; 2: wrong arguments or files that cannot be used.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import options
+from clip.checkpoint import CHECKPOINTS
+from datasets import DataError, text_of
+from datasets.nyu import TEST_INDICES
+from datasets.prepare_nyu import MAT_SHA256
+from download import file_sha256
+from experiments import tables
+from experiments.published import BEST, COLUMNS, PUBLISHED, Published
+from experiments.score import RANDOM_KINDS, RandomDepth
+from experiments.statistics import COUNTS, DIGITS, PRIMARY, Results
+from monoclip import Reading
+
+CLOSE = 0.005  # a metric is reproduced if it differs from the published one by at most this
+ROUNDING = 2e-6  # of intervals, which are rounded; means agree far better
+SHOWN = 20  # values that do not follow
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    description = "Computes a results.json again out of per_image.csv, and compares it with the paper."
+    parser = options.new_parser(description, "python -m experiments.verify")
+    parser.add_argument("results", type=Path, help="results.json that python -m experiments has written")
+    parser.add_argument("--data_path", type=Path, metavar="MAT", help="also compare the SHA-256 of this .mat")
+    return parser
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A results.json of the experiments. Raises DataError: it is none, or one of another form."""
+    try:
+        stored = json.loads(text_of(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: no JSON ({error}); run python -m experiments again") from error
+    if not isinstance(stored, dict) or stored.get("schema") != options.SCHEMA or "question" not in stored:
+        raise DataError(f"{path}: no results.json of python -m experiments, schema {options.SCHEMA}; run it again")
+    return stored
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV by its header. Raises DataError: it cannot be read."""
+    try:
+        return list(csv.DictReader(text_of(path).splitlines()))
+    except csv.Error as error:
+        raise DataError(f"{path}: no CSV ({error}); run python -m experiments again") from error
+
+
+def scored_again(stored: dict[str, Any], folder: Path) -> tables.Scored:
+    """What the tables were made of, out of the CSVs in `folder`, with the names of rows as in results.json.
+
+    Raises DataError: a file is missing, damaged, or not of the same run.
+    """
+    path = folder / "per_image.csv"
+    lines, rows = rows_of(path), stored["rows"]
+    images = [lines[start : start + len(rows)] for start in range(0, len(lines), len(rows))]
+    names = [options.csv_text(tables.printable(row)) for row in rows]
+    if not images or any([line["reading"] for line in image] != names for image in images):
+        raise DataError(f"{path}: its rows are not those of results.json; run python -m experiments again")
+    columns = (*next(iter(rows.values()))["metrics"], *COUNTS)
+    first = [image[0] for image in images]
+    results = Results(
+        [line["image"] for line in first],
+        [line["scene"] for line in first],
+        [line["cluster"] for line in first],
+        [int(line["index"]) for line in first],
+        list(rows),
+        [{column: np.array([float(line[column]) for line in image]) for column in columns} for image in images],
+        {row: values["baseline"] for row, values in rows.items()},
+    )
+    permuted = None
+    if stored["question"]["other_assignments"]:
+        values = [[float(line[metric]) for metric in PRIMARY] for line in rows_of(folder / "permutations.csv")]
+        permuted = np.array(values)
+    names_of: dict[Reading, str] = {}
+    for row, values in stored["readings"].items():
+        names_of.setdefault(Reading(**values), row)
+    official = sorted(results.indices) == sorted(TEST_INDICES) and options.OTHER_IMAGES not in stored["warnings"]
+    return tables.Scored(
+        results,
+        groups={group: values["rows"] for group, values in stored["groups"].items()},
+        published_by={row: names_of[row.reading] for row in PUBLISHED if row.reading in names_of},
+        lower_bounds=[name for kind in RANDOM_KINDS if (name := RandomDepth(kind, 0).name) in rows],
+        controls=bool(stored["groups"]),
+        official=official,
+        title=stored["data"],
+        caption="",
+        clustered_by=stored["clustered_by"],
+        permuted=permuted,
+    )
+
+
+def without_best(found: dict[str, Any]) -> dict[str, Any]:
+    """As `tables.as_json`, without the intervals that the CSVs do not tell."""
+    row = {key: value for key, value in found["rows"][BEST].items() if "interval_95" not in key}
+    contrasts = [c | {"interval_95": None} if c["minus"] == BEST else c for c in found["question"]["exploratory"]]
+    return found | {"rows": found["rows"] | {BEST: row}, "question": found["question"] | {"exploratory": contrasts}}
+
+
+def compared(stored: Any, again: Any, where: str = "") -> Iterator[str | None]:
+    """For each value that was computed again: None, or where it differs from the stored one and how."""
+    if isinstance(again, list):
+        again, stored = dict(enumerate(again)), dict(enumerate(stored)) if isinstance(stored, list) else stored
+    if isinstance(again, dict):
+        if not isinstance(stored, dict) or stored.keys() != again.keys():
+            yield f"{where}: not of the same form"
+            return
+        for key, value in again.items():
+            yield from compared(stored[key], value, f"{where}, {key}" if where else str(key))
+    elif isinstance(again, float) and isinstance(stored, float | int):
+        yield None if abs(stored - again) <= ROUNDING else f"{where}: {stored}, but {again} follows"
+    else:
+        yield None if stored == again else f"{where}: {stored!r}, but {again!r} follows"
+
+
+def origin_lines(stored: dict[str, Any], scored: tables.Scored, mat: Path | None) -> list[str]:
+    """Which weights, data and code a results.json says that it was made with, compared with what is known."""
+    made = stored["made_with"]
+    known = [name for name, checkpoint in CHECKPOINTS.items() if checkpoint.sha256 == made["checkpoint_sha256"]]
+    toy = options.toy_note(made["checkpoint_sha256"])
+    other = toy or f"not known here, SHA-256 {made['checkpoint_sha256']}"
+    weights = f"OpenAI's {known[0]}, by SHA-256" if known else other
+    whole = "the official test split, whole" if scored.official else "not the official test split, or not all of it"
+    lines = [f"weights: {made['checkpoint']}: {weights}", f"data: {stored['data']}: {whole}, by index"]
+    if mat is not None:
+        same = "is" if file_sha256(mat) == MAT_SHA256 else "is NOT"
+        lines.append(f"data: {mat} {same} nyu_depth_v2_labeled.mat as published, by SHA-256")
+    return [*lines, f"code: commit {stored['commit']}; here {options.code_commit()}"]
+
+
+def published_lines(scored: tables.Scored) -> Iterator[tuple[bool, str]]:
+    """For each published row, whether it keeps the run from being a reproduction, and a line of text."""
+    for row in PUBLISHED:
+        name = f"{row.table}{f', {row.scene}' if row.scene else ''}, {row.name}"
+        theirs = row.by_column()
+        paper = f"paper {' '.join(tables.cells_of(theirs, COLUMNS))}"
+        ours = [name for name in scored.beside(row) if scored.results.over(row.scene).any()]
+        if not ours or not scored.official:
+            why = "not compared, over other images" if ours else "not measured"
+            yield False, f"-        {name}: {why}; {paper}"
+        for one in ours if scored.official else ():
+            yield compared_row(scored, row, name, one, paper)
+
+
+def compared_row(scored: tables.Scored, row: Published, name: str, ours: str, paper: str) -> tuple[bool, str]:
+    """A published row beside ours: whether it should be reproduced and is not, and its line."""
+    mean, theirs = scored.results.mean(ours, row.scene), row.by_column()
+    intervals, _ = scored.results.intervals([ours], row.scene)[ours]
+    known = [column for column in COLUMNS if theirs[column] is not None]
+    off = {column: round(mean[column] - theirs[column], DIGITS) for column in known}  # type: ignore[operator]
+    worst = max(off, key=lambda column: abs(off[column]))
+    within = abs(off[worst]) <= CLOSE
+    held = [c for c in known if (bounds := intervals[c]) and bounds[0] <= theirs[c] <= bounds[1]]  # type: ignore[operator]
+    inside = f"in {len(held)} of {len(known)} intervals" if intervals[known[0]] else "no interval"
+    text = (
+        f"ours {' '.join(tables.cells_of(mean, COLUMNS))}; {paper}; at most {off[worst]:+.3f} off ({worst}); {inside}"
+    )
+    which = name if row.reading else f"{name} ({ours}; nothing to reproduce exactly)"
+    return row.reading is not None and not within, f"{'within ' if within else 'OUTSIDE'}  {which}: {text}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code; every error for the user is one sentence on stderr."""
+    args = build_parser().parse_args(argv)
+
+    def work() -> None:
+        stored = load(args.results)
+        try:
+            scored = scored_again(stored, args.results.parent)
+            again = without_best(json.loads(json.dumps(tables.as_json(scored))))
+            found = without_best({key: stored[key] for key in again})
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            if isinstance(error, DataError):
+                raise
+            problem = f"damaged, or not of the CSVs beside it ({error!r})"
+            raise DataError(f"{args.results}: {problem}; run python -m experiments again") from error
+        for line in origin_lines(stored, scored, args.data_path):
+            options.say(line)
+        checks = list(compared(found, again))
+        wrong = [check for check in checks if check]
+        print(f"recomputed from per_image.csv: {len(checks) - len(wrong):,} of {len(checks):,} values agree")
+        print(f"not told by it: the metrics themselves; the intervals of {BEST!r}, chosen anew in each resample")
+        for problem in wrong[:SHOWN]:
+            options.say(f"  {problem}")
+        outside = 0
+        for bad, line in published_lines(scored):
+            outside += bad
+            options.say(line)
+        if wrong or outside:
+            problems = [f"{len(wrong):,} values do not follow from per_image.csv"] if wrong else []
+            problems += [f"{outside} published rows are outside {CLOSE}"] if outside else []
+            raise options.WorkError(f"{args.results}: {'; '.join(problems)}")
+
+    return options.run_command("experiments.verify", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
