@@ -45,7 +45,7 @@ choose_python() { # choose_python REQUIREMENTS_FILE
         echo "$base is not Python 3.11 or newer; install one, or name it: PYTHON=python3.12 sh $0" >&2
         exit 1
     fi
-    echo "Setting up $venv with $(basename "$1"), once: several GB, less with a CPU-only PyTorch (README.md)" >&2
+    echo "Setting up $venv with $(basename "$1"), once: several GB, less with a CPU-only PyTorch (docs/data.md)" >&2
     "$base" -m venv "$venv" && "$venv/bin/python" -m pip install --disable-pip-version-check -r "$1" >&2 || {
         echo "The packages of $1 could not be installed in $venv; see pip's message above" >&2
         exit 1

@@ -269,13 +269,14 @@ def made_with(clip_path: str | Path, device: torch.device, precision: str, exact
 def code_commit() -> str:
     """The commit of this checkout, with `-dirty` if tracked files are changed; `unknown` where it is none."""
     root = Path(__file__).resolve().parent
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    git = [
+        "git",
+        f"--git-dir={root / '.git'}",
+        f"--work-tree={root}",
+    ]  # not that of a folder above, or of the environment
+    command = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        found = (
-            subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
-            if (root / ".git").exists()
-            else ""
-        )
+        found = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
     except (OSError, subprocess.TimeoutExpired):
         found = ""
     return found.strip() or "unknown"

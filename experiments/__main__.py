@@ -113,7 +113,14 @@ class Scores(NamedTuple):
     patches: np.ndarray  # (2, N) [m], depth of all patches, as this run predicts it and as it is
 
 
-def score(store: FeatureStore, rows: Rows, readouts: Readouts, bins: Tensor, training: Tensor | None) -> Scores:
+def score(
+    store: FeatureStore,
+    rows: Rows,
+    readouts: Readouts,
+    bins: Tensor,
+    clusters: Sequence[str],
+    training: Tensor | None,
+) -> Scores:
     """Step 2: the metrics of every row for each image.
 
     Args:
@@ -121,6 +128,7 @@ def score(store: FeatureStore, rows: Rows, readouts: Readouts, bins: Tensor, tra
         rows: what is scored.
         readouts: of the settings among the rows.
         bins: (n, K) [m], assignments of this run's bins to its words, its own first.
+        clusters: of each image, which belong together.
         training: (10000, T), histograms of the training split's depth, if there is one.
 
     Raises UnscorableError: a prediction is not finite, or an image has no valid pixel; DataError: damaged depth.
@@ -139,7 +147,6 @@ def score(store: FeatureStore, rows: Rows, readouts: Readouts, bins: Tensor, tra
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    clusters, _ = dataset.clusters()
     errors = [image.errors for image in done]
     results = Results(dataset.names, dataset.scenes, clusters, dataset.indices, rows.names, errors, rows.baselines)
 
@@ -238,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device, rank, count = options.own_device(args.device, args.gpu_num)
         precision = options.choose_precision(args.precision, device)
         dataset = open_nyu(args.data_path, NYU_CROP, reading.normalised, args.list_file, args.scene, args.limit)
+        clusters, clustered_by = dataset.clusters()
         say = options.say if rank == 0 else lambda text: None
         say(f"data: {dataset.title}")
         size = size_of(NYU_CROP)
@@ -269,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         encoded = time.perf_counter()
 
         readouts = Readouts(model, partial(zeroshot_classifier, clip_model), rows.settings)
-        scores = score(store, rows, readouts, bins, training and training[1])
+        scores = score(store, rows, readouts, bins, clusters, training and training[1])
         finished = time.perf_counter()
 
         caveats = options.caveats(dataset.official, made["checkpoint_sha256"])
@@ -283,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             title=f"MonoCLIP on {dataset.title}",
             caption=options.caption(dataset.title, caveats),
             warnings=caveats,
-            clustered_by=dataset.clusters()[1],
+            clustered_by=clustered_by,
             permuted=scores.permuted,
         )
         seconds = {"encode": round(encoded - start, 3), "score": round(finished - encoded, 3)}

@@ -90,7 +90,7 @@ def draw_question(
             axis.set_title(f"this run {own:.3f}, p = {contrast.p:.4f}", fontsize=11)
             axis.set(xlabel=f"{contrast.metric}, over patches", ylabel=f"of {len(permuted) - 1:,} assignments")
     predicted, true = patches
-    axis, far = axes["patches"], float(max(1, *np.ceil(patches.max(axis=1))))
+    axis, far = axes["patches"], float(np.ceil(patches.max(initial=1)))
     drawn = axis.hist2d(true, predicted, bins=60, range=[[0, far]] * 2, cmap="viridis", cmin=1)[3]
     axis.plot((0, far), (0, far), color="tab:red", linestyle="--", linewidth=1)
     axis.set(aspect="equal", xlabel="true depth of a patch [m]", ylabel="predicted depth [m]")
@@ -150,7 +150,7 @@ def draw_chart(
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(labels)), map(printable, labels), fontsize=8, parse_math=False)
     axes[0].set_ylim(len(labels) - 0.4, -0.6)
-    note = "Whiskers: 95 % bootstrap interval over images"
+    note = "Whiskers: 95 % intervals, as in tables.md"
     note += "; grey: median, minimum and maximum of a group" if groups else ""
     note += f". Dashed: {UNIFORM}" + (". Diamond: the paper." if published else ".")
     figure.suptitle(note, fontsize=10)

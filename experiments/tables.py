@@ -99,8 +99,11 @@ class Scored:
         pairs = [(THIS_RUN, UNIFORM, metric) for metric in ("spearman", "spearman_pixels")]
         constants = [row for row in (BEST, BEST_ELSEWHERE, BEST_TRAINED, MEAN_IMAGE) if row in self.results.metrics]
         pairs += [(THIS_RUN, row, metric) for row in constants for metric in PRIMARY]
-        original, *others = [self.published_by[row] for row in PUBLISHED if row.table == PROMPTS] or [""]
-        pairs += [(row, original, metric) for row in others for metric in PRIMARY]
+        prompts = {
+            row.name: self.published_by[row] for row in PUBLISHED if row.table == PROMPTS and row in self.published_by
+        }
+        original = prompts.pop("original", None)
+        pairs += [(row, original, metric) for row in prompts.values() for metric in PRIMARY if original]
         return [self.results.contrast(*pair) for pair in pairs]
 
     def p_of(self, metric: str) -> float | None:
@@ -240,7 +243,7 @@ def paper_tables(scored: Scored) -> list[Table]:
             table.add(row.name + (f" ({row.note})" if row.note else ""), NOT_MEASURED, theirs)
             continue
         for name, mean in ours.items():
-            table.add(row.name if row.reading else f"{row.name}: {name}", OURS, mean)
+            table.add(row.name if row.reading or row.name == name else f"{row.name}: {name}", OURS, mean)
             table.add("", THEIRS, theirs)
             table.add("", DIFFERENCE, {c: minus(mean[c], theirs[c]) for c in COLUMNS}, sign=True)
     return list(tables.values())

@@ -130,7 +130,7 @@ def test_rows_are_the_papers_and_the_controls(whole):
     assert groups.keys() == {"word-to-bin permutations", "shuffled patches", *channels, *RANDOM}
     expected = ["this run", "=near|far_*<b>", r"50 % & $x$ #1 {a}~^\b", "the paper's reading", *PAPER_ROWS]
     expected += ["reversed bins", "colour words", "unrelated words", "mean training depth image"]
-    expected += ["uniform weights", *(f"uniform weights, {mean} m" for mean in ("1.750", "2.000", "2.500", "3.143"))]
+    expected += ["uniform weights", *(f"uniform weights, {mean} m" for mean in ("1.75", "2", "2.5", "3.14286"))]
     expected += [f"best constant {which}" for which in ("for each metric", "of the other clusters")]
     expected += ["best constant of the training split"]
     expected += [f"bin {depth:g} m alone" for depth in PAPER.bin_list]

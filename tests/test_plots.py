@@ -68,7 +68,7 @@ def test_the_question_is_drawn_image_by_image_with_all_assignments_and_patches(f
     scored, patches = replace(asked(count), permuted=permuted), np.array([[1.21, 1.21, 2.5], [1.01, 1.01, 3.9]])
     draw_question(tmp_path / "q.png", scored.primary, scored.results, permuted, patches, "Over them.")
     axes = {axis.get_label(): axis for axis in figures[0].axes}
-    delta1 = [-0.1] * (3 if count == 9 else count // 4) + [0.1] * (6 if count == 9 else count - count // 4)
+    delta1 = [-0.1] * ((count + 1) // 2) + [0.2] * (count // 2)
     for row, (contrast, expected) in enumerate(zip(scored.primary, (delta1, [-0.25] * count), strict=True)):
         axis = axes[f"differences {row}"]
         assert [bar.get_height() for bar in axis.containers[0]] == pytest.approx(expected)

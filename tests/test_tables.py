@@ -51,7 +51,7 @@ from experiments.tables import (
 from options import csv_text
 
 RANDOM = ("random a", "random b")
-LESS = f"{UNIFORM}, 1.750 m"
+LESS = f"{UNIFORM}, 1.75 m"
 CONSTANTS = {UNIFORM: 15 / 7, LESS: 1.75}
 ROWS = (THIS_RUN, "mine", "prompt 1", *RANDOM, "shuffled 0", "shuffled 1", "shuffled 2", *CONSTANTS)
 PERMUTED = np.array([[0.5, 0.3], [0.5, 0.4], [0.4, 0.2], [0.3, 0.3]])  # as good as the first: 1 of 3, and 2 of 3
@@ -91,13 +91,13 @@ def scored_of(
 
 
 def asked(count: int = 12) -> Scored:
-    """A cluster for each image. This run's delta1 is .1 below uniform weights for every fourth image and .1 above for
+    """A cluster for each image. This run's delta1 is .1 below uniform weights for every second image and .2 above for
     all others; abs_rel is .25 below for all of them, and every other metric .3 above.
     """
     scored = scored_of(clusters=[f"den_{i:04d}" for i in range(count)])
     values = scored.results.metrics[THIS_RUN]
     values[:] = 1.3
-    values[:, [METRICS.index(metric) for metric in PRIMARY]] = [(1.1 if i % 4 else 0.9, 0.75) for i in range(count)]
+    values[:, [METRICS.index(metric) for metric in PRIMARY]] = [(1.2 if i % 2 else 0.9, 0.75) for i in range(count)]
     return replace(scored, permuted=PERMUTED)
 
 
@@ -141,14 +141,14 @@ def test_this_run_and_groups_stand_with_their_means(scored):
 
 
 def test_the_question_by_hand():
-    """Of delta1's differences, 9 are .1 and 3 are -.1: se = .2 sqrt(3/16 / 12) = .025. A resample has K of the latter,
-    K binomial of 12 and 1/4. t* falls with K, but counts as 0 for K = 0: its 2.5th percentile is that of K = 6,
-    -.05 / (.2 sqrt(1/4 / 12)) = -1.732, its 97.5th that of K = 1, .0333 / (.2 sqrt(11/144 / 12)) = 2.089.
+    """Of delta1's differences, 6 are .2 and 6 are -.1: se = .15 / sqrt(12) = .0433. A resample has K of the latter, K
+    binomial of 12 and 1/2. t* falls with K: its 2.5th percentile is that of K = 9, -.075 / (.3 sqrt(3/16 / 12)) = -2,
+    its 97.5th that of K = 3, which is 2.
     """
     scored, name = asked(), f"{THIS_RUN} minus {UNIFORM}"
     table = question_table(scored, 15 / 7)
     assert [(line.name, line.kind, *line.cells) for line in table.lines] == [
-        (name, "delta1", "+0.050", "[-0.002, +0.093]", "9 of 12", "+0.55", "0.5000"),
+        (name, "delta1", "+0.050", "[-0.037, +0.137]", "6 of 12", "+0.32", "0.5000"),
         (name, "abs_rel", "-0.250", "[-0.250, -0.250]", "12 of 12", "-", "0.7500"),
         (name, "spearman", "+0.300", "[+0.300, +0.300]", "12 of 12", "-", "-"),
     ]
@@ -258,8 +258,8 @@ def test_intervals_and_differences(scored):
     assert (lines[4].name, lines[6].kind, lines[6].cells[0]) == ("mine", f"less {LESS}", "-0.900")
     assert [line.kind for line in lines if line.name == UNIFORM] == [OURS]
     assert [line.cells for line in interval_table(asked()).lines[1:4:2]] == [
-        ("[0.998, 1.093]", *["[1.300, 1.300]"] * 2, "[0.750, 0.750]", *["[1.300, 1.300]"] * 2),
-        ("[-0.002, +0.093]", *["[+0.300, +0.300]"] * 2, "[-0.250, -0.250]", *["[+0.300, +0.300]"] * 2),
+        ("[0.963, 1.137]", *["[1.300, 1.300]"] * 2, "[0.750, 0.750]", *["[1.300, 1.300]"] * 2),
+        ("[-0.037, +0.137]", *["[+0.300, +0.300]"] * 2, "[-0.250, -0.250]", *["[+0.300, +0.300]"] * 2),
     ]
 
 
@@ -274,7 +274,7 @@ def test_json_has_every_mean_and_no_value_that_is_not_one():
         "row": THIS_RUN,
         "minus": UNIFORM,
         "metric": "delta1",
-        "wins": 9,
+        "wins": 6,
         "p": 0.5,
     }
     assert (second["metric"], second["difference"], second["interval_95"]) == ("abs_rel", -0.25, [-0.25, -0.25])
