@@ -82,7 +82,7 @@ def draw_question(
             axis.axhspan(*contrast.interval_95, color="tab:orange", alpha=0.25, linewidth=0)
             interval = "95 % [{:+.3f}, {:+.3f}]".format(*contrast.interval_95)
         axis.set_title(f"{contrast.metric}: {contrast.difference:+.3f}, {interval}", fontsize=11)
-        axis.set(xticks=[], xlabel=f"images, sorted; {better} 0 is better", ylabel="less uniform weights")
+        axis.set(xticks=[], xlabel=f"images, sorted; {better} 0 is better", ylabel="minus uniform weights")
         if permuted is not None:
             axis, own = axes[f"assignments {row}"], permuted[0, row]
             axis.hist(permuted[1:, row], bins=60, color="tab:gray")
@@ -96,9 +96,7 @@ def draw_question(
     axis.set(aspect="equal", xlabel="true depth of a patch [m]", ylabel="predicted depth [m]")
     axis.set_title("every patch; dashed: predicted = true", fontsize=11)
     figure.colorbar(drawn, ax=axis, label="patches", shrink=0.6)
-    figure.suptitle(
-        "Does language see depth here? This run less uniform weights; all other assignments of words to bins"
-    )
+    figure.suptitle("Does language see depth here? Orange: mean difference with its 95 % interval; this run")
     save_figure(figure, path, caption)
 
 

@@ -62,7 +62,7 @@ class Results:
         columns: names of the metrics.
         metrics: row -> (I, columns) float64.
         counts: row -> (I, 2) int64, the `COUNTS`.
-        swept: row -> metric -> what its intervals choose anew in each resample; see `add_best_constant`.
+        gains: row -> metric -> what its values gain by being the best of some, which intervals leave out.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Results:
         self.images, self.indices, self.baselines = list(images), list(indices), dict(baselines)
         self.scenes, self.clusters = np.array(scenes), np.array(clusters)
         self.columns = tuple(name for name in errors[0] if name not in COUNTS)
-        self.swept: dict[str, dict[str, tuple[np.ndarray, int, np.ndarray]]] = {}
+        self.gains: dict[str, dict[str, float]] = {}
 
         def by_row(names: Sequence[str]) -> dict[str, np.ndarray]:
             values = np.array([[each[name] for name in names] for each in errors])  # (I, names, R)
@@ -110,9 +110,8 @@ class Results:
         """Adds a row with the best of S constants for each metric: metric -> (S, I) to metric -> that one's place."""
         places = best_places(swept)
         self.add_constant(row, {metric: swept[metric][place] for metric, place in places.items()})
-        if len(self.resampled.counts):
-            anew = {metric: self.resampled.best_of(errors.T, metric in HIGHER) for metric, errors in swept.items()}
-            self.swept[row] = {metric: (swept[metric].T, place, anew[metric]) for metric, place in places.items()}
+        gains = {metric: self.resampled.gain(errors.T, metric in HIGHER) for metric, errors in swept.items()}
+        self.gains[row] = {metric: gain for metric, gain in gains.items() if gain is not None}
         return places
 
     def single_rows(self, groups: Mapping[str, Sequence[str]]) -> list[str]:
@@ -143,7 +142,7 @@ class Results:
     def intervals(self, rows: Sequence[str], scene: str | None = None) -> dict[str, tuple[Intervals, Intervals]]:
         """For each row, 95 % intervals of the means and of their differences to its baseline; None: too few clusters.
 
-        Over all images, the metrics of a row in `swept` are those of the constant that is best in each resample.
+        Over all images, those of a row in `gains` are without what the row gains.
         """
         chosen = self.over(scene)
         clusters = self.resampled if scene is None else Clusters(self.clusters[chosen])
@@ -151,11 +150,8 @@ class Results:
         for row in rows:
             own, other = self.metrics[row][chosen], self.metrics[self.baseline(row)][chosen]
             pairs = clusters.intervals(np.concatenate([own, own - other], axis=1))
-            for metric, (swept, best, bests) in self.swept.get(row, {}).items() if scene is None else ():
-                place = self.columns.index(metric)
-                pairs[place] = clusters.interval_of_chosen(swept, best, bests)
-                less = swept - other[:, place, None]
-                pairs[place + len(self.columns)] = clusters.interval_of_chosen(less, best, bests)
+            gains = self.gains.get(row, {}) if scene is None else {}
+            pairs = [shifted(pair, -gains.get(column, 0)) for pair, column in zip(pairs, self.columns * 2, strict=True)]
             found[row] = self.by_column(pairs[: len(self.columns)]), self.by_column(pairs[len(self.columns) :])
         return found
 
@@ -167,12 +163,8 @@ class Results:
     def contrast(self, row: str, other: str, metric: str, p: float | None = None) -> Contrast:
         """The paired difference of two rows over all images; `p` is put beside it."""
         differences, higher = self.paired(row, other, metric), metric in HIGHER
-        if metric in self.swept.get(other, {}):
-            swept, best, bests = self.swept[other][metric]
-            own = self.metrics[row][:, self.columns.index(metric), None]
-            interval = self.resampled.interval_of_chosen(own - swept, best, bests)
-        else:
-            (interval,) = self.resampled.intervals(differences[:, None])
+        (interval,) = self.resampled.intervals(differences[:, None])
+        interval = shifted(interval, self.gains.get(other, {}).get(metric, 0) - self.gains.get(row, {}).get(metric, 0))
         wins = int((differences > ROUNDING if higher else differences < -ROUNDING).sum())
         spread = differences.std(ddof=1) if len(differences) > 1 else 0
         dz = float(differences.mean() / spread) if spread > ROUNDING else None
@@ -231,28 +223,22 @@ class Clusters:
         shifts = self.shifts(excess)
         return bounds(mean, error, shifts, self.errors(excess, shifts))
 
-    def best_of(self, values: np.ndarray, largest: bool) -> np.ndarray:
-        """Which of S columns has the largest, or smallest, mean in each resample: (I, S) -> (RESAMPLES,) int."""
+    def gain(self, values: np.ndarray, largest: bool) -> float | None:
+        """What the largest, or smallest, of S means gains by being chosen: (I, S), None where there is no resample.
+
+        By how much the best mean of a resample, of all S, exceeds the best mean, in the mean over resamples.
+        """
+        if not len(self.counts):
+            return None
         sign, (mean, excess, _) = 1 if largest else -1, self.excess(values)
         parts = np.split(self.counts, range(AT_ONCE, len(self.counts), AT_ONCE))
-        best = [(sign * (mean + part @ excess / (part @ self.sizes)[:, None])).argmax(axis=1) for part in parts]
-        return np.concatenate(best)
+        best = [(sign * (mean + part @ excess / (part @ self.sizes)[:, None])).max(axis=1) for part in parts]
+        return round(sign * float(np.concatenate(best).mean() - (sign * mean).max()), DIGITS)
 
-    def interval_of_chosen(self, values: np.ndarray, place: int, places: np.ndarray) -> Interval:
-        """The interval of the mean of column `place` of S, (I, S), which was chosen because it is the best.
 
-        Its own interval, less what choosing gains: by how much the mean of a resample's own choice, `places`
-        (RESAMPLES,) from `best_of`, exceeds the mean of `place`, in the mean over resamples.
-        """
-        (interval,) = self.intervals(values[:, [place]])
-        if interval is None:
-            return None
-        used, own = np.unique(places, return_inverse=True)
-        mean, excess, _ = self.excess(values[:, used])
-        means = mean + self.shifts(excess)  # (RESAMPLES, U)
-        gain = means[np.arange(len(own)), own].mean() - values[:, place].mean()
-        low, high = interval
-        return round(low - gain, DIGITS), round(high - gain, DIGITS)
+def shifted(interval: Interval, by: float) -> Interval:
+    """The interval moved; None stays None."""
+    return interval and (round(interval[0] + by, DIGITS), round(interval[1] + by, DIGITS))
 
 
 def bounds(mean: np.ndarray, error: np.ndarray, shifts: np.ndarray, errors: np.ndarray) -> list[Interval]:

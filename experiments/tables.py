@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -264,7 +265,8 @@ def overview(title: str, scored: Scored, columns: Sequence[str], caption: str = 
 def interval_table(scored: Scored) -> Table:
     """Each row with the intervals of its metrics and of their differences to uniform weights over its own bins."""
     results = scored.results
-    table = Table("Intervals", f"{scored.interval_note} {BEST}: chosen anew in each resample. {EXPLORATORY}", COLUMNS)
+    best = f"Those of {BEST!r} are less what it gains by being chosen, anew in each resample."
+    table = Table("Intervals", f"{scored.interval_note} {best} {EXPLORATORY}", COLUMNS)
     for row, (own, difference) in results.intervals(scored.single_rows).items():
         table.add(row, OURS, results.mean(row))
         table.lines.append(Line("", "interval", tuple(bounds(own[c], ".3f") for c in COLUMNS)))
@@ -284,7 +286,7 @@ def as_text(table: Table) -> str:
     rows = [("", "", table.columns), *((printable(line.name), line.kind, line.cells) for line in table.lines)]
     name_width, kind_width = (max(len(row[part]) for row in rows) for part in (0, 1))
     widths = [max(9, *(len(text) + 2 for text in column)) for column in zip(*(row[2] for row in rows), strict=True)]
-    lines = [printable(f"{table.title} ({table.caption})" if table.caption else table.title)]
+    lines = wrap(printable(f"{table.title} ({table.caption})" if table.caption else table.title), 120)
     for name, kind, texts in rows:
         lines.append(f"{name:<{name_width}}  {kind:<{kind_width}}" + "".join(map(str.rjust, texts, widths)))
     return "\n".join(lines)
@@ -398,6 +400,7 @@ def as_json(scored: Scored) -> dict[str, Any]:
             "other_assignments": 0 if scored.permuted is None else len(scored.permuted) - 1,
         },
         "clustered_by": scored.clustered_by,
+        "gains_of_choosing": results.gains,
         "intervals": scored.interval_note,
         "rows": everything,
         "paper": dict(DEPTHCLIP),

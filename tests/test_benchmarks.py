@@ -125,7 +125,7 @@ def test_tiny_simulation_prints_a_line_for_each_result(monkeypatch, capsys):
     assert found[:13] == coverage.simulate(5, 2)  # again the same
     titles = [f"{name}, 5 clusters, {method}" for name in coverage.POPULATIONS for method in METHODS]
     titles.insert(3, "normal, 5 clusters, percentile over images")
-    titles += [f"best constant, 5 clusters, chosen {when}" for when in ("once", "anew")]
+    titles += [f"best constant, 5 clusters, {method}" for method in ("chosen once", "less the gain")]
     assert [line.split(":")[0] for line in found] == titles
     covered = {title: float(line.split(": ")[1].split(" ")[0]) for title, line in zip(titles, found, strict=True)}
     assert covered["normal, 5 clusters, percentile over images"] < covered["normal, 5 clusters, studentised"]

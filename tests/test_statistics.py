@@ -114,31 +114,27 @@ def test_ties_count_against_oneself_and_p_is_never_zero():
 # ---- intervals
 
 
-def naive_interval(values: np.ndarray, labels: np.ndarray, counts: np.ndarray, sign: int = 1) -> tuple[float, float]:
-    """The studentised interval of the best of S means, (I, S), less what choosing gains, from lists of images drawn."""
+def naive_interval(values: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """The studentised interval of a mean, (I,), by lists of the images that each resample draws."""
     members = [np.flatnonzero(labels == label) for label in sorted(set(labels))]
-    chosen = max(values.T, key=lambda column: sign * column.mean())
 
-    def measured(drawn: list[np.ndarray]) -> tuple[float, float, float]:
-        images = np.concatenate(drawn)
-        mean = chosen[images].mean()
-        error = math.sqrt(sum((chosen[cluster] - mean).sum() ** 2 for cluster in drawn)) / len(images)
-        return mean, error, sign * max(sign * column[images].mean() for column in values.T)
+    def measured(drawn: list[np.ndarray]) -> tuple[float, float]:
+        mean = values[np.concatenate(drawn)].mean()
+        squares = sum((values[cluster] - mean).sum() ** 2 for cluster in drawn)
+        return mean, math.sqrt(squares) / sum(map(len, drawn))
 
-    mean, error, _ = measured(members)
-    ts, bests = [], []
+    mean, error = measured(members)
+    ts = []
     for row in counts.astype(int):
-        resampled, its_error, best = measured([members[i] for i, times in enumerate(row) for _ in range(times)])
+        resampled, its_error = measured([members[i] for i, times in enumerate(row) for _ in range(times)])
         ts.append((resampled - mean) / max(its_error, 0.1 * error))
-        bests.append(best)
     ts.sort()
 
     def quantile(percent: float) -> float:
         low, part = divmod(percent / 100 * (len(ts) - 1), 1)
         return ts[int(low)] * (1 - part) + ts[int(low) + 1] * part
 
-    gain = np.mean(bests) - mean if values.shape[1] > 1 else 0
-    return mean - quantile(97.5) * error - gain, mean - quantile(2.5) * error - gain
+    return mean - quantile(97.5) * error, mean - quantile(2.5) * error
 
 
 def test_resamples_draw_as_many_clusters_with_replacement():
@@ -169,7 +165,7 @@ def test_clusters_of_unequal_size_equal_a_naive_loop(few_resamples):
     clusters = Clusters(labels)
     found = clusters.intervals(values)
     for column, interval in zip(values.T, found, strict=True):
-        assert interval == pytest.approx(naive_interval(column[:, None], labels, clusters.counts), abs=2e-6)
+        assert interval == pytest.approx(naive_interval(column, labels, clusters.counts), abs=2e-6)
     order = np.random.default_rng(2).permutation(36)
     np.testing.assert_allclose(Clusters(labels[order]).intervals(values[order]), found, atol=2e-6)
 
@@ -183,20 +179,25 @@ def test_names_of_clusters_say_nothing():
 
 
 @pytest.mark.parametrize(("metric", "sign"), [("delta1", 1), ("abs_rel", -1)])
-def test_the_best_constant_is_chosen_anew_in_each_resample(few_resamples, metric, sign):
+def test_intervals_of_the_best_constant_are_without_what_choosing_gains(few_resamples, metric, sign):
     clusters = [f"{i % 11:02d}" for i in range(25)]
     results, swept = random_results(metric, clusters)
-    results.add_best_constant("best", {metric: swept})
+    place = results.add_best_constant("best", {metric: swept})[metric]
     labels, counts = results.clusters, results.resampled.counts
-    means = counts @ np.array([swept.T[labels == label].sum(0) for label in sorted(set(clusters))])
+    sums = np.array([swept.T[labels == label].sum(0) for label in sorted(set(clusters))])
+    means = counts @ sums / (counts @ [sum(labels == label) for label in sorted(set(clusters))])[:, None]
     assert len(set((sign * means).argmax(1))) > 2  # or the test would say nothing
+    gain = sign * ((sign * means).max(1).mean() - (sign * swept.mean(1)).max())
+    assert sign * gain > 0
     own, less = (found[metric] for found in results.intervals(["best"])["best"])
-    nothing, mine = results.metrics["nothing"], results.metrics["mine"]  # (I, 1)
-    assert own == pytest.approx(naive_interval(swept.T, labels, counts, sign), abs=2e-6)
-    assert less == pytest.approx(naive_interval(swept.T - nothing, labels, counts, sign), abs=2e-6)
-    contrast = results.contrast("mine", "best", metric)
-    assert contrast.interval_95 == pytest.approx(naive_interval(mine - swept.T, labels, counts, -sign), abs=2e-6)
-    assert contrast.difference == pytest.approx(mine.mean() - (sign * swept.mean(1)).max() * sign)
+    nothing, mine = results.metrics["nothing"][:, 0], results.metrics["mine"][:, 0]
+    best = swept[place]
+    assert own == pytest.approx(np.array(naive_interval(best, labels, counts)) - gain, abs=3e-6)
+    assert less == pytest.approx(np.array(naive_interval(best - nothing, labels, counts)) - gain, abs=3e-6)
+    contrast, turned = results.contrast("mine", "best", metric), results.contrast("best", "mine", metric)
+    assert contrast.interval_95 == pytest.approx(np.array(naive_interval(mine - best, labels, counts)) + gain, abs=3e-6)
+    assert turned.interval_95 == pytest.approx([-contrast.interval_95[1], -contrast.interval_95[0]], abs=3e-6)
+    assert contrast.difference == pytest.approx(mine.mean() - best.mean())
     plain = results.contrast("mine", "nothing", metric).interval_95
     assert plain == results.intervals(["mine"])["mine"][1][metric]
     assert plain == pytest.approx(naive_interval(mine - nothing, labels, counts), abs=2e-6)
@@ -243,7 +244,7 @@ def test_a_mean_without_spread_is_its_own_interval():
     values = np.stack([np.full(20, 0.1), np.arange(20) % 2], axis=1)  # the second has one mean in each cluster
     clusters = Clusters(np.arange(20) // 2)
     assert clusters.intervals(values) == [(0.1, 0.1), (0.5, 0.5)]
-    assert clusters.interval_of_chosen(values, 0, clusters.best_of(values, largest=False)) == (0.1, 0.1)
+    assert clusters.gain(values, largest=True) == clusters.gain(values, largest=False) == 0
 
 
 @pytest.mark.parametrize("count", [10, 12, 60])

@@ -185,7 +185,7 @@ def test_what_is_told_of_each_table(scored):
             extra,
             ("each metric for itself", "silog: scale-invariant log error, not times 100.", "ratio of medians, the l"),
         ),
-        ("Intervals", (f"{BEST}: chosen anew in each resample.",)),
+        ("Intervals", (f"Those of {BEST!r} are less what it gains by being chosen, anew in each resample.",)),
     ):
         assert all(text in tables[title].caption for text in texts), title
     plain = by_title(all_tables(replace(scored, groups={}), [], CONSTANTS))
@@ -266,7 +266,7 @@ def test_intervals_and_differences(scored):
 def test_json_has_every_mean_and_no_value_that_is_not_one():
     scored = asked()
     value = json.loads(json.dumps(as_json(scored), allow_nan=False))
-    keys = {"question", "clustered_by", "intervals", "rows", "paper", "groups", "scenes", "images"}
+    keys = {"question", "clustered_by", "gains_of_choosing", "intervals", "rows", "paper", "groups", "scenes", "images"}
     assert (value.keys(), value["images"], value["clustered_by"]) == (keys, 12, "captures")
     assert value["intervals"] == scored.interval_note
     first, second = value["question"]["primary"]
