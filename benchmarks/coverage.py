@@ -1,4 +1,4 @@
-"""How often a nominal 95 % interval of a mean over images holds the true mean, by simulation, in about 5 minutes.
+"""How often a nominal 95 % interval of a mean over images holds the true mean, by simulation, in about 3 minutes.
 
     python -m benchmarks.coverage           one line for each population, number of clusters and method
     python -m benchmarks.coverage --quick   few trials: whether it runs, not what is covered

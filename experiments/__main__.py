@@ -15,6 +15,7 @@ of eval.py.
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -170,6 +171,8 @@ def report(scored: tables.Scored, found: list[tables.Table], bins: Tensor, outpu
     options.write_text(output / ROWS_FILE, tables.as_csv(scored.results, options.csv_text))
     if scored.permuted is not None:
         options.write_text(output / PERMUTED_FILE, tables.permuted_csv(bins, scored.permuted))
+    else:  # that of an earlier run would not belong to these rows
+        (output / PERMUTED_FILE).unlink(missing_ok=True)
     options.write_text(output / MARKDOWN_FILE, tables.as_markdown(found, scored.title, scored.caption))
     options.write_text(output / LATEX_FILE, tables.as_latex(found, scored.caption))
     options.write_json(output / RESULTS_FILE, tables.as_json(scored) | about)
@@ -253,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"model: {args.clip_path} on {device} in {precision}")
         made = options.made_with(args.clip_path, device, precision, args.exact, reading)
         rows = own_rows(reading, own) if args.no_paper else paper_rows(reading, own)
-        training = training_split(training_depths(args.data_path)) if args.controls else None
+        training = training_split(training_depths(args.data_path)) if args.controls and rank == 0 else None
         if args.controls:
             rows = with_controls(rows, model.channel_stride > 1, training and training[0])
         orders = assignments(len(reading.bin_list)) if args.controls else [range(len(reading.bin_list))]
@@ -293,21 +296,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings=caveats,
             clustered_by=clustered_by,
             permuted=scores.permuted,
+            assignments="all" if len(orders) == math.factorial(len(reading.bin_list)) else "random",
         )
         seconds = {"encode": round(encoded - start, 3), "score": round(finished - encoded, 3)}
-        about = options.identified() | {
-            "best_constants": scores.best,
-            "data": dataset.title,
-            "warnings": caveats,
-            "seconds": seconds,
-        }
-        about["made_with"] = made
+        about = options.identified() | {"best_constants": scores.best, "data": dataset.title, "warnings": caveats}
+        about |= {"seconds": seconds, "made_with": made}
         about["readings"] = {setting.name: asdict(setting.reading) for setting in rows.settings if not setting.group}
         found = tables.all_tables(scored, list(own), rows.constants)
         args.output.mkdir(parents=True, exist_ok=True)
-        for name in (*DRAWN_FILES, PERMUTED_FILE):  # of an earlier run: they would not belong to these rows
-            (args.output / name).unlink(missing_ok=True)
         report(scored, found, bins, args.output, about)
+        for name in DRAWN_FILES:  # of an earlier run: it would not belong to these rows
+            (args.output / name).unlink(missing_ok=True)
         if args.figures:
             draw(args.output, scored, store, readouts.text_features(published.BIN_RESPONSE.words), scores.patches)
         if args.html:

@@ -88,6 +88,7 @@ class Scored:
     warnings: Sequence[str] = ()  # what to beware of
     clustered_by: str = "images"  # what makes the clusters that intervals are over
     permuted: np.ndarray | None = None  # (n, 2), mean primary metrics of assignments of bins to words, ours first
+    assignments: str = "all"  # whether these are all that there are, or "random" ones of more
 
     @cached_property
     def primary(self) -> list[Contrast]:
@@ -120,9 +121,7 @@ class Scored:
         count = len(self.results.resampled.sizes)
         if count < MIN_CLUSTERS:
             return f"No intervals: {count} clusters ({self.clustered_by}), fewer than {MIN_CLUSTERS}."
-        return (
-            f"95 % intervals: studentised bootstrap, {RESAMPLES:,} resamples of {count} clusters ({self.clustered_by})."
-        )
+        return f"95 % intervals: studentised bootstrap, {RESAMPLES:,} times {count} clusters ({self.clustered_by})."
 
     @property
     def single_rows(self) -> list[str]:
@@ -179,17 +178,17 @@ def all_tables(scored: Scored, own: Sequence[str], constants: Mapping[str, float
 
 def question_table(scored: Scored, uniform_depth: float) -> Table:
     """The primary contrast."""
-    caption = f"{THIS_RUN} minus {UNIFORM}, the mean {uniform_depth:.3f} m of its bins, image by image: the primary "
-    caption += (
-        f"contrast. All else in these tables is exploratory, unadjusted. {scored.interval_note} wins: images for "
-    )
-    caption += "which this run is better; dz: mean difference / its standard deviation over images"
+    parts = [
+        f"Primary contrast: {THIS_RUN} minus {UNIFORM}, the mean {uniform_depth:.3f} m of its bins, image by image.",
+        f"All else in these tables is exploratory, unadjusted. {scored.interval_note}",
+        "wins: images for which this run is better. dz: mean difference / its standard deviation over images.",
+    ]
     if scored.permuted is not None:
-        caption += (
-            f"; p: (1 + k) / (1 + n), k of n = {len(scored.permuted) - 1:,} other assignments of the bins to the "
+        parts.append(
+            f"p: (1 + k) / (1 + n), k of {scored.assignments} n = {len(scored.permuted) - 1:,} other assignments"
         )
-        caption += "words are as good, over patches with the mean of each one's ground truth, not over pixels"
-    return contrast_table(QUESTION, f"{caption}.", [*scored.primary, scored.exploratory[0]], scored)
+        parts.append("of the bins to the words are as good, over patches with the mean of each one's ground truth.")
+    return contrast_table(QUESTION, " ".join(parts), [*scored.primary, scored.exploratory[0]], scored)
 
 
 def contrast_table(title: str, caption: str, contrasts: Sequence[Contrast], scored: Scored) -> Table:
@@ -398,6 +397,7 @@ def as_json(scored: Scored) -> dict[str, Any]:
             "primary": [asdict(contrast) for contrast in scored.primary],
             "exploratory": [asdict(contrast) for contrast in scored.exploratory],
             "other_assignments": 0 if scored.permuted is None else len(scored.permuted) - 1,
+            "assignments": scored.assignments,
         },
         "clustered_by": scored.clustered_by,
         "gains_of_choosing": results.gains,

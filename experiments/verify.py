@@ -109,6 +109,7 @@ def scored_again(stored: dict[str, Any], folder: Path) -> tables.Scored:
         caption="",
         clustered_by=stored["clustered_by"],
         permuted=permuted,
+        assignments=stored["question"]["assignments"],
     )
 
 

@@ -152,9 +152,11 @@ def test_the_question_by_hand():
         (name, "abs_rel", "-0.250", "[-0.250, -0.250]", "12 of 12", "-", "0.7500"),
         (name, "spearman", "+0.300", "[+0.300, +0.300]", "12 of 12", "-", "-"),
     ]
-    assert table.caption.startswith(f"{name}, the mean 2.143 m of its bins, image by image: the primary contrast. All ")
-    assert "resamples of 12 clusters (captures). wins: " in table.caption
-    assert "k of n = 3 other assignments of the bins" in table.caption
+    assert table.caption.startswith(
+        f"Primary contrast: {name}, the mean 2.143 m of its bins, image by image. All else "
+    )
+    assert "10,000 times 12 clusters (captures). wins: " in table.caption
+    assert "k of all n = 3 other assignments of the bins" in table.caption
     alone = question_table(replace(scored, permuted=None), 15 / 7)
     assert {line.cells[-1] for line in alone.lines} == {"-"}
     assert "p: " not in alone.caption
