@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calculate_error import (
-    AT_ONCE,
     NYU_CROP,
     NYU_MAX_DEPTH,
     NYU_METRICS,
@@ -50,7 +49,7 @@ RANDOM_RANGE = 10.0  # [m] of the paper's Lower Bound
 CROP_SIZE = size_of(NYU_CROP)  # (416, 544)
 WHOLE_MM = round(NYU_MAX_DEPTH * 1000)  # depths that ground truth can have, from 0 up
 MAPS_AT_ONCE = 16  # of an image, so that few of their pixels are in memory
-CONSTANTS_AT_ONCE = AT_ONCE // WHOLE_MM  # of the sweep, so that their table is one block
+CONSTANTS_AT_ONCE = 256  # of the sweep, so that histograms are read a few times only
 SWEEP = tuple(i / 200 for i in range(1, round(NYU_MAX_DEPTH * 200)))  # [m] constants that are tried, 5 mm apart
 STEPS = 2**16 + 1  # of the range, in which depths are ranked: rounding of fp32 must not order equal ones
 SMALLEST_STEP = 1e-5  # [m] what is nearer than this is equal, whatever the range
@@ -221,34 +220,59 @@ def score_all(gt: Tensor, trunk: Tensor, name: str, rows: Rows, readouts: Readou
     of the first setting's bins to its words. Raises UnscorableError as `score_image` does.
     """
     patches, pixels = depth_maps(rows, readouts, trunk, name)
-    errors, truth = score_image(gt, patches, pixels, name), patch_truth(gt, patches.shape[1:])
+    truth = truth_of(gt, patches.shape[1:])
+    errors = score_image(truth, patches, pixels, name)
     permuted = permuted_errors(readouts.weights(trunk), bins, truth)
-    both = np.stack([patches[0].flatten()[truth.places].double().numpy(), truth.depth.numpy()])
-    return ImageScores(errors, histogram(gt), permuted, both)
+    both = np.stack([patches[0].flatten()[truth.patches].double().numpy(), truth.patch_depth.numpy()])
+    return ImageScores(errors, histogram(truth.depth), permuted, both)
+
+
+class Truth(NamedTuple):
+    """Ground truth of an image: of its N counted pixels, and of the P patches of which at least half is counted."""
+
+    places: Tensor  # (N,) int64 in the flattened crop
+    depth: Tensor  # (N,) float32 [m]
+    patches: Tensor  # (P,) int64 in the flattened grid
+    patch_depth: Tensor  # (P,) float64 [m], mean over a patch's counted pixels
+
+
+def truth_of(gt: Tensor, grid: Sequence[int]) -> Truth:
+    """The ground truth of an image, and of h x w patches of its crop: gt (1, 480, 640) float32 [m], 0 = no measurement.
+
+    Sums of whole millimetres are exact, so that patches of equal mean depth have equal numbers.
+    """
+    places, depth = counted_NYU(gt)
+    counted, millimetres = torch.zeros(2, math.prod(CROP_SIZE), dtype=torch.float64).unbind()
+    counted[places], millimetres[places] = 1, (depth.double() * 1000).round()
+    sizes = [whole // n for whole, n in zip(CROP_SIZE, grid, strict=True)]  # (H, W) of a patch, px
+    count, total = (
+        F.avg_pool2d(x.view(1, *CROP_SIZE), sizes, divisor_override=1).flatten() for x in (counted, millimetres)
+    )
+    patches = (count >= MEASURED_SHARE * math.prod(sizes)).nonzero()[:, 0]
+    return Truth(places, depth, patches, total[patches] / count[patches] / 1000)
 
 
 @torch.inference_mode()
-def score_image(gt: Tensor, patches: Tensor, pixels: Tensor, name: str) -> dict[str, np.ndarray]:
+def score_image(truth: Truth, patches: Tensor, pixels: Tensor, name: str) -> dict[str, np.ndarray]:
     """All metrics of every row for one image.
 
-    From gt (1, 480, 640) float32 [m], 0 = no measurement; patches (R, h, w) [m], depth maps that are resized as the
-    method's; and pixels (R', 416, 544) [m], depth maps as they are.
+    From its ground truth; patches (R, h, w) [m], depth maps that are resized as the method's; and pixels
+    (R', 416, 544) [m], depth maps as they are.
 
     Returns:
         Each of `METRICS`, `valid_pixels` and `dropped_pixels` -> (R + R',).
 
     Raises UnscorableError: a prediction is not finite, or no pixel counts.
     """
-    places, depth = counted_NYU(gt)
-    truth, width = patch_truth(gt, patches.shape[1:]), CROP_SIZE[1]
+    places, depth, width = truth.places, truth.depth, CROP_SIZE[1]
     some = ((places // width % EVERY == 0) & (places % width % EVERY == 0)).nonzero()[:, 0]
     sizes = [whole // n for whole, n in zip(CROP_SIZE, patches.shape[1:], strict=True)]  # (H, W) of a patch, px
 
     def errors(pred: Tensor) -> dict[str, Tensor]:  # (r, 416, 544)
         counted = pred.flatten(1).index_select(1, places)
         found = errors_of_maps(depth, counted, NYU_MAX_DEPTH, (*NYU_METRICS, "silog"), name, SCALED)
-        means = F.avg_pool2d(pred, sizes).flatten(1).index_select(1, truth.places)  # (r, P)
-        found["spearman"], found["pearson"] = correlations(means, truth.depth)
+        means = F.avg_pool2d(pred, sizes).flatten(1).index_select(1, truth.patches)  # (r, P)
+        found["spearman"], found["pearson"] = correlations(means, truth.patch_depth)
         found["spearman_pixels"], _ = correlations(counted[:, some], depth[some])
         return found
 
@@ -259,38 +283,15 @@ def score_image(gt: Tensor, patches: Tensor, pixels: Tensor, name: str) -> dict[
     }
 
 
-class PatchTruth(NamedTuple):
-    """Ground truth of the P patches of which at least half was measured."""
-
-    places: Tensor  # (P,) int64 in the flattened grid
-    depth: Tensor  # (P,) float64 [m], mean over a patch's counted pixels
-
-
-def patch_truth(gt: Tensor, grid: Sequence[int]) -> PatchTruth:
-    """The ground truth of patches: gt (1, 480, 640) [m], h x w patches in the crop.
-
-    Sums of whole millimetres are exact, so that patches of equal mean depth have equal numbers.
-    """
-    places, depth = counted_NYU(gt)
-    measured, millimetres = torch.zeros(2, math.prod(CROP_SIZE), dtype=torch.float64).unbind()
-    measured[places], millimetres[places] = 1, (depth.double() * 1000).round()
-    sizes = [whole // n for whole, n in zip(CROP_SIZE, grid, strict=True)]  # (H, W) of a patch, px
-    count, total = (
-        F.avg_pool2d(x.view(1, *CROP_SIZE), sizes, divisor_override=1).flatten() for x in (measured, millimetres)
-    )
-    usable = (count >= MEASURED_SHARE * math.prod(sizes)).nonzero()[:, 0]
-    return PatchTruth(usable, total[usable] / count[usable] / 1000)
-
-
-def permuted_errors(weights: Tensor, bins: Tensor, truth: PatchTruth) -> np.ndarray:
+def permuted_errors(weights: Tensor, bins: Tensor, truth: Truth) -> np.ndarray:
     """The primary metrics of n assignments of bins to words, over patches and not over pixels.
 
     From weights (K, h, w) and bins (n, K) [m] -> (n, 2) in the order of `PRIMARY`; NaN where no patch is measured.
     """
-    if not len(truth.places):
+    if not len(truth.patches):
         return np.full((len(bins), len(PRIMARY)), np.nan)
-    depth = bins @ weights.flatten(1)[:, truth.places]  # (n, P)
-    found = mean_errors(truth.depth.float(), depth, NYU_MAX_DEPTH, PRIMARY)
+    depth = bins @ weights.flatten(1)[:, truth.patches]  # (n, P)
+    found = mean_errors(truth.patch_depth.float(), depth, NYU_MAX_DEPTH, PRIMARY)
     return np.stack([found[metric].numpy() for metric in PRIMARY], axis=1)
 
 
@@ -324,26 +325,20 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float((a * b).sum() / norm) if norm > 0 else 0.0
 
 
-def histogram(gt: Tensor) -> np.ndarray:
-    """The share of 0, 1, ... 9999 mm among the counted pixels of an image: (1, 480, 640) [m] -> (10000,) float32."""
-    _, depth = counted_NYU(gt)
+def histogram(depth: Tensor) -> np.ndarray:
+    """The share of 0, 1, ... 9999 mm among the counted pixels of an image: (N,) [m] -> (10000,) float32."""
     counts = torch.bincount((depth * 1000).round().long(), minlength=WHOLE_MM)
     return (counts / len(depth)).float().numpy()
 
 
 def swept_constants(shares: Tensor) -> dict[str, np.ndarray]:
-    """The metrics of the constants of `SWEEP` on each of I images, from shares (10000, I): metric -> (S, I)."""
-    return {metric: errors.numpy() for metric, errors in constant_errors(SWEEP, shares, NYU_METRICS).items()}
-
-
-def constant_errors(depths: Sequence[float], shares: Tensor, metrics: Sequence[str]) -> dict[str, Tensor]:
-    """Metrics of C constants on each of I images: depths [m], shares (10000, I) as from `histogram` -> (C, I) each."""
+    """Metrics of the S constants of `SWEEP` on each of I images, by histograms (10000, I): metric -> (S, I) float64."""
     gt = torch.arange(WHOLE_MM, dtype=torch.float32) / 1000
     parts = [
-        mean_errors(gt, part[:, None], NYU_MAX_DEPTH, metrics, shares)
-        for part in torch.tensor(depths, dtype=torch.float32).split(CONSTANTS_AT_ONCE)
+        mean_errors(gt, part[:, None], NYU_MAX_DEPTH, NYU_METRICS, shares)
+        for part in torch.tensor(SWEEP).split(CONSTANTS_AT_ONCE)
     ]
-    return {metric: torch.cat([part[metric] for part in parts]) for metric in metrics}
+    return {metric: torch.cat([part[metric] for part in parts]).numpy() for metric in NYU_METRICS}
 
 
 def training_split(depths: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
@@ -356,8 +351,8 @@ def training_split(depths: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
     for gt in depths:
         total += gt[0][NYU_CROP]
         count += gt[0][NYU_CROP] > 0
-        if len(counted_NYU(gt)[0]):
-            shares.append(histogram(gt))
+        if len(depth := counted_NYU(gt)[1]):
+            shares.append(histogram(depth))
     if not shares:
         return None
     mean = torch.where(count > 0, total / count.clamp(min=1), total.sum() / count.sum())

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor
 from torch.testing import assert_close
 
-from calculate_error import NYU_CROP, NYU_METRICS, UnscorableError, compute_errors_NYU_per_image
+from calculate_error import NYU_CROP, NYU_METRICS, UnscorableError, compute_errors_NYU_per_image, counted_NYU
 from clip.model import CLIP
 from experiments import score
 from experiments.published import BIN_SETS, PROMPT_SETS
@@ -29,11 +29,9 @@ from experiments.score import (
     Readouts,
     Rows,
     Setting,
-    constant_errors,
     correlations,
     depth_maps,
     histogram,
-    patch_truth,
     random_depth,
     ranks,
     score_all,
@@ -41,6 +39,7 @@ from experiments.score import (
     steps,
     swept_constants,
     training_split,
+    truth_of,
 )
 from monoclip import PAPER, MonoCLIP, Reading, zeroshot_classifier
 from tests.test_calculate_error import naive_mask_NYU, naive_metrics
@@ -214,7 +213,7 @@ def test_all_metrics_equal_a_naive_loop():
     holes = rng.uniform(0.5, 9, (416, 544))
     holes[:20] = 0  # is dropped
     pixels = torch.from_numpy(np.stack([tiles, holes, np.full((416, 544), 2.5173)]).astype(np.float32))
-    scores = score_image(gt, patches, pixels, NAME)
+    scores = score_image(truth_of(gt, PATCHES), patches, pixels, NAME)
     assert set(scores) == {*METRICS, "valid_pixels", "dropped_pixels"}
     maps = [*(naive_upsampled(each.double().numpy()) for each in patches), *pixels.numpy()]
     for r, pred in enumerate(maps):
@@ -232,10 +231,10 @@ def test_scores_do_not_depend_on_what_else_is_scored(monkeypatch):
     patches, pixels = (
         torch.from_numpy(rng.uniform(0.5, 9, (4, *size)).astype(np.float32)) for size in (PATCHES, (416, 544))
     )
-    together = score_image(gt, patches, pixels, NAME)
+    together = score_image(truth_of(gt, PATCHES), patches, pixels, NAME)
     monkeypatch.setattr(score, "MAPS_AT_ONCE", 3)
-    blocks = score_image(gt, patches, pixels, NAME)
-    alone = score_image(gt, patches[2:3], pixels[:1], NAME)
+    blocks = score_image(truth_of(gt, PATCHES), patches, pixels, NAME)
+    alone = score_image(truth_of(gt, PATCHES), patches[2:3], pixels[:1], NAME)
     for name, values in together.items():
         assert values.shape == (8,)
         np.testing.assert_allclose(blocks[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -281,24 +280,24 @@ def test_patches_of_equal_mean_depth_tie_in_ground_truth():
         millimetres[56 + 32 * i : 88 + 32 * i, 60 + 32 * j : 92 + 32 * j] = patch
         if (count := np.count_nonzero(patch)) >= 512:
             means[number] = Fraction(int(patch.sum()), int(count)), count
-    truth = patch_truth(torch.from_numpy(millimetres.astype(np.float32) / 1000)[None], PATCHES)
+    truth = truth_of(torch.from_numpy(millimetres.astype(np.float32) / 1000)[None], PATCHES)
     exact = [mean for mean, _ in means.values()]
-    assert truth.places.tolist() == list(means)
+    assert truth.patches.tolist() == list(means)
     assert 100 < len(means) < 221
     assert len(set(exact)) + 50 < len(set(means.values()))  # many are the means of different numbers of pixels
-    np.testing.assert_allclose(truth.depth, [float(mean / 1000) for mean in exact], rtol=1e-15)
+    np.testing.assert_allclose(truth.patch_depth, [float(mean / 1000) for mean in exact], rtol=1e-15)
     expected = stats.rankdata([sorted(set(exact)).index(mean) for mean in exact])
-    np.testing.assert_array_equal(stats.rankdata(truth.depth), expected)
-    np.testing.assert_array_equal(ranks(steps(truth.depth.numpy())), expected - 1)
+    np.testing.assert_array_equal(stats.rankdata(truth.patch_depth), expected)
+    np.testing.assert_array_equal(ranks(steps(truth.patch_depth.numpy())), expected - 1)
 
 
 def test_an_image_that_cannot_be_scored_is_named():
     bad, pixels = torch.ones(2, *PATCHES), torch.ones(1, 416, 544)
     bad[1, 3, 3] = math.nan
     with pytest.raises(UnscorableError, match=f"^{NAME}: [0-9,]+ of [0-9,]+ predicted depths are NaN or infinite"):
-        score_image(rough_truth(), bad, pixels, NAME)
+        score_image(truth_of(rough_truth(), PATCHES), bad, pixels, NAME)
     with pytest.raises(UnscorableError, match=f"^{NAME}: no valid pixel"):
-        score_image(torch.zeros(1, 480, 640), bad[:1], pixels, NAME)
+        score_image(truth_of(torch.zeros(1, 480, 640), PATCHES), bad[:1], pixels, NAME)
 
 
 def test_every_row_has_the_name_of_its_own_map(tiny_clip, trunk):
@@ -328,20 +327,20 @@ def test_an_image_scores_every_assignment_of_bins(tiny_clip):
     readouts = Readouts(MonoCLIP(tiny_clip), partial(zeroshot_classifier, tiny_clip), settings)
     gt, table = rough_truth(4), torch.tensor(bins)
     scores = score_all(gt, trunk, NAME, rows, readouts, table)
-    truth = patch_truth(gt, PATCHES)
-    true = truth.depth.numpy()
+    truth = truth_of(gt, PATCHES)
+    true = truth.patch_depth.numpy()
     with torch.inference_mode():
         patches, pixels = depth_maps(rows, readouts, trunk, NAME)
     for i, depth in enumerate(patches):
-        pred = depth.flatten()[truth.places].double().numpy()
+        pred = depth.flatten()[truth.patches].double().numpy()
         expected = naive_metrics(true, pred, 10)
         assert pred.std() > 0.01
         assert scores.permuted[i] == pytest.approx([expected["delta1"], expected["abs_rel"]], abs=1e-5)
         if i == 0:
             np.testing.assert_allclose(scores.patches, [pred, true], atol=1e-6, rtol=0)
-    expected = score_image(gt, patches, pixels, NAME)
+    expected = score_image(truth_of(gt, PATCHES), patches, pixels, NAME)
     assert all(np.array_equal(scores.errors[name], expected[name]) for name in expected)
-    np.testing.assert_array_equal(scores.histogram, histogram(gt))
+    np.testing.assert_array_equal(scores.histogram, histogram(counted_NYU(gt)[1]))
     gt[torch.rand(gt.shape, generator=torch.Generator().manual_seed(0)) < 0.7] = 0  # no patch is measured, an image is
     scores = score_all(gt, trunk, NAME, rows, readouts, table)
     assert scores.permuted.shape == (3, 2)
@@ -357,20 +356,21 @@ def test_histogram_by_hand():
     gt = torch.zeros(1, 480, 640)
     gt[0, 100, 100:108] = torch.tensor([1.234, 1.234, 1.234, 9.999, 10.0, 0.001, 0.002, 7.0])
     gt[0, 0, 0] = 5.0  # outside the crop
-    shares = histogram(gt)
+    shares = histogram(counted_NYU(gt)[1])
     assert shares.shape == (10_000,)
     assert {int(i): float(shares[i]) for i in shares.nonzero()[0]} == pytest.approx(
         {2: 1 / 6, 1234: 1 / 2, 7000: 1 / 6, 9999: 1 / 6}
     )
-    assert histogram(rough_truth()).sum() == pytest.approx(1, abs=1e-5)
+    assert histogram(counted_NYU(rough_truth())[1]).sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_constants_from_histograms_equal_constant_maps():
+def test_constants_from_histograms_equal_constant_maps(monkeypatch):
     truths = [rough_truth(seed) for seed in range(2)]
     truths[0][:, :, 300:330] = 2.5  # where 1.25 * 2 m is hit exactly
     depths = [2.0, 15 / 7, 0.5, 1.0, 9.999]
-    shares = torch.from_numpy(np.stack([histogram(gt) for gt in truths])).T
-    errors = constant_errors(depths, shares, NYU_METRICS)
+    shares = torch.from_numpy(np.stack([histogram(counted_NYU(gt)[1]) for gt in truths])).T
+    monkeypatch.setattr(score, "SWEEP", depths)
+    errors = swept_constants(shares)
     maps = torch.tensor(depths).view(1, -1, 1, 1).expand(1, -1, 416, 544)
     for i, gt in enumerate(truths):
         expected = compute_errors_NYU_per_image(gt[None], maps)
@@ -415,5 +415,5 @@ def test_training_split_by_hand():
     assert mean[200 - 56, 200 - 60] == 2
     assert mean[300 - 56, 300 - 60].item() == pytest.approx(16 / 3)
     assert mean[100 - 56, 100 - 60].item() == pytest.approx(3, abs=1e-4)
-    expected = np.stack([histogram(first), histogram(second)], axis=1)
+    expected = np.stack([histogram(counted_NYU(first)[1]), histogram(counted_NYU(second)[1])], axis=1)
     np.testing.assert_array_equal(shares, expected)  # without images of which no pixel counts
