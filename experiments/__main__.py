@@ -15,7 +15,6 @@ of eval.py.
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -165,12 +164,18 @@ def score(
     return Scores(results, depths, np.mean(permuted, axis=0) if permuted else None, patches)
 
 
-def report(scored: tables.Scored, found: list[tables.Table], bins: Tensor, output: Path, about: dict[str, Any]) -> None:
+def report(
+    scored: tables.Scored,
+    found: list[tables.Table],
+    orders: Sequence[Sequence[float]],
+    output: Path,
+    about: dict[str, Any],
+) -> None:
     """Step 3: writes the CSV, the tables and, last, results.json with `about`, each whole. Raises OSError."""
-    found = [*found, tables.interval_table(scored)]
+    found = [*found, tables.interval_table(scored)] if len(scored.results.resampled.counts) else found
     options.write_text(output / ROWS_FILE, tables.as_csv(scored.results, options.csv_text))
     if scored.permuted is not None:
-        options.write_text(output / PERMUTED_FILE, tables.permuted_csv(bins, scored.permuted))
+        options.write_text(output / PERMUTED_FILE, tables.permuted_csv(orders, scored.permuted))
     else:  # that of an earlier run would not belong to these rows
         (output / PERMUTED_FILE).unlink(missing_ok=True)
     options.write_text(output / MARKDOWN_FILE, tables.as_markdown(found, scored.title, scored.caption))
@@ -259,8 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         training = training_split(training_depths(args.data_path)) if args.controls and rank == 0 else None
         if args.controls:
             rows = with_controls(rows, model.channel_stride > 1, training and training[0])
-        orders = assignments(len(reading.bin_list)) if args.controls else [range(len(reading.bin_list))]
-        bins = torch.tensor(reading.bin_list)[torch.tensor(orders)]  # (n, K)
+        orders, complete = assignments(reading.bin_list) if args.controls else ([reading.bin_list], False)
         names = [*rows.names, published.BEST, published.BEST_ELSEWHERE, published.BEST_TRAINED]
         if twice := {name for name in own if names.count(name) > 1}:
             raise options.UsageError(f"{args.readings}: {min(twice)!r} is the name of another row; choose another name")
@@ -280,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         encoded = time.perf_counter()
 
         readouts = Readouts(model, partial(zeroshot_classifier, clip_model), rows.settings)
-        scores = score(store, rows, readouts, bins, clusters, training and training[1])
+        scores = score(store, rows, readouts, torch.tensor(orders), clusters, training and training[1])
         finished = time.perf_counter()
 
         caveats = options.caveats(dataset.official, made["checkpoint_sha256"])
@@ -296,15 +300,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings=caveats,
             clustered_by=clustered_by,
             permuted=scores.permuted,
-            assignments="all" if len(orders) == math.factorial(len(reading.bin_list)) else "random",
+            complete=complete,
+            own=list(own),
         )
         seconds = {"encode": round(encoded - start, 3), "score": round(finished - encoded, 3)}
         about = options.identified() | {"best_constants": scores.best, "data": dataset.title, "warnings": caveats}
         about |= {"seconds": seconds, "made_with": made}
         about["readings"] = {setting.name: asdict(setting.reading) for setting in rows.settings if not setting.group}
-        found = tables.all_tables(scored, list(own), rows.constants)
+        found = tables.all_tables(scored, rows.constants)
         args.output.mkdir(parents=True, exist_ok=True)
-        report(scored, found, bins, args.output, about)
+        report(scored, found, orders, args.output, about)
         for name in DRAWN_FILES:  # of an earlier run: it would not belong to these rows
             (args.output / name).unlink(missing_ok=True)
         if args.figures:

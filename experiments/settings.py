@@ -1,7 +1,7 @@
 """What the experiments score, as data: the paper's readings, one's own, and the controls that the paper lacks."""
 
-import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from monoclip import Reading
 from viewer.page import COLOUR_WORDS, spread_words
 
 PERMUTATIONS, SHUFFLES, CHANNEL_SUBSETS, RANDOM_SEEDS = 100, 5, 20, 5
-ASSIGNMENTS = 5040  # of seven words to seven bins: all there are; of more words, so many at random
+ASSIGNMENTS = 5040  # of bins to words, at most: seven different bins have so many
 # Sorted, a few channels still meet the dimension of every second one; unsorted, none but by chance.
 RANDOM_CHANNELS = {"random channels, sorted": True, "random channels, unsorted": False}
 # Seven words that vary in nothing, where `COLOUR_WORDS` vary as the depth classes do, but not in distance.
@@ -68,7 +68,7 @@ def with_controls(rows: Rows, channels: bool, mean_image: Tensor | None) -> Rows
         settings.append(Setting("reversed bins", replace(reading, bin_list=bins[::-1])))
     for i, order in enumerate(permutations(len(bins))):
         permuted = replace(reading, bin_list=tuple(bins[j] for j in order))
-        settings.append(Setting(f"permutation {i}", permuted, group="word-to-bin permutations"))
+        settings.append(Setting(f"permutation {i}", permuted, group="other assignments of bins to words"))
     for name, words in (("colour words", COLOUR_WORDS), ("unrelated words", UNRELATED_WORDS)):
         if chosen := spread_words(words, len(bins)):
             settings.append(Setting(name, replace(reading, depth_classes=chosen)))
@@ -98,12 +98,11 @@ def permutations(n: int) -> list[tuple[int, ...]]:
     return list(found)
 
 
-def assignments(n: int) -> list[tuple[int, ...]]:
-    """The order 0 ... n - 1, then every other one; of more than `ASSIGNMENTS`, as many different ones at random."""
-    if math.factorial(n) <= ASSIGNMENTS:
-        return list(itertools.permutations(range(n)))
+def assignments(bins: tuple[float, ...]) -> tuple[list[tuple[float, ...]], bool]:
+    """The bins [m] as they are, then in other orders, all different; and whether these are all, or `ASSIGNMENTS`."""
+    count = math.factorial(len(bins)) // math.prod(math.factorial(n) for n in Counter(bins).values())
     rng = np.random.default_rng(0)
-    found = {tuple(range(n)): None}
-    while len(found) < ASSIGNMENTS:
-        found[tuple(rng.permutation(n).tolist())] = None
-    return list(found)
+    found = {bins: None}
+    while len(found) < min(count, ASSIGNMENTS):
+        found[tuple(rng.permutation(bins).tolist())] = None
+    return list(found), len(found) == count

@@ -23,7 +23,8 @@ INTERVAL = (2.5, 97.5)  # percentiles
 MIN_CLUSTERS = 10  # for an interval
 AT_ONCE = 250  # resamples, of thousands of constants each, so that they stay in a core's cache
 DIGITS = 6  # of intervals: the last bits of a matrix product may differ from run to run
-ROUNDING = 1e-9  # below which a difference is rounding
+ROUNDING = 1e-9  # below which a standard error is rounding
+EQUAL = 1e-5  # below which a difference of two metrics is: two pixels of an image's delta
 LEAST_SPREAD = 0.1  # of se: a smaller se* counts as this, or t* would be anything where few clusters differ at all
 COUNTS = ("valid_pixels", "dropped_pixels")  # among the values of an image: what is not averaged
 PRIMARY = ("delta1", "abs_rel")  # metrics of the one question that is asked first; all else is exploratory
@@ -165,9 +166,9 @@ class Results:
         differences, higher = self.paired(row, other, metric), metric in HIGHER
         (interval,) = self.resampled.intervals(differences[:, None])
         interval = shifted(interval, self.gains.get(other, {}).get(metric, 0) - self.gains.get(row, {}).get(metric, 0))
-        wins = int((differences > ROUNDING if higher else differences < -ROUNDING).sum())
+        wins = int((differences > EQUAL if higher else differences < -EQUAL).sum())
         spread = differences.std(ddof=1) if len(differences) > 1 else 0
-        dz = float(differences.mean() / spread) if spread > ROUNDING else None
+        dz = float(differences.mean() / spread) if spread > EQUAL else None
         return Contrast(row, other, metric, float(differences.mean()), interval, wins, dz, p)
 
     def ranges(self, rows: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -269,7 +270,7 @@ def best_elsewhere(swept: np.ndarray, labels: np.ndarray, higher: bool) -> np.nd
 
 def p_value(own: float, others: np.ndarray, higher: bool) -> float:
     """(1 + k) / (1 + n): k of n other values are as good as one's own. At least 1 / (1 + n)."""
-    as_good = others >= own - ROUNDING if higher else others <= own + ROUNDING
+    as_good = others >= own - EQUAL if higher else others <= own + EQUAL
     return float((1 + as_good.sum()) / (1 + len(others)))
 
 

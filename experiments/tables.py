@@ -5,6 +5,7 @@ Every number is a view on `statistics.Results`. Tables are built once, as `Table
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -58,6 +59,13 @@ TABLE_NOTES = {
     BINS: EXPLORATORY,
 }
 QUESTION = "Does language see depth here?"
+ANSWER = (
+    "A yes needs both metrics to be better beyond their intervals, against the best constant of the other clusters as "
+    "well, and a small p (docs/statistics.md)."
+)
+CONTRAST_MEANING = (
+    "wins: images for which this run is better. dz: mean difference / its standard deviation over images."
+)
 CONTRAST_COLUMNS = ("difference", "95 % interval", "wins", "dz", "p")
 SCENE_MEANING = "A scene is a room type."
 GROUP_MEANING = "A group's minimum, median and maximum are over its rows, each metric for itself."
@@ -88,7 +96,8 @@ class Scored:
     warnings: Sequence[str] = ()  # what to beware of
     clustered_by: str = "images"  # what makes the clusters that intervals are over
     permuted: np.ndarray | None = None  # (n, 2), mean primary metrics of assignments of bins to words, ours first
-    assignments: str = "all"  # whether these are all that there are, or "random" ones of more
+    complete: bool = True  # whether these are all that there are, or random ones of more
+    own: Sequence[str] = ()  # rows of one's own readings
 
     @cached_property
     def primary(self) -> list[Contrast]:
@@ -97,10 +106,11 @@ class Scored:
 
     @cached_property
     def exploratory(self) -> list[Contrast]:
-        """The correlations; this run less what is known without looking; other prompts less the original ones."""
+        """Correlations; this run less what is known without looking; own readings and other prompts less theirs."""
         pairs = [(THIS_RUN, UNIFORM, metric) for metric in ("spearman", "spearman_pixels")]
         constants = [row for row in (BEST, BEST_ELSEWHERE, BEST_TRAINED, MEAN_IMAGE) if row in self.results.metrics]
         pairs += [(THIS_RUN, row, metric) for row in constants for metric in PRIMARY]
+        pairs += [(row, self.results.baseline(row), metric) for row in self.own for metric in PRIMARY]
         prompts = {
             row.name: self.published_by[row] for row in PUBLISHED if row.table == PROMPTS and row in self.published_by
         }
@@ -165,30 +175,39 @@ def cells_of(values: Mapping[str, float | None], columns: Sequence[str], form: s
     return tuple("-" if values.get(c) is None else format(values[c], form) for c in columns)
 
 
-def all_tables(scored: Scored, own: Sequence[str], constants: Mapping[str, float]) -> list[Table]:
-    """All tables that are printed; `own` are the rows of one's own readings, `constants` [m] have their baselines."""
-    tables = [question_table(scored, constants[UNIFORM]), main_table(scored, own, constants)]
+def all_tables(scored: Scored, constants: Mapping[str, float]) -> list[Table]:
+    """All tables that are printed; `constants` [m] have the baselines of this run and of one's own readings."""
+    tables = [question_table(scored, constants[UNIFORM]), main_table(scored, constants)]
     tables += paper_tables(scored) if scored.lower_bounds else ()
     if scored.controls:
         tables.append(overview("Controls", scored, COLUMNS))
     extra = [metric for metric in scored.results.columns if metric not in NYU_METRICS]
     tables.append(overview("What a constant cannot fake", scored, extra, EXTRA_MEANING))
-    return [*tables, contrast_table("Paired differences", EXPLORATORY, scored.exploratory, scored)]
+    return [*tables, contrast_table("Paired differences", EXPLORATORY, scored.exploratory[1:], scored)]
 
 
 def question_table(scored: Scored, uniform_depth: float) -> Table:
-    """The primary contrast."""
-    parts = [
-        f"Primary contrast: {THIS_RUN} minus {UNIFORM}, the mean {uniform_depth:.3f} m of its bins, image by image.",
-        f"All else in these tables is exploratory, unadjusted. {scored.interval_note}",
-        "wins: images for which this run is better. dz: mean difference / its standard deviation over images.",
-    ]
-    if scored.permuted is not None:
-        parts.append(
-            f"p: (1 + k) / (1 + n), k of {scored.assignments} n = {len(scored.permuted) - 1:,} other assignments"
-        )
-        parts.append("of the bins to the words are as good, over patches with the mean of each one's ground truth.")
-    return contrast_table(QUESTION, " ".join(parts), [*scored.primary, scored.exploratory[0]], scored)
+    """The primary contrast, what it must be read with, and where this run is among the assignments of its bins."""
+    caption = (
+        f"Primary contrast: {THIS_RUN} minus {UNIFORM}, the mean {uniform_depth:.3f} m of its bins, image by image. "
+        f"{ANSWER} All else in these tables is exploratory, unadjusted. {scored.interval_note} {CONTRAST_MEANING} "
+    )
+    first = [*scored.primary, *(c for c in scored.exploratory if c.minus == BEST_ELSEWHERE), scored.exploratory[0]]
+    table = contrast_table(QUESTION, caption, first, scored)
+    if scored.permuted is None:
+        table.caption += "p: with --controls."
+        return table
+    n = len(scored.permuted) - 1
+    table.caption += f"p: (1 + k) / (1 + n), k of {'all' if scored.complete else 'the random'} n = {n:,} other "
+    table.caption += (
+        "assignments of the bins to the words are as good, over patches with the mean of each one's ground truth."
+    )
+    for place, contrast in enumerate(scored.primary):
+        own, *others = scored.permuted[:, place]
+        name = f"{THIS_RUN} minus the mean of {n:,} other assignments, over patches"
+        cells = (f"{own - np.mean(others):+.3f}", "-", "-", "-", f"{contrast.p:.4f}")
+        table.lines.append(Line(name, contrast.metric, cells))
+    return table
 
 
 def contrast_table(title: str, caption: str, contrasts: Sequence[Contrast], scored: Scored) -> Table:
@@ -196,22 +215,21 @@ def contrast_table(title: str, caption: str, contrasts: Sequence[Contrast], scor
     table = Table(title, caption, CONTRAST_COLUMNS)
     for c in contrasts:
         effect = "-" if c.dz is None else f"{c.dz:+.2f}"
-        p = "-" if c.p is None else f"{c.p:.4f}"
         wins = f"{c.wins} of {len(scored.results.images)}"
-        cells = (f"{c.difference:+.3f}", bounds(c.interval_95, "+.3f"), wins, effect, p)
+        cells = (f"{c.difference:+.3f}", bounds(c.interval_95, "+.3f"), wins, effect, "-")
         table.lines.append(Line(f"{c.row} minus {c.minus}", c.metric, cells))
     return table
 
 
-def main_table(scored: Scored, own: Sequence[str], constants: Mapping[str, float]) -> Table:
+def main_table(scored: Scored, constants: Mapping[str, float]) -> Table:
     """This run and one's own readings between the paper's row and what says nothing."""
     table, results = Table("This run", "", COLUMNS), scored.results
     table.add(THIS_RUN, OURS, results.mean(THIS_RUN))
     if scored.official:
         table.add(PAPER_ROW, "", DEPTHCLIP)
-    for name in own:
+    for name in scored.own:
         table.add(name, OURS, results.mean(name))
-    for name in dict.fromkeys(results.baseline(row) for row in (THIS_RUN, *own)):
+    for name in dict.fromkeys(results.baseline(row) for row in (THIS_RUN, *scored.own)):
         table.add(f"{name} ({constants[name]:.3f} m)" if name == UNIFORM else name, OURS, results.mean(name))
     for name in (BEST, BEST_ELSEWHERE, BEST_TRAINED):
         if name in results.metrics:
@@ -307,11 +325,12 @@ def as_latex(tables: Iterable[Table], caption: str) -> str:
     """One `table` environment for each table, with `caption`, what all are over; needs no package."""
     parts = []
     for table in tables:
+        title = table.title if table.title.endswith("?") else f"{table.title}."
         rows = [latex_row("", "", *table.columns) + r" \hline"]
         rows += [latex_row(line.name, line.kind, *line.cells) for line in table.lines]
         parts.append(
             "\\begin{table}\n"
-            f"\\caption{{{latex(table.title)}. {latex(f'{caption} {table.caption}'.strip())}}}\n"
+            f"\\caption{{{latex(f'{title} {caption} {table.caption}'.strip())}}}\n"
             f"\\begin{{tabular}}{{ll{'r' * len(table.columns)}}}\n\\hline\n"
             + "\n".join(rows)
             + "\n\\hline\n\\end{tabular}\n\\end{table}\n"
@@ -328,7 +347,7 @@ def markdown(text: str) -> str:
 def latex(text: str) -> str:
     """Text for LaTeX: its special characters escaped, minus signs of numbers as minus signs."""
     text = printable(text).translate(LATEX)
-    return f"${text}$" if text[:1] in ("+", "-") and text[1:2].isdigit() else text
+    return f"${text}$" if re.match(r"\[?[+-]\d", text) else text
 
 
 def latex_row(*cells: str) -> str:
@@ -397,8 +416,9 @@ def as_json(scored: Scored) -> dict[str, Any]:
             "primary": [asdict(contrast) for contrast in scored.primary],
             "exploratory": [asdict(contrast) for contrast in scored.exploratory],
             "other_assignments": 0 if scored.permuted is None else len(scored.permuted) - 1,
-            "assignments": scored.assignments,
+            "all_assignments": scored.complete,
         },
+        "own_readings": list(scored.own),
         "clustered_by": scored.clustered_by,
         "gains_of_choosing": results.gains,
         "intervals": scored.interval_note,

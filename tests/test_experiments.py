@@ -127,7 +127,7 @@ def test_rows_are_the_papers_and_the_controls(whole):
     rows = metrics_of(command.output)
     groups = results_of(command.output)["groups"]
     channels = ("random channels, sorted", "random channels, unsorted")
-    assert groups.keys() == {"word-to-bin permutations", "shuffled patches", *channels, *RANDOM}
+    assert groups.keys() == {"other assignments of bins to words", "shuffled patches", *channels, *RANDOM}
     expected = ["this run", "=near|far_*<b>", r"50 % & $x$ #1 {a}~^\b", "the paper's reading", *PAPER_ROWS]
     expected += ["reversed bins", "colour words", "unrelated words", "mean training depth image"]
     expected += ["uniform weights", *(f"uniform weights, {mean} m" for mean in ("1.75", "2", "2.5", "3.14286"))]
@@ -175,7 +175,7 @@ def test_the_question_is_answered_from_the_rows_and_the_assignments(whole):
     for contrast, sign in zip(results["question"]["primary"], (1, -1), strict=True):
         metric = contrast["metric"]
         assert contrast["difference"] == pytest.approx(rows["this run"][metric] - rows["uniform weights"][metric])
-        as_good = sum(sign * float(line[metric]) >= sign * float(first[metric]) - 1e-9 for line in others)
+        as_good = sum(sign * float(line[metric]) >= sign * float(first[metric]) - 1e-5 for line in others)
         assert contrast["p"] == (1 + as_good) / 5040
         assert contrast["interval_95"] is None
 

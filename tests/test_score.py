@@ -123,6 +123,21 @@ def test_random_channels_equal_a_naive_computation(tiny_clip, trunk):
     assert all(not depth["a"].allclose(depth[name], atol=1e-3) for name in "bcd")
 
 
+@pytest.mark.parametrize(("channels", "share"), [(2048, 0.03), (384, 0.06)])  # of RN50 and of the toy
+def test_sorted_channels_keep_some_of_their_places(tiny_clip, channels, share):
+    readouts = Readouts(MonoCLIP(tiny_clip), partial(zeroshot_classifier, tiny_clip), [])
+    readouts.joint = channels // 2
+
+    def kept(ordered: bool) -> float:
+        draws = [Setting("", PAPER, channels=i, ordered=ordered) for i in range(20)]
+        every_second = torch.arange(0, channels, 2)
+        same = [(readouts.chosen_channels(channels, draw) == every_second).float().mean().item() for draw in draws]
+        return float(np.mean(same))
+
+    assert kept(True) == pytest.approx(share, abs=0.005)
+    assert kept(False) < 0.005
+
+
 def test_shuffled_patches_are_the_same_depths_in_an_order_of_the_image(tiny_clip, trunk):
     settings = [Setting("plain", soft(PAPER)), *(Setting(f"{i}", soft(PAPER), shuffle=i) for i in range(3))]
     depth = depths_of(tiny_clip, settings, trunk)

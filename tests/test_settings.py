@@ -1,6 +1,5 @@
 """experiments.settings: which rows there are, and that each is what its name says."""
 
-import math
 from collections import Counter
 from dataclasses import replace
 from itertools import permutations as every_permutation
@@ -81,7 +80,9 @@ def test_184_rows_with_controls():
     rows = controls_of(PAPER)
     assert len({*rows.names, BEST}) == len(rows.names) + 1 == 184
     kinds = {"shuffled patches": 5, **dict.fromkeys(RANDOM_CHANNELS, 20), PIXEL: 5, GRID: 5, MIRRORED: 5}
-    assert {group: len(names) for group, names in rows.groups.items()} == kinds | {"word-to-bin permutations": 100}
+    assert {group: len(names) for group, names in rows.groups.items()} == kinds | {
+        "other assignments of bins to words": 100
+    }
     assert rows.names[:9] == paper_rows(PAPER, {}).names[:9]
     assert [rows.constants[f"bin {depth:g} m alone"] for depth in PAPER.bin_list] == list(PAPER.bin_list)
     assert len(controls_of(PAPER, channels=False).names) == 143  # an encoder without spare channels
@@ -96,7 +97,7 @@ def test_controls_are_of_this_runs_reading():
     assert reading_of(rows, "unrelated words") == replace(OTHER, depth_classes=UNRELATED_WORDS)
     grouped = [setting for setting in rows.settings if setting.group]
     assert {setting.reading.temperature for setting in grouped} == {1}
-    permuted = [setting.reading.bin_list for setting in grouped if "permutations" in setting.group]
+    permuted = [setting.reading.bin_list for setting in grouped if "assignments" in setting.group]
     assert len(set(permuted)) == 100
     assert all(sorted(bins) == sorted(PAPER.bin_list) for bins in permuted)
     numbers = Counter((s.channels is not None, s.shuffle is not None) for s in grouped)
@@ -113,20 +114,33 @@ def test_permutations_are_different_and_none_is_the_identity(n, count):
     assert permutations(7)[:2] == [(2, 4, 3, 6, 5, 0, 1), (5, 2, 4, 6, 1, 0, 3)]  # on every machine
 
 
-@pytest.mark.parametrize("n", [1, 2, 6, 7, 8, 9])
-def test_assignments_are_all_there_are_or_5040_of_them(n):
-    found = assignments(n)
+@pytest.mark.parametrize(
+    ("bins", "count"), [((2,), 1), ((1, 3), 2), ((1, 1, 3, 3), 6), (range(1, 8), 5040), ((1, 1, 2, 2, 2, 3, 3), 210)]
+)
+def test_assignments_are_all_that_there_are(bins, count):
+    bins = tuple(map(float, bins))
+    found, complete = assignments(bins)
+    assert complete
+    assert found[0] == bins
+    assert set(found) == set(every_permutation(bins))
+    assert len(found) == count
+
+
+@pytest.mark.parametrize("n", [8, 9])
+def test_of_more_than_5040_assignments_as_many_are_drawn(n):
+    found, complete = assignments(tuple(map(float, range(n))))
+    assert not complete
     assert found[0] == tuple(range(n))
-    assert len(set(found)) == len(found) == min(math.factorial(n), 5040)
+    assert len(set(found)) == len(found) == 5040
     assert all(sorted(order) == [*range(n)] for order in found)
-    assert found == assignments(n)
-    late = np.mean([order.index(0) for order in found])  # of more words, not those that differ in the last places
+    assert (found, complete) == assignments(tuple(map(float, range(n))))
+    late = np.mean([order.index(0) for order in found])  # not those that differ in the last places
     assert late == pytest.approx((n - 1) / 2, abs=0.15)
 
 
 def test_fewer_and_more_bins():
     rows = few(1, 2, 4)
-    assert len(rows.groups["word-to-bin permutations"]) == 5
+    assert len(rows.groups["other assignments of bins to words"]) == 5
     assert reading_of(rows, "colour words").depth_classes == ("very red", "not in colour", "very green")
     assert reading_of(rows, "unrelated words").depth_classes == ("banana", "Tuesday", "giraffe")
     assert rows.constants[UNIFORM] == pytest.approx(7 / 3)

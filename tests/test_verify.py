@@ -80,7 +80,7 @@ def test_a_run_that_gives_the_papers_numbers(run, tmp_path, capsys):
     assert "weights: a.pt: OpenAI's RN50, by SHA-256\n" in out
     assert "data: 654 images: the official test split, whole, by index\n" in out
     assert "other.mat is NOT nyu_depth_v2_labeled.mat as published" in out
-    done, of = out.split("per_image.csv: ")[1].split(" values")[0].split(" of ")
+    done, of = out.split("from the CSVs: ")[1].split(" values")[0].split(" of ")
     assert done == of
     assert int(of.replace(",", "")) > 1000
     lines = [line for line in out.splitlines() if line.startswith(("within", "OUTSIDE", "-  "))]
@@ -146,17 +146,22 @@ def test_a_number_that_does_not_follow_is_named(run, tmp_path, capsys):
         assert verify.main([str(altered(run, tmp_path / str(i), name, old, new))]) == 1
         out, err = capsys.readouterr()
         assert message in out
-        assert "values do not follow from per_image.csv" in err
+        assert "values do not follow from the CSVs" in err
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("results.json", "{", "no JSON"),
-        ("results.json", '{"schema": 1}', "no results.json of python -m experiments, schema 2; run it again"),
+        ("results.json", '{"schema": 1}', "no results.json of schema 2; run python -m experiments again"),
         ("results.json", '{"schema": 2, "question": {}}', "damaged, or not of the CSVs beside it (KeyError('rows'))"),
         ("per_image.csv", "image,reading\n", "its rows are not those of results.json"),
-        ("per_image.csv", None, "No such file or directory"),
+        (
+            "results.json",
+            '{"schema": 2}',
+            "written by eval.py, which scores one reading; give that of python -m experiments",
+        ),
+        ("per_image.csv", None, "per_image.csv: no such file; keep it beside results.json"),
         ("permutations.csv", "bins,delta1\n1,x\n", "damaged, or not of the CSVs beside it"),
     ],
 )
@@ -180,10 +185,13 @@ def test_a_run_of_the_experiments_agrees_with_itself(nyu_folder, tiny_checkpoint
     flags += ["--readings", tmp_path / "own.json", "--controls", "--device", "cpu"]
     for name in ("PERMUTATIONS", "SHUFFLES", "CHANNEL_SUBSETS", "RANDOM_SEEDS"):
         monkeypatch.setattr(settings, name, 2)
-    monkeypatch.setattr(experiments, "assignments", lambda n: [tuple(range(n)), tuple(range(n))[::-1]])
+    monkeypatch.setattr(experiments, "assignments", lambda bins: ([bins, bins[::-1]], False))
     assert experiments.main(list(map(str, flags))) == 0
     capsys.readouterr()
-    assert verify.main([str(tmp_path / "out" / "results.json")]) == 0
+    assert verify.main([str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.endswith(
+        "OK, but over other images than the paper's: nothing published is compared\n"
+    )
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert stored["question"]["other_assignments"] == 1
     assert [contrast["metric"] for contrast in stored["question"]["primary"]] == list(PRIMARY)
