@@ -164,8 +164,8 @@ class NYUDepthV2:
 
         The .mat knows the capture of each image, some 215 for the 654 of the split. A folder in its layout does not:
         there, images of one room type with consecutive indices are one cluster, which may hold more than one capture
-        (the split's indices form 124 runs), so that intervals are rather too wide. Images with a name of their own are
-        clusters of one. Raises DataError: the .mat is damaged.
+        (the split's indices form 124 runs, and room types part some). Images with a name of their own are clusters of
+        one. Raises DataError: the .mat is damaged.
         """
         captures = next((pair.mat.names("scenes") for pair in self.pairs if isinstance(pair, MatPair)), None)
         if captures:

@@ -172,7 +172,7 @@ def report(
     about: dict[str, Any],
 ) -> None:
     """Step 3: writes the CSV, the tables and, last, results.json with `about`, each whole. Raises OSError."""
-    found = [*found, tables.interval_table(scored)] if len(scored.results.resampled.counts) else found
+    found = [*found, tables.interval_table(scored)] if len(scored.results.all_clusters.counts) else found
     options.write_text(output / ROWS_FILE, tables.as_csv(scored.results, options.csv_text))
     if scored.permuted is not None:
         options.write_text(output / PERMUTED_FILE, tables.permuted_csv(orders, scored.permuted))
@@ -270,9 +270,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise options.UsageError(f"{args.readings}: {min(twice)!r} is the name of another row; choose another name")
 
         start = time.perf_counter()
-        statistics = {"image_mean": reading.image_mean, "image_std": reading.image_std}
+        normalisation = {"image_mean": reading.image_mean, "image_std": reading.image_std}
         store = FeatureStore(
-            args.store or args.output / "features", model, dataset, statistics | {key: made[key] for key in STORED_WITH}
+            args.store or args.output / "features",
+            model,
+            dataset,
+            normalisation | {key: made[key] for key in STORED_WITH},
         )
         batch_size = args.batch_size or options.BATCH_SIZE[device.type]
         workers = args.workers or options.WORKERS[device.type]
@@ -293,7 +296,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             groups=rows.groups if args.controls else {},
             published_by={r: name for r in published.PUBLISHED if r.reading and (name := rows.row_of(r.reading))},
             lower_bounds=[] if args.no_paper else [random.name for random in rows.randoms if random.seed == 0],
-            controls=args.controls,
             official=dataset.official,
             title=f"MonoCLIP on {dataset.title}",
             caption=options.caption(dataset.title, caveats),

@@ -87,7 +87,7 @@ def draw_question(
             axis, own = axes[f"assignments {row}"], permuted[0, row]
             axis.hist(permuted[1:, row], bins=60, color="tab:gray")
             axis.axvline(own, color="tab:orange", linewidth=2)
-            axis.set_title(f"this run {own:.3f}, p = {contrast.p:.4f}", fontsize=11)
+            axis.set_title(f"this run over patches {own:.3f}, p = {contrast.p:.4f}", fontsize=11)
             axis.set(xlabel=f"{contrast.metric}, over patches", ylabel=f"of {len(permuted) - 1:,} assignments")
     predicted, true = patches
     axis, far = axes["patches"], float(np.ceil(patches.max(initial=1)))
@@ -96,7 +96,7 @@ def draw_question(
     axis.set(aspect="equal", xlabel="true depth of a patch [m]", ylabel="predicted depth [m]")
     axis.set_title("every patch; dashed: predicted = true", fontsize=11)
     figure.colorbar(drawn, ax=axis, label="patches", shrink=0.6)
-    figure.suptitle("Does language see depth here? Orange: mean difference with its 95 % interval; this run")
+    figure.suptitle("Does language see depth here? Orange: this run, and the mean difference with its 95 % interval")
     save_figure(figure, path, caption)
 
 

@@ -90,7 +90,12 @@ PUBLISHED: tuple[Published, ...] = (
     # An independent run of the release: MoA-DepthCLIP, arXiv 2604.01118.
     Published(TABLE_1, "DepthCLIP, run by MoA-DepthCLIP", (0.390, 0.680, 0.848, 0.393, 0.158, 1.176), note=_OTHER),
     # Eigen et al. 2014: no input at all; other crop, filled ground truth.
-    Published(TABLE_1, MEAN_IMAGE, (0.418, 0.711, 0.874, 0.408, None, 1.244), note=f"{_OTHER}: Eigen et al. 2014"),
+    Published(
+        TABLE_1,
+        MEAN_IMAGE,
+        (0.418, 0.711, 0.874, 0.408, None, 1.244),
+        note=f"{_OTHER}: Eigen et al. 2014, over another crop and filled ground truth",
+    ),
     Published(PROMPTS, "original", _ORIGINAL, PROMPT_SETS["original"]),
     Published(PROMPTS, "prompt 1", (0.341, 0.623, 0.816, 0.379, 0.175, 1.274), PROMPT_SETS["prompt 1"]),
     Published(PROMPTS, "prompt 2", (0.377, 0.667, 0.845, 0.385, 0.161, 1.196), PROMPT_SETS["prompt 2"]),

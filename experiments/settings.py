@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from torch import Tensor
@@ -66,9 +67,9 @@ def with_controls(rows: Rows, channels: bool, mean_image: Tensor | None) -> Rows
     settings = list(rows.settings)
     if len(bins) > 1:
         settings.append(Setting("reversed bins", replace(reading, bin_list=bins[::-1])))
-    for i, order in enumerate(permutations(len(bins))):
-        permuted = replace(reading, bin_list=tuple(bins[j] for j in order))
-        settings.append(Setting(f"permutation {i}", permuted, group="other assignments of bins to words"))
+    for i, order in enumerate(assignments(bins)[0][1 : 1 + PERMUTATIONS]):
+        permuted = Setting(f"permutation {i}", replace(reading, bin_list=order), "other assignments of bins to words")
+        settings.append(permuted)
     for name, words in (("colour words", COLOUR_WORDS), ("unrelated words", UNRELATED_WORDS)):
         if chosen := spread_words(words, len(bins)):
             settings.append(Setting(name, replace(reading, depth_classes=chosen)))
@@ -87,17 +88,7 @@ def with_controls(rows: Rows, channels: bool, mean_image: Tensor | None) -> Rows
     )
 
 
-def permutations(n: int) -> list[tuple[int, ...]]:
-    """`PERMUTATIONS` different random orders of 0 ... n - 1, never the identity; fewer where there are fewer."""
-    rng = np.random.default_rng(0)
-    found: dict[tuple[int, ...], None] = {}
-    while len(found) < min(PERMUTATIONS, math.factorial(n) - 1):
-        order = tuple(rng.permutation(n).tolist())
-        if order != tuple(range(n)):
-            found[order] = None
-    return list(found)
-
-
+@cache
 def assignments(bins: tuple[float, ...]) -> tuple[list[tuple[float, ...]], bool]:
     """The bins [m] as they are, then in other orders, all different; and whether these are all, or `ASSIGNMENTS`."""
     count = math.factorial(len(bins)) // math.prod(math.factorial(n) for n in Counter(bins).values())

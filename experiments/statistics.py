@@ -93,7 +93,7 @@ class Results:
         return next(iter(self.baselines.values()))
 
     @cached_property
-    def resampled(self) -> "Clusters":
+    def all_clusters(self) -> "Clusters":
         """The clusters of all images."""
         return Clusters(self.clusters)
 
@@ -111,7 +111,7 @@ class Results:
         """Adds a row with the best of S constants for each metric: metric -> (S, I) to metric -> that one's place."""
         places = best_places(swept)
         self.add_constant(row, {metric: swept[metric][place] for metric, place in places.items()})
-        gains = {metric: self.resampled.gain(errors.T, metric in HIGHER) for metric, errors in swept.items()}
+        gains = {metric: self.all_clusters.gain(errors.T, metric in HIGHER) for metric, errors in swept.items()}
         self.gains[row] = {metric: gain for metric, gain in gains.items() if gain is not None}
         return places
 
@@ -146,7 +146,7 @@ class Results:
         Over all images, those of a row in `gains` are without what the row gains.
         """
         chosen = self.over(scene)
-        clusters = self.resampled if scene is None else Clusters(self.clusters[chosen])
+        clusters = self.all_clusters if scene is None else Clusters(self.clusters[chosen])
         found: dict[str, tuple[Intervals, Intervals]] = {}
         for row in rows:
             own, other = self.metrics[row][chosen], self.metrics[self.baseline(row)][chosen]
@@ -164,7 +164,7 @@ class Results:
     def contrast(self, row: str, other: str, metric: str, p: float | None = None) -> Contrast:
         """The paired difference of two rows over all images; `p` is put beside it."""
         differences, higher = self.paired(row, other, metric), metric in HIGHER
-        (interval,) = self.resampled.intervals(differences[:, None])
+        (interval,) = self.all_clusters.intervals(differences[:, None])
         interval = shifted(interval, self.gains.get(other, {}).get(metric, 0) - self.gains.get(row, {}).get(metric, 0))
         wins = int((differences > EQUAL if higher else differences < -EQUAL).sum())
         spread = differences.std(ddof=1) if len(differences) > 1 else 0
@@ -222,7 +222,7 @@ class Clusters:
             return [None] * values.shape[1]
         mean, excess, error = self.excess(values)
         shifts = self.shifts(excess)
-        return bounds(mean, error, shifts, self.errors(excess, shifts))
+        return studentised(mean, error, shifts, self.errors(excess, shifts))
 
     def gain(self, values: np.ndarray, largest: bool) -> float | None:
         """What the largest, or smallest, of S means gains by being chosen: (I, S), None where there is no resample.
@@ -242,7 +242,7 @@ def shifted(interval: Interval, by: float) -> Interval:
     return interval and (round(interval[0] + by, DIGITS), round(interval[1] + by, DIGITS))
 
 
-def bounds(mean: np.ndarray, error: np.ndarray, shifts: np.ndarray, errors: np.ndarray) -> list[Interval]:
+def studentised(mean: np.ndarray, error: np.ndarray, shifts: np.ndarray, errors: np.ndarray) -> list[Interval]:
     """Studentised intervals of V means: (V,), se (V,), mean* - mean (RESAMPLES, V) and se* (RESAMPLES, V)."""
     t = np.divide(shifts, np.maximum(errors, LEAST_SPREAD * error), out=np.zeros_like(shifts), where=error > ROUNDING)
     low, high = np.percentile(t, INTERVAL, axis=0)
@@ -269,7 +269,7 @@ def best_elsewhere(swept: np.ndarray, labels: np.ndarray, higher: bool) -> np.nd
 
 
 def p_value(own: float, others: np.ndarray, higher: bool) -> float:
-    """(1 + k) / (1 + n): k of n other values are as good as one's own. At least 1 / (1 + n)."""
+    """(1 + k) / (1 + n): k of n other values are as good as one's own, none of them NaN. At least 1 / (1 + n)."""
     as_good = others >= own - EQUAL if higher else others <= own + EQUAL
     return float((1 + as_good.sum()) / (1 + len(others)))
 

@@ -86,10 +86,9 @@ class Scored:
     """What the tables are made of."""
 
     results: Results
-    groups: Mapping[str, Sequence[str]]  # group -> rows that are reported together
+    groups: Mapping[str, Sequence[str]]  # group -> rows that are reported together; of a run with controls
     published_by: Mapping[Published, str]  # published row with a reading -> our row of the same reading
     lower_bounds: Sequence[str]  # our rows that stand beside the paper's Lower Bound
-    controls: bool  # whether the rows of the controls are there
     official: bool  # whether the images are the paper's, so that its metrics compare
     title: str  # of all that is reported
     caption: str  # what everything is over, and what to beware of
@@ -128,7 +127,7 @@ class Scored:
     @property
     def interval_note(self) -> str:
         """How the intervals come about, or why there are none."""
-        count = len(self.results.resampled.sizes)
+        count = len(self.results.all_clusters.sizes)
         if count < MIN_CLUSTERS:
             return f"No intervals: {count} clusters ({self.clustered_by}), fewer than {MIN_CLUSTERS}."
         return f"95 % intervals: studentised bootstrap, {RESAMPLES:,} times {count} clusters ({self.clustered_by})."
@@ -179,7 +178,7 @@ def all_tables(scored: Scored, constants: Mapping[str, float]) -> list[Table]:
     """All tables that are printed; `constants` [m] have the baselines of this run and of one's own readings."""
     tables = [question_table(scored, constants[UNIFORM]), main_table(scored, constants)]
     tables += paper_tables(scored) if scored.lower_bounds else ()
-    if scored.controls:
+    if scored.groups:
         tables.append(overview("Controls", scored, COLUMNS))
     extra = [metric for metric in scored.results.columns if metric not in NYU_METRICS]
     tables.append(overview("What a constant cannot fake", scored, extra, EXTRA_MEANING))
@@ -416,7 +415,7 @@ def as_json(scored: Scored) -> dict[str, Any]:
             "primary": [asdict(contrast) for contrast in scored.primary],
             "exploratory": [asdict(contrast) for contrast in scored.exploratory],
             "other_assignments": 0 if scored.permuted is None else len(scored.permuted) - 1,
-            "all_assignments": scored.complete,
+            "all_assignments": None if scored.permuted is None else scored.complete,
         },
         "own_readings": list(scored.own),
         "clustered_by": scored.clustered_by,

@@ -4,12 +4,12 @@
     python -m experiments.verify results_paper/results.json --data_path nyu_depth_v2_labeled.mat    its hash, too
 
 Says whether weights and data are those of the paper, whether every mean, difference, interval and p-value follows from
-the metrics of each image, and for each published row whether ours is within .005 of it in all metrics, and in how many
-of them the paper's lies in our interval. What the CSVs do not tell: the metrics themselves, and by how much the
-best constant gains by being chosen.
+the metrics of each image and of each assignment, and for each published row whether ours is within .005 of it in all
+metrics, and in how many of them the published one lies in our interval. What the CSVs do not tell is listed.
 
-Exit code 0: all agrees, or the images are not the paper's, so that nothing compares; 1: a number does not follow, or a
-published reading is not within .005; 2: wrong arguments or files that cannot be used.
+Exit code 0: all follows, and no published row that was measured is off, over other images than the paper's because none
+compares; 1: a number does not follow, a published reading is off by more than .005, or the .mat is another; 2: wrong
+arguments or files that cannot be used. Other weights than the paper's are said, and compared all the same.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import options
 from clip.checkpoint import CHECKPOINTS
 from datasets import DataError, text_of
 from datasets.nyu import TEST_INDICES
+from datasets.nyu_mat import MAT_NAME
 from datasets.prepare_nyu import MAT_SHA256
 from download import file_sha256
 from experiments import tables
@@ -34,8 +35,9 @@ from experiments.score import RANDOM_KINDS, RandomDepth
 from experiments.statistics import COUNTS, DIGITS, PRIMARY, Results
 from monoclip import Reading
 
+OF_IMAGE = ("scene", "cluster", "index")  # columns that all rows of an image share
 CLOSE = 0.005  # a metric is reproduced if it differs from the published one by at most this
-ROUNDING = 2e-6  # of intervals, which are rounded; means agree far better
+TOLERANCE = 2e-6  # of intervals, which are rounded; means agree far better
 SHOWN = 20  # values that do not follow
 
 
@@ -44,14 +46,16 @@ def build_parser() -> argparse.ArgumentParser:
     description = "Computes a results.json again out of per_image.csv, and compares it with the paper."
     parser = options.new_parser(description, "python -m experiments.verify")
     parser.add_argument("results", type=Path, help="results.json that python -m experiments has written")
-    parser.add_argument("--data_path", type=Path, metavar="MAT", help="also compare the SHA-256 of this .mat")
+    known = "also compare the SHA-256 of this .mat with the published one's"
+    parser.add_argument("--data_path", type=Path, metavar="MAT", help=known)
     return parser
 
 
 def load(path: Path) -> dict[str, Any]:
     """A results.json of the experiments. Raises DataError: it is none, or one of another form."""
+    text = text_of(path)
     try:
-        stored = json.loads(text_of(path))
+        stored = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: no JSON ({error}); run python -m experiments again") from error
     if not isinstance(stored, dict) or stored.get("schema") != options.SCHEMA:
@@ -71,6 +75,25 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         raise DataError(f"{path}: no CSV ({error}); run python -m experiments again") from error
 
 
+def plain(cell: str) -> str:
+    """What `options.csv_text` was given."""
+    return cell[1:] if cell[1:] != cell == options.csv_text(cell[1:]) else cell
+
+
+def permuted_of(path: Path, bins: Sequence[float]) -> np.ndarray:
+    """The metrics of all assignments of a run's bins [m] to its words, (n, 2). Raises DataError: they are not these."""
+    lines = rows_of(path)
+    orders = [line["bins"].split() for line in lines]
+    own = [f"{depth:g}" for depth in bins]
+    values = np.array([[float(line[metric]) for metric in PRIMARY] for line in lines])
+    different = len(set(map(tuple, orders))) == len(orders)
+    if not different or orders[0] != own or any(sorted(order) != sorted(own) for order in orders):
+        raise DataError(f"{path}: not the different assignments of this run's bins; run python -m experiments again")
+    if not np.isfinite(values).all():
+        raise DataError(f"{path}: holds metrics that are no numbers; run python -m experiments again")
+    return values
+
+
 def scored_again(stored: dict[str, Any], folder: Path) -> tables.Scored:
     """What the tables were made of, out of the CSVs in `folder`, with the names of rows as in results.json.
 
@@ -82,22 +105,24 @@ def scored_again(stored: dict[str, Any], folder: Path) -> tables.Scored:
     names = [options.csv_text(tables.printable(row)) for row in rows]
     if not images or any([line["reading"] for line in image] != names for image in images):
         raise DataError(f"{path}: its rows are not those of results.json; run python -m experiments again")
+    if any(line[key] != image[0][key] for image in images for line in image for key in ("image", *OF_IMAGE)):
+        raise DataError(f"{path}: the lines of an image name different ones; run python -m experiments again")
     columns = (*next(iter(rows.values()))["metrics"], *COUNTS)
     first = [image[0] for image in images]
     results = Results(
         [line["image"] for line in first],
-        [line["scene"] for line in first],
-        [line["cluster"] for line in first],
+        [plain(line["scene"]) for line in first],
+        [plain(line["cluster"]) for line in first],
         [int(line["index"]) for line in first],
         list(rows),
         [{column: np.array([float(line[column]) for line in image]) for column in columns} for image in images],
         {row: values["baseline"] for row, values in rows.items()},
     )
     results.gains = stored["gains_of_choosing"]
-    permuted = None
-    if stored["question"]["other_assignments"]:
-        values = [[float(line[metric]) for metric in PRIMARY] for line in rows_of(folder / "permutations.csv")]
-        permuted = np.array(values)
+    if not all(np.isfinite(values).all() for values in results.metrics.values()):
+        raise DataError(f"{path}: holds metrics that are no numbers; run python -m experiments again")
+    others = stored["question"]["other_assignments"]
+    permuted = permuted_of(folder / "permutations.csv", stored["made_with"]["reading"]["bin_list"]) if others else None
     names_of: dict[Reading, str] = {}
     for row, values in stored["readings"].items():
         names_of.setdefault(Reading(**values), row)
@@ -107,13 +132,12 @@ def scored_again(stored: dict[str, Any], folder: Path) -> tables.Scored:
         groups={group: values["rows"] for group, values in stored["groups"].items()},
         published_by={row: names_of[row.reading] for row in PUBLISHED if row.reading in names_of},
         lower_bounds=[name for kind in RANDOM_KINDS if (name := RandomDepth(kind, 0).name) in rows],
-        controls=bool(stored["groups"]),
         official=official,
         title=stored["data"],
         caption="",
         clustered_by=stored["clustered_by"],
         permuted=permuted,
-        complete=stored["question"]["all_assignments"],
+        complete=bool(stored["question"]["all_assignments"]),
         own=stored["own_readings"],
     )
 
@@ -129,12 +153,12 @@ def compared(stored: Any, again: Any, where: str = "") -> Iterator[str | None]:
         for key, value in again.items():
             yield from compared(stored[key], value, f"{where}, {key}" if where else str(key))
     elif isinstance(again, float) and isinstance(stored, float | int):
-        yield None if abs(stored - again) <= ROUNDING else f"{where}: {stored}, but {again} follows"
+        yield None if abs(stored - again) <= TOLERANCE else f"{where}: {stored}, but {again} follows"
     else:
         yield None if stored == again else f"{where}: {stored!r}, but {again!r} follows"
 
 
-def origin_lines(stored: dict[str, Any], scored: tables.Scored, mat: Path | None) -> list[str]:
+def origin_lines(stored: dict[str, Any], scored: tables.Scored) -> list[str]:
     """Which weights, data and code a results.json says that it was made with, compared with what is known."""
     made = stored["made_with"]
     known = [name for name, checkpoint in CHECKPOINTS.items() if checkpoint.sha256 == made["checkpoint_sha256"]]
@@ -143,41 +167,38 @@ def origin_lines(stored: dict[str, Any], scored: tables.Scored, mat: Path | None
     weights = f"OpenAI's {known[0]}, by SHA-256" if known else other
     whole = "the official test split, whole" if scored.official else "not the official test split, or not all of it"
     lines = [f"weights: {made['checkpoint']}: {weights}", f"data: {stored['data']}: {whole}, by index"]
-    if mat is not None:
-        same = "is" if file_sha256(mat) == MAT_SHA256 else "is NOT"
-        lines.append(f"data: {mat} {same} nyu_depth_v2_labeled.mat as published, by SHA-256")
     return [*lines, f"code: commit {stored['commit']}; here {options.code_commit()}"]
 
 
-def published_lines(scored: tables.Scored) -> Iterator[tuple[bool, str]]:
-    """For each published row, whether it keeps the run from being a reproduction, and a line of text."""
+def published_lines(scored: tables.Scored) -> Iterator[tuple[bool | None, str]]:
+    """For each published row, whether it is reproduced, None if it cannot be, and a line of text."""
     for row in PUBLISHED:
         name = f"{row.table}{f', {row.scene}' if row.scene else ''}, {row.name}"
         theirs = row.by_column()
-        paper = f"paper {' '.join(tables.cells_of(theirs, COLUMNS))}"
+        paper = f"published {' '.join(tables.cells_of(theirs, COLUMNS))}{f' ({row.note})' if row.note else ''}"
         ours = [name for name in scored.beside(row) if scored.results.over(row.scene).any()]
         if not ours or not scored.official:
             why = "not compared, over other images" if ours else "not measured"
-            yield False, f"-        {name}: {why}; {paper}"
+            yield None, f"-        {name}: {why}; {paper}"
         for one in ours if scored.official else ():
             yield compared_row(scored, row, name, one, paper)
 
 
-def compared_row(scored: tables.Scored, row: Published, name: str, ours: str, paper: str) -> tuple[bool, str]:
-    """A published row beside ours: whether it should be reproduced and is not, and its line."""
+def compared_row(scored: tables.Scored, row: Published, name: str, ours: str, paper: str) -> tuple[bool | None, str]:
+    """A published row beside ours: whether it is reproduced, None where the paper does not say how, and its line."""
     mean, theirs = scored.results.mean(ours, row.scene), row.by_column()
     intervals, _ = scored.results.intervals([ours], row.scene)[ours]
     known = [column for column in COLUMNS if theirs[column] is not None]
     off = {column: round(mean[column] - theirs[column], DIGITS) for column in known}  # type: ignore[operator]
     worst = max(off, key=lambda column: abs(off[column]))
     within = abs(off[worst]) <= CLOSE
-    held = [c for c in known if (bounds := intervals[c]) and bounds[0] <= theirs[c] <= bounds[1]]  # type: ignore[operator]
+    held = [c for c in known if (pair := intervals[c]) and pair[0] <= theirs[c] <= pair[1]]  # type: ignore[operator]
     inside = f"in {len(held)} of {len(known)} intervals" if intervals[known[0]] else "no interval"
     text = (
         f"ours {' '.join(tables.cells_of(mean, COLUMNS))}; {paper}; at most {off[worst]:+.3f} off ({worst}); {inside}"
     )
     which = name if row.reading else f"{name} ({ours}; nothing to reproduce exactly)"
-    return row.reading is not None and not within, f"{'within ' if within else 'OUTSIDE'}  {which}: {text}"
+    return within if row.reading else None, f"{'within ' if within else 'OUTSIDE'}  {which}: {text}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -191,27 +212,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             scored = scored_again(stored, path.parent)
             again = json.loads(json.dumps(tables.as_json(scored)))
             checks = list(compared({key: stored[key] for key in again}, again))
+            origin = origin_lines(stored, scored)
+        except DataError:
+            raise
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            if isinstance(error, DataError):
-                raise
             problem = f"damaged, or not of the CSVs beside it ({error!r})"
             raise DataError(f"{path}: {problem}; run python -m experiments again") from error
-        for line in origin_lines(stored, scored, args.data_path):
-            options.say(line)
         wrong = [check for check in checks if check]
-        print(f"computed again from the CSVs: {len(checks) - len(wrong):,} of {len(checks):,} values agree")
-        print(f"not told by them: metrics of images and assignments, what {BEST!r} gains, names, notes, tables.*")
-        for problem in wrong[:SHOWN]:
-            options.say(f"  {problem}")
-        compared_rows = list(published_lines(scored))
-        for _, line in compared_rows:
-            options.say(line)
-        outside = sum(bad for bad, _ in compared_rows)
+        lines = list(published_lines(scored))
+        outside, within = (sum(reproduced is truth for reproduced, _ in lines) for truth in (False, True))
         problems = [f"{len(wrong):,} values do not follow from the CSVs"] if wrong else []
         problems += [f"{outside} published rows are outside {CLOSE}"] if outside else []
+        if args.data_path and file_sha256(args.data_path) != MAT_SHA256:
+            problems.append(f"{args.data_path} is not {MAT_NAME} as published, by SHA-256")
+        text = f"computed again from the CSVs: {len(checks) - len(wrong):,} of {len(checks):,} values agree"
+        limits = f"not told by them: metrics of images and assignments, what {BEST!r} gains, names, notes, tables.*"
+        for line in (*origin, text, limits, *(f"  {check}" for check in wrong[:SHOWN]), *(line for _, line in lines)):
+            options.say(line)
         if problems:
             raise options.WorkError(f"{path}: {'; '.join(problems)}")
-        print("OK" if scored.official else "OK, but over other images than the paper's: nothing published is compared")
+        print(f"OK: {within} published rows are within {CLOSE}" if within else "OK, but nothing published is compared")
 
     return options.run_command("experiments.verify", work)
 

@@ -24,7 +24,7 @@ import options
 from calculate_error import NYU_CROP, NYU_METRICS, compute_errors_NYU
 from datasets.nyu import TEST_INDICES, open_nyu, training_depths
 from experiments import __main__ as experiments
-from experiments import statistics
+from experiments import settings, statistics
 from experiments.features import FeatureStore
 from experiments.score import METRICS
 from monoclip import PAPER, MonoCLIP
@@ -178,6 +178,19 @@ def test_the_question_is_answered_from_the_rows_and_the_assignments(whole):
         as_good = sum(sign * float(line[metric]) >= sign * float(first[metric]) - 1e-5 for line in others)
         assert contrast["p"] == (1 + as_good) / 5040
         assert contrast["interval_95"] is None
+
+
+def test_an_image_without_a_measured_patch_is_not_among_the_assignments(run, monkeypatch):
+    for name in ("PERMUTATIONS", "SHUFFLES", "CHANNEL_SUBSETS", "RANDOM_SEEDS"):
+        monkeypatch.setattr(settings, name, 1)
+    depth = np.zeros((480, 640), dtype=np.uint16)
+    depth[100:110, 100:110] = 2000  # an image has metrics, but none of its patches
+    Image.fromarray(depth).save(next(run.data.rglob("sync_depth_*.png")))
+    assert run("--controls", "--no_paper", "--figures", "--limit", "2") == 0
+    primary = results_of(run.output)["question"]["primary"]
+    assert [0 < contrast["p"] <= 1 for contrast in primary] == [True, True]
+    with (run.output / "permutations.csv").open() as file:
+        assert all(np.isfinite(float(line["delta1"])) for line in csv.DictReader(file))
 
 
 def test_this_run_and_uniform_weights_are_those_of_eval(whole):

@@ -83,7 +83,7 @@ def test_the_question_is_drawn_image_by_image_with_all_assignments_and_patches(f
             assert others == pytest.approx(sorted(permuted[1:, row]), abs=0.01)
             assert sum(bar.get_height() for bar in axis.containers[0]) == 3  # without this run
             assert axis.lines[0].get_xdata()[0] == permuted[0, row]
-            assert axis.get_title() == f"this run {permuted[0, row]:.3f}, p = {(0.5, 0.75)[row]:.4f}"
+            assert axis.get_title() == f"this run over patches {permuted[0, row]:.3f}, p = {(0.5, 0.5)[row]:.4f}"
     assert [axes[f"differences {row}"].get_xlabel()[-17:] for row in (0, 1)] == [
         "above 0 is better",
         "below 0 is better",

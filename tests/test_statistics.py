@@ -183,7 +183,7 @@ def test_intervals_of_the_best_constant_are_without_what_choosing_gains(few_resa
     clusters = [f"{i % 11:02d}" for i in range(25)]
     results, swept = random_results(metric, clusters)
     place = results.add_best_constant("best", {metric: swept})[metric]
-    labels, counts = results.clusters, results.resampled.counts
+    labels, counts = results.clusters, results.all_clusters.counts
     sums = np.array([swept.T[labels == label].sum(0) for label in sorted(set(clusters))])
     means = counts @ sums / (counts @ [sum(labels == label) for label in sorted(set(clusters))])[:, None]
     assert len(set((sign * means).argmax(1))) > 2  # or the test would say nothing

@@ -195,8 +195,9 @@ def test_what_is_told_of_each_table(scored):
         ("Intervals", (f"Those of {BEST!r} are less what it gains by being chosen, anew in each resample.",)),
     ):
         assert all(text in tables[title].caption for text in texts), title
-    plain = by_title(all_tables(replace(scored, groups={}), CONSTANTS))
-    assert "group" not in plain["Controls"].caption
+    plain = by_title(all_tables(replace(scored, groups={}), CONSTANTS))  # without controls
+    assert "Controls" not in plain
+    assert "group" not in plain[extra].caption
 
 
 def test_paired_differences_are_to_all_that_is_known_without_looking(scored):
@@ -265,6 +266,7 @@ def test_intervals_and_differences(scored):
     ]
     assert (lines[4].name, lines[6].kind, lines[6].cells[0]) == ("mine", f"less {LESS}", "-0.900")
     assert [line.kind for line in lines if line.name == UNIFORM] == [OURS]
+    assert lines[[line.name for line in lines].index(UNIFORM) + 2].name == LESS  # nothing is less itself
     assert [line.cells for line in interval_table(asked()).lines[1:4:2]] == [
         ("[0.963, 1.137]", *["[1.300, 1.300]"] * 2, "[0.750, 0.750]", *["[1.300, 1.300]"] * 2),
         ("[-0.037, +0.137]", *["[+0.300, +0.300]"] * 2, "[-0.250, -0.250]", *["[+0.300, +0.300]"] * 2),

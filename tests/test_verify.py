@@ -14,20 +14,22 @@ from datasets.prepare_nyu import MAT_SHA256
 from experiments import __main__ as experiments
 from experiments import settings, statistics, tables, verify
 from experiments.published import BEST, COLUMNS, PUBLISHED, THIS_RUN, UNIFORM
-from experiments.score import METRICS
+from experiments.score import METRICS, RANDOM_KINDS, RandomDepth
 from experiments.statistics import COUNTS, PRIMARY, Results
 from monoclip import PAPER
 from tests.test_eval import SOFT
 
 SCENES = {"bathroom": 58, "classroom": 23}  # images of the official split; the others are of no scene that is published
+RANDOM = RandomDepth(RANDOM_KINDS[0], 0).name
+ASSIGNED = "bins,delta1,abs_rel\n1 1 2,.4,.3\n"
 READINGS = {row.reading: THIS_RUN if row.reading == PAPER else row.name for row in PUBLISHED if row.reading}
 
 
 def published_run(folder: Path, off: float = 0.0, count: int = 654, sha: str = CHECKPOINTS["RN50"].sha256) -> Path:
     """Writes a run of the official split whose means are the published ones; prompt 2's abs_rel is `off` by so much."""
     scenes = [scene for scene, images in SCENES.items() for _ in range(images)]
-    scenes = np.array(scenes + ["kitchen"] * (654 - len(scenes)))
-    rows, noise = [*READINGS.values(), UNIFORM], np.random.default_rng(0).normal(0, 0.02, 654)
+    scenes = np.array(scenes + ["=kitchen"] * (654 - len(scenes)))  # which a CSV has as '=kitchen
+    rows, noise = [*READINGS.values(), RANDOM, UNIFORM], np.random.default_rng(0).normal(0, 0.02, 654)
     for scene in np.unique(scenes):
         noise[scenes == scene] -= noise[scenes == scene].mean()
     values = np.full((654, len(METRICS), len(rows)), 0.5) + noise[:, None, None]
@@ -51,11 +53,12 @@ def published_run(folder: Path, off: float = 0.0, count: int = 654, sha: str = C
     permuted = np.array([[0.4, 0.3], [0.3, 0.4], [0.5, 0.2]])
     by = {row: READINGS[row.reading] for row in PUBLISHED if row.reading}
     caveats = options.caveats(count == 654, sha)
-    scored = tables.Scored(results, {}, by, [], False, count == 654, "T", "", caveats, "captures", permuted)
+    scored = tables.Scored(results, {}, by, [RANDOM], count == 654, "T", "", caveats, "captures", permuted)
     folder.mkdir(parents=True)
     (folder / "per_image.csv").write_text(tables.as_csv(results, options.csv_text))
-    (folder / "permutations.csv").write_text(tables.permuted_csv([[1, 2], [2, 1], [1, 1]], permuted))
+    (folder / "permutations.csv").write_text(tables.permuted_csv([[1, 1, 2], [1, 2, 1], [2, 1, 1]], permuted))
     about = {"data": "654 images", "warnings": caveats, "made_with": {"checkpoint": "a.pt", "checkpoint_sha256": sha}}
+    about["made_with"]["reading"] = {"bin_list": [1, 1, 2]}
     about["readings"] = {name: asdict(reading) for reading, name in READINGS.items()}
     options.write_json(folder / "results.json", options.identified() | tables.as_json(scored) | about)
     return folder / "results.json"
@@ -74,27 +77,31 @@ def run(tmp_path_factory) -> Path:
 
 
 def test_a_run_that_gives_the_papers_numbers(run, tmp_path, capsys):
-    (tmp_path / "other.mat").write_bytes(b"other")
-    assert verify.main([str(run), "--data_path", str(tmp_path / "other.mat")]) == 0
+    assert verify.main([str(run)]) == 0
     out = capsys.readouterr().out
     assert "weights: a.pt: OpenAI's RN50, by SHA-256\n" in out
     assert "data: 654 images: the official test split, whole, by index\n" in out
-    assert "other.mat is NOT nyu_depth_v2_labeled.mat as published" in out
+    assert out.endswith("OK: 20 published rows are within 0.005\n")
     done, of = out.split("from the CSVs: ")[1].split(" values")[0].split(" of ")
     assert done == of
     assert int(of.replace(",", "")) > 1000
     lines = [line for line in out.splitlines() if line.startswith(("within", "OUTSIDE", "-  "))]
     assert len(lines) == len(PUBLISHED)
     assert sum(line.startswith("within") for line in lines) == sum(row.reading is not None for row in PUBLISHED)
+    assert next(line for line in lines if "Lower Bound" in line).startswith(
+        f"OUTSIDE  Table 1: methods, Lower Bound ({RANDOM}; nothing to reproduce exactly): ours 0.500"
+    )
     line = next(line for line in lines if "bathroom, class-dependent 3" in line)
-    assert "ours 0.425 0.723 0.893 0.373 0.141 0.745; paper 0.425 0.723 0.893 0.373 0.141 0.745" in line
+    assert "ours 0.425 0.723 0.893 0.373 0.141 0.745; published 0.425 0.723 0.893 0.373 0.141 0.745" in line
     assert line.endswith("in 6 of 6 intervals")
 
 
 def test_the_data_of_the_paper_are_known_by_their_hash(run, tmp_path, capsys, monkeypatch):
+    (tmp_path / "other.mat").write_bytes(b"other")
+    assert verify.main([str(run), "--data_path", str(tmp_path / "other.mat")]) == 1
+    assert "other.mat is not nyu_depth_v2_labeled.mat as published, by SHA-256" in capsys.readouterr().err
     monkeypatch.setattr(verify, "file_sha256", lambda path: MAT_SHA256)
-    assert verify.main([str(run), "--data_path", str(tmp_path)]) == 0
-    assert " is nyu_depth_v2_labeled.mat as published" in capsys.readouterr().out
+    assert verify.main([str(run), "--data_path", str(tmp_path / "other.mat")]) == 0
 
 
 @pytest.mark.parametrize(("off", "code"), [(0.0049, 0), (-0.0049, 0), (0.0051, 1), (-0.02, 1)])
@@ -115,7 +122,8 @@ def test_other_images_are_not_compared(tmp_path, capsys):
     assert "not known here, SHA-256 000" in out
     assert "not the official test split, or not all of it, by index" in out
     assert "within" not in out
-    assert out.count("not compared, over other images") == sum(row.reading is not None for row in PUBLISHED)
+    measured = sum(row.reading is not None for row in PUBLISHED) + 1  # and the Lower Bound
+    assert out.count("not compared, over other images") == measured
 
 
 def altered(run: Path, folder: Path, name: str, old: str, new: str) -> Path:
@@ -138,7 +146,7 @@ def test_a_number_that_does_not_follow_is_named(run, tmp_path, capsys):
         ("results.json", f'"rmse": {mean!r}', '"rmse": 1.5', "rows, prompt 1, metrics, rmse: 1.5, but 1.27"),
         ("results.json", f"{low!r}", f"{low - 0.001!r}", "question, primary, 0, interval_95, 0: "),
         ("results.json", '"wins": ', '"wins": 1', "question, primary, 0, wins: "),
-        ("results.json", '"kitchen": {', '"cellar": {', "scenes: not of the same form"),
+        ("results.json", '"=kitchen": {', '"=cellar": {', "scenes: not of the same form"),
         ("per_image.csv", ",100,100,0.", ",100,100,1.", "but "),
         ("permutations.csv", "0.3,0.4", "0.5,0.4", "question, primary, 0, p: "),
     ]
@@ -150,11 +158,36 @@ def test_a_number_that_does_not_follow_is_named(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("column", "new", "message"),
+    [(1, "den", "name different ones"), (3, "7", "name different ones"), (7, "nan", "that are no numbers")],
+)
+def test_lines_of_a_csv_that_cannot_be_right_are_refused(run, tmp_path, capsys, column, new, message):
+    old = (run.parent / "per_image.csv").read_text().split("\n")[2]
+    cells = old.split(",")
+    cells[column] = new
+    assert verify.main([str(altered(run, tmp_path / "run", "per_image.csv", old, ",".join(cells)))]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["made_with", "commit", "checkpoint_sha256"])
+def test_a_results_json_that_does_not_say_what_made_it_is_damaged(run, tmp_path, capsys, key):
+    assert verify.main([str(altered(run, tmp_path / "run", "results.json", f'"{key}"', '"other"'))]) == 2
+    assert f"damaged, or not of the CSVs beside it (KeyError('{key}'))" in capsys.readouterr().err
+
+
+def test_images_with_a_name_of_their_own_are_not_the_papers_whatever_their_indices(run, tmp_path, capsys):
+    warned = f'"warnings": ["{options.OTHER_IMAGES}"]'
+    assert verify.main([str(altered(run, tmp_path / "run", "results.json", '"warnings": []', warned))]) == 0
+    assert capsys.readouterr().out.endswith("OK, but nothing published is compared\n")
+
+
+@pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("results.json", "{", "no JSON"),
         ("results.json", '{"schema": 1}', "no results.json of schema 2; run python -m experiments again"),
         ("results.json", '{"schema": 2, "question": {}}', "damaged, or not of the CSVs beside it (KeyError('rows'))"),
+        ("results.json", None, "results.json: cannot be read (No such file or directory)"),
         ("per_image.csv", "image,reading\n", "its rows are not those of results.json"),
         (
             "results.json",
@@ -163,6 +196,17 @@ def test_a_number_that_does_not_follow_is_named(run, tmp_path, capsys):
         ),
         ("per_image.csv", None, "per_image.csv: no such file; keep it beside results.json"),
         ("permutations.csv", "bins,delta1\n1,x\n", "damaged, or not of the CSVs beside it"),
+        (
+            "permutations.csv",
+            f"{ASSIGNED}1 1 2,.4,.3\n",
+            "not the different assignments of this run's bins",
+        ),
+        (
+            "permutations.csv",
+            f"{ASSIGNED}1 2 2,.4,.3\n",
+            "not the different assignments of this run's bins",
+        ),
+        ("permutations.csv", f"{ASSIGNED}1 2 1,.4,nan\n", "permutations.csv: holds metrics that are no numbers"),
     ],
 )
 def test_files_that_cannot_be_used_are_one_sentence(run, tmp_path, capsys, name, text, message):
@@ -189,9 +233,7 @@ def test_a_run_of_the_experiments_agrees_with_itself(nyu_folder, tiny_checkpoint
     assert experiments.main(list(map(str, flags))) == 0
     capsys.readouterr()
     assert verify.main([str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out.endswith(
-        "OK, but over other images than the paper's: nothing published is compared\n"
-    )
+    assert capsys.readouterr().out.endswith("OK, but nothing published is compared\n")
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert stored["question"]["other_assignments"] == 1
     assert [contrast["metric"] for contrast in stored["question"]["primary"]] == list(PRIMARY)
