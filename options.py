@@ -314,7 +314,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def csv_text(text: str) -> str:
     """Text for a cell of a CSV file: a spreadsheet must not take it for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "'")) else text
 
 
 def check_output(folder: Path | None) -> None:

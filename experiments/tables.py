@@ -129,7 +129,7 @@ class Scored:
         """How the intervals come about, or why there are none."""
         count = len(self.results.all_clusters.sizes)
         if count < MIN_CLUSTERS:
-            return f"No intervals: {count} clusters ({self.clustered_by}), fewer than {MIN_CLUSTERS}."
+            return f"No intervals: fewer than {MIN_CLUSTERS} clusters ({count}: {self.clustered_by})."
         return f"95 % intervals: studentised bootstrap, {RESAMPLES:,} times {count} clusters ({self.clustered_by})."
 
     @property
@@ -194,7 +194,7 @@ def question_table(scored: Scored, uniform_depth: float) -> Table:
     first = [*scored.primary, *(c for c in scored.exploratory if c.minus == BEST_ELSEWHERE), scored.exploratory[0]]
     table = contrast_table(QUESTION, caption, first, scored)
     if scored.permuted is None:
-        table.caption += "p: with --controls."
+        table.caption += "p: there is no other assignment." if scored.groups else "p: with --controls."
         return table
     n = len(scored.permuted) - 1
     table.caption += f"p: (1 + k) / (1 + n), k of {'all' if scored.complete else 'the random'} n = {n:,} other "
@@ -379,8 +379,13 @@ def permuted_csv(bins: Iterable[Iterable[float]], permuted: np.ndarray) -> str:
     """A line for each assignment of bins to words, this run's first: its bins [m] and its mean primary metrics."""
     lines = [",".join(("bins", *PRIMARY))]
     for depths, values in zip(bins, permuted.tolist(), strict=True):
-        lines.append(",".join([" ".join(f"{depth:g}" for depth in depths), *map(repr, values)]))
+        lines.append(",".join([bins_text(depths), *map(repr, values)]))
     return "\n".join(lines) + "\n"
+
+
+def bins_text(bins: Iterable[float]) -> str:
+    """Bins [m] in a cell."""
+    return " ".join(map(repr, bins))
 
 
 def as_json(scored: Scored) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from download import file_sha256
 from experiments import tables
 from experiments.published import BEST, COLUMNS, PUBLISHED, Published
 from experiments.score import RANDOM_KINDS, RandomDepth
+from experiments.settings import assignments
 from experiments.statistics import COUNTS, DIGITS, PRIMARY, Results
 from monoclip import Reading
 
@@ -77,20 +78,21 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def plain(cell: str) -> str:
     """What `options.csv_text` was given."""
-    return cell[1:] if cell[1:] != cell == options.csv_text(cell[1:]) else cell
+    return cell.removeprefix("'")
 
 
-def permuted_of(path: Path, bins: Sequence[float]) -> np.ndarray:
-    """The metrics of all assignments of a run's bins [m] to its words, (n, 2). Raises DataError: they are not these."""
+def permuted_of(path: Path, bins: Sequence[float]) -> np.ndarray | None:
+    """The metrics of all assignments of a run's bins [m] to its words, (n, 2); None if there is no other.
+
+    Raises DataError: the file is missing, or holds others.
+    """
+    orders, _ = assignments(tuple(map(float, bins)))
+    if len(orders) == 1:
+        return None
     lines = rows_of(path)
-    orders = [line["bins"].split() for line in lines]
-    own = [f"{depth:g}" for depth in bins]
     values = np.array([[float(line[metric]) for metric in PRIMARY] for line in lines])
-    different = len(set(map(tuple, orders))) == len(orders)
-    if not different or orders[0] != own or any(sorted(order) != sorted(own) for order in orders):
-        raise DataError(f"{path}: not the different assignments of this run's bins; run python -m experiments again")
-    if not np.isfinite(values).all():
-        raise DataError(f"{path}: holds metrics that are no numbers; run python -m experiments again")
+    if [line["bins"] for line in lines] != list(map(tables.bins_text, orders)) or not np.isfinite(values).all():
+        raise DataError(f"{path}: not the assignments of this run's bins; run python -m experiments again")
     return values
 
 
@@ -121,8 +123,7 @@ def scored_again(stored: dict[str, Any], folder: Path) -> tables.Scored:
     results.gains = stored["gains_of_choosing"]
     if not all(np.isfinite(values).all() for values in results.metrics.values()):
         raise DataError(f"{path}: holds metrics that are no numbers; run python -m experiments again")
-    others = stored["question"]["other_assignments"]
-    permuted = permuted_of(folder / "permutations.csv", stored["made_with"]["reading"]["bin_list"]) if others else None
+    bins = stored["made_with"]["reading"]["bin_list"]
     names_of: dict[Reading, str] = {}
     for row, values in stored["readings"].items():
         names_of.setdefault(Reading(**values), row)
@@ -136,8 +137,8 @@ def scored_again(stored: dict[str, Any], folder: Path) -> tables.Scored:
         title=stored["data"],
         caption="",
         clustered_by=stored["clustered_by"],
-        permuted=permuted,
-        complete=bool(stored["question"]["all_assignments"]),
+        permuted=permuted_of(folder / "permutations.csv", bins) if stored["groups"] else None,
+        complete=assignments(tuple(bins))[1],
         own=stored["own_readings"],
     )
 
@@ -208,6 +209,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         path = args.results / "results.json" if args.results.is_dir() else args.results
         stored = load(path)
+        if args.data_path and not args.data_path.is_file():
+            raise DataError(f"{args.data_path}: no such file; name {MAT_NAME}")
         try:
             scored = scored_again(stored, path.parent)
             again = json.loads(json.dumps(tables.as_json(scored)))
@@ -226,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.data_path and file_sha256(args.data_path) != MAT_SHA256:
             problems.append(f"{args.data_path} is not {MAT_NAME} as published, by SHA-256")
         text = f"computed again from the CSVs: {len(checks) - len(wrong):,} of {len(checks):,} values agree"
-        limits = f"not told by them: metrics of images and assignments, what {BEST!r} gains, names, notes, tables.*"
+        limits = f"not told by them: metrics of images and assignments, what {BEST!r} gains, readings, notes, tables.*"
         for line in (*origin, text, limits, *(f"  {check}" for check in wrong[:SHOWN]), *(line for _, line in lines)):
             options.say(line)
         if problems:

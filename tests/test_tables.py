@@ -164,6 +164,8 @@ def test_the_question_by_hand():
     assert "k of the random n = 3 other" in question_table(replace(scored, complete=False), 2).caption
     alone = question_table(replace(scored, permuted=None), 15 / 7)
     assert {line.cells[-1] for line in alone.lines} == {"-"}
+    assert alone.caption.endswith("p: there is no other assignment.")  # of one bin
+    alone = question_table(replace(scored, permuted=None, groups={}), 15 / 7)
     assert alone.caption.endswith("p: with --controls.")
 
 
@@ -174,7 +176,7 @@ def test_below_ten_clusters_there_is_no_interval_and_the_note_says_so():
         cells += [cell for line in intervals.lines if line.kind == "interval" for cell in line.cells]
         assert {cell == "-" for cell in cells} == {said}
         for table in (question, intervals):
-            assert ("No intervals: 9 clusters (captures), fewer than 10." in table.caption) == said
+            assert ("No intervals: fewer than 10 clusters (9: captures)." in table.caption) == said
 
 
 def test_what_is_told_of_each_table(scored):
@@ -325,7 +327,7 @@ def test_csv_has_a_line_for_each_image_and_row(scored):
 
 def test_assignments_stand_one_a_line_with_this_run_first():
     text = permuted_csv([[1.0, 2.25], [2.25, 1.0]], np.array([[0.5, 0.1], [0.125, 1 / 3]]))
-    assert text == f"bins,delta1,abs_rel\n1 2.25,0.5,0.1\n2.25 1,0.125,{1 / 3!r}\n"
+    assert text == f"bins,delta1,abs_rel\n1.0 2.25,0.5,0.1\n2.25 1.0,0.125,{1 / 3!r}\n"
 
 
 # ---- names that would break their form

@@ -15,13 +15,14 @@ from experiments import __main__ as experiments
 from experiments import settings, statistics, tables, verify
 from experiments.published import BEST, COLUMNS, PUBLISHED, THIS_RUN, UNIFORM
 from experiments.score import METRICS, RANDOM_KINDS, RandomDepth
+from experiments.settings import assignments
 from experiments.statistics import COUNTS, PRIMARY, Results
 from monoclip import PAPER
 from tests.test_eval import SOFT
 
 SCENES = {"bathroom": 58, "classroom": 23}  # images of the official split; the others are of no scene that is published
 RANDOM = RandomDepth(RANDOM_KINDS[0], 0).name
-ASSIGNED = "bins,delta1,abs_rel\n1 1 2,.4,.3\n"
+BINS = (1.0, 1.0, 2.123456789)
 READINGS = {row.reading: THIS_RUN if row.reading == PAPER else row.name for row in PUBLISHED if row.reading}
 
 
@@ -53,12 +54,14 @@ def published_run(folder: Path, off: float = 0.0, count: int = 654, sha: str = C
     permuted = np.array([[0.4, 0.3], [0.3, 0.4], [0.5, 0.2]])
     by = {row: READINGS[row.reading] for row in PUBLISHED if row.reading}
     caveats = options.caveats(count == 654, sha)
-    scored = tables.Scored(results, {}, by, [RANDOM], count == 654, "T", "", caveats, "captures", permuted)
+    scored = tables.Scored(
+        results, {"random": [RANDOM]}, by, [RANDOM], count == 654, "T", "", caveats, "captures", permuted
+    )
     folder.mkdir(parents=True)
     (folder / "per_image.csv").write_text(tables.as_csv(results, options.csv_text))
-    (folder / "permutations.csv").write_text(tables.permuted_csv([[1, 1, 2], [1, 2, 1], [2, 1, 1]], permuted))
+    (folder / "permutations.csv").write_text(tables.permuted_csv(assignments(BINS)[0], permuted))
     about = {"data": "654 images", "warnings": caveats, "made_with": {"checkpoint": "a.pt", "checkpoint_sha256": sha}}
-    about["made_with"]["reading"] = {"bin_list": [1, 1, 2]}
+    about["made_with"]["reading"] = {"bin_list": list(BINS)}
     about["readings"] = {name: asdict(reading) for reading, name in READINGS.items()}
     options.write_json(folder / "results.json", options.identified() | tables.as_json(scored) | about)
     return folder / "results.json"
@@ -102,6 +105,8 @@ def test_the_data_of_the_paper_are_known_by_their_hash(run, tmp_path, capsys, mo
     assert "other.mat is not nyu_depth_v2_labeled.mat as published, by SHA-256" in capsys.readouterr().err
     monkeypatch.setattr(verify, "file_sha256", lambda path: MAT_SHA256)
     assert verify.main([str(run), "--data_path", str(tmp_path / "other.mat")]) == 0
+    assert verify.main([str(run), "--data_path", str(tmp_path / "none.mat")]) == 2
+    assert "none.mat: no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("off", "code"), [(0.0049, 0), (-0.0049, 0), (0.0051, 1), (-0.02, 1)])
@@ -149,6 +154,7 @@ def test_a_number_that_does_not_follow_is_named(run, tmp_path, capsys):
         ("results.json", '"=kitchen": {', '"=cellar": {', "scenes: not of the same form"),
         ("per_image.csv", ",100,100,0.", ",100,100,1.", "but "),
         ("permutations.csv", "0.3,0.4", "0.5,0.4", "question, primary, 0, p: "),
+        ("results.json", '"all_assignments": true', '"all_assignments": false', "question, all_assignments: "),
     ]
     for i, (name, old, new, message) in enumerate(cases):
         assert verify.main([str(altered(run, tmp_path / str(i), name, old, new))]) == 1
@@ -167,6 +173,11 @@ def test_lines_of_a_csv_that_cannot_be_right_are_refused(run, tmp_path, capsys, 
     cells[column] = new
     assert verify.main([str(altered(run, tmp_path / "run", "per_image.csv", old, ",".join(cells)))]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_assignment_without_a_number_is_refused(run, tmp_path, capsys):
+    assert verify.main([str(altered(run, tmp_path / "run", "permutations.csv", ",0.3,", ",nan,"))]) == 2
+    assert "not the assignments of this run's bins" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", ["made_with", "commit", "checkpoint_sha256"])
@@ -196,17 +207,7 @@ def test_images_with_a_name_of_their_own_are_not_the_papers_whatever_their_indic
         ),
         ("per_image.csv", None, "per_image.csv: no such file; keep it beside results.json"),
         ("permutations.csv", "bins,delta1\n1,x\n", "damaged, or not of the CSVs beside it"),
-        (
-            "permutations.csv",
-            f"{ASSIGNED}1 1 2,.4,.3\n",
-            "not the different assignments of this run's bins",
-        ),
-        (
-            "permutations.csv",
-            f"{ASSIGNED}1 2 2,.4,.3\n",
-            "not the different assignments of this run's bins",
-        ),
-        ("permutations.csv", f"{ASSIGNED}1 2 1,.4,nan\n", "permutations.csv: holds metrics that are no numbers"),
+        ("permutations.csv", "bins,delta1,abs_rel\n1.0 1.0 2.0,.4,.3\n", "not the assignments of this run's bins"),
     ],
 )
 def test_files_that_cannot_be_used_are_one_sentence(run, tmp_path, capsys, name, text, message):
@@ -229,7 +230,8 @@ def test_a_run_of_the_experiments_agrees_with_itself(nyu_folder, tiny_checkpoint
     flags += ["--readings", tmp_path / "own.json", "--controls", "--device", "cpu"]
     for name in ("PERMUTATIONS", "SHUFFLES", "CHANNEL_SUBSETS", "RANDOM_SEEDS"):
         monkeypatch.setattr(settings, name, 2)
-    monkeypatch.setattr(experiments, "assignments", lambda bins: ([bins, bins[::-1]], False))
+    for module in (experiments, settings, verify):
+        monkeypatch.setattr(module, "assignments", lambda bins: ([bins, bins[::-1]], False))
     assert experiments.main(list(map(str, flags))) == 0
     capsys.readouterr()
     assert verify.main([str(tmp_path / "out")]) == 0
