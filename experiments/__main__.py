@@ -44,8 +44,7 @@ from viewer import page
 from viewer.strip import Example, draw_strip, example_images
 
 PAGE_METRICS = (*published.COLUMNS, "spearman")
-RESULTS_FILE, ROWS_FILE, MARKDOWN_FILE, LATEX_FILE = "results.json", "per_image.csv", "tables.md", "tables.tex"
-PERMUTED_FILE = "permutations.csv"
+MARKDOWN_FILE, LATEX_FILE = "tables.md", "tables.tex"
 STRIP_FILE, RESPONSE_FILE, CHART_FILE, QUESTION_FILE = "qualitative.png", "bin_response.png", "rows.png", "question.png"
 DRAWN_FILES = (STRIP_FILE, RESPONSE_FILE, CHART_FILE, QUESTION_FILE, page.PAGE_FILE)
 STORED_WITH = ("checkpoint_sha256", "precision", "network", "depthclip")  # of what a run is made with: features, too
@@ -173,14 +172,14 @@ def report(
 ) -> None:
     """Step 3: writes the CSV, the tables and, last, results.json with `about`, each whole. Raises OSError."""
     found = [*found, tables.interval_table(scored)] if len(scored.results.all_clusters.counts) else found
-    options.write_text(output / ROWS_FILE, tables.as_csv(scored.results, options.csv_text))
+    options.write_text(output / tables.ROWS_FILE, tables.as_csv(scored.results, options.csv_text))
     if scored.permuted is not None:
-        options.write_text(output / PERMUTED_FILE, tables.permuted_csv(orders, scored.permuted))
+        options.write_text(output / tables.PERMUTED_FILE, tables.permuted_csv(orders, scored.permuted))
     else:  # that of an earlier run would not belong to these rows
-        (output / PERMUTED_FILE).unlink(missing_ok=True)
+        (output / tables.PERMUTED_FILE).unlink(missing_ok=True)
     options.write_text(output / MARKDOWN_FILE, tables.as_markdown(found, scored.title, scored.caption))
     options.write_text(output / LATEX_FILE, tables.as_latex(found, scored.caption))
-    options.write_json(output / RESULTS_FILE, tables.as_json(scored) | about)
+    options.write_json(output / tables.RESULTS_FILE, tables.as_json(scored) | about)
 
 
 @torch.inference_mode()

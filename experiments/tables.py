@@ -47,6 +47,7 @@ from experiments.statistics import (
     p_value,
 )
 
+RESULTS_FILE, ROWS_FILE, PERMUTED_FILE = "results.json", "per_image.csv", "permutations.csv"
 OURS, THEIRS, DIFFERENCE = "ours", "paper", "difference"
 APART = ("ours:", *COLUMNS, "published:", *COLUMNS)  # columns where ours and the paper's do not compare
 NOT_MEASURED = "as published, not measured here"

@@ -24,7 +24,7 @@ import numpy as np
 
 import options
 from clip.checkpoint import CHECKPOINTS
-from datasets import DataError, text_of
+from datasets import DataError, printable, text_of
 from datasets.nyu import TEST_INDICES
 from datasets.nyu_mat import MAT_NAME
 from datasets.prepare_nyu import MAT_SHA256
@@ -101,10 +101,10 @@ def scored_again(stored: dict[str, Any], folder: Path) -> tables.Scored:
 
     Raises DataError: a file is missing, damaged, or not of the same run.
     """
-    path = folder / "per_image.csv"
+    path = folder / tables.ROWS_FILE
     lines, rows = rows_of(path), stored["rows"]
     images = [lines[start : start + len(rows)] for start in range(0, len(lines), len(rows))]
-    names = [options.csv_text(tables.printable(row)) for row in rows]
+    names = [options.csv_text(printable(row)) for row in rows]
     if not images or any([line["reading"] for line in image] != names for image in images):
         raise DataError(f"{path}: its rows are not those of results.json; run python -m experiments again")
     if any(line[key] != image[0][key] for image in images for line in image for key in ("image", *OF_IMAGE)):
@@ -137,7 +137,7 @@ def scored_again(stored: dict[str, Any], folder: Path) -> tables.Scored:
         title=stored["data"],
         caption="",
         clustered_by=stored["clustered_by"],
-        permuted=permuted_of(folder / "permutations.csv", bins) if stored["groups"] else None,
+        permuted=permuted_of(folder / tables.PERMUTED_FILE, bins) if stored["groups"] else None,
         complete=assignments(tuple(bins))[1],
         own=stored["own_readings"],
     )
@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def work() -> None:
-        path = args.results / "results.json" if args.results.is_dir() else args.results
+        path = args.results / tables.RESULTS_FILE if args.results.is_dir() else args.results
         stored = load(path)
         if args.data_path and not args.data_path.is_file():
             raise DataError(f"{args.data_path}: no such file; name {MAT_NAME}")
