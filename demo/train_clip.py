@@ -32,6 +32,7 @@ from calculate_error import HIGHER_IS_BETTER, NYU_CROP, NYU_METRICS, compute_err
 from clip.model import CLIP, Architecture
 from datasets.nyu import open_nyu
 from demo.rooms import render_scene, write_split
+from experiments.score import correlations
 from monoclip import PAPER, MonoCLIP, depth_of, mirror_average, upsampled
 
 HELD_OUT_SEED = 64_000  # the pictures that training is judged by
@@ -243,17 +244,6 @@ def save(model: CLIP, path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- evaluation
 
 
-def ranks(values: Tensor) -> Tensor:
-    """Rank of each of the values (N,), equal values sharing their mean rank, as float64."""
-    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    return (counts.cumsum(0) - (counts - 1) / 2).double()[inverse]
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of two vectors (N,)."""
-    return torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1].item()
-
-
 @torch.inference_mode()
 def measure(model: CLIP, root: Path, seed: int = 0) -> tuple[dict[str, dict[str, float]], float]:
     """The official evaluation on the pictures in `root`, for the model and for what it must beat.
@@ -277,7 +267,7 @@ def measure(model: CLIP, root: Path, seed: int = 0) -> tuple[dict[str, dict[str,
             permuted.append(bins[order])
     constants = torch.cat([bins.mean()[None], torch.arange(15, 31) / 10])
     reader = MonoCLIP(model)
-    rows, correlations = [], []
+    rows, ranked = [], []
     dataset = open_nyu(root, NYU_CROP, PAPER.normalised)
     for image, depth in (dataset[i] for i in range(len(dataset))):
         image = image[None]
@@ -289,7 +279,8 @@ def measure(model: CLIP, root: Path, seed: int = 0) -> tuple[dict[str, dict[str,
         errors = compute_errors_NYU_per_image(depth[None], pred)
         rows.append(torch.cat([errors[name] for name in NYU_METRICS]))  # (metrics, R)
         places, gt = counted_NYU(depth)
-        correlations.append(spearman(pred[0, 0].flatten()[places], gt))
+        spearman, _ = correlations(pred[:, 0].flatten(1)[:, places], gt)
+        ranked.append(spearman.item())
     means = torch.stack(rows).mean(0)  # (metrics, R)
     groups = {
         "embedded CLIP": slice(0, 1),
@@ -304,7 +295,7 @@ def measure(model: CLIP, root: Path, seed: int = 0) -> tuple[dict[str, dict[str,
         }
         for group, part in groups.items()
     }
-    return table, float(np.median(correlations))
+    return table, float(np.median(ranked))
 
 
 def markdown(table: dict[str, dict[str, float]], correlation: float) -> str:
