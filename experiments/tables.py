@@ -118,6 +118,11 @@ class Scored:
         pairs += [(row, original, metric) for row in prompts.values() for metric in PRIMARY if original]
         return [self.results.contrast(*pair) for pair in pairs]
 
+    @cached_property
+    def intervals(self) -> dict[str, tuple[Intervals, Intervals]]:
+        """Of each single row over all images: see `Results.intervals`."""
+        return self.results.intervals(self.single_rows)
+
     def p_of(self, metric: str) -> float | None:
         """Share of the assignments of bins to words that are as good as this run's; None where there is no other."""
         if self.permuted is None:
@@ -284,7 +289,7 @@ def interval_table(scored: Scored) -> Table:
     results = scored.results
     best = f"Those of {BEST!r} are less what it gains by being chosen, anew in each resample."
     table = Table("Intervals", f"{scored.interval_note} {best} {EXPLORATORY}", COLUMNS)
-    for row, (own, difference) in results.intervals(scored.single_rows).items():
+    for row, (own, difference) in scored.intervals.items():
         table.add(row, OURS, results.mean(row))
         table.lines.append(Line("", "interval", tuple(bounds(own[c], ".3f") for c in COLUMNS)))
         if row != results.baseline(row):
@@ -397,8 +402,7 @@ def as_json(scored: Scored) -> dict[str, Any]:
     results = scored.results
     missing: Intervals = dict.fromkeys(results.columns)
 
-    def rows(names: Sequence[str], scene: str | None = None) -> dict[str, Any]:
-        intervals = results.intervals([name for name in names if name in scored.single_rows], scene)
+    def rows(names: Iterable[str], intervals: Mapping[str, Any], scene: str | None = None) -> dict[str, Any]:
         found = {}
         for name in names:
             own, difference = intervals.get(name, (missing, missing))
@@ -411,7 +415,10 @@ def as_json(scored: Scored) -> dict[str, Any]:
             }
         return found
 
-    everything = rows(list(results.metrics))
+    def of_scene(scene: str) -> dict[str, Any]:
+        return rows(scored.single_rows, results.intervals(scored.single_rows, scene), scene)
+
+    everything = rows(results.metrics, scored.intervals)
     for name, values in everything.items():
         values |= dict(zip(COUNTS, results.counts[name].sum(0).tolist(), strict=True))
     groups = {group: {"rows": list(names), **results.ranges(names)} for group, names in scored.groups.items()}
@@ -430,6 +437,6 @@ def as_json(scored: Scored) -> dict[str, Any]:
         "rows": everything,
         "paper": dict(DEPTHCLIP),
         "groups": groups,
-        "scenes": {scene: rows(scored.single_rows, scene) for scene in dict.fromkeys(results.scenes.tolist())},
+        "scenes": {scene: of_scene(scene) for scene in dict.fromkeys(results.scenes.tolist())},
         "images": len(results.images),
     }
