@@ -236,6 +236,11 @@ class Truth(NamedTuple):
     patch_depth: Tensor  # (P,) float64 [m], mean over a patch's counted pixels
 
 
+def patch_size(grid: Sequence[int]) -> list[int]:
+    """(H, W) of a patch [px] if h x w of them fill the crop."""
+    return [whole // n for whole, n in zip(CROP_SIZE, grid, strict=True)]
+
+
 def truth_of(gt: Tensor, grid: Sequence[int]) -> Truth:
     """The ground truth of an image, and of h x w patches of its crop: gt (1, 480, 640) float32 [m], 0 = no measurement.
 
@@ -244,7 +249,7 @@ def truth_of(gt: Tensor, grid: Sequence[int]) -> Truth:
     places, depth = counted_NYU(gt)
     counted, millimetres = torch.zeros(2, math.prod(CROP_SIZE), dtype=torch.float64).unbind()
     counted[places], millimetres[places] = 1, (depth.double() * 1000).round()
-    sizes = [whole // n for whole, n in zip(CROP_SIZE, grid, strict=True)]  # (H, W) of a patch, px
+    sizes = patch_size(grid)
     count, total = (
         F.avg_pool2d(x.view(1, *CROP_SIZE), sizes, divisor_override=1).flatten() for x in (counted, millimetres)
     )
@@ -266,7 +271,7 @@ def score_image(truth: Truth, patches: Tensor, pixels: Tensor, name: str) -> dic
     """
     places, depth, width = truth.places, truth.depth, CROP_SIZE[1]
     some = ((places // width % EVERY == 0) & (places % width % EVERY == 0)).nonzero()[:, 0]
-    sizes = [whole // n for whole, n in zip(CROP_SIZE, patches.shape[1:], strict=True)]  # (H, W) of a patch, px
+    sizes = patch_size(patches.shape[1:])
 
     def errors(pred: Tensor) -> dict[str, Tensor]:  # (r, 416, 544)
         counted = pred.flatten(1).index_select(1, places)

@@ -206,9 +206,10 @@ class Clusters:
         np.add.at(sums, self.codes, values - mean)
         return mean, sums, np.sqrt((sums**2).sum(axis=0)) / len(values)
 
-    def shifts(self, excess: np.ndarray) -> np.ndarray:
-        """mean* - mean of each resample: r (C, V) -> (RESAMPLES, V)."""
-        return (self.counts @ excess) / (self.counts @ self.sizes)[:, None]
+    def shifts(self, excess: np.ndarray, resamples: slice = slice(None)) -> np.ndarray:
+        """mean* - mean of each resample, of all unless told otherwise: r (C, V) -> (RESAMPLES, V)."""
+        counts = self.counts[resamples]
+        return (counts @ excess) / (counts @ self.sizes)[:, None]
 
     def errors(self, excess: np.ndarray, shifts: np.ndarray) -> np.ndarray:
         """se* of each resample: r (C, V) and its `shifts` (RESAMPLES, V) -> (RESAMPLES, V)."""
@@ -232,8 +233,8 @@ class Clusters:
         if not len(self.counts):
             return None
         sign, (mean, excess, _) = 1 if largest else -1, self.excess(values)
-        parts = np.split(self.counts, range(AT_ONCE, len(self.counts), AT_ONCE))
-        best = [(sign * (mean + part @ excess / (part @ self.sizes)[:, None])).max(axis=1) for part in parts]
+        parts = [slice(start, start + AT_ONCE) for start in range(0, len(self.counts), AT_ONCE)]
+        best = [(sign * (mean + self.shifts(excess, part))).max(axis=1) for part in parts]
         return round(sign * float(np.concatenate(best).mean() - (sign * mean).max()), DIGITS)
 
 

@@ -81,14 +81,11 @@ def plain(cell: str) -> str:
     return cell.removeprefix("'")
 
 
-def permuted_of(path: Path, bins: Sequence[float]) -> np.ndarray | None:
-    """The metrics of all assignments of a run's bins [m] to its words, (n, 2); None if there is no other.
+def permuted_of(path: Path, orders: Sequence[Sequence[float]]) -> np.ndarray:
+    """The metrics of all assignments of a run's bins [m] to its words, (n, 2).
 
     Raises DataError: the file is missing, or holds others.
     """
-    orders, _ = assignments(tuple(map(float, bins)))
-    if len(orders) == 1:
-        return None
     lines = rows_of(path)
     values = np.array([[float(line[metric]) for metric in PRIMARY] for line in lines])
     if [line["bins"] for line in lines] != list(map(tables.bins_text, orders)) or not np.isfinite(values).all():
@@ -123,7 +120,8 @@ def scored_again(stored: dict[str, Any], folder: Path) -> tables.Scored:
     results.gains = stored["gains_of_choosing"]
     if not all(np.isfinite(values).all() for values in results.metrics.values()):
         raise DataError(f"{path}: holds metrics that are no numbers; run python -m experiments again")
-    bins = stored["made_with"]["reading"]["bin_list"]
+    orders, complete = assignments(tuple(map(float, stored["made_with"]["reading"]["bin_list"])))
+    permuted = permuted_of(folder / tables.PERMUTED_FILE, orders) if stored["groups"] and len(orders) > 1 else None
     names_of: dict[Reading, str] = {}
     for row, values in stored["readings"].items():
         names_of.setdefault(Reading(**values), row)
@@ -137,8 +135,8 @@ def scored_again(stored: dict[str, Any], folder: Path) -> tables.Scored:
         title=stored["data"],
         caption="",
         clustered_by=stored["clustered_by"],
-        permuted=permuted_of(folder / tables.PERMUTED_FILE, bins) if stored["groups"] else None,
-        complete=assignments(tuple(bins))[1],
+        permuted=permuted,
+        complete=complete,
         own=stored["own_readings"],
     )
 
