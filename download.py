@@ -49,6 +49,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_sha256(found: str, known: str) -> bool:
+    """Whether a file's SHA-256 is the known one, of which perhaps only the first digits are known."""
+    return found.startswith(known)
+
+
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Calls `write(file)` on a file that gets the name `path` when all of it is on the disk.
 
@@ -87,7 +92,8 @@ def download(
     Args:
         urls: http or https addresses, tried in this order. An https address never leads to an http one.
         target: the file.
-        sha256: of the whole file, in hexadecimal; None if it is not known, and then nothing is kept for a next call.
+        sha256: of the whole file, in hexadecimal, or its first digits; None if it is not known, and then nothing is
+            kept for a next call.
         size: number of bytes, if known.
         check: raises ValueError, with the reason, if the file that it is given cannot be used.
         timeout: [s] to connect, and for every read.
@@ -101,7 +107,7 @@ def download(
     unfinished = target.with_name(f"{target.name}.part")
 
     def verify() -> None:
-        if sha256 and (found := file_sha256(received)) != sha256:
+        if sha256 and not is_sha256(found := file_sha256(received), sha256):
             raise ValueError(f"sent a file with sha256 {found}, expected {sha256}")
         if check:
             check(received)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 import options
 from calculate_error import NYU_CROP, NYU_METRICS, compute_errors_NYU_per_image, size_of
 from clip.inference import keep_freed_memory
-from datasets import counted
+from datasets import PROGRESS, counted
 from datasets.nyu import NYUDepthV2, open_nyu
 from experiments.published import COLUMNS, DEPTHCLIP, PAPER_ROW, THIS_RUN, UNIFORM
 from monoclip import MonoCLIP
@@ -119,7 +119,7 @@ def gathered(rows: list[Row], rank: int, count: int) -> list[Row]:
 
 def with_progress(done: Iterable[list[Row]], images: int, rank: int) -> Iterator[list[Row]]:
     """The batches of rows, with progress in images a second on stderr, in the first process."""
-    with tqdm(total=images, unit=" images", bar_format=options.PROGRESS, disable=rank > 0) as bar:
+    with tqdm(total=images, unit=" images", bar_format=PROGRESS, disable=rank > 0) as bar:
         for rows in done:
             yield rows
             bar.update(len(rows) // 2)
@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dataset = open_nyu(args.data_path, NYU_CROP, reading.normalised, args.list_file, args.scene, args.limit)
         say = options.say if rank == 0 else lambda text: None
         say(f"data: {dataset.title}")
-        _, model = options.load_model(args.clip_path, device, precision, reading, args.exact, size_of(NYU_CROP))
+        clip_model, model = options.load_model(args.clip_path, device, precision, reading, args.exact, args.activation)
         say(f"model: {args.clip_path} on {device} in {precision}")
 
         batch_size = args.batch_size or options.BATCH_SIZE[device.type]
@@ -190,8 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return
         rows = written(done, args.output)
         seconds = time.perf_counter() - start
-        made = options.made_with(args.clip_path, device, precision, args.exact, reading)
-        caveats = options.caveats(dataset.official, made["checkpoint_sha256"])
+        made = options.made_with(args.clip_path, device, precision, args.exact, reading, clip_model.activation)
+        caveats = options.caveats(dataset.official, made["checkpoint_sha256"], model, size_of(NYU_CROP))
         if args.output:
             means = {name: {"metrics": mean(rows, name)} for name in (THIS_RUN, UNIFORM)}
             about = {"images": len(dataset), "data": dataset.title, "warnings": caveats, "seconds": round(seconds, 3)}

@@ -8,17 +8,23 @@ Arrays are RGB; `model.infer_image(cv2.imread(...), color="bgr")` takes cv2's. A
 or `datasets` is refused with an ImportError that says so.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import options  # first: it refuses another `clip` or `datasets`
-from monoclip import MonoCLIP, Reading
+from monoclip import PAPER, MonoCLIP
 
 dependencies = ["torch", "numpy", "PIL", "ftfy", "regex", "tqdm"]
 
 
 def monoclip(
-    clip_path: str | Path = "RN50", device: str | None = None, exact: bool = False, **reading: Any
+    clip_path: str | Path = "RN50",
+    device: str | None = None,
+    exact: bool = False,
+    activation: str | None = None,
+    image_statistics: str = "imagenet",
+    **reading: Any,
 ) -> MonoCLIP:
     """MonoCLIP in evaluation mode.
 
@@ -26,15 +32,21 @@ def monoclip(
         clip_path: a checkpoint, or one of CLIP's names, whose file is then fetched into the cache if need be.
         device: None takes the GPU if there is one. fp32 on a CPU, fp16 elsewhere.
         exact: keep the plain network, bit for bit, instead of the form of `clip.optimize_for_inference`.
-        reading: `depth_classes`, `bin_list`, `temperature` and the other fields of `monoclip.Reading`.
+        activation: "quickgelu" or "gelu", needed for a checkpoint that is neither OpenAI's nor of a known name.
+        image_statistics: "imagenet", as in the paper, or "clip", which CLIP was trained with.
+        reading: `depth_classes`, `bin_list`, `temperature`, `readout` and the other fields of `monoclip.Reading`.
 
     Raises:
         clip.CheckpointError, options.UsageError: no such checkpoint or device, or one that cannot be used.
         ValueError, TypeError: a reading that makes no depth, or a field that there is not.
     """
+    if image_statistics not in options.IMAGE_STATISTICS:
+        known = ", ".join(options.IMAGE_STATISTICS)
+        raise ValueError(f"image_statistics {image_statistics!r}: there are {known}")
     chosen = options.choose_device(str(device or "auto"))
     precision = options.choose_precision("auto", chosen)
-    _, model = options.load_model(clip_path, chosen, precision, Reading(**reading), exact)
+    read = replace(options.with_statistics(PAPER, image_statistics), **reading)
+    _, model = options.load_model(clip_path, chosen, precision, read, exact, activation)
     return model.eval()
 
 

@@ -7,8 +7,9 @@ five more such prompts. The softmax over the seven answers, weighted by seven de
     depth  = sum_k softmax_k(logits) * bin_k    [m]                                          (B, 1, h, w)
 
 This file is the whole method; everything in Python reads depth out of features with it (but for benchmarks/plain.py, to
-be compared): `MonoCLIP` for one reading, its functions for any number of them. Left out: the encoders (clip/), the data
-and how a picture becomes pixels (datasets/), the metrics (calculate_error.py).
+be compared): `MonoCLIP` for one reading, its functions for any number of them. Left out: the encoders and how a
+feature of each patch is read out of them (clip/), the data and how a picture becomes pixels (datasets/), the metrics
+(calculate_error.py).
 
 Shapes, here and in all files: B images, H x W pixels, h = H/32 and w = W/32 patches, C channels of the image trunk
 (2048), D dimensions of the joint space (1024), K depth classes and bins (7), M sets of bins, L text tokens (77).
@@ -24,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip.model import CLIP
+from clip.dense import READOUTS, check_readout, encode, read
+from clip.model import CLIP, Trunk
 from clip.tokenizer import tokenize
 from datasets.pictures import Source, read_picture, resized, working_size
 
@@ -53,6 +55,8 @@ class Reading:
     )
     bin_list: tuple[float, ...] = (1.00, 1.50, 2.00, 2.25, 2.50, 2.75, 3.00)  # [m], one for each depth class
     temperature: float = 0.1
+    # Official quirk: features from before CLIP's attention pool; the others of `clip.dense` go through its last layer.
+    readout: str = "raw"
     logit_scale: float = 100.0  # CLIP's own exp(logit_scale), as a constant
 
     # Official quirk: ImageNet's statistics, RGB in [0, 1]; CLIP was trained with those of `clip.CLIP_MEAN`.
@@ -77,6 +81,9 @@ class Reading:
             raise ValueError(f"{classes} depth classes and {bins} bins: every depth class needs one bin [m]")
         if not all(depth > SMALLEST for depth in self.bin_list):
             raise ValueError(f"bins must be positive and finite depths [m], got {list(self.bin_list)}")
+        if self.readout not in READOUTS:
+            known = ", ".join(READOUTS)
+            raise ValueError(f"read-out {self.readout!r}: there is none of this name; there are {known}")
         if not self.temperature > SMALLEST:
             raise ValueError(f"the temperature must be positive and finite, got {self.temperature}")
         if not self.depth_templates or not self.obj_classes:
@@ -134,11 +141,6 @@ def zeroshot_classifier(
         return F.normalize(text_features, dim=-1).T.contiguous()  # (D, K)
 
 
-def unit_channels(trunk: Tensor) -> Tensor:
-    """Each patch's vector at unit length over all C channels: (B, C, h, w) -> the same, float32."""
-    return F.normalize(trunk.float(), dim=1)
-
-
 def logits_of(features: Tensor, text_features: Tensor, reading: Reading) -> Tensor:
     """Scaled similarity of each patch to each depth class: (B, D, h, w), (D, K) -> (B, K, h, w)."""
     similarity = torch.einsum("bdhw,dk->bkhw", features, text_features)
@@ -158,12 +160,18 @@ def weighted(weights: Tensor, bins: Tensor) -> Tensor:
     return torch.einsum("bkhw,mk->bmhw", weights, bins)
 
 
-def sigma_of(weights: Tensor, bins: Tensor, depth: Tensor) -> Tensor:
-    """How far the answers lie apart, sqrt(sum_k p_k (bin_k - depth)^2).
+def entropy_of(weights: Tensor) -> Tensor:
+    """How undecided the answers are, -sum_k p_k ln p_k, from 0 to ln K: (B, K, h, w) -> (B, 1, h, w)."""
+    return torch.special.entr(weights).sum(dim=1, keepdim=True)
 
-    (B, K, h, w), (K,) [m] and their `weighted` depth (B, 1, h, w) [m] -> (B, 1, h, w) [m].
+
+def sigma_of(weights: Tensor, bins: Tensor, depth: Tensor) -> Tensor:
+    """How far the answers lie apart, sqrt(sum_k p_k (bin_k - depth)^2), for M sets of bins.
+
+    (B, K, h, w), (M, K) [m] and their `weighted` depth (B, M, h, w) [m] -> (B, M, h, w) [m].
     """
-    return (weights * (bins.view(1, -1, 1, 1) - depth).square()).sum(dim=1, keepdim=True).sqrt()
+    squares = (bins[:, :, None, None] - depth[:, :, None]).square()  # (B, M, K, h, w)
+    return torch.einsum("bkhw,bmkhw->bmhw", weights, squares).sqrt()
 
 
 def with_mirror(image: Tensor) -> Tensor:
@@ -202,7 +210,7 @@ class MonoCLIP(nn.Module):
         text_features: (D, K) float32 buffer, from `zeroshot_classifier`.
         bin_list: (K,) float32 buffer [m].
 
-    Raises ValueError: the encoder has no whole number of channels for each dimension of the joint space.
+    Raises ValueError: the encoder does not have the reading's read-out.
     """
 
     text_features: Tensor
@@ -212,33 +220,29 @@ class MonoCLIP(nn.Module):
         super().__init__()
         self.clip_vis = clip_model.visual
         self.reading = reading
+        check_readout(self.clip_vis, reading.readout)
         text_features = zeroshot_classifier(clip_model, *reading.words)
-        channels, joint = self.clip_vis.patch_dim, len(text_features)
-        if channels % joint:
-            raise ValueError(f"{channels} patch channels cannot be thinned evenly to {joint} joint dimensions")
-        self.channel_stride = channels // joint  # 2 for RN50
         self.register_buffer("text_features", text_features)
         self.register_buffer("bin_list", torch.tensor(reading.bin_list, device=text_features.device))
 
-    def trunk(self, image: Tensor, mirror: bool = True) -> Tensor:
-        """What CLIP's image trunk sees of the images and then of their mirrors: (B, 3, H, W) -> (2B, C, h, w) float32.
+    def trunk(self, image: Tensor, mirror: bool = True) -> Trunk:
+        """What CLIP's image encoder sees of the images and then of their mirrors, before anything is read out of it.
 
-        Without `mirror`, of the images alone, (B, C, h, w). Nothing is read out of it yet: `experiments` stores it.
-
-        Raises ValueError: H or W is not divisible by 32 (by the patch size, for a vision transformer).
+        (B, 3, H, W) of any size -> patches (2B, C, h, w) float32; without `mirror`, of the images alone, (B, C, h, w).
+        `experiments` stores it.
         """
-        return self.clip_vis.forward_patches(with_mirror(image) if mirror else image).float()
+        return encode(self.clip_vis, with_mirror(image) if mirror else image, self.reading.readout)
 
-    def patch_features(self, trunk: Tensor) -> Tensor:
-        """f: a vector for each patch, (B, C, h, w) -> (B, D, h, w).
+    def patch_features(self, trunk: Trunk) -> Tensor:
+        """f: a vector for each patch, by the reading's read-out, patches (B, C, h, w) -> (B, D, h, w).
 
-        Official quirks: the trunk ends before CLIP's attention pool, so f is not in the joint space of image and text;
-        and every second channel stands for all, without a new normalisation, so that |f| < 1. The usual thing would be
-        the pool's value and output projections.
+        Official quirks of the paper's, `raw`: the trunk ends before CLIP's attention pool, so f is not in the joint
+        space of image and text; and every second channel stands for all, without a new normalisation, so that |f| < 1.
+        The usual thing would be the pool's value and output projections, `maskclip`.
 
         Paper: section 3.1.
         """
-        return unit_channels(trunk)[:, :: self.channel_stride]
+        return read(self.clip_vis, trunk, self.reading.readout)
 
     def logits(self, features: Tensor) -> Tensor:
         """Scaled similarity of each patch to each depth class: (B, D, h, w) -> (B, K, h, w)."""
@@ -256,6 +260,15 @@ class MonoCLIP(nn.Module):
         """Depth of each pixel: (B, 3, H, W), normalised with the reading's statistics -> (B, 1, H, W) float32 [m]."""
         return upsampled(self(image), image.shape[2:])
 
+    def uncertainty(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """How far apart and how undecided the answers of each patch are, in the mean of image and mirror.
+
+        (B, 3, H, W) -> sigma (B, 1, h, w) [m] by `sigma_of` and entropy (B, 1, h, w) [nats] by `entropy_of`, float32.
+        """
+        weights = mirror_average(self.logits(self.patch_features(self.trunk(image))).softmax(dim=1))
+        depth = weighted(weights, self.bin_list[None])
+        return sigma_of(weights, self.bin_list[None], depth), entropy_of(weights)
+
     def answers(self, features: Tensor, size: Sequence[int]) -> Answers:
         """All that the words say of one picture of `size` (H, W).
 
@@ -264,7 +277,7 @@ class MonoCLIP(nn.Module):
         weights = self.logits(features).softmax(dim=1)
         weights = mirror_average(weights) if len(features) == 2 else weights  # (1, K, h, w)
         depth = weighted(weights, self.bin_list[None])  # (1, 1, h, w)
-        sigma, full = sigma_of(weights, self.bin_list, depth), upsampled(depth, size)
+        sigma, full = sigma_of(weights, self.bin_list[None], depth), upsampled(depth, size)
         return Answers(*(maps.cpu().numpy() for maps in (full[0, 0], depth[0, 0], weights[0], sigma[0, 0])))
 
     @torch.inference_mode()

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,18 +28,19 @@ from torch import distributed
 for name in ("clip", "datasets"):
     other = sys.modules.get(name)
     folders = [Path(folder).resolve() for folder in getattr(other, "__path__", ())]
-    if other and Path(__file__).resolve().parent / name not in folders:
+    if other and (Path(__file__).resolve().parent / name).resolve() not in folders:
         raise ImportError(f"another package {name!r} is imported already ({other}); load DepthCLIP in a new Python")
 
 import clip
 from calculate_error import UnscorableError
 from clip.checkpoint import locate_checkpoint
-from clip.model import convert_weights
+from clip.dense import READOUTS, fitted_size
+from clip.model import VisionTransformer, convert_weights
 from datasets import DataError, printable
 from download import file_sha256, write_whole
 from monoclip import PAPER, MonoCLIP, Reading
 
-VERSION = "2.0"
+VERSION = "2.1"
 SCHEMA = 2  # of results.json: raised whenever a key changes its meaning
 PROTOCOL = (
     "NYU Depth V2 as the release evaluates it: 416 x 544 crop, mirror average, 1e-3 < gt < 10 m, mean over images"
@@ -53,11 +54,12 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 BATCH_SIZE = {"cpu": 4, "cuda": 32, "mps": 8}
 WORKERS = {"cpu": 1, "cuda": 8, "mps": 4}
 DATA_FOLDERS = (Path("nyu_depth_v2"), Path("datasets") / "NYU_Depth_V2")  # the second is the release's place
-# tqdm's own, but always images a second, also where an image takes longer than one.
-PROGRESS = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a device without room says
 NO_MEMORY = "not enough memory; use smaller batches or pictures, or another --device"
 READING_FLAGS = ("depth_templates", "obj_classes", "depth_classes", "bin_list", "temperature")
+# What images are normalised with: mean and standard deviation, RGB in [0, 1].
+IMAGE_STATISTICS = {"imagenet": (PAPER.image_mean, PAPER.image_std), "clip": (clip.CLIP_MEAN, clip.CLIP_STD)}
+INVERTED = "raw patch tokens of a vision transformer, whose maps are reported as inverted (arXiv 2304.05653)"
 
 
 class UsageError(Exception):
@@ -108,10 +110,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--limit", type=positive, metavar="N", help="evaluate the first N images only")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Adds the checkpoint, and where and how its encoder computes."""
+def add_model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> argparse._ArgumentGroup:
+    """Adds the checkpoint, or several, and where and how its encoder computes."""
     model = parser.add_argument_group("model")
-    model.add_argument("--clip_path", default="RN50", help="CLIP checkpoint: a file, or a name in the cache")
+    many: dict[str, Any] = {"nargs": "+", "default": ["RN50"]} if several else {"default": "RN50"}
+    model.add_argument("--clip_path", **many, help="CLIP checkpoint: a file, or a name in the cache")
+    trained = "what it was trained with; needed for a file that is neither OpenAI's nor of a known name"
+    model.add_argument("--activation", choices=clip.ACTIVATIONS, help=trained)
     model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if any")
     precisions = ("auto", *PRECISIONS)
     model.add_argument("--precision", choices=precisions, default="auto", help="auto: fp32 on a CPU, fp16 on a GPU")
@@ -128,6 +133,10 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
     reading.add_argument("--depth_templates", nargs="+", metavar="T", default=PAPER.depth_templates, help="sentences")
     reading.add_argument("--obj_classes", nargs="+", metavar="WORD", default=PAPER.obj_classes, help="objects")
     reading.add_argument("--temperature", type=float, default=PAPER.temperature, help="of the softmax")
+    how = "how patch features are read out of CLIP (docs/readouts.md)"
+    reading.add_argument("--readout", choices=READOUTS, default=PAPER.readout, help=how)
+    means = "what images are normalised with: the paper's, or those that CLIP was trained with"
+    reading.add_argument("--image_statistics", choices=IMAGE_STATISTICS, default="imagenet", help=means)
     return reading
 
 
@@ -150,14 +159,28 @@ def add_html_argument(group: argparse._ArgumentGroup, name: str, count: int) -> 
 
 def reading_of(args: argparse.Namespace) -> Reading:
     """The reading of the flags. Raises UsageError if it makes no depth."""
-    return checked_reading({name: getattr(args, name) for name in READING_FLAGS})
+    reading = replace(with_statistics(PAPER, args.image_statistics), readout=args.readout)
+    return checked_reading({name: getattr(args, name) for name in READING_FLAGS}, reading)
 
 
-def checked_reading(values: dict[str, Any], where: str = "") -> Reading:
+def with_statistics(reading: Reading, name: str) -> Reading:
+    """The reading of images that are normalised with one of `IMAGE_STATISTICS`."""
+    mean, std = IMAGE_STATISTICS[name]
+    return replace(reading, image_mean=mean, image_std=std)
+
+
+def statistics_of(reading: Reading) -> str:
+    """Which of `IMAGE_STATISTICS` a reading has; "other" for none of them."""
+    own = (reading.image_mean, reading.image_std)
+    return next((name for name, known in IMAGE_STATISTICS.items() if known == own), "other")
+
+
+def checked_reading(values: dict[str, Any], default: Reading = PAPER, where: str = "") -> Reading:
     """A reading whose prompts CLIP can take.
 
     Args:
-        values: of some fields of `Reading`, sequences as lists or tuples; the others are the paper's.
+        values: of some of `READING_FLAGS`, sequences as lists or tuples.
+        default: has the other fields.
         where: the beginning of an error's sentence, if the values come from a file.
 
     Raises:
@@ -167,7 +190,7 @@ def checked_reading(values: dict[str, Any], where: str = "") -> Reading:
         known = ", ".join(READING_FLAGS)
         raise UsageError(f"{where}unknown field {', '.join(unknown)}; known are {known}")
     try:
-        reading = Reading(**values)
+        reading = replace(default, **values)
         for template in reading.depth_templates:
             clip.tokenize([template.format(o, c) for o in reading.obj_classes for c in reading.depth_classes])
     except (ValueError, RuntimeError, OverflowError) as error:  # the last: JSON knows whole numbers of any size
@@ -215,7 +238,7 @@ def load_model(
     precision: str,
     reading: Reading,
     exact: bool = False,
-    size: tuple[int, int] | None = None,
+    activation: str | None = None,
 ) -> tuple[clip.CLIP, MonoCLIP]:
     """The CLIP of `clip_path` on `device`, and its MonoCLIP.
 
@@ -223,21 +246,21 @@ def load_model(
         clip_path: a file, or a name in the cache.
         device: from `choose_device`.
         precision: one of `PRECISIONS`.
-        reading: words, bins and temperature.
+        reading: words, bins, temperature and read-out.
         exact: keep the plain network, bit for bit; else its image encoder gets the form of
             `clip.optimize_for_inference`, and only that is in `precision`.
-        size: (H, W) of all images, if they are not resized to what the encoder takes.
+        activation: one of `clip.ACTIVATIONS`, where the checkpoint does not tell.
 
     Raises:
-        UsageError: this CLIP cannot be read as depth, or its patches do not fill images of `size`.
+        UsageError: this CLIP cannot be read as depth.
         clip.CheckpointError: the checkpoint cannot be used.
     """
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; other precisions do not use it
-    clip_model, _ = clip.load(clip_path, device="cpu")
-    patch = clip_model.visual.patch_size
-    if size and any(side % patch for side in size):
-        problem = f"patches of {patch} px do not fill images of {size[0]} x {size[1]} px"
-        raise UsageError(f"--clip_path {clip_path}: {problem}; use a ResNet, or a ViT with patches of 32 or 16")
+    if toy_note(file_sha256(locate_checkpoint(clip_path))):
+        if activation not in (None, "quickgelu"):
+            raise UsageError(f"--activation {activation}: the demo's CLIP was trained with QuickGELU; leave it out")
+        activation = "quickgelu"
+    clip_model, _ = clip.load(clip_path, device="cpu", activation=activation)
     if exact:
         convert_weights(clip_model, PRECISIONS[precision])
     else:
@@ -246,16 +269,24 @@ def load_model(
     try:
         return clip_model, MonoCLIP(clip_model, reading)
     except ValueError as error:
-        raise UsageError(f"--clip_path {clip_path}: {error}; use a CLIP of clip.available_models()") from error
+        raise UsageError(f"--clip_path {clip_path}: {error}") from error
 
 
-def made_with(clip_path: str | Path, device: torch.device, precision: str, exact: bool, reading: Reading) -> dict:
+def made_with(
+    clip_path: str | Path,
+    device: torch.device,
+    precision: str,
+    exact: bool,
+    reading: Reading,
+    activation: str,
+) -> dict[str, Any]:
     """What the results of a run depend on besides its images, as JSON can hold it."""
     path = locate_checkpoint(clip_path)
     return {
         "reading": asdict(reading),
         "checkpoint": path.name,
         "checkpoint_sha256": file_sha256(path),
+        "activation": activation,
         "precision": precision,
         "network": "plain" if exact else "fast",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -292,9 +323,25 @@ def toy_note(checkpoint_sha256: str) -> str:
     return TOY if checkpoint_sha256 == file_sha256(DEMO_WEIGHTS) else ""
 
 
-def caveats(official: bool, checkpoint_sha256: str) -> list[str]:
-    """What keeps metrics from being beside the paper's: other images than the official test split, the toy CLIP."""
-    return [text for text in ("" if official else OTHER_IMAGES, toy_note(checkpoint_sha256)) if text]
+def caveats(official: bool, checkpoint_sha256: str, model: MonoCLIP, size: tuple[int, int]) -> list[str]:
+    """What keeps metrics from being beside the paper's: other images, of `size` (H, W), the toy CLIP, the read-out."""
+    notes = ["" if official else OTHER_IMAGES, toy_note(checkpoint_sha256), *readout_notes(model)]
+    patch, (height, width) = model.clip_vis.patch_size, size
+    rows, columns = fitted_size(height, width, patch)
+    if (rows, columns) != size:
+        notes.append(f"images of {height}x{width} px are resized to {rows}x{columns}, whole patches of {patch} px")
+    return [text for text in notes if text]
+
+
+def readout_notes(model: MonoCLIP) -> list[str]:
+    """What is not the paper's in how patch features are read, or must be known of it."""
+    readout, statistics = model.reading.readout, statistics_of(model.reading)
+    notes = []
+    if (readout, statistics) != ("raw", "imagenet"):
+        notes.append(f"patch features by {readout}, image statistics of {statistics}: not the paper's setting")
+    if readout == "raw" and isinstance(model.clip_vis, VisionTransformer):
+        notes.append(INVERTED)
+    return notes
 
 
 def caption(title: str, warnings: Sequence[str]) -> str:

@@ -311,13 +311,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         clip_path = options.DEMO_WEIGHTS if args.demo else args.clip_path
         jobs = plan(args.input or [str(DEMO_PICTURES)], args.save)
 
-        made = options.made_with(clip_path, device, precision, args.exact, reading)
+        clip_model, model = options.load_model(clip_path, device, precision, reading, args.exact, args.activation)
+        made = options.made_with(clip_path, device, precision, args.exact, reading, clip_model.activation)
         toy = options.toy_note(made["checkpoint_sha256"])
         settings = Settings(not args.no_mirror, args.max_side, args.colour_map, args.range, toy)
         output = OutputFolder(path, made | asdict(settings))
         jobs = [output.remaining(job) for job in jobs] if args.skip_existing else jobs
-        clip_model, model = options.load_model(clip_path, device, precision, reading, args.exact)
-        warnings = [toy] if toy else []
+        warnings = [toy] * bool(toy) + options.readout_notes(model)
         for name, count in Counter(job.data_set for job in jobs if job.data_set).items():
             warnings.append(f"{count} of {counted(len(jobs))}: {name}")
         options.say(f"model: {clip_path} on {device} in {precision}")

@@ -10,13 +10,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+import clip
 import options
-from calculate_error import NYU_CROP, NYU_METRICS, compute_errors_NYU_per_image, size_of
+from calculate_error import NYU_CROP, NYU_METRICS, compute_errors_NYU_per_image
 from datasets.nyu import open_nyu
 from monoclip import PAPER
 
@@ -27,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = options.new_parser("Measures what the fast form and other batches change.", "benchmarks.deviation")
     parser.add_argument("--clip_path", default=options.DEMO_WEIGHTS, help="CLIP checkpoint")
+    parser.add_argument("--activation", choices=clip.ACTIVATIONS, help="as for eval.py")
     parser.add_argument("--data_path", type=Path, default=options.DEMO_DATA, help="as for eval.py")
     parser.add_argument("--limit", type=options.positive, help="the first N images only")
     return parser
@@ -45,15 +48,15 @@ def moved(gt: Tensor, depth: Tensor, other: Tensor) -> str:
 
 
 @torch.inference_mode()
-def measure(clip_path: str | Path, data_path: Path, limit: int | None) -> None:
+def measure(clip_path: str | Path, activation: str | None, data_path: Path, limit: int | None) -> None:
     """Prints two lines for each temperature. Raises DataError, CheckpointError, UsageError."""
     cpu, dataset = torch.device("cpu"), open_nyu(data_path, NYU_CROP, PAPER.normalised, limit=limit)
     images, gt = (torch.stack([dataset[i][part] for i in range(len(dataset))]) for part in (0, 1))
     print(f"{dataset.title}; {Path(clip_path).name}; torch {torch.__version__}; a pixel is about 4.5e-6 of a delta")
     for temperature in TEMPERATURES:
         reading = replace(PAPER, temperature=temperature)
-        _, plain = options.load_model(clip_path, cpu, "fp32", reading, exact=True, size=size_of(NYU_CROP))
-        _, fast = options.load_model(clip_path, cpu, "fp32", reading, exact=False, size=size_of(NYU_CROP))
+        _, plain = options.load_model(clip_path, cpu, "fp32", reading, exact=True, activation=activation)
+        _, fast = options.load_model(clip_path, cpu, "fp32", reading, exact=False, activation=activation)
         of_plain, of_fast = (torch.cat([model.predict(x[None]) for x in images]) for model in (plain, fast))
         batches = torch.cat([fast.predict(x) for x in images.split(4)])
         print(f"temperature {temperature:g}, fast form against --exact: {moved(gt, of_plain, of_fast)}")
@@ -63,7 +66,8 @@ def measure(clip_path: str | Path, data_path: Path, limit: int | None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; every error for the user is one sentence on stderr."""
     args = build_parser().parse_args(argv)
-    return options.run_command("benchmarks.deviation", lambda: measure(args.clip_path, args.data_path, args.limit))
+    work = partial(measure, args.clip_path, args.activation, args.data_path, args.limit)
+    return options.run_command("benchmarks.deviation", work)
 
 
 if __name__ == "__main__":

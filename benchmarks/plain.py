@@ -26,7 +26,7 @@ EVALUATION_CROP = (slice(45, 471), slice(46, 601))
 
 
 def load(path: Path) -> CLIP:
-    """The plain network of a state dict, fp32."""
+    """The plain network of a state dict that was trained with QuickGELU, fp32."""
     state_dict = torch.load(path, map_location="cpu", weights_only=True)
     network = CLIP(infer_architecture(state_dict))
     network.load_state_dict(state_dict)
@@ -42,7 +42,7 @@ def words(network: CLIP) -> Tensor:
 
 def depth_of_view(network: CLIP, text_features: Tensor, image: Tensor) -> Tensor:
     """Depth of each patch of the image or of its mirror: (1, 3, H, W) -> (1, 1, h, w) [m]."""
-    features = network.visual.forward_patches(image)  # (1, C, h, w)
+    features = network.visual.forward_trunk(image).patches  # (1, C, h, w)
     height, width = features.shape[2:]
     features = features.flatten(2).transpose(1, 2)  # (1, N, C)
     features = (features / features.norm(dim=-1, keepdim=True))[..., :: features.shape[-1] // len(text_features)]

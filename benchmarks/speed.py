@@ -101,12 +101,13 @@ def command(*arguments: object) -> None:
 
 def commands(weights: Path, data: Path, store: Path, images: int) -> dict[str, Callable[[], object]]:
     """The whole commands by the names that `command_lines` knows; each call runs one."""
-    source = ("--data_path", data, "--clip_path", weights)
+    files = ("--data_path", data, "--clip_path", weights)
+    source = (*files, "--activation", "quickgelu")
     some = (*source, "--limit", images)
     paper = ("-m", "experiments", "--output", "OUTPUT", "--device", "cpu")
     words = ("--depth_classes", "near", "far", "--bin_list", "1", "3")
     return {
-        "plain": partial(command, "-m", "benchmarks.plain", *some),
+        "plain": partial(command, "-m", "benchmarks.plain", *files, "--limit", images),
         "eval fp32": partial(command, "eval.py", *some, "--device", "cpu"),
         "eval bf16": partial(command, "eval.py", *some, "--device", "cpu", "--precision", "bf16"),
         "paper": partial(command, *paper, *some),
@@ -154,7 +155,8 @@ def measure(work: Path, images: int, stored: int, rounds: int) -> None:
     write_weights(weights)
     write_images(data, stored, images)
 
-    command("-m", "experiments", "--data_path", data, "--clip_path", weights, "--store", store, "--output", "OUTPUT")
+    source = ("--data_path", data, "--clip_path", weights, "--activation", "quickgelu")
+    command("-m", "experiments", *source, "--store", store, "--output", "OUTPUT")
     seconds = take_turns(commands(weights, data, store, images), rounds)
     print("\n".join(command_lines(seconds, images, stored)), flush=True)
 

@@ -1,7 +1,8 @@
 """CLIP with the public interface of OpenAI's package: `load`, `tokenize`, `available_models`.
 
-It knows nothing of depth. `model.py` holds the networks, `tokenizer.py` the byte-pair encoding, `checkpoint.py` where
-weights come from, `archive.py` how they are read, `inference.py` the form of a model that is fastest to evaluate.
+It knows nothing of depth. `model.py` holds the networks, `dense.py` ways to read patches, `tokenizer.py` the byte-pair
+encoding, `checkpoint.py` where weights come from, `archive.py` how they are read, `inference.py` the form of a model
+that is fastest to evaluate.
 """
 
 from collections.abc import Callable
@@ -13,13 +14,22 @@ from PIL import Image
 from torch import Tensor
 
 from clip.archive import CheckpointError, read_state_dict
-from clip.checkpoint import CHECKPOINTS, locate_checkpoint
+from clip.checkpoint import CHECKPOINTS, activation_of, locate_checkpoint
 from clip.inference import optimize_for_inference
-from clip.model import CLIP, build_model
+from clip.model import ACTIVATIONS, CLIP, build_model, check_activation
 from clip.tokenizer import tokenize
 from download import file_sha256
 
-__all__ = ["CLIP", "CheckpointError", "available_models", "build_model", "load", "optimize_for_inference", "tokenize"]
+__all__ = [
+    "ACTIVATIONS",
+    "CLIP",
+    "CheckpointError",
+    "available_models",
+    "build_model",
+    "load",
+    "optimize_for_inference",
+    "tokenize",
+]
 
 # Statistics of CLIP's training images, RGB in [0, 1] (Radford et al. 2021, released preprocessing).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -27,7 +37,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def available_models() -> list[str]:
-    """Names that `load` knows, as in the paper: `RN50`, ..., `ViT-L/14@336px`."""
+    """Names that `load` knows: the paper's nine, `RN50`, ..., `ViT-L/14@336px`, and two RN50s of open_clip."""
     return list(CHECKPOINTS)
 
 
@@ -36,6 +46,7 @@ def load(
     device: str | torch.device | None = None,
     jit: bool = False,
     download_root: str | Path | None = None,
+    activation: str | None = None,
 ) -> tuple[CLIP, Callable[[Image.Image], Tensor]]:
     """A CLIP in evaluation mode, and its preprocessing from a PIL image to (3, R, R).
 
@@ -44,19 +55,26 @@ def load(
         device: where the model goes; None takes the GPU if there is one. fp32 on a CPU, fp16 elsewhere.
         jit: only False is possible, because torch.jit is deprecated and runs code from the file.
         download_root: folder of the checkpoints; None takes `$CLIP_CACHE`, else `~/.cache/clip`.
+        activation: "quickgelu" or "gelu", whichever the model was trained with; None where the file tells: one of
+            `available_models()`, by name or SHA-256, or an OpenAI archive.
 
     Raises:
-        CheckpointError: the file is not there or is no CLIP checkpoint; the message says which file, why, what to do.
-        ValueError: `jit` is True.
+        CheckpointError: the file is not there or is no CLIP checkpoint, or `activation` is lacking or contradicts what
+            is known of it; the message says which file, why, what to do.
+        ValueError: `jit` is True, or there is no such `activation`.
     """
     if jit:
         raise ValueError("clip.load(jit=True) is not supported: torch.jit runs code from the file; pass jit=False")
+    if activation is not None:
+        check_activation(activation)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
     path = locate_checkpoint(name_or_path, download_root)
+    dtype = torch.float32 if device.type == "cpu" else torch.float16
     try:
-        model = build_model(read_state_dict(path), torch.float32 if device.type == "cpu" else torch.float16)
+        # The state dict is read within the call, so that nobody else holds it while `build_model` converts it.
+        model = build_model(read_state_dict(path), dtype, activation_of(name_or_path, path, activation))
     except ValueError as error:
         raise CheckpointError(path, str(error), file_sha256(path)) from error
     return model.to(device), partial(_preprocess, resolution=model.visual.input_resolution)

@@ -28,6 +28,7 @@ from torch.torch_version import TorchVersion
 from download import file_sha256
 
 MIN_TORCH = "2.10"  # before, a file made for it gets past weights_only=True (CVE-2025-32434, CVE-2026-24747)
+ZIP = b"PK\x03\x04"  # how such a file begins
 # OpenAI's archives hold these sizes beside the weights; `clip.model` infers them from the shapes.
 SIZES = ("input_resolution", "context_length", "vocab_size")
 STORAGES = {
@@ -107,13 +108,22 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state_dict.items() if name not in SIZES}
 
 
+def is_torchscript(path: Path) -> bool:
+    """Whether a file that `read_state_dict` takes is a TorchScript archive, as OpenAI ships: modules, not a dict."""
+    with path.open("rb") as file:
+        if file.read(4) != ZIP:
+            return False
+    with zipfile.ZipFile(path) as archive:
+        return isinstance(_saved(archive)[1], _Module)
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors in a file, by name; its first bytes decide the reader."""
     with path.open("rb") as file:
         start = file.read(1024)
     if not start:
         raise _FormatError("it is empty; fetch it again")
-    if start.startswith(b"PK\x03\x04"):
+    if start.startswith(ZIP):
         try:
             with zipfile.ZipFile(path) as archive:
                 return _read_zip(archive, path.stat().st_size)
@@ -186,16 +196,21 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> dict[str, Tensor]:
     # Only code is compressed in these files. More than that is a bomb, or entries that lie on top of each other.
     if sum(info.file_size for info in archive.infolist()) > 2 * size + 2**24:
         raise _FormatError("its zip unpacks to far more than its own size")
+    root, top = _saved(archive)
+    saved = dict(_attributes(top)) if isinstance(top, _Module) else _state_dict(top, _SavedTensor)
+    storages = {key: bytearray(archive.read(f"{root}/data/{key}")) for key in {v.key for v in saved.values()}}
+    return {name: value.on(storages[value.key]) for name, value in saved.items()}
+
+
+def _saved(archive: zipfile.ZipFile) -> tuple[str, Any]:
+    """The folder in a zip that holds data.pkl, and what that holds: a `_Module`, or a dict; no storage is read."""
     roots = [name.removesuffix("/data.pkl") for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
     if len(roots) != 1:
         raise _FormatError("it is a zip without a data.pkl, so not written by torch")
     data = io.BytesIO(archive.read(f"{roots[0]}/data.pkl"))  # BadZipFile where a checksum does not agree
     _check_pickle(data)
     data.seek(0)
-    top = _Unpickler(data).load()
-    saved = dict(_attributes(top)) if isinstance(top, _Module) else _state_dict(top, _SavedTensor)
-    storages = {key: bytearray(archive.read(f"{roots[0]}/data/{key}")) for key in {v.key for v in saved.values()}}
-    return {name: value.on(storages[value.key]) for name, value in saved.items()}
+    return roots[0], _Unpickler(data).load()
 
 
 class _Module:

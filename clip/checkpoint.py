@@ -1,10 +1,13 @@
-"""Where CLIP's weights come from: the names of the models, the cache folder, and the addresses that fill it.
+"""Where CLIP's weights come from, and which activation they were trained with: names, hashes, the cache, addresses.
 
-A file has its final name in the cache only after its SHA-256 was compared with the one pinned here (`download.py`), so
-a mirror needs no trust; a cached file is hashed whenever it is used. The one exception is the last source of RN50, the
-hub's `open_clip_model.safetensors`: the same weights in fp32, whose SHA-256 is not known here. What vouches for it is
-https and a check that its entries are exactly RN50's in name and shape, and finite. A changed weight would pass:
-whoever minds brings OpenAI's own file.
+The models are the nine of the paper and two RN50s that open_clip trained, on CC12M and on YFCC15M: the same network on
+other pictures. A file has its final name in the cache only after its SHA-256 was compared with the one pinned here
+(`download.py`), so a mirror needs no trust; a cached file is hashed whenever it is used. There are two exceptions. Of
+open_clip's two files only the first 8 digits of the SHA-256 are known, from their names: 32 bits find damage and a
+wrong file, but whoever tries some billions of changes has one that passes, so it is https that vouches for these, and a
+mirror needs trust. Of the last source of RN50, the hub's `open_clip_model.safetensors`, the same weights in fp32, no
+digit is known here. What vouches for it is https and a check that its entries are exactly RN50's in name and shape, and
+finite. A changed weight would pass: whoever minds brings OpenAI's own file.
 
 Environment: `CLIP_CACHE` (folder), `CLIP_MIRRORS` (addresses separated by spaces, tried first), `CLIP_OFFLINE=1` (open
 no connection), and urllib's own `https_proxy`, `no_proxy` and `SSL_CERT_FILE`. How a file is read: `archive.py`.
@@ -17,29 +20,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from clip.archive import CheckpointError, read_state_dict, require_file
+from clip.archive import CheckpointError, is_torchscript, read_state_dict, require_file
 from clip.model import Architecture, build_model, infer_architecture
-from download import DownloadError, download, file_sha256
+from download import DownloadError, download, file_sha256, is_sha256
 
 HUB = "https://huggingface.co/timm/resnet50_clip.openai/resolve/main/open_clip_model.safetensors"
-OPENAI = ("https://openaipublic.azureedge.net/clip/models", "https://openaipublic.blob.core.windows.net/clip/models")
+OPENAI = (
+    "https://openaipublic.azureedge.net/clip/models/{sha256}/{file}",
+    "https://openaipublic.blob.core.windows.net/clip/models/{sha256}/{file}",
+)
+OPEN_CLIP = (
+    "https://github.com/mlfoundations/open_clip/releases/download/v1.0/{file}",
+    "https://github.com/mlfoundations/open_clip/releases/download/v0.2-weights/{file}",  # open_clip 3 names this one
+)
+QUICKGELU = "OpenAI's, MetaCLIP, DFN, RN50 and RN101 yfcc15m, RN50 cc12m, ViT-B/32 laion400m"
+GELU = "LAION-2B, DataComp, ViT-B/16 laion400m"
 RN50_SIZE = 255_827_503  # bytes
 RN50 = Architecture(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 12)  # what the hub's copy has to be
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file of weights: its name, its SHA-256, its size [bytes] if known, and the hub's copy if there is one."""
+    """A file of weights, all of them trained with QuickGELU."""
 
-    file: str
-    sha256: str
-    size: int | None = None
-    hub: str | None = None
+    file: str  # its name
+    sha256: str  # or its first digits
+    size: int | None = None  # [bytes], if known
+    hub: str | None = None  # address of the hub's copy, if there is one
+    addresses: tuple[str, ...] = OPENAI
 
     @property
     def urls(self) -> list[str]:
-        """OpenAI's addresses of it."""
-        return [f"{prefix}/{self.sha256}/{self.file}" for prefix in OPENAI]
+        """The addresses of those who trained it."""
+        return [address.format(sha256=self.sha256, file=self.file) for address in self.addresses]
+
+    def matches(self, sha256: str) -> bool:
+        """Whether a file with this SHA-256 is this one, as far as its digits are known."""
+        return is_sha256(sha256, self.sha256)
 
 
 CHECKPOINTS: Mapping[str, Checkpoint] = MappingProxyType(
@@ -57,6 +74,8 @@ CHECKPOINTS: Mapping[str, Checkpoint] = MappingProxyType(
         "ViT-L/14@336px": Checkpoint(
             "ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"
         ),
+        "RN50-cc12m": Checkpoint("rn50-quickgelu-cc12m-f000538c.pt", "f000538c", addresses=OPEN_CLIP),
+        "RN50-yfcc15m": Checkpoint("rn50-quickgelu-yfcc15m-455df137.pt", "455df137", addresses=OPEN_CLIP),
     }
 )
 
@@ -87,7 +106,7 @@ def locate_checkpoint(name_or_path: str | Path, download_root: str | Path | None
         if target.exists():
             require_file(target)
             found = file_sha256(target)
-            if found == checkpoint.sha256:
+            if checkpoint.matches(found):
                 return target
         if checkpoint.hub and hub_target.exists():
             require_file(hub_target)
@@ -108,8 +127,39 @@ def locate_checkpoint(name_or_path: str | Path, download_root: str | Path | None
         raise CheckpointError(target, f"it cannot be stored ({error.strerror}); {how}, or {bring}") from error
 
 
+def activation_of(name_or_path: str | Path, path: Path, given: str | None = None) -> str:
+    """The activation that a checkpoint was trained with, a key of `clip.model.ACTIVATIONS`.
+
+    A state dict does not tell it. A known name or SHA-256 does; else `given` does; else a TorchScript archive is taken
+    for one of OpenAI's, because they alone ship that form.
+
+    Args:
+        name_or_path: a key of `CHECKPOINTS`, or a local file.
+        path: its file, which `read_state_dict` takes.
+        given: what the user says, if anything.
+
+    Raises CheckpointError: nothing tells it, or `given` contradicts what is known of the file.
+    """
+    known = str(name_or_path) if str(name_or_path) in CHECKPOINTS else None
+    sha256 = None
+    if known is None:
+        sha256 = file_sha256(path)
+        known = next((name for name, checkpoint in CHECKPOINTS.items() if checkpoint.matches(sha256)), None)
+    if known is not None:
+        if given not in (None, "quickgelu"):
+            raise CheckpointError(path, f"{known} was trained with QuickGELU; leave out --activation {given}")
+        return "quickgelu"
+    if given is not None:
+        return given
+    if is_torchscript(path):
+        return "quickgelu"
+    why = "a state dict does not tell QuickGELU from GELU, and this file is not OpenAI's by its hash or its form"
+    how = f"pass --activation quickgelu ({QUICKGELU}) or --activation gelu ({GELU})"
+    raise CheckpointError(path, f"{why}; {how}", sha256)
+
+
 def _fetch(checkpoint: Checkpoint, target: Path, hub_target: Path) -> Path:
-    """The new file, from the first that has it: mirrors, OpenAI's addresses, the hub. Raises DownloadError, OSError."""
+    """The new file, from the first that has it: mirrors, its own addresses, the hub. Raises DownloadError, OSError."""
     mirrors = [
         url if url.endswith("/" + checkpoint.file) else f"{url.rstrip('/')}/{checkpoint.file}"
         for url in os.environ.get("CLIP_MIRRORS", "").split()

@@ -1,9 +1,10 @@
 """CLIP: an image encoder and a text encoder with one joint space (Radford et al., ICML 2021, arXiv 2103.00020).
 
 All five ModifiedResNets (RN50 ... RN50x64) and four vision transformers (ViT-B/32 ... ViT-L/14@336px) of the paper,
-under the state-dict keys of OpenAI's checkpoints. `build_model` makes a model from a state dict alone: every size is
-inferred from it. Besides the pooled embedding of the original, each image encoder has `forward_patches`, the dense
-features that a pixel-level reading of CLIP starts from. Left out: training (losses, schedules) and downloads.
+under the state-dict keys of OpenAI's checkpoints. `build_model` makes a model from a state dict: every size is
+inferred from it; the activation cannot be. Besides the pooled embedding of the original, each image encoder has
+`forward_trunk`: what it has of each patch before its last layer, from which `dense.py` reads patch features. Left out:
+training (losses, schedules) and downloads.
 
 Shapes: B images or texts, H x W pixels, h x w patches, C channels of the trunk, D joint dimension, L text tokens.
 """
@@ -11,12 +12,14 @@ Shapes: B images or texts, H x W pixels, h x w patches, C channels of the trunk,
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 HEAD_WIDTH = 64  # every transformer of the paper has heads of 64 channels, so that a state dict tells their number
+MAX_VIT_WIDTH = 1024  # ViT-L's; wider ones (ViT-H, -g, -G) have heads of 80 channels or more
 RESNET_STRIDE = 32  # pixels from one cell of layer4's map to the next: stem 4, layers 2, 3 and 4 two each
 
 
@@ -35,6 +38,17 @@ class Architecture:
     transformer_layers: int
 
 
+class Trunk(NamedTuple):
+    """What an image encoder has of B images before its last layer."""
+
+    patches: Tensor  # (B, C, h, w): output of layer4; of a vision transformer, input of the last block
+    cls: Tensor  # (B, C), the token of the whole image: mean of the patches; of a vision transformer, its class token
+
+    def tokens(self) -> Tensor:
+        """As a sequence, the image's token first: (B, 1 + h w, C)."""
+        return torch.cat([self.cls[:, None], self.patches.flatten(2).transpose(1, 2)], dim=1)
+
+
 def heads_of(width: int) -> int:
     """Number of attention heads of a transformer of this width (one for widths below 64)."""
     return max(1, width // HEAD_WIDTH)
@@ -44,6 +58,26 @@ def drawn(*shape: int, std: float) -> Tensor:
     """Random start of a parameter: uniform, as normal numbers on the meta device load torch's compiler for a second."""
     bound = std * 3**0.5
     return torch.empty(shape).uniform_(-bound, bound)
+
+
+def resized_positions(embedding: Tensor, h: int, w: int) -> Tensor:
+    """A positional embedding (1 + grid^2, width) for h x w patches: (1 + h w, width).
+
+    The row of the image's token stays; the others are resized bilinearly (align_corners=True) from their square grid.
+    """
+    cls, patches = embedding[:1], embedding[1:]
+    grid = int(len(patches) ** 0.5)
+    if (h, w) == (grid, grid):
+        return embedding
+    patches = patches.float().T.unflatten(1, (grid, grid))[None]  # (1, width, grid, grid)
+    patches = F.interpolate(patches, (h, w), mode="bilinear", align_corners=True)
+    return torch.cat([cls, patches[0].flatten(1).T.to(cls.dtype)])
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+    """softmax(q k' / sqrt(C / heads)) v in each head: (B, Q, C), (B, L, C), (B, L, C) -> (B, Q, C)."""
+    heads = [x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (query, key, value)]  # (B, heads, Q or L, d)
+    return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
 
 
 class Bottleneck(nn.Module):
@@ -96,12 +130,8 @@ class AttentionPool2d(nn.Module):
         x = x.flatten(2).transpose(1, 2)  # (B, N, C)
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)  # (B, 1 + N, C)
         x = x + self.positional_embedding.to(x.dtype)
-
-        def heads(projected: Tensor) -> Tensor:
-            return projected.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, tokens, C / heads)
-
-        out = F.scaled_dot_product_attention(heads(self.q_proj(x[:, :1])), heads(self.k_proj(x)), heads(self.v_proj(x)))
-        return self.c_proj(out.transpose(1, 2).flatten(1))  # (B, D)
+        out = attention(self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x), self.num_heads)  # (B, 1, C)
+        return self.c_proj(out[:, 0])  # (B, D)
 
 
 class ModifiedResNet(nn.Module):
@@ -123,7 +153,7 @@ class ModifiedResNet(nn.Module):
         self.layer2 = self._layer(width * 4, width * 2, layers[1], stride=2)
         self.layer3 = self._layer(width * 8, width * 4, layers[2], stride=2)
         self.layer4 = self._layer(width * 16, width * 8, layers[3], stride=2)
-        self.patch_dim = width * 32  # C
+        self.patch_dim, self.joint_dim = width * 32, output_dim  # C, D
         self.attnpool = AttentionPool2d(
             input_resolution // RESNET_STRIDE, self.patch_dim, heads_of(self.patch_dim), output_dim
         )
@@ -133,22 +163,23 @@ class ModifiedResNet(nn.Module):
         rest = [Bottleneck(planes * Bottleneck.expansion, planes) for _ in range(blocks - 1)]
         return nn.Sequential(Bottleneck(inplanes, planes, stride), *rest)
 
-    def forward_patches(self, image: Tensor) -> Tensor:
+    def forward_trunk(self, image: Tensor) -> Trunk:
         """Output of layer4, before the attention pool, so NOT in the joint space of image and text.
 
-        (B, 3, H, W), normalised, H and W divisible by 32 -> (B, C, H/32, W/32) in the dtype of the weights.
+        (B, 3, H, W), normalised, H and W divisible by 32 -> patches (B, C, H/32, W/32) in the dtype of the weights.
         """
         check_image(image, self.patch_size)
         x = image.to(self.conv1.weight.dtype)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
         x = self.avgpool(self.relu(self.bn3(self.conv3(x))))  # (B, width, H/4, W/4)
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, C, H/32, W/32)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, C, H/32, W/32)
+        return Trunk(x, x.mean(dim=(2, 3)))
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, R, R) of the model's own resolution R -> (B, D), the pooled joint embedding."""
         check_resolution(image, self.input_resolution)
-        return self.attnpool(self.forward_patches(image))
+        return self.attnpool(self.forward_trunk(image).patches)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -167,16 +198,19 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+ACTIVATIONS = {"quickgelu": QuickGELU, "gelu": nn.GELU}  # in transformers; a state dict does not tell them apart
+
+
 class ResidualAttentionBlock(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, activation: str) -> None:
         super().__init__()
         self.attn = nn.MultiheadAttention(width, heads_of(width), batch_first=True)
         self.ln_1 = LayerNorm(width)
         self.mlp = nn.Sequential()
         self.mlp.add_module("c_fc", nn.Linear(width, width * 4))
-        self.mlp.add_module("gelu", QuickGELU())
+        self.mlp.add_module("gelu", ACTIVATIONS[activation]())
         self.mlp.add_module("c_proj", nn.Linear(width * 4, width))
         self.ln_2 = LayerNorm(width)
 
@@ -190,9 +224,9 @@ class ResidualAttentionBlock(nn.Module):
 class Transformer(nn.Module):
     """A stack of residual attention blocks; `attn_mask` (L, L) is added to the attention logits."""
 
-    def __init__(self, width: int, layers: int) -> None:
+    def __init__(self, width: int, layers: int, activation: str) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width) for _ in range(layers))
+        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, activation) for _ in range(layers))
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """(B, L, width) -> (B, L, width)."""
@@ -204,63 +238,54 @@ class Transformer(nn.Module):
 class VisionTransformer(nn.Module):
     """ViT with a class token, a norm before the transformer, and a projection into the joint space."""
 
-    def __init__(self, input_resolution: int, patch_size: int, width: int, layers: int, output_dim: int) -> None:
+    def __init__(
+        self, input_resolution: int, patch_size: int, width: int, layers: int, output_dim: int, activation: str
+    ) -> None:
         super().__init__()
         self.input_resolution = input_resolution
         self.patch_size = patch_size
-        self.patch_dim = output_dim
+        self.patch_dim, self.joint_dim = width, output_dim  # C, D
         grid = input_resolution // patch_size
         self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
         self.class_embedding = nn.Parameter(drawn(width, std=width**-0.5))
         self.positional_embedding = nn.Parameter(drawn(grid**2 + 1, width, std=width**-0.5))
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, layers)
+        self.transformer = Transformer(width, layers, activation)
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(drawn(width, output_dim, std=width**-0.5))
 
-    def _positional_embedding(self, h: int, w: int) -> Tensor:
-        """(1 + h w, width): the patch part resized bilinearly (align_corners=True) from its square grid to h x w."""
-        cls, patches = self.positional_embedding[:1], self.positional_embedding[1:]
-        grid = int(len(patches) ** 0.5)
-        if (h, w) == (grid, grid):
-            return self.positional_embedding
-        patches = patches.float().T.unflatten(1, (grid, grid))[None]  # (1, width, grid, grid)
-        patches = F.interpolate(patches, (h, w), mode="bilinear", align_corners=True)
-        return torch.cat([cls, patches[0].flatten(1).T.to(cls.dtype)])
+    def forward_trunk(self, image: Tensor) -> Trunk:
+        """Input of the last block: every patch token, and the class token.
 
-    def _tokens(self, image: Tensor) -> tuple[Tensor, int, int]:
-        """All output tokens, (B, 1 + h w, width), with h and w."""
+        (B, 3, H, W), normalised, H and W divisible by the patch size P -> patches (B, width, H/P, W/P) in the dtype of
+        the weights.
+        """
         check_image(image, self.patch_size)
         x = self.conv1(image.to(self.conv1.weight.dtype))  # (B, width, h, w)
         h, w = x.shape[2:]
         x = x.flatten(2).transpose(1, 2)  # (B, h w, width)
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
-        x = self.ln_pre(x + self._positional_embedding(h, w).to(x.dtype))
-        return self.transformer(x), h, w
-
-    def forward_patches(self, image: Tensor) -> Tensor:
-        """Every patch token through the last block, ln_post and proj, so in the joint space.
-
-        (B, 3, H, W), normalised, H and W divisible by the patch size P -> (B, D, H/P, W/P) in the dtype of the weights.
-        """
-        tokens, h, w = self._tokens(image)
-        patches = self.ln_post(tokens[:, 1:]) @ self.proj  # (B, h w, D)
-        return patches.transpose(1, 2).unflatten(2, (h, w))
+        x = self.ln_pre(x + resized_positions(self.positional_embedding, h, w).to(x.dtype))
+        for block in self.transformer.resblocks[:-1]:
+            x = block(x, None)
+        return Trunk(x[:, 1:].transpose(1, 2).unflatten(2, (h, w)), x[:, 0])
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, R, R) of the model's own resolution R -> (B, D), the projected class token."""
         check_resolution(image, self.input_resolution)
-        tokens, _, _ = self._tokens(image)
-        return self.ln_post(tokens[:, 0]) @ self.proj
+        x = self.transformer.resblocks[-1](self.forward_trunk(image).tokens(), None)
+        return self.ln_post(x[:, 0]) @ self.proj
 
 
 class CLIP(nn.Module):
-    """Image and text encoder. `visual` is a ModifiedResNet or a VisionTransformer."""
+    """Image and text encoder. `visual` is a ModifiedResNet or a VisionTransformer, `activation` of the transformers."""
 
     visual: ModifiedResNet | VisionTransformer
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, activation: str = "quickgelu") -> None:
         super().__init__()
+        check_activation(activation)
+        self.activation = activation
         a = architecture
         if isinstance(a.vision_layers, tuple):
             self.visual = ModifiedResNet(a.vision_layers, a.embed_dim, a.image_resolution, a.vision_width)
@@ -268,11 +293,11 @@ class CLIP(nn.Module):
             if a.vision_patch_size is None:
                 raise ValueError("a vision transformer needs a vision_patch_size")
             self.visual = VisionTransformer(
-                a.image_resolution, a.vision_patch_size, a.vision_width, a.vision_layers, a.embed_dim
+                a.image_resolution, a.vision_patch_size, a.vision_width, a.vision_layers, a.embed_dim, activation
             )
         width = a.transformer_width
         self.context_length = a.context_length
-        self.transformer = Transformer(width, a.transformer_layers)
+        self.transformer = Transformer(width, a.transformer_layers, activation)
         self.token_embedding = nn.Embedding.from_pretrained(drawn(a.vocab_size, width, std=0.02), freeze=False)
         self.positional_embedding = nn.Parameter(drawn(a.context_length, width, std=0.01))
         self.ln_final = LayerNorm(width)
@@ -290,14 +315,6 @@ class CLIP(nn.Module):
         Raises ValueError: another shape; CLIP's pooling has positions for its own resolution only.
         """
         return self.visual(image)
-
-    def encode_patches(self, image: Tensor) -> Tensor:
-        """Dense features: (B, 3, H, W) -> (B, C, H/P, W/P) for any H, W divisible by P = `visual.patch_size`.
-
-        ModifiedResNet: layer4's output, C = 32 * width, P = 32, outside the joint space. Vision transformer: the
-        projected patch tokens, C = D, inside it.
-        """
-        return self.visual.forward_patches(image)
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Joint embedding, not normalised, read at the end-of-text token (the largest id): (B, L) int -> (B, D).
@@ -321,6 +338,12 @@ class CLIP(nn.Module):
         return logits_per_image, logits_per_image.T
 
 
+def check_activation(activation: str) -> None:
+    """Raises ValueError unless `activation` is a key of `ACTIVATIONS`."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"expected the activation {' or '.join(ACTIVATIONS)}, got {activation!r}")
+
+
 def check_image(image: Tensor, patch_size: int) -> None:
     """Raises ValueError unless `image` is (B, 3, H, W) with H and W positive multiples of `patch_size`."""
     if image.ndim != 4 or image.shape[1] != 3 or any(size == 0 or size % patch_size for size in image.shape[2:]):
@@ -336,7 +359,7 @@ def check_resolution(image: Tensor, resolution: int) -> None:
 def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
     """The sizes of the CLIP whose state dict this is.
 
-    Raises ValueError: the keys are not those of a CLIP checkpoint.
+    Raises ValueError: the keys are not those of a CLIP checkpoint, or its vision transformer is wider than ViT-L's.
     """
 
     def shape(key: str, rank: int) -> tuple[int, ...]:
@@ -359,6 +382,11 @@ def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
         vision_layers = blocks("visual.transformer.resblocks.")
         stride = vision_patch_size = patch_size
         positions = shape("visual.positional_embedding", 2)[0]
+        if vision_width > MAX_VIT_WIDTH:
+            raise ValueError(
+                f"its vision transformer is {vision_width} wide, and beyond {MAX_VIT_WIDTH} (ViT-H, -g and -G) heads "
+                f"have 80 channels or more, not {HEAD_WIDTH}, which a state dict does not tell; use a ViT-B or ViT-L"
+            )
     else:
         vision_width = shape("visual.layer1.0.conv1.weight", 4)[0]
         vision_layers = tuple(blocks(f"visual.layer{i}.") for i in (1, 2, 3, 4))  # type: ignore[assignment]
@@ -396,17 +424,20 @@ def convert_weights(model: nn.Module, dtype: torch.dtype) -> None:
             tensor.data = tensor.data.to(dtype if id(tensor) in matrices else torch.float32)
 
 
-def build_model(state_dict: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> CLIP:
+def build_model(
+    state_dict: Mapping[str, Tensor], dtype: torch.dtype = torch.float32, activation: str = "quickgelu"
+) -> CLIP:
     """The CLIP in evaluation mode whose weights are these, in `dtype` (see `convert_weights`).
 
     The modules are made without storage and take over the tensors of `state_dict`, so nothing is initialised twice.
+    What the weights were trained with is for the caller to know: a key of `ACTIVATIONS`, OpenAI's unless said.
 
     Raises:
         ValueError: the entries are not exactly those of a CLIP; the message names what is missing, unexpected, of
-            another shape or dtype, or not finite. Nothing is loaded in part.
+            another shape or dtype, or not finite. Nothing is loaded in part. Or there is no such activation.
     """
     with torch.device("meta"):
-        model = CLIP(infer_architecture(state_dict))
+        model = CLIP(infer_architecture(state_dict), activation)
     check_state_dict(state_dict, model.state_dict())
     model.load_state_dict(state_dict, strict=True, assign=True)
     del state_dict  # if the caller kept no reference, each tensor is freed as soon as it is converted

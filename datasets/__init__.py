@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+# tqdm's own, but always images a second, also where an image takes longer than one.
+PROGRESS = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 NAME_FILE, MAX_NAME = "name.txt", 100  # what the images of a data set are, where its layout would say something else
 
 

@@ -140,6 +140,10 @@ class NYUDepthV2:
     def __len__(self) -> int:
         return len(self.names)
 
+    def normalised_by(self, normalised: Callable[[np.ndarray], Tensor]) -> "NYUDepthV2":
+        """The same images for another encoder, or with other statistics."""
+        return NYUDepthV2(self.pairs, self.crop, normalised, self.kind)
+
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
         """Image (3, h, w) float32, normalised, and depth (1, 480, 640) float32 [m].
 

@@ -213,7 +213,7 @@ def train(model: CLIP, pictures: Pictures, steps: int, batch_size: int, seed: in
         image, depth, measured = image.to(device), depth.to(device), measured.to(device)
 
         reader.text_features = F.normalize(model.encode_text(tokens), dim=-1).T  # (D, K), with its gradient
-        trunk = model.encode_patches(image.contiguous(memory_format=torch.channels_last))  # (B, C, h, w)
+        trunk = model.visual.forward_trunk(image.contiguous(memory_format=torch.channels_last))
         logits = sharpness * reader.logits(reader.patch_features(trunk))
         loss = patch_loss(logits, depth, measured, reader.bin_list)
 
@@ -365,7 +365,7 @@ def main(argv: list[str] | None = None) -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         write_split(Path(folder), args.held_out, HELD_OUT_SEED)
-        saved, _ = clip.load(args.output, device="cpu")
+        saved, _ = clip.load(args.output, device="cpu", activation="quickgelu")
         print(f"on {args.held_out} rooms of seed {HELD_OUT_SEED}:\n")
         print(markdown(*measure(saved, Path(folder))))
     return 0

@@ -2,10 +2,11 @@
 
     python -m experiments --data_path NYU --clip_path RN50.pt --controls --figures --html --output results_paper
     python -m experiments ... --no_paper --depth_classes close far --bin_list 1 3            other words: seconds
+    python -m experiments --readouts --clip_path RN50 ViT-B/16 --output results_readouts     which features, which CLIP
     torchrun --nproc_per_node 8 -m experiments ...                                           images shared by 8 GPUs
 
     encode   images -> feature store (features.py); what is there already is not computed again
-    score    features x settings -> metrics of each image and row (score.py, settings.py)
+    score    features x settings -> metrics of each image and row (score.py, settings.py, readouts.py)
     report   metrics -> means and intervals (statistics.py), tables (tables.py), drawings (plots.py), the page
     verify   python -m experiments.verify results.json: all of it again out of the metrics (verify.py)
 
@@ -17,8 +18,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,55 +27,83 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, distributed
-from tqdm import tqdm
 
+import clip
 import options
-from calculate_error import NYU_CROP, counted_NYU, size_of
+from calculate_error import NYU_CROP, counted_NYU
+from clip.dense import thins
 from clip.inference import keep_freed_memory
 from datasets import printable, text_of
-from datasets.nyu import open_nyu, training_depths
-from experiments import published, tables
+from datasets.nyu import NYUDepthV2, open_nyu, training_depths
+from experiments import published, readouts, tables
 from experiments.features import FeatureStore
-from experiments.score import SWEEP, ImageScores, Readouts, Rows, score_all, swept_constants, training_split
-from experiments.settings import assignments, own_rows, paper_rows, with_controls
+from experiments.score import (
+    CROP_SIZE,
+    SWEEP,
+    Readouts,
+    Rows,
+    mean_permuted,
+    score_images,
+    swept_constants,
+    training_split,
+)
+from experiments.settings import assignments, own_rows, paper_rows, read_alike, with_controls
 from experiments.statistics import HIGHER, Results, best_elsewhere, best_places
-from monoclip import Reading, logits_of, zeroshot_classifier
+from monoclip import PAPER, MonoCLIP, Reading, logits_of, zeroshot_classifier
 from viewer import page
 from viewer.strip import Example, draw_strip, example_images
 
 PAGE_METRICS = (*published.COLUMNS, "spearman")
 MARKDOWN_FILE, LATEX_FILE = "tables.md", "tables.tex"
 STRIP_FILE, RESPONSE_FILE, CHART_FILE, QUESTION_FILE = "qualitative.png", "bin_response.png", "rows.png", "question.png"
-DRAWN_FILES = (STRIP_FILE, RESPONSE_FILE, CHART_FILE, QUESTION_FILE, page.PAGE_FILE)
-STORED_WITH = ("checkpoint_sha256", "precision", "network", "depthclip")  # of what a run is made with: features, too
+CERTAINTY_FILE = "certainty.png"
+DRAWN_FILES = (STRIP_FILE, RESPONSE_FILE, CHART_FILE, QUESTION_FILE, CERTAINTY_FILE, page.PAGE_FILE)
+# Of what a run is made with, what features depend on, too.
+STORED_WITH = ("checkpoint_sha256", "activation", "precision", "network", "depthclip")
+READOUT_FILES = {kind: f"readouts.{kind}" for kind in ("json", "csv", "md", "tex", "png")}
+# Flags that --readouts, which has values or outputs of its own, does not take.
+NOT_COMPARED = ["readout", "image_statistics", "temperature", "readings", "controls", "no_paper", "figures", "html"]
+NOT_COMPARED += ["phrases"]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = options.new_parser("The whole paper and its controls, each image encoded once.", "python -m experiments")
     options.add_data_arguments(parser)
-    options.add_model_arguments(parser)
+    options.add_model_arguments(parser, several=True)
     reading = options.add_reading_arguments(parser)
     more = 'more readings: [{"name": "mine", "depth_classes": ["near", "far"], "bin_list": [1, 3]}]; also '
     more += "depth_templates, obj_classes, temperature; what is left out is the paper's"
     reading.add_argument("--readings", type=Path, metavar="FILE.json", help=more)
     reading.add_argument("--controls", action="store_true", help="what tells this run's metrics from chance")
     reading.add_argument("--no_paper", action="store_true", help="without the paper's settings: new words in seconds")
+    several = "instead compare all read-outs of every --clip_path, with both image statistics, in one table and figure"
+    reading.add_argument("--readouts", action="store_true", help=several)
     run = options.add_batch_arguments(parser)
     run.add_argument(
         "--output", type=options.named_path, default=Path("results_paper"), help="folder for what is reported"
     )
     run.add_argument(
-        "--store", type=options.named_path, help="folder of the features, 3.6 MB an image (default: OUTPUT/features)"
+        "--store",
+        type=options.named_path,
+        help="folder of the features (RN50: 3.6 MB an image; default: OUTPUT/features)",
     )
-    run.add_argument("--figures", action="store_true", help="also draw four PNGs")
+    run.add_argument("--figures", action="store_true", help="also draw five PNGs")
     options.add_html_argument(run, page.PAGE_FILE, page.PAGE_IMAGES)
     run.add_argument("--gpu_num", default="0", help="index of the GPU that 'auto' and 'cuda' mean")
     return parser
 
 
-def load_readings(path: Path) -> dict[str, Reading]:
-    """Readings by name from JSON: objects with "name" and fields of `Reading`. Raises UsageError, DataError."""
+def short_name(clip_path: str) -> str:
+    """A checkpoint in tables: its name, or that of its file."""
+    return clip_path if clip_path in clip.available_models() else Path(clip_path).name
+
+
+def load_readings(path: Path, default: Reading) -> dict[str, Reading]:
+    """Readings by name from JSON: objects with "name" and some of `options.READING_FLAGS`, the others `default`'s.
+
+    Raises UsageError, DataError.
+    """
     text = text_of(path)
     try:
         entries = json.loads(text)
@@ -88,19 +116,8 @@ def load_readings(path: Path) -> dict[str, Reading]:
         name = entry.pop("name", None)
         if not isinstance(name, str) or not name or not name.isprintable() or name in readings:
             raise options.UsageError(f'{path}, entry {i}: needs a printable "name" of its own, got {name!r}')
-        readings[name] = options.checked_reading(entry, f"{path}, {name!r}: ")
+        readings[name] = options.checked_reading(entry, default, f"{path}, {name!r}: ")
     return readings
-
-
-def fill_store(store: FeatureStore, items: Sequence[int], batch_size: int, workers: int, rank: int) -> None:
-    """Step 1: computes the features of those of the images that are not in the store. Raises WorkError: no space."""
-    missing = store.missing(items)
-    if problem := store.check_space(len(missing)):
-        raise options.WorkError(f"{problem}, or name another folder with --store")
-    quiet = rank > 0 or not missing
-    with tqdm(total=len(missing), desc="encode", unit=" images", disable=quiet, bar_format=options.PROGRESS) as bar:
-        for count in store.encode(missing, batch_size, workers):
-            bar.update(count)
 
 
 class Scores(NamedTuple):
@@ -110,6 +127,7 @@ class Scores(NamedTuple):
     best: dict[str, dict[str, float]]  # metric -> best constant [m], over which images
     permuted: np.ndarray | None  # (n, 2), mean primary metrics of assignments of words to bins, the run's own first
     patches: np.ndarray  # (2, N) [m], depth of all patches, as this run predicts it and as it is
+    curve: np.ndarray | None  # (S,), mean `sparsification` of this run, if any patch is measured
 
 
 def score(
@@ -133,19 +151,7 @@ def score(
     Raises UnscorableError: a prediction is not finite, or an image has no valid pixel; DataError: damaged depth.
     """
     dataset = store.dataset
-
-    def one(item: int) -> ImageScores:
-        return score_all(dataset.depth(item), store.get(item), dataset.names[item], rows, readouts, bins)
-
-    # A thread for each image at a time, in which torch computes alone: threads that share a step wait for each other
-    # at the end of each of thousands, and metrics do not depend on how many there are.
-    threads, count = torch.get_num_threads(), len(dataset)
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            done = list(tqdm(pool.map(one, range(count)), "score", count, unit=" images", bar_format=options.PROGRESS))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    done = score_images(dataset.depth, store.get, dataset.names, rows, readouts, bins)
     errors = [image.errors for image in done]
     results = Results(dataset.names, dataset.scenes, clusters, dataset.indices, rows.names, errors, rows.baselines)
 
@@ -158,9 +164,9 @@ def score(
         places = best["of the training split"] = best_places(swept_constants(training))
         results.add_constant(published.BEST_TRAINED, {metric: swept[metric][place] for metric, place in places.items()})
     depths = {of: {metric: SWEEP[place] for metric, place in places.items()} for of, places in best.items()}
-    permuted = [image.permuted for image in done if len(image.permuted) > 1 and np.isfinite(image.permuted).all()]
     patches = np.concatenate([image.patches for image in done], axis=1)
-    return Scores(results, depths, np.mean(permuted, axis=0) if permuted else None, patches)
+    curves = [image.curve for image in done if np.isfinite(image.curve).all()]
+    return Scores(results, depths, mean_permuted(done), patches, np.mean(curves, axis=0) if curves else None)
 
 
 def report(
@@ -185,12 +191,12 @@ def report(
 @torch.inference_mode()
 def features_of(store: FeatureStore, item: int) -> Tensor:
     """Features (2, D, h, w) of an image and its mirror."""
-    return store.model.patch_features(store.get(item).to(store.model.bin_list.device))
+    return store.model.patch_features(store.get(item))
 
 
 @torch.inference_mode()
 def draw(output: Path, scored: tables.Scored, store: FeatureStore, text: Tensor, patches: np.ndarray) -> None:
-    """Writes the four PNGs.
+    """Writes the PNGs.
 
     `text` are the text features (D, K) of the words of `published.BIN_RESPONSE`; `patches` those of `Scores`.
     """
@@ -212,6 +218,9 @@ def draw(output: Path, scored: tables.Scored, store: FeatureStore, text: Tensor,
     plots.draw_question(
         output / QUESTION_FILE, scored.primary, scored.results, scored.permuted, patches, scored.caption
     )
+    if scored.curve is not None:
+        gain = scored.results.contrast(published.THIS_RUN, published.UNIFORM, "aurg")
+        plots.draw_certainty(output / CERTAINTY_FILE, scored.curve, gain, scored.caption)
 
 
 @torch.inference_mode()
@@ -240,56 +249,127 @@ def write_page(
     options.write_text(path, page.build(scored.title, cards, reading, phrases, table, notes, warning))
 
 
+class Data(NamedTuple):
+    """The images of a run, and which of them belong together."""
+
+    dataset: NYUDepthV2
+    clusters: list[str]
+    clustered_by: str
+
+
+Load = Callable[[str], tuple[clip.CLIP, MonoCLIP, dict[str, Any]]]  # of a checkpoint, with `options.made_with`
+
+
+def compare_readouts(
+    clip_paths: Sequence[str],
+    load: Load,
+    reading: Reading,
+    data: Data,
+    root: Path,
+    fill: Callable[[FeatureStore], None],
+    output: Path,
+    scores: bool,
+) -> None:
+    """All of `--readouts`: encodes, scores, and reports if `scores`.
+
+    Raises what `load` and `readouts.compare` do.
+    """
+    from experiments import plots  # imports matplotlib, which takes a second
+
+    made_with: dict[str, Any] = {}
+    warnings = [] if data.dataset.official else [options.OTHER_IMAGES]
+
+    def backbones() -> Iterator[tuple[str, clip.CLIP, dict[str, Any]]]:
+        for name, clip_path in zip(map(short_name, clip_paths), clip_paths, strict=True):
+            clip_model, model, made_with[name] = load(clip_path)
+            notes = options.caveats(True, made_with[name]["checkpoint_sha256"], model, CROP_SIZE)
+            warnings.extend(f"{name}: {note}" for note in notes if note != options.INVERTED)  # which the table says
+            yield name, clip_model, {key: made_with[name][key] for key in STORED_WITH}
+
+    start = time.perf_counter()
+    readings = {name: options.with_statistics(reading, name) for name in options.IMAGE_STATISTICS}
+    orders, complete = assignments(reading.bin_list)
+    found = readouts.compare(backbones(), readings, data.dataset, data.clusters, root, fill, orders, scores)
+    if found is None:
+        return
+    cases, results = found
+    title, caption = f"MonoCLIP on {data.dataset.title}", options.caption(data.dataset.title, warnings)
+    about = options.identified() | {"data": data.dataset.title, "warnings": warnings, "made_with": made_with}
+    about |= {"seconds": round(time.perf_counter() - start, 3)}
+    table = tables.readout_table(cases, results, data.clustered_by, len(orders) - 1, complete)
+    output.mkdir(parents=True, exist_ok=True)
+    options.write_text(output / READOUT_FILES["csv"], tables.as_csv(results, options.csv_text))
+    options.write_text(output / READOUT_FILES["md"], tables.as_markdown([table], title, caption))
+    options.write_text(output / READOUT_FILES["tex"], tables.as_latex([table], caption))
+    plots.draw_readouts(output / READOUT_FILES["png"], cases, caption)
+    options.write_json(output / READOUT_FILES["json"], about | tables.readouts_json(cases, results, data.clustered_by))
+    print("", printable(caption), tables.as_text(table), printable(caption), sep="\n\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; every error for the user is one sentence on stderr."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
 
     def work() -> None:
         options.check_output(args.output)
+        if args.readouts and (given := [n for n in NOT_COMPARED if getattr(args, n) != parser.get_default(n)]):
+            raise options.UsageError(f"--readouts has one table and one figure of its own; leave out --{given[0]}")
+        if not args.readouts and len(args.clip_path) > 1:
+            raise options.UsageError("--clip_path: only --readouts takes several checkpoints")
+        if len(set(map(short_name, args.clip_path))) < len(args.clip_path):
+            raise options.UsageError("--clip_path: two checkpoints have one name; give each its own")
         reading = options.reading_of(args)
-        own = load_readings(args.readings) if args.readings else {}
+        own = load_readings(args.readings, read_alike(PAPER, reading)) if args.readings else {}
         phrases = page.phrases_for(reading, args.phrases, args.html)
         device, rank, count = options.own_device(args.device, args.gpu_num)
         precision = options.choose_precision(args.precision, device)
         dataset = open_nyu(args.data_path, NYU_CROP, reading.normalised, args.list_file, args.scene, args.limit)
-        clusters, clustered_by = dataset.clusters()
+        data = Data(dataset, *dataset.clusters())
         say = options.say if rank == 0 else lambda text: None
         say(f"data: {dataset.title}")
-        size = size_of(NYU_CROP)
-        clip_model, model = options.load_model(args.clip_path, device, precision, reading, args.exact, size)
-        say(f"model: {args.clip_path} on {device} in {precision}")
-        made = options.made_with(args.clip_path, device, precision, args.exact, reading)
+        root = args.store or args.output / "features"
+        batch_size = args.batch_size or options.BATCH_SIZE[device.type]
+        workers = args.workers or options.WORKERS[device.type]
+
+        def load(clip_path: str) -> tuple[clip.CLIP, MonoCLIP, dict[str, Any]]:
+            known = len(args.clip_path) > 1 and clip_path in clip.available_models()  # --activation is of the others
+            activation = None if known else args.activation
+            clip_model, model = options.load_model(clip_path, device, precision, reading, args.exact, activation)
+            say(f"model: {clip_path} on {device} in {precision}")
+            made = options.made_with(clip_path, device, precision, args.exact, reading, clip_model.activation)
+            return clip_model, model, made
+
+        def fill(store: FeatureStore) -> None:
+            store.fill(range(rank, len(dataset), count), batch_size, workers, rank > 0)
+            if count > 1:
+                distributed.barrier()
+
+        if args.readouts:
+            compare_readouts(args.clip_path, load, reading, data, root, fill, args.output, rank == 0)
+            return
+        clip_model, model, made = load(*args.clip_path)
         rows = own_rows(reading, own) if args.no_paper else paper_rows(reading, own)
         training = training_split(training_depths(args.data_path)) if args.controls and rank == 0 else None
         if args.controls:
-            rows = with_controls(rows, model.channel_stride > 1, training and training[0])
+            rows = with_controls(rows, thins(model.clip_vis, reading.readout), training and training[0])
         orders, complete = assignments(reading.bin_list) if args.controls else ([reading.bin_list], False)
         names = [*rows.names, published.BEST, published.BEST_ELSEWHERE, published.BEST_TRAINED]
         if twice := {name for name in own if names.count(name) > 1}:
             raise options.UsageError(f"{args.readings}: {min(twice)!r} is the name of another row; choose another name")
 
         start = time.perf_counter()
-        normalisation = {"image_mean": reading.image_mean, "image_std": reading.image_std}
-        store = FeatureStore(
-            args.store or args.output / "features",
-            model,
-            dataset,
-            normalisation | {key: made[key] for key in STORED_WITH},
-        )
-        batch_size = args.batch_size or options.BATCH_SIZE[device.type]
-        workers = args.workers or options.WORKERS[device.type]
-        fill_store(store, range(rank, len(dataset), count), batch_size, workers, rank)
-        if count > 1:
-            distributed.barrier()
+        store = FeatureStore(root, model, dataset, {key: made[key] for key in STORED_WITH})
+        fill(store)
         if rank > 0:
             return
         encoded = time.perf_counter()
 
-        readouts = Readouts(model, partial(zeroshot_classifier, clip_model), rows.settings)
-        scores = score(store, rows, readouts, torch.tensor(orders), clusters, training and training[1])
+        reader = Readouts(model, partial(zeroshot_classifier, clip_model), rows.settings)
+        scores = score(store, rows, reader, torch.tensor(orders), data.clusters, training and training[1])
         finished = time.perf_counter()
 
-        caveats = options.caveats(dataset.official, made["checkpoint_sha256"])
+        caveats = options.caveats(dataset.official, made["checkpoint_sha256"], model, CROP_SIZE)
         scored = tables.Scored(
             scores.results,
             groups=rows.groups if args.controls else {},
@@ -299,14 +379,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             title=f"MonoCLIP on {dataset.title}",
             caption=options.caption(dataset.title, caveats),
             warnings=caveats,
-            clustered_by=clustered_by,
+            clustered_by=data.clustered_by,
             permuted=scores.permuted,
             complete=complete,
             own=list(own),
+            curve=scores.curve,
         )
         seconds = {"encode": round(encoded - start, 3), "score": round(finished - encoded, 3)}
         about = options.identified() | {"best_constants": scores.best, "data": dataset.title, "warnings": caveats}
         about |= {"seconds": seconds, "made_with": made}
+        about["certainty"] = {"most_certain_abs_rel": None if scores.curve is None else scores.curve.tolist()}
         about["readings"] = {setting.name: asdict(setting.reading) for setting in rows.settings if not setting.group}
         found = tables.all_tables(scored, rows.constants)
         args.output.mkdir(parents=True, exist_ok=True)
@@ -314,9 +396,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in DRAWN_FILES:  # of an earlier run: it would not belong to these rows
             (args.output / name).unlink(missing_ok=True)
         if args.figures:
-            draw(args.output, scored, store, readouts.text_features(published.BIN_RESPONSE.words), scores.patches)
+            draw(args.output, scored, store, reader.text_features(published.BIN_RESPONSE.words), scores.patches)
         if args.html:
-            text = readouts.text_features(((*reading.depth_classes, *phrases), *reading.words[1:]))
+            text = reader.text_features(((*reading.depth_classes, *phrases), *reading.words[1:]))
             write_page(args.output / page.PAGE_FILE, args.html, scored, store, text, phrases)
         print("", printable(scored.caption), *map(tables.as_text, found), printable(scored.caption), sep="\n\n")
 

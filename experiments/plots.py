@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 
 from datasets import printable
 from experiments.published import BIN_RESPONSE, BIN_RESPONSE_DEPTHS, THIS_RUN, UNIFORM
-from experiments.statistics import HIGHER, PRIMARY, Contrast, Results
+from experiments.statistics import HIGHER, PRIMARY, Case, Contrast, Results
 from viewer.strip import Example, save_figure
 
 CHARTED = {"delta1": "higher", "abs_rel": "lower", "rmse": "lower", "spearman": "higher"}  # is better
@@ -26,7 +26,7 @@ def draw_response(path: Path, example: Example, weights: np.ndarray, caption: st
     """The softmax weights (K, h, w) of the words of `BIN_RESPONSE`, without the mirror, at a near and a far patch."""
     words, bins = BIN_RESPONSE.depth_classes, np.array(BIN_RESPONSE.bin_list)
     grid = weights.shape[1:]
-    height, width = (side // n for side, n in zip(example.truth.shape, grid, strict=True))  # of a patch, px
+    height, width = (side / n for side, n in zip(example.truth.shape, grid, strict=True))  # of a patch, px
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     axes = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
     axes[0].imshow(example.pixels)
@@ -100,18 +100,63 @@ def draw_question(
     save_figure(figure, path, caption)
 
 
+def draw_certainty(path: Path, curve: np.ndarray, gain: Contrast, caption: str) -> None:
+    """Mean abs_rel of the most certain share of patches, (SHARES,), and a random order; `gain` is the area between."""
+    shares = 100 * np.arange(1, len(curve) + 1) / len(curve)
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.fill_between(shares, curve, curve[-1], color="tab:orange", alpha=0.25, linewidth=0)
+    axis.plot(shares, curve, color="tab:orange", label="by sigma, the most certain first")
+    axis.axhline(curve[-1], color="tab:red", linestyle="--", linewidth=1, label="in a random order")
+    axis.set(xlabel="share of each image's patches [%]", ylabel="mean abs_rel", xlim=(0, 100))
+    axis.set_ylim(bottom=0)
+    axis.legend()
+    between = ", 95 % [{:+.3f}, {:+.3f}]".format(*gain.interval_95) if gain.interval_95 else ", no interval"
+    title = f"Does CLIP know when it is wrong? Area to a random order {gain.difference:+.3f}{between}"
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path, caption)
+
+
+def draw_readouts(path: Path, cases: Mapping[Case, Sequence[Contrast]], caption: str) -> None:
+    """delta1 minus uniform weights of each case, with its interval, grouped by read-out; the release's in orange."""
+    groups: dict[str, list[tuple[Case, Contrast]]] = {}
+    for case, contrasts in cases.items():
+        groups.setdefault(case.readout, []).append((case, contrasts[0]))
+    figure = Figure(figsize=(9, 1.6 + 0.22 * (len(cases) + 2 * len(groups))), layout="constrained")
+    axis, labels = figure.subplots(), []
+    for readout, members in groups.items():
+        labels.append(readout)
+        for case, contrast in members:
+            colour, y = "tab:orange" if case.released else "tab:blue", len(labels)
+            if contrast.interval_95:
+                axis.hlines(y, *contrast.interval_95, color=colour, linewidth=1.5)
+            axis.plot(contrast.difference, y, "D" if case.released else "o", color=colour, markersize=5)
+            labels.append(f"{case.backbone}, {case.statistics}, {case.temperature:g}" + " (released)" * case.released)
+        labels.append("")
+    axis.axvline(0, color="tab:red", linestyle="--", linewidth=1)
+    axis.set_yticks(range(len(labels)), map(printable, labels), fontsize=8, parse_math=False)
+    for label in axis.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() in groups else "normal")
+    axis.set_ylim(len(labels) - 1.5, -1)
+    axis.set_xlabel("delta1 minus uniform weights; 95 % intervals; right of the dashed line is better")
+    axis.grid(axis="x", alpha=0.3)
+    figure.suptitle("Which patch features, which CLIP: backbone, image statistics, temperature", fontsize=10)
+    save_figure(figure, path, caption)
+
+
 def near_and_far(truth: np.ndarray, grid: Sequence[int]) -> list[tuple[int, int, float]]:
     """Row, column and mean true depth [m] of a near and a far patch, of those that are measured by half or more.
 
-    truth: (H, W) [m], 0 = no measurement; grid: (h, w) patches, which divide H and W.
+    truth: (H, W) [m], 0 = no measurement; grid: (h, w) patches.
     """
     h, w = grid
-    tiles = truth.reshape(h, truth.shape[0] // h, w, truth.shape[1] // w).transpose(0, 2, 1, 3).reshape(h * w, -1)
-    measured = (tiles > 0).sum(1)
-    usable = np.flatnonzero(2 * measured >= tiles.shape[1])
+    rows, columns = (np.arange(side) * n // side for side, n in zip(truth.shape, grid, strict=True))
+    places = (rows[:, None] * w + columns).ravel()  # of each pixel, its patch
+    measured = np.bincount(places, truth.ravel() > 0, h * w)
+    usable = np.flatnonzero(2 * measured >= np.bincount(places, minlength=h * w))
     if not len(usable):
         return []
-    depth = tiles.sum(1)[usable] / measured[usable]
+    depth = np.bincount(places, truth.ravel(), h * w)[usable] / measured[usable]
     order = depth.argsort()
     chosen = dict.fromkeys(int(order[round(quantile * (len(order) - 1))]) for quantile in (NEAR, FAR))
     return [(*divmod(int(usable[i]), w), float(depth[i])) for i in chosen]

@@ -8,6 +8,7 @@ one depth map for all images. Beside the metrics of the paper, each row of each 
     spearman, pearson    correlation of predicted and true depth over the patches: mean depth of a patch's pixels with
                          mean counted ground truth, patches with less than half of their pixels counted left out
     spearman_pixels      rank correlation over counted pixels, of every fourth row and column
+    aurg                 what certainty knows of error: area under the random gain, over the patches; 0 without sigma
     scaled_*             the paper's metrics after the prediction is multiplied by the ratio of (lower) medians
 
 Correlations compare steps of a 65,536th of the range, on both sides; equal values share their mean rank; 0 where either
@@ -17,6 +18,7 @@ side is constant.
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from calculate_error import (
     NYU_CROP,
@@ -31,14 +34,20 @@ from calculate_error import (
     NYU_METRICS,
     counted_NYU,
     errors_of_maps,
+    gain_over_random,
     mean_errors,
+    pixel_errors,
     size_of,
+    sparsification,
 )
-from experiments.statistics import PRIMARY
-from monoclip import MonoCLIP, Reading, depth_of, logits_of, mirror_average, unit_channels, upsampled
+from clip.dense import read, unit
+from clip.model import Trunk
+from datasets import PROGRESS
+from experiments.statistics import COUNTS, PRIMARY
+from monoclip import MonoCLIP, Reading, logits_of, mirror_average, sigma_of, upsampled, weighted
 
 SCALED = NYU_METRICS[1:]  # the paper's columns
-EXTRA_METRICS = ("spearman", "spearman_pixels", "pearson", "silog", *(f"scaled_{metric}" for metric in SCALED))
+EXTRA_METRICS = ("spearman", "spearman_pixels", "pearson", "aurg", "silog", *(f"scaled_{metric}" for metric in SCALED))
 METRICS = (*NYU_METRICS, *EXTRA_METRICS)
 
 # How random depth is drawn: the paper does not say. All uniform in 0 to 10 m.
@@ -119,23 +128,35 @@ class Rows:
         return None
 
 
+class Read(NamedTuple):
+    """What R settings read out of an image, in the mean of it and its mirror; all on the CPU, float32."""
+
+    depth: Tensor  # (R, h, w) [m]
+    sigma: Tensor  # (R, h, w) [m]
+    weights: Tensor  # (asked, K, h, w), of the words of the first settings
+
+
 class Readouts:
-    """Every setting's depth by the functions of monoclip.py; those of the same words and channels share one softmax.
+    """Every setting's depth by the functions of monoclip.py; those of the same words and features share one softmax.
 
     Args:
-        model: says which channels its features keep.
+        model: whose image encoder the features are of.
         encode_prompts: (depth_classes, obj_classes, depth_templates) -> text features (D, K).
         settings: R of them.
+        asked: settings, the first, whose weights are given; all of these have K words.
     """
 
-    def __init__(self, model: MonoCLIP, encode_prompts: Callable[..., Tensor], settings: Sequence[Setting]) -> None:
-        self.model, self.encode_prompts, self.settings = model, encode_prompts, settings
+    def __init__(
+        self, model: MonoCLIP, encode_prompts: Callable[..., Tensor], settings: Sequence[Setting], asked: int = 1
+    ) -> None:
+        self.model, self.encode_prompts, self.settings, self.asked = model, encode_prompts, settings, asked
         self.text: dict[tuple[tuple[str, ...], ...], Tensor] = {model.reading.words: model.text_features.cpu()}
         self.joint = len(model.text_features)  # D
         self.softmaxes: dict[tuple[object, ...], list[int]] = {}
         for i, s in enumerate(settings):
             r = s.reading
-            self.softmaxes.setdefault((r.words, r.temperature, r.logit_scale, s.channels, s.ordered), []).append(i)
+            key = (r.words, r.temperature, r.logit_scale, r.readout, s.channels, s.ordered)
+            self.softmaxes.setdefault(key, []).append(i)
             self.text_features(r.words)
 
     def text_features(self, words: tuple[tuple[str, ...], ...]) -> Tensor:
@@ -144,36 +165,38 @@ class Readouts:
             self.text[words] = self.encode_prompts(*words).cpu()
         return self.text[words]
 
-    def __call__(self, trunk: Tensor, name: str) -> Tensor:
-        """Depth of each patch by each setting: (2, C, h, w), as from `MonoCLIP.trunk`, on the CPU -> (R, h, w) [m].
+    def __call__(self, trunk: Trunk, name: str) -> Read:
+        """What all settings read of an image's trunk, as from `FeatureStore.get`.
 
         The order of shuffled patches depends on the image's name.
         """
-        thinned = self.model.patch_features(trunk)
-        unit = unit_channels(trunk) if any(s.channels is not None for s in self.settings) else thinned
-        depth = trunk.new_empty(len(self.settings), *trunk.shape[2:])
+        names = dict.fromkeys(setting.reading.readout for setting in self.settings)
+        by_readout = {name: read(self.model.clip_vis, trunk, name).cpu() for name in names}  # (2, D, h, w) each
+        channels = unit(trunk.patches) if any(s.channels is not None for s in self.settings) else trunk.patches
+        depth = trunk.patches.new_empty(len(self.settings), *trunk.patches.shape[2:])
+        sigma = torch.empty_like(depth)
+        weights: dict[int, Tensor] = {}
         for members in self.softmaxes.values():
             first = self.settings[members[0]]
-            features = thinned if first.channels is None else unit[:, self.chosen_channels(len(unit[0]), first)]
-            logits = logits_of(features, self.text[first.reading.words], first.reading)  # (2, K, h, w)
+            features = by_readout[first.reading.readout]
+            if first.channels is not None:
+                features = channels[:, self.chosen_channels(channels.shape[1], first)]
+            views = logits_of(features, self.text[first.reading.words], first.reading).softmax(1)  # (2, K, h, w)
             bins = torch.tensor([self.settings[i].reading.bin_list for i in members])  # (M, K)
-            depth[members] = mirror_average(depth_of(logits, bins))[0]  # (M, h, w)
+            found, mean = mirror_average(weighted(views, bins)), mirror_average(views)
+            depth[members], sigma[members] = found[0], sigma_of(mean, bins, found)[0]  # (M, h, w)
+            weights |= {i: mean[0] for i in members if i < self.asked}
         for i, setting in enumerate(self.settings):
             if setting.shuffle is not None:
-                order = generator(name, setting.shuffle).permutation(depth[i].numel())
-                depth[i] = depth[i].flatten()[torch.from_numpy(order)].view_as(depth[i])
-        return depth
+                order = torch.from_numpy(generator(name, setting.shuffle).permutation(depth[i].numel()))
+                for maps in (depth, sigma):
+                    maps[i] = maps[i].flatten()[order].view_as(maps[i])
+        return Read(depth, sigma, torch.stack([weights[i] for i in range(self.asked)]))
 
     def chosen_channels(self, channels: int, setting: Setting) -> Tensor:
         """D of the C channels, as a setting with random channels has them."""
         chosen = np.random.default_rng(setting.channels).choice(channels, self.joint, replace=False)
         return torch.from_numpy(np.sort(chosen) if setting.ordered else chosen)
-
-    def weights(self, trunk: Tensor) -> Tensor:
-        """What the words of the first setting weigh in each patch, mirror average: (2, C, h, w) -> (K, h, w)."""
-        reading = self.settings[0].reading
-        logits = logits_of(self.model.patch_features(trunk), self.text[reading.words], reading)
-        return mirror_average(logits.softmax(1))[0]
 
 
 def generator(name: str, seed: int) -> np.random.Generator:
@@ -194,37 +217,80 @@ def random_depth(row: RandomDepth, name: str, grid: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(first if row.kind == GRID else (first + drawn(grid)) / 2)
 
 
-def depth_maps(rows: Rows, readouts: Readouts, trunk: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Every row's depth of one image: of each patch (R, h, w) [m], then of each pixel (R', 416, 544) [m]."""
-    grid = tuple(trunk.shape[2:])
+def other_maps(rows: Rows, name: str, grid: tuple[int, ...]) -> tuple[list[Tensor], Tensor]:
+    """The depth of one image by rows that are no settings: of each patch, (h, w) [m], of each pixel, (R', H, W) [m]."""
     patches = [random_depth(row, name, grid) for row in rows.randoms if row.kind != PIXEL]
     pixels = [random_depth(row, name, grid) for row in rows.randoms if row.kind == PIXEL]
     pixels += [*rows.maps.values(), *(torch.tensor(depth).expand(CROP_SIZE) for depth in rows.constants.values())]
-    return torch.cat([readouts(trunk, name), *(depth[None] for depth in patches)]), torch.stack(pixels)
+    return patches, torch.stack(pixels)
 
 
 class ImageScores(NamedTuple):
     """What is kept of an image."""
 
-    errors: dict[str, np.ndarray]  # of `score_image`
+    errors: dict[str, np.ndarray]  # metric -> (R + R',), of `score_image`, and "aurg"
     histogram: np.ndarray  # (10000,), of `histogram`
-    permuted: np.ndarray  # (n, 2), of `permuted_errors`
+    permuted: np.ndarray  # (asked, n, 2), of `permuted_errors`
     patches: np.ndarray  # (2, P) [m], predicted by the first setting and true
+    curve: np.ndarray  # (S,), of `sparsification` of the first setting; NaN if no patch is measured
 
 
 @torch.inference_mode()
-def score_all(gt: Tensor, trunk: Tensor, name: str, rows: Rows, readouts: Readouts, bins: Tensor) -> ImageScores:
-    """Every row's metrics of one image, and what is told of its first setting besides.
+def score_all(gt: Tensor, trunk: Trunk, name: str, rows: Rows, readouts: Readouts, bins: Tensor) -> ImageScores:
+    """Every row's metrics of one image, and what is told of its first settings besides.
 
-    From gt (1, 480, 640) [m]; the features (2, C, h, w) of the image and its mirror; and bins (n, K) [m], assignments
-    of the first setting's bins to its words. Raises UnscorableError as `score_image` does.
+    From gt (1, 480, 640) [m]; the trunk of the image and its mirror; and bins (n, K) [m], assignments of bins to words.
+    Raises UnscorableError as `score_image` does.
     """
-    patches, pixels = depth_maps(rows, readouts, trunk, name)
-    truth = truth_of(gt, patches.shape[1:])
-    errors = score_image(truth, patches, pixels, name)
-    permuted = permuted_errors(readouts.weights(trunk), bins, truth)
-    both = np.stack([patches[0].flatten()[truth.patches].double().numpy(), truth.patch_depth.numpy()])
-    return ImageScores(errors, histogram(truth.depth), permuted, both)
+    answers = readouts(trunk, name)
+    grid = tuple(answers.depth.shape[1:])
+    patches, pixels = other_maps(rows, name, grid)
+    truth = truth_of(gt, grid)
+    errors = score_image(truth, torch.cat([answers.depth, *(depth[None] for depth in patches)]), pixels, name)
+    depth, sigma = (maps.flatten(1)[:, truth.patches] for maps in (answers.depth, answers.sigma))  # (R, P)
+    curves = sparsification(pixel_errors(truth.patch_depth.float(), depth, ("abs_rel",))["abs_rel"], sigma)
+    aurg = np.zeros_like(errors["spearman"])
+    aurg[: len(curves)] = gain_over_random(curves).nan_to_num()
+    errors = {metric: aurg if metric == "aurg" else errors[metric] for metric in (*METRICS, *COUNTS)}
+    permuted = np.stack([permuted_errors(weights, bins, truth) for weights in answers.weights])
+    both = np.stack([depth[0].double().numpy(), truth.patch_depth.numpy()])
+    return ImageScores(errors, histogram(truth.depth), permuted, both, curves[0].numpy())
+
+
+def score_images(
+    depths: Callable[[int], Tensor],
+    trunks: Callable[[int], Trunk],
+    names: Sequence[str],
+    rows: Rows,
+    readouts: Readouts,
+    bins: Tensor,
+) -> list[ImageScores]:
+    """`score_all` of every image, of which `depths` and `trunks` give the ground truth and the trunk by its place.
+
+    Raises UnscorableError: a prediction is not finite, or an image has no valid pixel; DataError: damaged depth.
+    """
+
+    def one(item: int) -> ImageScores:
+        return score_all(depths(item), trunks(item), names[item], rows, readouts, bins)
+
+    # A thread for each image at a time, in which torch computes alone: threads that share a step wait for each other
+    # at the end of each of thousands, and metrics do not depend on how many there are.
+    threads, count = torch.get_num_threads(), len(names)
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            return list(tqdm(pool.map(one, range(count)), "score", count, unit=" images", bar_format=PROGRESS))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def mean_permuted(images: Sequence[ImageScores], place: int = 0) -> np.ndarray | None:
+    """Mean over images of a setting's metrics for every assignment, (n, 2), its own first; None if there is no other.
+
+    `place` is the setting's among those whose weights were asked for. Images without a measured patch do not count.
+    """
+    found = [image.permuted[place] for image in images if np.isfinite(image.permuted[place]).all()]
+    return np.mean(found, axis=0) if found and len(found[0]) > 1 else None
 
 
 class Truth(NamedTuple):
@@ -236,25 +302,24 @@ class Truth(NamedTuple):
     patch_depth: Tensor  # (P,) float64 [m], mean over a patch's counted pixels
 
 
-def patch_size(grid: Sequence[int]) -> list[int]:
-    """(H, W) of a patch [px] if h x w of them fill the crop."""
-    return [whole // n for whole, n in zip(CROP_SIZE, grid, strict=True)]
+def pooled(maps: Tensor, grid: Sequence[int]) -> Tensor:
+    """Mean of each of h x w patches: (R, H, W) -> (R, h, w). Where they do not divide H and W, borders are of both."""
+    h, w = grid
+    return F.adaptive_avg_pool2d(maps, (h, w))
 
 
 def truth_of(gt: Tensor, grid: Sequence[int]) -> Truth:
     """The ground truth of an image, and of h x w patches of its crop: gt (1, 480, 640) float32 [m], 0 = no measurement.
 
-    Sums of whole millimetres are exact, so that patches of equal mean depth have equal numbers.
+    Sums of whole millimetres are exact where patches divide the crop into 2^n pixels each, as those of 32 and 16 px do,
+    so that patches of equal mean depth have equal numbers.
     """
     places, depth = counted_NYU(gt)
-    counted, millimetres = torch.zeros(2, math.prod(CROP_SIZE), dtype=torch.float64).unbind()
-    counted[places], millimetres[places] = 1, (depth.double() * 1000).round()
-    sizes = patch_size(grid)
-    count, total = (
-        F.avg_pool2d(x.view(1, *CROP_SIZE), sizes, divisor_override=1).flatten() for x in (counted, millimetres)
-    )
-    patches = (count >= MEASURED_SHARE * math.prod(sizes)).nonzero()[:, 0]
-    return Truth(places, depth, patches, total[patches] / count[patches] / 1000)
+    maps = torch.zeros(2, math.prod(CROP_SIZE), dtype=torch.float64)  # whether a pixel counts; its millimetres
+    maps[0, places], maps[1, places] = 1, (depth.double() * 1000).round()
+    share, millimetres = pooled(maps.view(2, *CROP_SIZE), grid).flatten(1)
+    patches = (share >= MEASURED_SHARE).nonzero()[:, 0]
+    return Truth(places, depth, patches, millimetres[patches] / share[patches] / 1000)
 
 
 @torch.inference_mode()
@@ -265,27 +330,25 @@ def score_image(truth: Truth, patches: Tensor, pixels: Tensor, name: str) -> dic
     (R', 416, 544) [m], depth maps as they are.
 
     Returns:
-        Each of `METRICS`, `valid_pixels` and `dropped_pixels` -> (R + R',).
+        Each of `METRICS` but aurg, `valid_pixels` and `dropped_pixels` -> (R + R',).
 
     Raises UnscorableError: a prediction is not finite, or no pixel counts.
     """
     places, depth, width = truth.places, truth.depth, CROP_SIZE[1]
     some = ((places // width % EVERY == 0) & (places % width % EVERY == 0)).nonzero()[:, 0]
-    sizes = patch_size(patches.shape[1:])
+    grid = patches.shape[1:]
 
     def errors(pred: Tensor) -> dict[str, Tensor]:  # (r, 416, 544)
         counted = pred.flatten(1).index_select(1, places)
         found = errors_of_maps(depth, counted, NYU_MAX_DEPTH, (*NYU_METRICS, "silog"), name, SCALED)
-        means = F.avg_pool2d(pred, sizes).flatten(1).index_select(1, truth.patches)  # (r, P)
+        means = pooled(pred, grid).flatten(1).index_select(1, truth.patches)  # (r, P)
         found["spearman"], found["pearson"] = correlations(means, truth.patch_depth)
         found["spearman_pixels"], _ = correlations(counted[:, some], depth[some])
         return found
 
     parts = [errors(upsampled(part[None], CROP_SIZE)[0]) for part in patches.split(MAPS_AT_ONCE)]
     parts += [errors(part) for part in pixels.split(MAPS_AT_ONCE)]
-    return {
-        key: torch.cat([part[key] for part in parts]).numpy() for key in (*METRICS, "valid_pixels", "dropped_pixels")
-    }
+    return {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]}
 
 
 def permuted_errors(weights: Tensor, bins: Tensor, truth: Truth) -> np.ndarray:

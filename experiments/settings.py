@@ -39,18 +39,27 @@ def with_baselines(rows: Rows) -> Rows:
     return replace(rows, constants=constants | dict(rows.constants), baselines=baselines)
 
 
+def read_alike(published: Reading, reading: Reading) -> Reading:
+    """A published reading's words and bins, read out of the images as `reading` says."""
+    return replace(published, readout=reading.readout, image_mean=reading.image_mean, image_std=reading.image_std)
+
+
 def paper_rows(reading: Reading, own: Mapping[str, Reading]) -> Rows:
-    """`own_rows`, every reading that the paper publishes, and its Lower Bound in three kinds of random."""
+    """`own_rows`, all words and bins that the paper publishes, and its Lower Bound in three kinds of random.
+
+    All are read out of the images as `reading` is; only if that is the release's way, the rows are the paper's.
+    """
     rows = own_rows(reading, own)
     settings = list(rows.settings)
 
-    def add(name: str, reading: Reading) -> None:
-        if all(setting.reading != reading for setting in settings):
-            settings.append(Setting(name, reading))
+    def add(name: str, published: Reading) -> None:
+        added = read_alike(published, reading)
+        if all(setting.reading != added for setting in settings):
+            settings.append(Setting(name, added))
 
     for prefix, readings in (("", published.PROMPT_SETS), ("bins ", published.BIN_SETS)):
         for name, paper_reading in readings.items():
-            add(f"{prefix}{name}" if name != "original" else "the paper's reading", paper_reading)
+            add(f"{prefix}{name}" if name != "original" else "the paper's words and bins", paper_reading)
     add("prompt 3, bins class-dependent 1", published.BIN_RESPONSE)
     randoms = tuple(RandomDepth(kind, 0) for kind in RANDOM_KINDS)
     return with_baselines(replace(rows, settings=tuple(settings), randoms=randoms))

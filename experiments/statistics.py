@@ -28,7 +28,7 @@ EQUAL = 1e-5  # below which a difference of two metrics is: two pixels of an ima
 LEAST_SPREAD = 0.1  # of se: a smaller se* counts as this, or t* would be anything where few clusters differ at all
 COUNTS = ("valid_pixels", "dropped_pixels")  # among the values of an image: what is not averaged
 PRIMARY = ("delta1", "abs_rel")  # metrics of the one question that is asked first; all else is exploratory
-HIGHER = HIGHER_IS_BETTER | {"spearman", "spearman_pixels"}  # is better, of the metrics that contrasts are in
+HIGHER = HIGHER_IS_BETTER | {"spearman", "spearman_pixels", "aurg"}  # is better, of the metrics that contrasts are in
 
 Interval = tuple[float, float] | None
 Means = Mapping[str, float | None]
@@ -48,6 +48,22 @@ class Contrast:
     wins: int  # images for which the row is better
     dz: float | None  # effect size: mean difference / its standard deviation over images
     p: float | None = None  # of `p_value`
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the comparison of read-outs: which CLIP, which image statistics, how read, at which temperature."""
+
+    backbone: str
+    statistics: str
+    readout: str
+    temperature: float
+    released: bool  # whether this is how the release reads
+
+    @property
+    def name(self) -> str:
+        """The row's name."""
+        return f"{self.backbone}, {self.readout}, {self.statistics}, {self.temperature:g}"
 
 
 class Results:

@@ -13,8 +13,9 @@ from textwrap import wrap
 from typing import Any
 
 import numpy as np
+import torch
 
-from calculate_error import NYU_METRICS
+from calculate_error import NYU_METRICS, SHARES, gain_over_random
 from datasets import counted, printable
 from experiments.published import (
     BEST,
@@ -39,6 +40,7 @@ from experiments.statistics import (
     MIN_CLUSTERS,
     PRIMARY,
     RESAMPLES,
+    Case,
     Contrast,
     Interval,
     Intervals,
@@ -72,10 +74,27 @@ SCENE_MEANING = "A scene is a room type."
 GROUP_MEANING = "A group's minimum, median and maximum are over its rows, each metric for itself."
 EXTRA_MEANING = (
     "spearman, pearson: correlation over each image's patches (at most 221 of RN50) of which half is measured; "
-    "spearman_pixels: over its counted pixels, every fourth row and column; 0 for any constant. silog: scale-invariant "
+    "spearman_pixels: over its counted pixels, every fourth row and column; 0 for any constant. aurg: what sigma, how "
+    "far apart the answers lie, knows of abs_rel (docs/readouts.md); 0 for any constant. silog: scale-invariant "
     "log error, not times 100. scaled: after multiplying each prediction by the ratio of medians, the lower ones of "
     "even numbers of pixels. Uniform weights stand for all constants."
 )
+CERTAIN = "Does CLIP know when it is wrong?"
+CERTAIN_MEANING = (
+    "abs_rel of the most certain share of each image's patches, by sigma, how far apart the answers lie; mean over "
+    "images. aurg: area between this curve and a random order's, which is flat; positive if certain patches are better."
+)
+CERTAIN_SHARES = (1, 2, 5, 10, 15, SHARES)  # of SHARES, in the table
+READOUTS = "Read-outs and backbones"
+READOUT_COLUMNS = ["delta1", "less uniform", "95 %", "abs_rel", "less uniform", "95 %"]
+READOUT_COLUMNS += ["spearman", "aurg", "p delta1", "p abs_rel"]
+READOUT_MEANING = (
+    "The same words and bins by each read-out, at temperatures .1 (cosine times 1000) and 1 (times 100), with image "
+    "statistics of ImageNet and of CLIP (docs/readouts.md). raw of a vision transformer: its maps are reported as "
+    "inverted (CLIP Surgery, arXiv 2304.05653). less uniform: minus uniform weights over the same bins, image by image. "
+    "spearman (rank correlation), aurg (what certainty knows of error) and p are over patches, whose size differs."
+)
+RELEASED = "released setting"
 LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%#_${}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
@@ -98,6 +117,7 @@ class Scored:
     permuted: np.ndarray | None = None  # (n, 2), mean primary metrics of assignments of bins to words, ours first
     complete: bool = True  # whether these are all that there are, or random ones of more
     own: Sequence[str] = ()  # rows of one's own readings
+    curve: np.ndarray | None = None  # (SHARES,), mean `sparsification` of this run
 
     @cached_property
     def primary(self) -> list[Contrast]:
@@ -107,7 +127,7 @@ class Scored:
     @cached_property
     def exploratory(self) -> list[Contrast]:
         """Correlations; this run less what is known without looking; own readings and other prompts less theirs."""
-        pairs = [(THIS_RUN, UNIFORM, metric) for metric in ("spearman", "spearman_pixels")]
+        pairs = [(THIS_RUN, UNIFORM, metric) for metric in ("spearman", "spearman_pixels", "aurg")]
         constants = [row for row in (BEST, BEST_ELSEWHERE, BEST_TRAINED, MEAN_IMAGE) if row in self.results.metrics]
         pairs += [(THIS_RUN, row, metric) for row in constants for metric in PRIMARY]
         pairs += [(row, self.results.baseline(row), metric) for row in self.own for metric in PRIMARY]
@@ -133,10 +153,7 @@ class Scored:
     @property
     def interval_note(self) -> str:
         """How the intervals come about, or why there are none."""
-        count = len(self.results.all_clusters.sizes)
-        if count < MIN_CLUSTERS:
-            return f"No intervals: fewer than {MIN_CLUSTERS} clusters ({count}: {self.clustered_by})."
-        return f"95 % intervals: studentised bootstrap, {RESAMPLES:,} times {count} clusters ({self.clustered_by})."
+        return interval_note(self.results, self.clustered_by)
 
     @property
     def single_rows(self) -> list[str]:
@@ -150,6 +167,14 @@ class Scored:
         if row.name == LOWER_BOUND:
             return self.lower_bounds
         return [MEAN_IMAGE] if row.name == MEAN_IMAGE and MEAN_IMAGE in self.results.metrics else []
+
+
+def interval_note(results: Results, clustered_by: str) -> str:
+    """How intervals come about, or why there are none; `clustered_by` is what makes the clusters."""
+    count = len(results.all_clusters.sizes)
+    if count < MIN_CLUSTERS:
+        return f"No intervals: fewer than {MIN_CLUSTERS} clusters ({count}: {clustered_by})."
+    return f"95 % intervals: studentised bootstrap, {RESAMPLES:,} times {count} clusters ({clustered_by})."
 
 
 @dataclass(frozen=True)
@@ -188,7 +213,8 @@ def all_tables(scored: Scored, constants: Mapping[str, float]) -> list[Table]:
         tables.append(overview("Controls", scored, COLUMNS))
     extra = [metric for metric in scored.results.columns if metric not in NYU_METRICS]
     tables.append(overview("What a constant cannot fake", scored, extra, EXTRA_MEANING))
-    return [*tables, contrast_table("Paired differences", EXPLORATORY, scored.exploratory[1:], scored)]
+    tables.append(contrast_table("Paired differences", EXPLORATORY, scored.exploratory[1:], scored))
+    return [*tables, certainty_table(scored.curve)] if scored.curve is not None else tables
 
 
 def question_table(scored: Scored, uniform_depth: float) -> Table:
@@ -224,6 +250,50 @@ def contrast_table(title: str, caption: str, contrasts: Sequence[Contrast], scor
         cells = (f"{c.difference:+.3f}", bounds(c.interval_95, "+.3f"), wins, effect, "-")
         table.lines.append(Line(f"{c.row} minus {c.minus}", c.metric, cells))
     return table
+
+
+def certainty_table(curve: np.ndarray) -> Table:
+    """Mean error of the most certain patches; `curve` as in `Scored`."""
+    shares = {f"{100 * share // SHARES} %": share - 1 for share in CERTAIN_SHARES}
+    table = Table(CERTAIN, f"{CERTAIN_MEANING} {EXPLORATORY}", (*shares, "aurg"))
+    gain = float(gain_over_random(torch.from_numpy(curve)))
+    table.add(THIS_RUN, OURS, {share: curve[place] for share, place in shares.items()} | {"aurg": gain})
+    table.add("in a random order", "", dict.fromkeys(shares, curve[-1]) | {"aurg": 0.0})
+    return table
+
+
+def readout_table(
+    cases: Mapping[Case, Sequence[Contrast]], results: Results, clustered_by: str, assignments: int, complete: bool
+) -> Table:
+    """A line for each case, with its differences to uniform weights in each of `PRIMARY`, and for these.
+
+    `assignments` of the bins to the words are behind p, besides the own; `complete` if these are all.
+    """
+    which = "all" if complete else "the random"
+    note = f"p: (1 + k) / (1 + n), k of {which} n = {assignments:,} other assignments of the bins to the words are as "
+    note += f"good; of {len(cases)} rows, chance alone has one in twenty below .05. {EXPLORATORY}"
+    caption = f"{READOUT_MEANING} {interval_note(results, clustered_by)} {note}"
+    table = Table(READOUTS, caption, READOUT_COLUMNS)
+    for case, contrasts in cases.items():
+        mean, cells = results.mean(case.name), []
+        for c in contrasts:
+            cells += [f"{mean[c.metric]:.3f}", f"{c.difference:+.3f}", bounds(c.interval_95, "+.3f")]
+        cells += cells_of(mean, ("spearman", "aurg"), "+.3f")
+        cells += ["-" if c.p is None else f"{c.p:.4f}" for c in contrasts]
+        table.lines.append(Line(case.name, RELEASED if case.released else "", tuple(cells)))
+    uniform = cells_of(results.mean(UNIFORM), PRIMARY)
+    table.lines.append(Line(UNIFORM, "", (uniform[0], "", "", uniform[1], *[""] * 6)))
+    return table
+
+
+def readouts_json(cases: Mapping[Case, Sequence[Contrast]], results: Results, clustered_by: str) -> dict[str, Any]:
+    """Every case with its metrics and contrasts, and uniform weights."""
+    rows = [
+        {**asdict(case), "metrics": results.mean(case.name), "less_uniform": [asdict(c) for c in contrasts]}
+        for case, contrasts in cases.items()
+    ]
+    about = {"images": len(results.images), "intervals": interval_note(results, clustered_by)}
+    return {"readouts": rows, UNIFORM: results.mean(UNIFORM), **about, "clustered_by": clustered_by}
 
 
 def main_table(scored: Scored, constants: Mapping[str, float]) -> Table:

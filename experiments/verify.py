@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 import options
-from clip.checkpoint import CHECKPOINTS
+from clip.checkpoint import CHECKPOINTS, OPENAI
 from datasets import DataError, printable, text_of
 from datasets.nyu import TEST_INDICES
 from datasets.nyu_mat import MAT_NAME
@@ -160,10 +160,11 @@ def compared(stored: Any, again: Any, where: str = "") -> Iterator[str | None]:
 def origin_lines(stored: dict[str, Any], scored: tables.Scored) -> list[str]:
     """Which weights, data and code a results.json says that it was made with, compared with what is known."""
     made = stored["made_with"]
-    known = [name for name, checkpoint in CHECKPOINTS.items() if checkpoint.sha256 == made["checkpoint_sha256"]]
+    known = [name for name, checkpoint in CHECKPOINTS.items() if checkpoint.matches(made["checkpoint_sha256"])]
     toy = options.toy_note(made["checkpoint_sha256"])
     other = toy or f"not known here, SHA-256 {made['checkpoint_sha256']}"
-    weights = f"OpenAI's {known[0]}, by SHA-256" if known else other
+    whose = "OpenAI's" if known and CHECKPOINTS[known[0]].addresses == OPENAI else "open_clip's"
+    weights = f"{whose} {known[0]}, by SHA-256" if known else other
     whole = "the official test split, whole" if scored.official else "not the official test split, or not all of it"
     lines = [f"weights: {made['checkpoint']}: {weights}", f"data: {stored['data']}: {whole}, by index"]
     return [*lines, f"code: commit {stored['commit']}; here {options.code_commit()}"]
@@ -227,7 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.data_path and file_sha256(args.data_path) != MAT_SHA256:
             problems.append(f"{args.data_path} is not {MAT_NAME} as published, by SHA-256")
         text = f"computed again from the CSVs: {len(checks) - len(wrong):,} of {len(checks):,} values agree"
-        limits = f"not told by them: metrics of images and assignments, what {BEST!r} gains, readings, notes, tables.*"
+        limits = "not told by them: metrics of images and assignments, the certainty curve, "
+        limits += f"what {BEST!r} gains, readings, notes, tables.*"
         for line in (*origin, text, limits, *(f"  {check}" for check in wrong[:SHOWN]), *(line for _, line in lines)):
             options.say(line)
         if problems:

@@ -21,6 +21,7 @@ from monoclip import MonoCLIP
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
+QUICKGELU = ("--activation", "quickgelu")  # of every checkpoint here; a state dict does not tell it
 
 
 @pytest.fixture(scope="session")

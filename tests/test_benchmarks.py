@@ -33,7 +33,7 @@ def test_plain_implementation_predicts_what_the_method_predicts(tiny_clip, golde
 
 def test_plain_implementation_has_the_metrics_of_an_evaluation(tiny_checkpoint, nyu_folder):
     folder = nyu_folder(3)
-    _, model = options.load_model(tiny_checkpoint, CPU, "fp32", PAPER)
+    _, model = options.load_model(tiny_checkpoint, CPU, "fp32", PAPER, activation="quickgelu")
     dataset = open_nyu(folder, NYU_CROP, PAPER.normalised, limit=2)
     rows = [row for rows in evaluation.evaluate(model, dataset, CPU) for row in rows]
     found = plain.evaluate(plain.load(tiny_checkpoint), folder, limit=2)

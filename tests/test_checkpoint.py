@@ -14,14 +14,15 @@ import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import clip
-from clip.archive import CheckpointError, check_torch, read_state_dict
-from clip.checkpoint import CHECKPOINTS, Checkpoint, locate_checkpoint
+from clip.archive import CheckpointError, check_torch, is_torchscript, read_state_dict
+from clip.checkpoint import CHECKPOINTS, OPEN_CLIP, Checkpoint, activation_of, locate_checkpoint
 from download import DownloadError, file_sha256
 from tests.conftest import TINY, random_clip
 from tests.test_model import PAPER_MODELS
@@ -109,9 +110,16 @@ def test_round_trip(tmp_path: Path, archive: Path, weights: dict[str, Tensor], k
 
 
 def test_wrappings_of_training_scripts_and_sizes_are_dropped(tmp_path: Path, weights: dict[str, Tensor]) -> None:
-    wrapped = {"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}
-    torch.save(wrapped, tmp_path / "wrapped.pt")
-    assert_same(read_state_dict(tmp_path / "wrapped.pt"), weights)
+    parameter = nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    optimizer = torch.optim.AdamW([parameter], betas=(0.9, 0.98))
+    optimizer.step()
+    assert optimizer.state_dict()["state"][0]["exp_avg"].shape == (3,)
+    beside = {"epoch": 3, "name": "a run", "optimizer": optimizer.state_dict(), "scaler": {"scale": 65536.0}}
+    wrapped = {**beside, "state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}
+    for new in (True, False):
+        torch.save(wrapped, tmp_path / "wrapped.pt", _use_new_zipfile_serialization=new)
+        assert_same(read_state_dict(tmp_path / "wrapped.pt"), weights)
     torch.save(weights | {name: torch.tensor(value) for name, value in SIZES.items()}, tmp_path / "sizes.pt")
     assert_same(read_state_dict(tmp_path / "sizes.pt"), weights)
 
@@ -302,8 +310,43 @@ def test_deeply_nested_pickles_do_not_end_the_process(tmp_path: Path, archive: P
 def test_what_is_not_clip_has_the_files_name_and_hash_in_its_error(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     torch.save(weights | {"extra": torch.zeros(1)}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=r"x\.pt: 1 entries are unexpected: extra") as caught:
-        clip.load(tmp_path / "x.pt", device="cpu")
+        clip.load(tmp_path / "x.pt", device="cpu", activation="quickgelu")
     assert caught.value.sha256 == file_sha256(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "zip", "legacy", "safetensors"])
+def test_the_form_tells_openais_archives_from_state_dicts(tmp_path, archive, weights, kind) -> None:
+    path = tmp_path / "x.pt"
+    write(kind, path, archive, weights)
+    assert is_torchscript(path) == (kind == "torchscript")
+    if kind == "torchscript":
+        assert activation_of(path, path) == "quickgelu"
+    else:
+        with pytest.raises(CheckpointError, match="a state dict does not tell QuickGELU from GELU") as caught:
+            activation_of(path, path)
+        assert caught.value.sha256 == file_sha256(path)
+        for part in (
+            "this file is not OpenAI's by its hash or its form; pass --activation quickgelu (OpenAI's, MetaCLIP, DFN",
+            "yfcc15m, RN50 cc12m, ViT-B/32 laion400m) or --activation gelu (LAION-2B, DataComp, ViT-B/16 laion400m)",
+        ):
+            assert part in caught.value.reason
+    for given in ("quickgelu", "gelu"):
+        assert activation_of(path, path, given) == given
+
+
+def test_a_known_name_or_hash_decides_and_is_not_contradicted(tmp_path, weights, monkeypatch) -> None:
+    path = tmp_path / "mine.pt"
+    torch.save(weights, path)
+    known = {"A": Checkpoint("a.pt", file_sha256(path)), "B": Checkpoint("b.pt", file_sha256(path)[:8])}
+    for name, checkpoint in known.items():
+        monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"Z": Checkpoint("z.pt", "0" * 64), name: checkpoint})
+        for asked in (path, str(path)):
+            assert activation_of(asked, path) == activation_of(asked, path, "quickgelu") == "quickgelu"
+            with pytest.raises(CheckpointError, match=f"{name} was trained with QuickGELU; leave out --activation"):
+                activation_of(asked, path, "gelu")
+    assert activation_of("Z", path) == "quickgelu"  # the hub's copy of RN50 has another SHA-256
+    with pytest.raises(CheckpointError, match="Z was trained with QuickGELU"):
+        activation_of("Z", path, "gelu")
 
 
 CONTENT = b"weights of a model"
@@ -406,8 +449,32 @@ def test_the_hubs_file_is_the_last_source_and_has_its_own_name(network, tmp_path
         read_state_dict(tmp_path / "good")
 
 
+def test_of_a_hash_a_beginning_may_be_known(network: Network, tmp_path: Path, monkeypatch) -> None:
+    part = Checkpoint("p.pt", KNOWN.sha256[:8], addresses=OPEN_CLIP)
+    assert part.matches(KNOWN.sha256)
+    assert not part.matches(KNOWN.sha256[1:])
+    assert not KNOWN.matches(KNOWN.sha256[:8] + "0" * 56)
+    monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"P": part})
+    monkeypatch.setenv("CLIP_OFFLINE", "1")
+    (tmp_path / "p.pt").write_bytes(CONTENT)
+    assert locate_checkpoint("P", tmp_path) == tmp_path / "p.pt"
+    (tmp_path / "p.pt").write_bytes(CONTENT + b" ")
+    with pytest.raises(CheckpointError, match="the file there has other bytes"):
+        locate_checkpoint("P", tmp_path)
+
+
 def test_table_of_checkpoints_is_complete() -> None:
-    assert len({bytes.fromhex(checkpoint.sha256) for checkpoint in CHECKPOINTS.values()}) == 9
+    assert len({bytes.fromhex(checkpoint.sha256) for checkpoint in CHECKPOINTS.values()}) == 11
+    whole = [name for name, checkpoint in CHECKPOINTS.items() if len(checkpoint.sha256) == 64]
+    assert whole == list(PAPER_MODELS)
+    for name in ("cc12m", "yfcc15m"):  # the digits of the SHA-256 are those in the file's name
+        checkpoint = CHECKPOINTS[f"RN50-{name}"]
+        file = f"rn50-quickgelu-{name}-{checkpoint.sha256}.pt"
+        assert (checkpoint.file, len(checkpoint.sha256)) == (file, 8)
+        address = open_clip.get_pretrained_url("RN50", name)
+        assert Path(address).name == file
+        assert address in checkpoint.urls
+        assert f"https://github.com/mlfoundations/open_clip/releases/download/v1.0/{file}" in checkpoint.urls
     sha256 = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
     assert CHECKPOINTS["RN50"].urls[0] == f"https://openaipublic.azureedge.net/clip/models/{sha256}/RN50.pt"
     assert PAPER_MODELS["RN50"] == clip.checkpoint.RN50  # which the hub's copy is compared with

@@ -246,6 +246,14 @@ def test_a_file_without_known_hash_is_checked_by_the_caller(server: Server, targ
     assert download([server.url("good")], target, None, check=check).read_bytes() == CONTENT
 
 
+def test_of_a_hash_the_first_digits_may_be_known(server: Server, target: Path) -> None:
+    with pytest.raises(DownloadError, match=f"sent a file with sha256 {SHA256}, expected {SHA256[1:9]}"):
+        download([server.url("good")], target, SHA256[1:9])
+    with pytest.raises(DownloadError, match=f"expected {SHA256[:8]}"):
+        download([server.url("flipped")], target, SHA256[:8])
+    assert download([server.url("good")], target, SHA256[:8]).read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize(
     ("left", "starts"),
     [

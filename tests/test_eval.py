@@ -23,7 +23,7 @@ from datasets import nyu
 from datasets.nyu import TEST_INDICES, open_nyu, scan_folder
 from datasets.nyu_mat import LabelledMat
 from monoclip import PAPER, MonoCLIP, Reading
-from tests.conftest import GOLDEN, ROOT, child, torchrun, write_pair
+from tests.conftest import GOLDEN, QUICKGELU, ROOT, child, torchrun, write_pair
 from tests.test_nyu import spoil
 from tests.test_nyu_mat import write_mat
 
@@ -40,7 +40,7 @@ def run(tiny_checkpoint, nyu_folder, tmp_path, capsys):
 
     def arguments(*flags: object, data: Path | None = None, weights: Path | str = tiny_checkpoint) -> list[str]:
         usual = ["--data_path", data or call.root, "--clip_path", weights, "--device", "cpu", "--batch_size", "1"]
-        return list(map(str, [*usual, *flags]))
+        return list(map(str, [*usual, *QUICKGELU, *flags]))
 
     def call(*flags: object, **places: Path) -> tuple[int, str, str]:
         code = evaluation.main(arguments(*flags, **places))

@@ -20,20 +20,23 @@ def load(entry: str, **options: object) -> MonoCLIP:
 
 def test_the_hubs_model_is_the_methods(tiny_checkpoint, tiny_clip):
     pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    model = load("monoclip", clip_path=tiny_checkpoint)
+    model = load("monoclip", clip_path=tiny_checkpoint, activation="quickgelu")
     assert model.reading == PAPER
     assert not model.training
     np.testing.assert_allclose(model.infer_image(pixels), MonoCLIP(tiny_clip).infer_image(pixels), atol=1e-5)
 
 
 def test_words_of_ones_own(tiny_checkpoint):
-    model = load("monoclip", clip_path=tiny_checkpoint, depth_classes=["near", "far"], bin_list=[1, 5])
+    checkpoint = {"clip_path": tiny_checkpoint, "activation": "quickgelu"}
+    model = load("monoclip", **checkpoint, depth_classes=["near", "far"], bin_list=[1, 5])
     assert (model.reading.depth_classes, model.reading.bin_list) == (("near", "far"), (1.0, 5.0))
     assert model.text_features.shape == (64, 2)
     with pytest.raises(ValueError, match="every depth class needs one bin"):
-        load("monoclip", clip_path=tiny_checkpoint, bin_list=[1.0, 5.0])
+        load("monoclip", **checkpoint, bin_list=[1.0, 5.0])
     with pytest.raises(clip.CheckpointError, match=r"nothing\.pt"):
         load("monoclip", clip_path="nothing.pt")
+    with pytest.raises(clip.CheckpointError, match="does not tell QuickGELU from GELU"):
+        load("monoclip", clip_path=tiny_checkpoint)
 
 
 def test_the_demo_is_loaded():

@@ -14,7 +14,8 @@ import clip
 
 
 def test_load_gives_the_model_and_its_preprocessing(tiny_checkpoint, tiny_clip):
-    model, preprocess = clip.load(str(tiny_checkpoint), device="cpu", jit=False, download_root=None)
+    path = str(tiny_checkpoint)
+    model, preprocess = clip.load(path, device="cpu", jit=False, download_root=None, activation="quickgelu")
     with pytest.raises(ValueError, match="jit=True"):
         clip.load(tiny_checkpoint, jit=True)
     assert model.visual.input_resolution == 64
@@ -29,9 +30,22 @@ def test_load_gives_the_model_and_its_preprocessing(tiny_checkpoint, tiny_clip):
     assert_close(per_text, per_image.T)
 
 
+def test_the_activation_is_that_of_the_file_or_has_to_be_said(tiny_checkpoint, tiny_clip):
+    text = clip.tokenize(["a room"])
+    for activation in ("quickgelu", "gelu"):
+        model, _ = clip.load(tiny_checkpoint, device="cpu", activation=activation)
+        assert model.activation == activation
+        same = torch.allclose(model.encode_text(text), tiny_clip.encode_text(text), rtol=1e-4)
+        assert same == (activation == "quickgelu")
+    with pytest.raises(clip.CheckpointError, match=r"tiny\.pt: a state dict does not tell QuickGELU from GELU"):
+        clip.load(tiny_checkpoint, device="cpu")
+    with pytest.raises(ValueError, match="expected the activation quickgelu or gelu, got 'relu'"):
+        clip.load("no such file", activation="relu")
+
+
 def test_preprocessing_by_hand(tiny_checkpoint):
     # 128 x 96 pixels, red left of the middle and blue right of it; shorter side to 64, then the middle 64 columns
-    _, preprocess = clip.load(tiny_checkpoint, device="cpu")
+    _, preprocess = clip.load(tiny_checkpoint, device="cpu", activation="quickgelu")
     pixels = np.zeros((96, 128, 4), dtype=np.uint8)
     pixels[:, :64, 0] = pixels[:, 64:, 2] = pixels[..., 3] = 255
     image = preprocess(Image.fromarray(pixels, "RGBA"))
@@ -45,7 +59,7 @@ def test_preprocessing_by_hand(tiny_checkpoint):
 def test_torchvision_is_imported_only_to_preprocess(tiny_checkpoint):
     code = (
         "import sys, clip\n"
-        "_, preprocess = clip.load(sys.argv[1], device='cpu')\n"
+        "_, preprocess = clip.load(sys.argv[1], device='cpu', activation='quickgelu')\n"
         "print('torchvision' in sys.modules, 'safetensors' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(tiny_checkpoint)]

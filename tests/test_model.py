@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import clip
-from clip.model import CLIP, Architecture, build_model, check_state_dict, infer_architecture
+from clip.model import (
+    ACTIVATIONS,
+    CLIP,
+    Architecture,
+    build_model,
+    check_state_dict,
+    infer_architecture,
+    resized_positions,
+)
 from tests.conftest import TINY, random_clip
 
 TEXT = {"context_length": 77, "vocab_size": 49408}
@@ -30,7 +38,7 @@ TINY_VIT = replace(TINY, vision_layers=2, vision_width=64, vision_patch_size=16)
 
 @pytest.mark.parametrize("name", PAPER_MODELS)
 def test_architecture_is_inferred_from_the_state_dict(name):
-    assert clip.available_models() == list(PAPER_MODELS)
+    assert clip.available_models() == [*PAPER_MODELS, "RN50-cc12m", "RN50-yfcc15m"]
     with torch.device("meta"):
         model = CLIP(PAPER_MODELS[name])
     assert infer_architecture(model.state_dict()) == PAPER_MODELS[name]
@@ -55,6 +63,59 @@ def test_embeddings_agree_with_open_clip(kind, rn50):
         theirs = twin.get_logits(image, text)
     assert_close(logits_per_image, theirs[0], atol=1e-3, rtol=0)
     assert_close(logits_per_text, theirs[1], atol=1e-3, rtol=0)
+
+
+def test_activations_by_hand():
+    x = torch.linspace(-4, 4, 17, dtype=torch.double)
+    assert_close(ACTIVATIONS["quickgelu"]()(x), x / (1 + (-1.702 * x).exp()))
+    assert_close(ACTIVATIONS["gelu"]()(x), x * (1 + torch.erf(x / 2**0.5)) / 2)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_all_transformers_take_the_activation(activation):
+    state_dict = random_clip(TINY_VIT).state_dict()
+    model = build_model(state_dict, activation=activation)
+    assert model.activation == activation
+    blocks = [*model.transformer.resblocks, *model.visual.transformer.resblocks]
+    assert [type(block.mlp.gelu) for block in blocks] == [ACTIVATIONS[activation]] * 4
+    x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0))
+    block = model.visual.transformer.resblocks[0]
+    attended = x + block.attn(*[block.ln_1(x)] * 3)[0]
+    hidden = block.ln_2(attended) @ block.mlp.c_fc.weight.T + block.mlp.c_fc.bias
+    gate = torch.sigmoid(1.702 * hidden) if activation == "quickgelu" else (1 + torch.erf(hidden / 2**0.5)) / 2
+    expected = attended + (hidden * gate) @ block.mlp.c_proj.weight.T + block.mlp.c_proj.bias
+    assert_close(block(x, None), expected, rtol=1e-5, atol=1e-5)
+
+    other = build_model(state_dict, activation=next(name for name in ACTIVATIONS if name != activation))
+    image, text = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)), clip.tokenize(["a room"])
+    for ours, theirs in (
+        (model.encode_image(image), other.encode_image(image)),
+        (model.encode_text(text), other.encode_text(text)),
+    ):
+        assert (ours - theirs).abs().max() > 1e-4 * theirs.abs().max()
+    with pytest.raises(ValueError, match="expected the activation quickgelu or gelu, got 'relu'"):
+        build_model(state_dict, activation="relu")
+
+
+def test_gelu_agrees_with_open_clip():
+    model = build_model(random_clip(PAPER_MODELS["ViT-B/32"]).state_dict(), activation="gelu")
+    twin = open_clip.create_model("ViT-B-32").eval()
+    twin.load_state_dict(model.state_dict())
+    image, text = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1)), clip.tokenize(["a room"])
+    with torch.inference_mode():
+        assert_close(F.normalize(model.encode_image(image)), F.normalize(twin.encode_image(image)), atol=1e-5, rtol=0)
+        assert_close(F.normalize(model.encode_text(text)), F.normalize(twin.encode_text(text)), atol=1e-5, rtol=0)
+
+
+def test_a_vision_transformer_wider_than_vit_l_is_refused():
+    for width, wide in ((1024, False), (1280, True)):
+        with torch.device("meta"):
+            model = CLIP(replace(TINY_VIT, vision_width=width))
+        if wide:
+            with pytest.raises(ValueError, match=r"vision transformer is 1280 wide.*80 channels or more, not 64"):
+                infer_architecture(model.state_dict())
+        else:
+            assert infer_architecture(model.state_dict()).vision_width == width
 
 
 def test_weights_are_rounded_to_fp16_as_by_openais_package(tiny_clip):
@@ -83,7 +144,7 @@ def test_build_model_equals_the_model_built_the_usual_way(architecture, dtype):
         for ours, theirs in (
             (built.encode_image(image), usual.encode_image(image)),
             (built.encode_text(text), usual.encode_text(text)),
-            (built.encode_patches(image), usual.encode_patches(image)),
+            *zip(built.visual.forward_trunk(image), usual.visual.forward_trunk(image), strict=True),
         ):
             assert ours.dtype == dtype
             assert_close(ours.float(), theirs, atol=tolerance * theirs.abs().max().item(), rtol=0)
@@ -91,8 +152,8 @@ def test_build_model_equals_the_model_built_the_usual_way(architecture, dtype):
 
 def test_vit_patches_at_its_own_resolution_use_the_embedding_as_it_is():
     model = random_clip(TINY_VIT)
-    own = model.visual._positional_embedding(4, 4)
-    wide = model.visual._positional_embedding(4, 7)
+    own = resized_positions(model.visual.positional_embedding, 4, 4)
+    wide = resized_positions(model.visual.positional_embedding, 4, 7)
     assert_close(own, model.visual.positional_embedding, atol=0, rtol=0)
     assert_close(wide[0], own[0], atol=0, rtol=0)  # the class token's stays
     corners = [0, 6, 21, 27]  # align_corners: the corners of 4 x 7 are the corners of 4 x 4
@@ -104,7 +165,7 @@ def test_other_shapes_are_refused(architecture):
     model = random_clip(architecture)
     for shape in ((3, 64, 64), (1, 1, 64, 64), (1, 3, 60, 64), (1, 3, 0, 64)):
         with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\) with H and W divisible by \d+, got"):
-            model.encode_patches(torch.zeros(shape))
+            model.visual.forward_trunk(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"expected \(B, 3, 64, 64\), got \(1, 3, 96, 64\)"):
         model.encode_image(torch.zeros(1, 3, 96, 64))
     with pytest.raises(ValueError, match=r"expected tokens of shape \(B, 77\)"):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import clip
+from clip import dense
 from datasets.pictures import resized
 from monoclip import (
     PAPER,
@@ -24,7 +25,6 @@ from monoclip import (
     depth_of,
     logits_of,
     mirror_average,
-    unit_channels,
     upsampled,
     with_mirror,
     zeroshot_classifier,
@@ -44,7 +44,7 @@ def image():
 
 @pytest.fixture(scope="module")
 def golden_trunk(rn50, golden_inputs):
-    """What RN50's trunk sees of the two golden images, then of their mirrors, (4, 2048, 13, 17)."""
+    """What RN50's trunk sees of the two golden images, then of their mirrors: patches (4, 2048, 13, 17)."""
     with torch.inference_mode():
         return MonoCLIP(rn50).trunk(golden_inputs["x"])
 
@@ -154,8 +154,8 @@ def test_golden_text_features(rn50, golden):
 
 
 def test_golden_features(golden_trunk, golden):
-    assert golden_trunk.shape == (4, 2048, 13, 17)
-    patches = golden_trunk[:2].flatten(2).permute(2, 0, 1)  # (221, 2, 2048)
+    assert golden_trunk.patches.shape == (4, 2048, 13, 17)
+    patches = golden_trunk.patches[:2].flatten(2).permute(2, 0, 1)  # (221, 2, 2048)
     scale = golden["features_slice"].max()
     np.testing.assert_allclose(patches[::20, :, ::64], golden["features_slice"], atol=1e-4 * scale, rtol=0)
 
@@ -173,17 +173,18 @@ def test_golden_depth(rn50, golden_trunk, golden, golden_prediction):
 def test_features_are_every_second_channel_of_unit_vectors(tiny_clip, model, image):
     # Official quirks: layer4's features without the attention pool, thinned to D channels, not normalised again
     trunk = model.trunk(image)
-    layer4 = tiny_clip.visual.forward_patches(torch.cat([image, image.flip(-1)]))
-    assert torch.equal(trunk, layer4)
+    layer4 = tiny_clip.visual.forward_trunk(torch.cat([image, image.flip(-1)])).patches
+    assert torch.equal(trunk.patches, layer4)
+    assert torch.equal(trunk.cls, layer4.mean((2, 3)))
     features = model.patch_features(trunk)
     assert features.shape == (4, 64, 2, 3)
-    assert model.channel_stride == 2
+    assert dense.thins(model.clip_vis, "raw")
     for place in np.ndindex(4, 2, 3):
         b, y, x = place
         vector = layer4[b, :, y, x]
         assert_close(features[b, :, y, x], (vector / vector.norm())[0::2], atol=1e-6, rtol=0)
     assert (features.norm(dim=1) < 0.999).all()
-    assert_close(unit_channels(trunk).norm(dim=1), torch.ones(4, 2, 3))
+    assert_close(dense.unit(trunk.patches).norm(dim=1), torch.ones(4, 2, 3))
 
 
 def test_a_naive_loop_gives_the_same_depth(model, image):
@@ -241,10 +242,11 @@ def test_text_features_and_bins_are_buffers(model):
 def test_vision_transformer_features_are_used_whole():
     vit = random_clip(replace(TINY, vision_layers=2, vision_width=64, vision_patch_size=16))
     model, x = MonoCLIP(vit), normal((1, 3, 64, 96), 0)
-    assert model.channel_stride == 1
+    assert not dense.thins(model.clip_vis, "raw")
     assert model(x).shape == (1, 1, 4, 6)
-    patches = vit.visual.forward_patches(with_mirror(x))
-    assert_close(model.patch_features(model.trunk(x)), F.normalize(patches, dim=1))
+    last = vit.visual.transformer.resblocks[-1](vit.visual.forward_trunk(with_mirror(x)).tokens(), None)[:, 1:]
+    expected = F.normalize(vit.visual.ln_post(last) @ vit.visual.proj, dim=2).transpose(1, 2).view(2, 64, 4, 6)
+    assert_close(model.patch_features(model.trunk(x)), expected)
     assert model.infer_image(np.zeros((50, 70, 3), dtype=np.uint8)).shape == (50, 70)
 
 
@@ -283,7 +285,7 @@ def test_answers_are_those_of_the_definition_and_lists_give_lists(model):
         assert_close(torch.from_numpy(got).double(), expected, atol=1e-4, rtol=0)
     for one, picture in zip(found, pictures, strict=True):
         assert_close(one.depth, model.infer_image(picture), atol=0, rtol=0)
-    features = model.patch_features(model.clip_vis.forward_patches(model.prepare(pictures[1])))
+    features = model.patch_features(model.trunk(model.prepare(pictures[1]), mirror=False))
     alone = model.answers(features, (70, 101))  # without the mirror
     assert_close(torch.from_numpy(alone.weights).double(), both[0], atol=1e-4, rtol=0)
 

@@ -23,6 +23,17 @@ def test_a_checked_reading_is_the_papers_but_for_what_is_given():
     assert options.checked_reading(given) == Reading(depth_classes=("near", "far"), bin_list=(1, 3.5), temperature=1)
 
 
+def test_the_demos_checkpoint_needs_no_activation_whatever_its_name(tmp_path, tiny_checkpoint):
+    copy = shutil.copy(options.DEMO_WEIGHTS, tmp_path / "mine.pt")
+    for path in (options.DEMO_WEIGHTS, copy):
+        model, _ = options.load_model(path, torch.device("cpu"), "fp32", PAPER)
+        assert model.activation == "quickgelu"
+    with pytest.raises(CheckpointError, match="does not tell QuickGELU from GELU"):
+        options.load_model(tiny_checkpoint, torch.device("cpu"), "fp32", PAPER)
+    model, _ = options.load_model(tiny_checkpoint, torch.device("cpu"), "fp32", PAPER, activation="gelu")
+    assert model.activation == "gelu"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -37,7 +48,7 @@ def test_a_checked_reading_is_the_papers_but_for_what_is_given():
 )
 def test_a_reading_that_makes_no_depth_is_refused(values, message):
     with pytest.raises(options.UsageError, match=f"^here: .*{message}") as error:
-        options.checked_reading(values, "here: ")
+        options.checked_reading(values, where="here: ")
     assert "truncate" not in str(error.value)  # which is no flag
 
 

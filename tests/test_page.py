@@ -21,6 +21,7 @@ from experiments import __main__ as experiments
 from monoclip import PAPER, Reading, mirror_average
 from options import DEMO_DATA, DEMO_WEIGHTS
 from tests.browser import Browser, find_browser
+from tests.conftest import QUICKGELU
 from tests.test_pictures import noise, save
 from viewer import page
 from viewer.colour import coloured
@@ -266,7 +267,10 @@ def test_buttons_and_own_words(opened):
     shares = shares_of(0, words)
     expected = [f"{w} {s * 100:.0f}\u00a0%" for w, s in zip(words, shares.mean((1, 2)).tolist(), strict=True)]
     entropy = -(shares * shares.log()).sum(0).mean() / np.log(7) * 100
-    captions = [*expected, f"CLIP is unsure here (entropy) {entropy:.0f}\u00a0%"]
+    depth = depth_of(0, bins, words)
+    sigma = (shares * (torch.tensor(bins)[:, None, None] - depth) ** 2).sum(0).sqrt().mean()
+    unsure = f"CLIP is unsure here (entropy) {entropy:.0f}\u00a0%"
+    captions = [*expected, unsure, f"its answers lie apart (sigma) {sigma:.2f} m"]
     assert each(opened, ".card:first-child .small figcaption") == captions
     assert "“This object is touching my nose”" in each(opened, "#prompt")[0]
     put(opened, "word-0", "no such phrase", "change")
@@ -315,19 +319,20 @@ def test_hover_and_keys_choose_the_patch_whose_answers_are_shown(opened):
     def check(row: int, column: int, truth: str) -> None:
         text = each(opened, ".card .key")[0]
         assert f"row {row + 1}, column {column + 1}" in text
-        assert f"predicted {depth[row, column]:.2f} m" in text
+        apart = float((shares[:, row, column] * (torch.tensor(PAPER.bin_list) - depth[row, column]) ** 2).sum()) ** 0.5
+        assert f"predicted {depth[row, column]:.2f} m ± {apart:.2f} m" in text
         assert f"true{truth}" in text
         bars = each(opened, ".card:first-child .bar", "parseFloat(e.style.width)")
         np.testing.assert_allclose(np.array(bars) / 100, shares[:, row, column], atol=1e-3)
 
     opened.hover(".card .frame canvas", 0.01, 0.01)
     check(0, 0, ": not measured")
-    opened.hover(".card .frame img", 0.99, 0.99)
+    opened.hover(".card .frame img", 0.97, 0.97)  # inside its round corner
     check(2, 3, " 4.40 m")
     opened.hover(".card .small canvas", 0.3, 0.5)
     check(1, 1, " 2.00 m")
     boxes = each(opened, ".card:first-child .box", "e.offsetLeft / e.parentElement.offsetWidth")
-    assert boxes == pytest.approx([0.25] * (4 + 7 + 1), abs=0.02)
+    assert boxes == pytest.approx([0.25] * (4 + 7 + 2), abs=0.02)
 
     opened.js("document.querySelector('.card [tabindex]').focus()")
     moves = {"ArrowRight": "2, column 3", "ArrowUp": "1, column 3", "End": "1, column 4", "ArrowDown": "2, column 4"}
@@ -406,6 +411,7 @@ def test_the_page_of_predict_begins_and_ends_like_its_arrays(opened, tiny_checkp
         save(tmp_path / "in" / f"scene{i % 2}" / f"{i}.jpg", noise(100, 140, i))
     flags = f"-i {tmp_path}/in -o {tmp_path}/out --clip_path {tiny_checkpoint} --device cpu".split()
     path = tmp_path / "out" / "depth.html"
+    flags += QUICKGELU
     assert predict.main([*flags, "--html", "2"]) == 0
     assert "2 of the run's 5 pictures" in capsys.readouterr().out
     assert predict.main([*flags, "--html", "--no_mirror"]) == 0

@@ -23,7 +23,7 @@ import predict
 from datasets import pictures
 from datasets.pictures import read_picture, resized
 from monoclip import PAPER, MonoCLIP, Reading, upsampled
-from tests.conftest import ROOT
+from tests.conftest import QUICKGELU, ROOT
 from tests.test_pictures import noise, save
 from viewer.colour import coloured
 
@@ -32,7 +32,7 @@ KINDS = ["_depth.npy", "_depth_mm.png", "_depth.png"]
 
 @pytest.fixture(scope="session")
 def model(tiny_checkpoint):
-    return MonoCLIP(clip.load(tiny_checkpoint, device="cpu")[0])
+    return MonoCLIP(clip.load(tiny_checkpoint, device="cpu", activation="quickgelu")[0])
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def run(tiny_checkpoint, tmp_path, capsys):
 
     def call(*flags: object, out: object = None) -> tuple[int, str, str]:
         arguments = ["-o", str(out or call.out), "--clip_path", str(tiny_checkpoint), "--device", "cpu"]
-        code = predict.main([*arguments, *map(str, flags)])
+        code = predict.main([*arguments, *QUICKGELU, *map(str, flags)])
         output, error = capsys.readouterr()
         assert "Traceback" not in error
         assert all(line.isprintable() for line in (output + error).replace("\r", "").splitlines())
@@ -83,8 +83,8 @@ def test_words_temperature_and_mirror_are_those_of_the_reading(run, tiny_clip, t
     reading = Reading(depth_classes=("near", "very far away"), bin_list=(1.0, 90.0), temperature=0.5)
     other = MonoCLIP(tiny_clip, reading)
     with torch.inference_mode():
-        patches = tiny_clip.visual.forward_patches(other.prepare(read_picture(picture)))
-        expected = upsampled(other.depth(other.patch_features(patches)), (64, 96))[0, 0].numpy()
+        trunk = other.trunk(other.prepare(read_picture(picture)), mirror=False)
+        expected = upsampled(other.depth(other.patch_features(trunk)), (64, 96))[0, 0].numpy()
     assert_close(np.load(run.out / "a_depth.npy"), expected, atol=1e-5, rtol=0)
 
 

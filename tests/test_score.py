@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from calculate_error import NYU_CROP, NYU_METRICS, UnscorableError, compute_errors_NYU_per_image, counted_NYU
-from clip.model import CLIP
+from clip.model import CLIP, Trunk
 from experiments import score
 from experiments.published import BIN_SETS, PROMPT_SETS
 from experiments.score import (
@@ -30,8 +30,8 @@ from experiments.score import (
     Rows,
     Setting,
     correlations,
-    depth_maps,
     histogram,
+    other_maps,
     random_depth,
     ranks,
     score_all,
@@ -59,12 +59,12 @@ def image() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def trunk(tiny_clip: CLIP, image: Tensor) -> Tensor:
+def trunk(tiny_clip: CLIP, image: Tensor) -> Trunk:
     with torch.inference_mode():
-        return MonoCLIP(tiny_clip).trunk(image)  # (2, 128, 3, 4)
+        return MonoCLIP(tiny_clip).trunk(image)  # patches (2, 128, 3, 4)
 
 
-def depths_of(clip_model: CLIP, settings: list[Setting], trunk: Tensor, name: str = NAME) -> dict[str, Tensor]:
+def depths_of(clip_model: CLIP, settings: list[Setting], trunk: Trunk, name: str = NAME) -> dict[str, Tensor]:
     """Depth of each patch, (h, w), by each setting's name."""
 
     def encode(*words: object) -> Tensor:
@@ -73,10 +73,18 @@ def depths_of(clip_model: CLIP, settings: list[Setting], trunk: Tensor, name: st
 
     calls: list[object] = []
     with torch.inference_mode():
-        depth = Readouts(MonoCLIP(clip_model), encode, settings)(trunk, name)
+        depth = Readouts(MonoCLIP(clip_model), encode, settings)(trunk, name).depth
     assert len(calls) == len(set(calls)), "no set of prompts is encoded twice"
     assert depth.dtype == torch.float32
     return {setting.name: each for setting, each in zip(settings, depth, strict=True)}
+
+
+def all_maps(rows: Rows, readouts: Readouts, trunk: Trunk) -> tuple[Tensor, Tensor]:
+    """Depth of all rows that are maps of patches, (R, h, w), and of all that are of pixels, (R', 416, 544)."""
+    with torch.inference_mode():
+        depth = readouts(trunk, NAME).depth
+        patches, pixels = other_maps(rows, NAME, tuple(depth.shape[1:]))
+    return torch.stack([*depth, *patches]), pixels
 
 
 def rough_truth(seed: int = 0) -> Tensor:
@@ -111,7 +119,7 @@ def test_random_channels_equal_a_naive_computation(tiny_clip, trunk):
     settings.append(Setting("d", reading, channels=3, ordered=False))  # other channels of "a" meet other dimensions
     depth = depths_of(tiny_clip, settings, trunk)
     text = zeroshot_classifier(tiny_clip).double().detach().numpy()
-    features = trunk.double().numpy()
+    features = trunk.patches.double().numpy()
     features /= np.sqrt((features**2).sum(1, keepdims=True))
     for seed, name in ((3, "a"), (4, "c"), (None, "b"), (3, "d")):
         chosen = range(0, 128, 2) if seed is None else np.random.default_rng(seed).choice(128, 64, replace=False)
@@ -229,11 +237,11 @@ def test_all_metrics_equal_a_naive_loop():
     holes[:20] = 0  # is dropped
     pixels = torch.from_numpy(np.stack([tiles, holes, np.full((416, 544), 2.5173)]).astype(np.float32))
     scores = score_image(truth_of(gt, PATCHES), patches, pixels, NAME)
-    assert set(scores) == {*METRICS, "valid_pixels", "dropped_pixels"}
+    assert set(scores) == {*METRICS, "valid_pixels", "dropped_pixels"} - {"aurg"}
     maps = [*(naive_upsampled(each.double().numpy()) for each in patches), *pixels.numpy()]
     for r, pred in enumerate(maps):
         expected = naive_scores(gt[0].numpy(), pred.astype(np.float32))
-        for name in (*METRICS, "valid_pixels"):
+        for name in set(scores) - {"dropped_pixels"}:
             # Spearman's: two patches that differ by less than a step of the range tie
             tolerance = {"spearman": 1e-3, "silog": 5e-4}.get(name, 2e-5)
             assert scores[name][r] == pytest.approx(expected[name], abs=tolerance), (name, r)
@@ -321,10 +329,9 @@ def test_every_row_has_the_name_of_its_own_map(tiny_clip, trunk):
     mean = torch.linspace(1, 4, 416 * 544).view(416, 544)
     rows = Rows(settings, randoms, {"two metres": 2.0, "near": 0.5}, {"mean image": mean})
     readouts = Readouts(MonoCLIP(tiny_clip), partial(zeroshot_classifier, tiny_clip), settings)
-    with torch.inference_mode():
-        patches, pixels = depth_maps(rows, readouts, trunk, NAME)
+    patches, pixels = all_maps(rows, readouts, trunk)
     expected = depths_of(tiny_clip, list(settings), trunk)
-    expected |= {row.name: random_depth(row, NAME, tuple(trunk.shape[2:])) for row in randoms}
+    expected |= {row.name: random_depth(row, NAME, tuple(trunk.patches.shape[2:])) for row in randoms}
     expected |= {"mean image": mean, "two metres": torch.full((416, 544), 2.0), "near": torch.full((416, 544), 0.5)}
     assert len(expected) == len(rows.names)
     for name, depth in zip(rows.names, [*patches, *pixels], strict=True):
@@ -335,7 +342,7 @@ def test_every_row_has_the_name_of_its_own_map(tiny_clip, trunk):
 
 
 def test_an_image_scores_every_assignment_of_bins(tiny_clip):
-    trunk = torch.randn(2, 128, *PATCHES, generator=torch.Generator().manual_seed(6))
+    trunk = Trunk(torch.randn(2, 128, *PATCHES, generator=torch.Generator().manual_seed(6)), torch.zeros(2, 128))
     bins = [PAPER.bin_list, PAPER.bin_list[::-1], (0.5, 9.0, 3.0, 1.5, 2.75, 2.0, 12.0)]  # to 10 m at most
     settings = [Setting(f"{i}", replace(PAPER, bin_list=each)) for i, each in enumerate(bins)]
     rows = Rows(tuple(settings), constants={"two": 2.0})
@@ -344,13 +351,12 @@ def test_an_image_scores_every_assignment_of_bins(tiny_clip):
     scores = score_all(gt, trunk, NAME, rows, readouts, table)
     truth = truth_of(gt, PATCHES)
     true = truth.patch_depth.numpy()
-    with torch.inference_mode():
-        patches, pixels = depth_maps(rows, readouts, trunk, NAME)
+    patches, pixels = all_maps(rows, readouts, trunk)
     for i, depth in enumerate(patches):
         pred = depth.flatten()[truth.patches].double().numpy()
         expected = naive_metrics(true, pred, 10)
         assert pred.std() > 0.01
-        assert scores.permuted[i] == pytest.approx([expected["delta1"], expected["abs_rel"]], abs=1e-5)
+        assert scores.permuted[0, i] == pytest.approx([expected["delta1"], expected["abs_rel"]], abs=1e-5)
         if i == 0:
             np.testing.assert_allclose(scores.patches, [pred, true], atol=1e-6, rtol=0)
     expected = score_image(truth_of(gt, PATCHES), patches, pixels, NAME)
@@ -358,10 +364,12 @@ def test_an_image_scores_every_assignment_of_bins(tiny_clip):
     np.testing.assert_array_equal(scores.histogram, histogram(counted_NYU(gt)[1]))
     gt[torch.rand(gt.shape, generator=torch.Generator().manual_seed(0)) < 0.7] = 0  # no patch is measured, an image is
     scores = score_all(gt, trunk, NAME, rows, readouts, table)
-    assert scores.permuted.shape == (3, 2)
+    assert scores.permuted.shape == (1, 3, 2)
+    assert np.isnan(scores.curve).all()
     assert np.isnan(scores.permuted).all()
     assert scores.patches.shape == (2, 0)
     assert scores.errors["spearman"].tolist() == scores.errors["pearson"].tolist() == [0] * 4
+    assert scores.errors["aurg"].tolist() == [0] * 4
 
 
 # ---- constants, from histograms

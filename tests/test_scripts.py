@@ -12,7 +12,7 @@ import torch
 
 from clip.checkpoint import CHECKPOINTS
 from datasets.prepare_nyu import MAT_SHA256, MAT_SIZE, MAT_URLS
-from tests.conftest import ROOT
+from tests.conftest import QUICKGELU, ROOT
 
 
 @pytest.fixture
@@ -45,7 +45,8 @@ def script(tmp_path):
 
 def test_from_weights_and_data_to_the_figures(script, tiny_checkpoint, nyu_folder):
     (script.elsewhere / "nyu").symlink_to(nyu_folder(2))  # relative to where the user stands
-    done = script("--limit", "1", "--data_path", "nyu", "--obj_classes", "large object", CLIP_PATH=str(tiny_checkpoint))
+    flags = ("--limit", "1", "--data_path", "nyu", "--obj_classes", "large object", *QUICKGELU)
+    done = script(*flags, CLIP_PATH=str(tiny_checkpoint))
     assert done.returncode == 0, done.stderr
     assert " * Avg abs_diff : " in done.stdout
     assert "1 image in the layout of NYU Depth V2" in done.stdout
@@ -75,7 +76,7 @@ def test_the_whole_paper_on_the_demo(script):
 def test_the_mat_beside_the_script_is_evaluated_as_it_is(script, tiny_checkpoint):
     (script.copy / "nyu_depth_v2").mkdir()
     (script.copy / "nyu_depth_v2" / "nyu_depth_v2_labeled.mat").write_text("no HDF5")
-    done = script("--clip_path", str(tiny_checkpoint), "--no_download")
+    done = script("--clip_path", str(tiny_checkpoint), *QUICKGELU, "--no_download")
     assert done.returncode == 2
     assert "nyu_depth_v2_labeled.mat: not a readable MATLAB v7.3 (HDF5) file" in done.stderr
 

@@ -69,7 +69,7 @@ def test_every_published_reading_has_a_row():
     for rows in (paper_rows(PAPER, {}), paper_rows(OTHER, {}), controls_of(PAPER)):
         assert all(rows.row_of(row.reading) for row in PUBLISHED if row.reading)
     assert paper_rows(PAPER, {}).row_of(PAPER) == THIS_RUN
-    assert paper_rows(OTHER, {}).row_of(PAPER) == "the paper's reading"
+    assert paper_rows(OTHER, {}).row_of(PAPER) == "the paper's words and bins"
     rows = paper_rows(PAPER, {"mine": OTHER, "again the paper's": PAPER})
     assert rows.names[:4] == (THIS_RUN, "mine", "again the paper's", "prompt 1")
     assert rows.row_of(PAPER) == THIS_RUN

@@ -204,7 +204,7 @@ def test_what_is_told_of_each_table(scored):
 
 def test_paired_differences_are_to_all_that_is_known_without_looking(scored):
     differences = [(c.row, c.minus, c.metric) for c in scored.exploratory]
-    expected = [(THIS_RUN, UNIFORM, metric) for metric in ("spearman", "spearman_pixels")]
+    expected = [(THIS_RUN, UNIFORM, metric) for metric in ("spearman", "spearman_pixels", "aurg")]
     expected += [(THIS_RUN, constant, metric) for constant in (BEST, BEST_ELSEWHERE) for metric in PRIMARY]
     expected += [("mine", LESS, metric) for metric in PRIMARY]
     assert differences == expected + [(row, THIS_RUN, m) for row in ("prompt 1", "mine", "mine") for m in PRIMARY]

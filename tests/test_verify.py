@@ -18,6 +18,7 @@ from experiments.score import METRICS, RANDOM_KINDS, RandomDepth
 from experiments.settings import assignments
 from experiments.statistics import COUNTS, PRIMARY, Results
 from monoclip import PAPER
+from tests.conftest import QUICKGELU
 from tests.test_eval import SOFT
 
 SCENES = {"bathroom": 58, "classroom": 23}  # images of the official split; the others are of no scene that is published
@@ -53,7 +54,7 @@ def published_run(folder: Path, off: float = 0.0, count: int = 654, sha: str = C
     results.add_best_constant(BEST, {"rmse": np.array([[0.7] * count, [0.8] * count])})
     permuted = np.array([[0.4, 0.3], [0.3, 0.4], [0.5, 0.2]])
     by = {row: READINGS[row.reading] for row in PUBLISHED if row.reading}
-    caveats = options.caveats(count == 654, sha)
+    caveats = [note for note in (options.OTHER_IMAGES * (count < 654), options.toy_note(sha)) if note]
     scored = tables.Scored(
         results, {"random": [RANDOM]}, by, [RANDOM], count == 654, "T", "", caveats, "captures", permuted
     )
@@ -227,7 +228,7 @@ def test_a_run_of_the_experiments_agrees_with_itself(nyu_folder, tiny_checkpoint
     own = [{"name": "=1+1|\x7f", "depth_classes": ["near", "far"], "bin_list": [1, 3], "temperature": 2}]
     (tmp_path / "own.json").write_text(json.dumps(own).replace("\\u007f", "é"))
     flags = ["--data_path", nyu_folder(12), "--clip_path", tiny_checkpoint, "--output", tmp_path / "out", *SOFT]
-    flags += ["--readings", tmp_path / "own.json", "--controls", "--device", "cpu"]
+    flags += ["--readings", tmp_path / "own.json", "--controls", "--device", "cpu", *QUICKGELU]
     for name in ("PERMUTATIONS", "SHUFFLES", "CHANNEL_SUBSETS", "RANDOM_SEEDS"):
         monkeypatch.setattr(settings, name, 2)
     for module in (experiments, settings, verify):

@@ -2,7 +2,7 @@
 // true depth where there is one. From it, the words, their bins and the temperature, all is computed here, by formulas
 // whose originals are in Python:
 //   monoclip.py         p = softmax(similarity / temperature),  depth = sum_k p_k * bin_k [m],  averaged over the picture
-//                       and its mirror; between the patches bilinear
+//                       and its mirror; between the patches bilinear;  sigma = sqrt(sum_k p_k * (bin_k - depth)^2) [m]
 //   calculate_error.py  delta1 ... 3, abs_rel, log10 and rmse over the counted pixels, as in its errors_of_maps
 "use strict";
 
@@ -86,6 +86,15 @@ function patchDepths(answers, bins) {
     for (let cell = 0; cell < cells; cell++) depth[cell] += answers[k * cells + cell] * bin;
   });
   return depth;
+}
+
+// How far apart the depths of a patch's answers lie [m], (h, w).
+function sigmas(answers, bins, depth) {
+  const cells = depth.length, sigma = new Float64Array(cells);
+  bins.forEach((bin, k) => {
+    for (let cell = 0; cell < cells; cell++) sigma[cell] += answers[k * cells + cell] * (bin - depth[cell]) ** 2;
+  });
+  return sigma.map(Math.sqrt);
 }
 
 // Bilinear between the patches, corners on corners (align_corners=True), row by row into `out`.
@@ -175,6 +184,7 @@ function update(card) {
   card.stale = false;
   card.answers = answersOf(image, state);
   card.depth = patchDepths(card.answers, state.bins);
+  card.sigma = sigmas(card.answers, state.bins, card.depth);
   upsample(card.depth, image.grid, card.size, card.map);
   paint(card.mapCanvas, card.map, DEPTH, near, far);
   if (image.truth) {
@@ -186,24 +196,27 @@ function update(card) {
   drawChart(card);
 }
 
-// One small map for each word, and one of the entropy: 1 where all words are answered alike.
+// One small map for each word; one of the entropy, 1 where all words are answered alike; and one of sigma, from 0 to half
+// of the range of the bins, which is the most there is.
 function drawWords(card) {
   const K = state.words.length, [h, w] = card.image.grid, cells = h * w;
-  while (card.words.children.length > K + 1) card.words.lastChild.remove();
-  while (card.words.children.length < K + 1) {
+  while (card.words.children.length > K + 2) card.words.lastChild.remove();
+  while (card.words.children.length < K + 2) {
     card.words.append(framed(make("canvas", { width: w, height: h }), ""));
   }
   const entropy = new Float64Array(cells);
-  const show = (figure, text, values) => {
-    paint(figure.querySelector("canvas"), values, SHARE, 0, 1);
-    figure.lastChild.textContent = `${text} ${percent(values.reduce((sum, v) => sum + v, 0) / cells)}`;
+  const show = (figure, text, values, largest = 1, said = percent) => {
+    paint(figure.querySelector("canvas"), values, SHARE, 0, largest);
+    figure.lastChild.textContent = `${text} ${said(values.reduce((sum, v) => sum + v, 0) / cells)}`;
   };
   state.words.forEach((word, k) => {
     const share = card.answers.subarray(k * cells, (k + 1) * cells);
     for (let i = 0; i < cells; i++) if (share[i] > 0 && K > 1) entropy[i] -= (share[i] * Math.log(share[i])) / Math.log(K);
     show(card.words.children[k], phrases[word], share);
   });
-  show(card.words.lastChild, "CLIP is unsure here (entropy)", entropy);
+  show(card.words.children[K], "CLIP is unsure here (entropy)", entropy);
+  const most = (Math.max(...state.bins) - Math.min(...state.bins)) / 2;
+  show(card.words.lastChild, "its answers lie apart (sigma)", card.sigma, most, metres);
 }
 
 // What one patch answers: a bar for each word, from near to far, and the depths on the scale of the colours.
@@ -230,7 +243,7 @@ function drawChart(card) {
   const beyond = (depth) => (depth < near ? " (nearer than the colours)" : depth > far ? " (beyond the colours)" : "");
   const said = (kind, text) => make("span", { class: kind }, make("b", {}, text));
   const key = [make("span", {}, `row ${Math.floor(patch / w) + 1}, column ${(patch % w) + 1}`)];
-  key.push(said("predicted", `predicted ${metres(card.depth[patch])}${beyond(card.depth[patch])}`));
+  key.push(said("predicted", `predicted ${metres(card.depth[patch])} ± ${metres(card.sigma[patch])}${beyond(card.depth[patch])}`));
   if (image.truth) key.push(said("true", truth ? `true ${metres(truth)}${beyond(truth)}` : "true: not measured"));
   card.key.replaceChildren(...key, make("span", { class: "hidden" }, answers));
 }
