@@ -257,7 +257,10 @@ class MonoCLIP(nn.Module):
         return mirror_average(self.depth(self.patch_features(self.trunk(image))))
 
     def predict(self, image: Tensor) -> Tensor:
-        """Depth of each pixel: (B, 3, H, W), normalised with the reading's statistics -> (B, 1, H, W) float32 [m]."""
+        """Depth of each pixel: (B, 3, H, W), normalised with the reading's statistics -> (B, 1, H, W) float32 [m].
+
+        An image that patches do not fill is resized to the nearest size that they do.
+        """
         return upsampled(self(image), image.shape[2:])
 
     def uncertainty(self, image: Tensor) -> tuple[Tensor, Tensor]:

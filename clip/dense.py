@@ -1,10 +1,10 @@
 """Read-outs: ways from an image encoder's trunk to a feature of each patch, in the joint space or near it.
 
 CLIP pools a picture into one embedding; each read-out says what its last layer would give for a single patch. Input is
-`encode`'s trunk, output a map (B, D, h, w), L2-normalised over D but for `raw` of a ModifiedResNet. Of that, f is layer4's
-vector of a patch, P the pool's positional embedding resized to h x w, x = [mean of f; f] + P, and q, k, v, c are the
-pool's projections in heads of d = 64. Of a vision transformer x is the input of the last block with its class token,
-y = ln_1 x, and W_v, W_o, q, k, v are that block's, of y; its result goes through out(u) = proj(ln_post u).
+`encode`'s trunk, output a map (B, D, h, w), L2-normalised over D but for `raw` of a ModifiedResNet. Of that, f is
+layer4's vector of a patch, P the pool's positional embedding resized to h x w, x = [mean of f; f] + P, and q, k, v, c
+are the pool's projections in heads of d = 64. Of a vision transformer x is the input of the last block with its class
+token, y = ln_1 x, and W_v, W_o, q, k, v are that block's, of y; its result goes through out(u) = proj(ln_post u).
 
     name        ModifiedResNet                     vision transformer                         source
     raw         f / |f|, every (C / D)-th channel  out(the whole block of x)                  the paper
@@ -38,8 +38,10 @@ def encode(visual: ImageEncoder, image: Tensor, readout: str) -> Trunk:
     """The expensive part of a read-out, what it reads from: of any size, normalised, (B, 3, H, W) -> float32 `Trunk`.
 
     An image whose sides are no multiples of the patch size is resized to the nearest. For `windows`, the trunk's
-    patches are the averaged embeddings, (B, D, h, w).
+    patches are the averaged embeddings, (B, D, h, w). Raises ValueError: another shape.
     """
+    if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape[2:]:
+        raise ValueError(f"expected (B, 3, H, W), got {tuple(image.shape)}")
     height, width = image.shape[2:]
     if (size := fitted_size(height, width, visual.patch_size)) != (height, width):
         image = F.interpolate(image, size, mode="bicubic", antialias=True)
@@ -92,8 +94,8 @@ def raw(visual: ImageEncoder, trunk: Trunk) -> Tensor:
     """The paper's: of a ResNet |f| < 1, and not in the joint space; of a vision transformer its last tokens.
 
     Official quirk, of a ResNet: every second channel (RN50's; every fourth of the others) stands for all, without a new
-    normalisation; the usual thing would be the pool's projections. A transformer's are in the joint space, but their maps are reported as inverted (CLIP
-    Surgery, arXiv 2304.05653).
+    normalisation; the usual thing would be the pool's projections. A transformer's are in the joint space, but their
+    maps are reported as inverted (CLIP Surgery, arXiv 2304.05653).
     """
     if isinstance(visual, ModifiedResNet):
         return unit(trunk.patches)[:, :: visual.patch_dim // visual.joint_dim]

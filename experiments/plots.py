@@ -19,6 +19,7 @@ from viewer.strip import Example, save_figure
 
 CHARTED = {"delta1": "higher", "abs_rel": "lower", "rmse": "lower", "spearman": "higher"}  # is better
 FINE = 100  # images, from which on bars touch each other
+LONGEST = 60  # letters of a name in a drawing
 NEAR, FAR = 0.15, 0.85  # quantiles of the patches' true depth at which the bin response takes its two patches
 
 
@@ -131,7 +132,9 @@ def draw_readouts(path: Path, cases: Mapping[Case, Sequence[Contrast]], caption:
             if contrast.interval_95:
                 axis.hlines(y, *contrast.interval_95, color=colour, linewidth=1.5)
             axis.plot(contrast.difference, y, "D" if case.released else "o", color=colour, markersize=5)
-            labels.append(f"{case.backbone}, {case.statistics}, {case.temperature:g}" + " (released)" * case.released)
+            labels.append(
+                f"{case.backbone[:LONGEST]}, {case.statistics}, {case.temperature:g}" + " (released)" * case.released
+            )
         labels.append("")
     axis.axvline(0, color="tab:red", linestyle="--", linewidth=1)
     axis.set_yticks(range(len(labels)), map(printable, labels), fontsize=8, parse_math=False)

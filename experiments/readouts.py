@@ -30,20 +30,15 @@ Errors = dict[str, np.ndarray]  # metric -> (R,), of an image
 Compared = tuple[dict[Case, list[Contrast]], Results]
 
 
-def cases_of(backbone: str, clip_model: CLIP, statistics: str) -> list[Case]:
-    """Every read-out that a backbone has, at every temperature."""
-    convolutional = isinstance(clip_model.visual, ModifiedResNet)
-    return [
-        Case(
-            backbone,
-            statistics,
-            readout,
-            temperature,
-            convolutional and (statistics, readout, temperature) == ("imagenet", PAPER.readout, PAPER.temperature),
-        )
-        for readout in readouts_of(clip_model.visual)
-        for temperature in TEMPERATURES
-    ]
+def cases_of(backbone: str, clip_model: CLIP, statistics: str, reading: Reading) -> dict[Case, Reading]:
+    """Every read-out that a backbone has, at every temperature, as readings with the words and bins of `reading`."""
+    found = {}
+    for readout in readouts_of(clip_model.visual):
+        for temperature in TEMPERATURES:
+            own = replace(reading, readout=readout, temperature=temperature)
+            released = own == PAPER and isinstance(clip_model.visual, ModifiedResNet)
+            found[Case(backbone, statistics, readout, temperature, released)] = own
+    return found
 
 
 def compare(
@@ -76,19 +71,15 @@ def compare(
     permuted: list[np.ndarray | None] = []
     for name, clip_model, depends_on in backbones:
         for statistics, reading in readings.items():
-            for _, of_encoding in groupby(
-                cases_of(name, clip_model, statistics), lambda case: encoding_of(case.readout)
-            ):
+            readings_of = cases_of(name, clip_model, statistics, reading)
+            for _, of_encoding in groupby(readings_of, lambda case: encoding_of(case.readout)):
                 found = list(of_encoding)
-                model = MonoCLIP(clip_model, replace(reading, readout=found[0].readout))
+                model = MonoCLIP(clip_model, readings_of[found[0]])
                 store = FeatureStore(root, model, dataset.normalised_by(reading.normalised), depends_on)
                 fill(store)
                 if not scores:
                     continue
-                settings = tuple(
-                    Setting(case.name, replace(reading, readout=case.readout, temperature=case.temperature))
-                    for case in found
-                )
+                settings = tuple(Setting(case.name, readings_of[case]) for case in found)
                 rows = Rows(settings, constants={UNIFORM: uniform})
                 prompts = partial(zeroshot_classifier, clip_model)
                 reader = Readouts(model, prompts, settings, asked=len(settings))

@@ -11,8 +11,8 @@ one depth map for all images. Beside the metrics of the paper, each row of each 
     aurg                 what certainty knows of error: area under the random gain, over the patches; 0 without sigma
     scaled_*             the paper's metrics after the prediction is multiplied by the ratio of (lower) medians
 
-Correlations compare steps of a 65,536th of the range, on both sides; equal values share their mean rank; 0 where either
-side is constant.
+Correlations compare steps of a 65,536th of the range, on both sides, and so does the order of sigma; equal values
+share their mean rank, or error; 0 where either side is constant.
 """
 
 import math
@@ -106,7 +106,7 @@ class Rows:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all rows, in the order of `depth_maps`."""
+        """The names of all rows: settings, random depth of patches, then what is of pixels."""
         patches = [row.name for row in self.randoms if row.kind != PIXEL]
         pixels = [row.name for row in self.randoms if row.kind == PIXEL]
         return (*(setting.name for setting in self.settings), *patches, *pixels, *self.maps, *self.constants)
@@ -248,7 +248,8 @@ def score_all(gt: Tensor, trunk: Trunk, name: str, rows: Rows, readouts: Readout
     truth = truth_of(gt, grid)
     errors = score_image(truth, torch.cat([answers.depth, *(depth[None] for depth in patches)]), pixels, name)
     depth, sigma = (maps.flatten(1)[:, truth.patches] for maps in (answers.depth, answers.sigma))  # (R, P)
-    curves = sparsification(pixel_errors(truth.patch_depth.float(), depth, ("abs_rel",))["abs_rel"], sigma)
+    uncertain = torch.from_numpy(np.stack([steps(row) for row in sigma.numpy()]))
+    curves = sparsification(pixel_errors(truth.patch_depth.float(), depth, ("abs_rel",))["abs_rel"], uncertain)
     aurg = np.zeros_like(errors["spearman"])
     aurg[: len(curves)] = gain_over_random(curves).nan_to_num()
     errors = {metric: aurg if metric == "aurg" else errors[metric] for metric in (*METRICS, *COUNTS)}

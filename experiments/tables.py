@@ -91,7 +91,7 @@ READOUT_COLUMNS += ["spearman", "aurg", "p delta1", "p abs_rel"]
 READOUT_MEANING = (
     "The same words and bins by each read-out, at temperatures .1 (cosine times 1000) and 1 (times 100), with image "
     "statistics of ImageNet and of CLIP (docs/readouts.md). raw of a vision transformer: its maps are reported as "
-    "inverted (CLIP Surgery, arXiv 2304.05653). less uniform: minus uniform weights over the same bins, image by image. "
+    "inverted (CLIP Surgery, arXiv 2304.05653). less uniform: minus uniform weights over the same bins, by image. "
     "spearman (rank correlation), aurg (what certainty knows of error) and p are over patches, whose size differs."
 )
 RELEASED = "released setting"

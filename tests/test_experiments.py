@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from PIL import Image
 import eval as evaluation
 import options
 from calculate_error import NYU_CROP, NYU_METRICS, compute_errors_NYU
+from clip import dense
 from datasets.nyu import TEST_INDICES, open_nyu, training_depths
 from experiments import __main__ as experiments
 from experiments import settings, statistics
@@ -193,6 +195,12 @@ def test_an_image_without_a_measured_patch_is_not_among_the_assignments(run, mon
     assert [0 < contrast["p"] <= 1 for contrast in primary] == [True, True]
     with (run.output / "permutations.csv").open() as file:
         assert all(np.isfinite(float(line["delta1"])) for line in csv.DictReader(file))
+    assert all(map(np.isfinite, results_of(run.output)["certainty"]["most_certain_abs_rel"]))
+    for path in run.data.rglob("sync_depth_*.png"):
+        Image.fromarray(depth).save(path)
+    assert run("--no_paper", "--figures", "--limit", "2") == 0
+    assert results_of(run.output)["certainty"]["most_certain_abs_rel"] is None
+    assert not (run.output / "certainty.png").exists()
 
 
 def test_this_run_and_uniform_weights_are_those_of_eval(whole):
@@ -218,6 +226,16 @@ def test_the_csv_holds_what_the_means_are_of(whole):
             assert len(own) == (5 if scene is None else 3)
             expected = {name: np.mean([float(line[name]) for line in own]) for name in METRICS}
             assert mean == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_curve_of_certainty_is_that_of_this_run(whole):
+    command, _ = whole
+    curve = results_of(command.output)["certainty"]["most_certain_abs_rel"]
+    assert len(curve) == 20
+    aurg = metrics_of(command.output)["this run"]["aurg"]
+    assert curve[-1] - np.mean(curve) == pytest.approx(aurg, abs=1e-9)
+    assert abs(aurg) > 1e-4
+    assert metrics_of(command.output)["uniform weights"]["aurg"] == 0
 
 
 def test_tables_hold_names_that_their_readers_would_take_for_code(whole):
@@ -285,6 +303,33 @@ def test_what_is_stored_is_not_encoded_again(run, tmp_path):
         assert run(*flags) == 0
         assert sum(run.encoded) == 5
         assert len(list((run.output / "features").iterdir())) == i
+
+
+def test_a_vision_transformers_trunk_is_stored_whole_for_each_encoding_and_statistics(nyu_folder, tmp_path):
+    clip_model = random_clip(
+        replace(TINY, vision_layers=2, vision_width=64, vision_patch_size=14, image_resolution=224)
+    )
+    folders = []
+    for statistics_name, readout in itertools.product(options.IMAGE_STATISTICS, dense.READOUTS):
+        if readout == "attnpool":
+            continue
+        model = MonoCLIP(clip_model, options.with_statistics(replace(PAPER, readout=readout), statistics_name))
+        dataset = open_nyu(nyu_folder(2), NYU_CROP, model.reading.normalised)
+        store = FeatureStore(tmp_path / "store", model, dataset, {})
+        folders.append(store.folder)
+        if readout == "maskclip":
+            assert store.missing([0, 1]) == []  # one file has what all but windows read
+            continue
+        store.fill([0, 1], 2, 1, True)
+        for item in (0, 1):
+            with torch.inference_mode():
+                expected = model.trunk(dataset[item][0][None])
+            assert expected.patches.shape == (2, 64, 30, 39)
+            for own, stored in zip(expected, store.get(item), strict=True):
+                torch.testing.assert_close(stored, own, atol=1e-5, rtol=0)
+    raw, maskclip, clearclip, windows = folders[:4]
+    assert raw == maskclip == clearclip
+    assert len({raw, windows, *folders[4:]}) == 4
 
 
 def test_damaged_features_are_computed_again_and_said(run, capsys):

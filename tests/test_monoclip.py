@@ -23,6 +23,7 @@ from monoclip import (
     MonoCLIP,
     Reading,
     depth_of,
+    entropy_of,
     logits_of,
     mirror_average,
     upsampled,
@@ -83,6 +84,21 @@ def test_depth_by_hand(tiny_clip):
     assert_close(model.logits(features)[0, :, 0], torch.tensor([[math.log(3), 0.0], [0.0, 0.0]]), atol=1e-5, rtol=0)
     assert_close(model.logits(features).softmax(1)[0, :, 0, 0], torch.tensor([0.75, 0.25]), atol=1e-5, rtol=0)
     assert_close(model.depth(features), torch.tensor([[[[2.0, 3.0]]]]), atol=1e-5, rtol=0)
+
+
+def test_uncertainty_by_hand(tiny_clip, image):
+    assert_close(entropy_of(torch.full((1, 7, 1, 2), 1 / 7)), torch.full((1, 1, 1, 2), math.log(7)))
+    assert entropy_of(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)).item() == 0
+    model = MonoCLIP(tiny_clip, Reading(depth_classes=("near", "far"), bin_list=(1.0, 5.0)))
+    model.text_features = torch.eye(64)[:, :2]
+    features = torch.zeros(2, 64, 1, 2)
+    features[0, 0, 0, 0] = 0.001 * math.log(3)  # weights (3/4, 1/4) at the left, (1/2, 1/2) in the mirror's right
+    model.patch_features = lambda trunk: features
+    sigma, entropy = model.uncertainty(image[:1])
+    left = -(5 / 8 * math.log(5 / 8) + 3 / 8 * math.log(3 / 8))  # depth 2.5: 5/8 1.5^2 + 3/8 2.5^2 = 3.75
+    assert sigma.shape == entropy.shape == (1, 1, 1, 2)
+    assert sigma.flatten().tolist() == pytest.approx([math.sqrt(3.75), 2], abs=1e-4)
+    assert entropy.flatten().tolist() == pytest.approx([left, math.log(2)], abs=1e-4)
 
 
 @pytest.mark.parametrize(("temperature", "logit_scale", "expected"), [(0.1, 100, 20), (1, 100, 2), (0.5, 1, 0.04)])
@@ -250,6 +266,22 @@ def test_vision_transformer_features_are_used_whole():
     assert model.infer_image(np.zeros((50, 70, 3), dtype=np.uint8)).shape == (50, 70)
 
 
+def test_uncertainty_is_of_the_mean_of_image_and_mirror(model, image):
+    sigma, entropy = model.uncertainty(image)
+    both = model.logits(model.patch_features(model.trunk(image))).softmax(1).double()
+    weights, bins = (both[:2] + both[2:].flip(-1)) / 2, torch.tensor(PAPER.bin_list).double().view(1, 7, 1, 1)
+    depth = (weights * bins).sum(1, keepdim=True)
+    assert_close(sigma.double(), (weights * (bins - depth) ** 2).sum(1, keepdim=True).sqrt(), atol=1e-4, rtol=0)
+    assert_close(entropy.double(), -torch.xlogy(weights, weights).sum(1, keepdim=True), atol=1e-4, rtol=0)
+    assert_close(model.uncertainty(image.flip(-1))[0], sigma.flip(-1), atol=1e-5, rtol=0)
+
+
+def test_every_read_out_gives_another_depth(tiny_clip, image):
+    assert PAPER.readout == "raw"
+    depths = [MonoCLIP(tiny_clip, replace(PAPER, temperature=1, readout=name))(image) for name in dense.READOUTS]
+    assert all(not one.allclose(other, atol=1e-4) for i, one in enumerate(depths) for other in depths[:i])
+
+
 # ---- pictures
 
 
@@ -293,9 +325,9 @@ def test_answers_are_those_of_the_definition_and_lists_give_lists(model):
 # ---- errors
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 60, 64), (1, 3, 64, 100), (3, 64, 64), (1, 1, 64, 64)])
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 3, 0, 64)])
 def test_images_of_other_shapes_are_refused(model, shape):
-    with pytest.raises(ValueError, match=r"divisible by 32, got .*" + str(shape[-2])):
+    with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\).*, got .*" + str(shape[-2])):
         model(torch.zeros(shape))
 
 
@@ -325,6 +357,8 @@ def test_classifiers_of_another_tokenizer_or_of_letters_are_refused(tiny_clip):
         ({"temperature": 0}, "temperature must be positive and finite, got 0"),
         ({"depth_templates": ("This is {}",)}, r"template 'This is \{\}' must hold \{\} twice"),
         ({"obj_classes": ()}, "at least one template and one object word"),
+        ({"readout": "nonsense"}, "^read-out 'nonsense': there is none of this name; there are raw, maskclip, attn"),
+        ({"readout": 1}, "readout: expected words, got 1"),
     ],
 )
 def test_readings_that_make_no_depth_are_refused(change, message):

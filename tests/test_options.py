@@ -1,26 +1,69 @@
 """options: readings from flags and files, the device, streams that break, and how a command ends."""
 
+import argparse
 import errno
 import io
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
+import clip
 import options
 from calculate_error import UnscorableError
 from clip import CheckpointError
 from datasets import DataError
-from monoclip import PAPER, Reading
+from monoclip import PAPER, MonoCLIP, Reading
+from tests.conftest import random_clip
+from tests.test_model import TINY_VIT
 
 
 def test_a_checked_reading_is_the_papers_but_for_what_is_given():
     assert options.checked_reading({}) == PAPER
     given = {"depth_classes": ["near", "far"], "bin_list": [1, 3.5], "temperature": 1}
     assert options.checked_reading(given) == Reading(depth_classes=("near", "far"), bin_list=(1, 3.5), temperature=1)
+
+
+def test_read_out_and_image_statistics_come_from_the_flags(capsys):
+    parser = argparse.ArgumentParser()
+    options.add_reading_arguments(parser)
+    assert options.reading_of(parser.parse_args([])) == PAPER
+    args = parser.parse_args(["--readout", "maskclip", "--image_statistics", "clip", "--temperature", "1"])
+    clips = replace(PAPER, image_mean=clip.CLIP_MEAN, image_std=clip.CLIP_STD)
+    assert options.reading_of(args) == replace(clips, readout="maskclip", temperature=1)
+    assert options.with_statistics(clips, "imagenet") == PAPER
+    assert [options.statistics_of(reading) for reading in (PAPER, clips)] == ["imagenet", "clip"]
+    assert options.statistics_of(replace(clips, image_mean=PAPER.image_mean)) == "other"
+    for flag in ("--readout", "--image_statistics"):
+        with pytest.raises(SystemExit):
+            parser.parse_args([flag, "nonsense"])
+        assert f"{flag}: invalid choice: 'nonsense'" in capsys.readouterr().err
+
+
+def test_what_is_not_the_papers_is_said(tiny_clip):
+    vit = random_clip(TINY_VIT)
+    other = "patch features by {}, image statistics of {}: not the paper's setting"
+    resized = "images of 416x544 px are resized to 420x546, whole patches of 14 px"
+    for official, clip_model, changes, notes in (
+        (True, tiny_clip, {}, []),
+        (False, tiny_clip, {}, [options.OTHER_IMAGES]),
+        (True, tiny_clip, {"readout": "windows"}, [other.format("windows", "imagenet")]),
+        (True, tiny_clip, {"image_mean": clip.CLIP_MEAN}, [other.format("raw", "other")]),
+        (True, vit, {}, [options.INVERTED]),
+        (True, vit, {"readout": "clearclip"}, [other.format("clearclip", "imagenet")]),
+        (False, random_clip(replace(TINY_VIT, vision_patch_size=14)), {"readout": "maskclip"}, None),
+    ):
+        model = MonoCLIP(clip_model, replace(PAPER, **changes))
+        expected = [options.OTHER_IMAGES, other.format("maskclip", "imagenet"), resized] if notes is None else notes
+        assert options.caveats(official, "0" * 64, model, (416, 544)) == expected
+        assert options.readout_notes(model) == [n for n in expected if n not in (options.OTHER_IMAGES, resized)]
+    assert options.caveats(True, "0" * 64, MonoCLIP(tiny_clip), (64, 90))[0].startswith(
+        "images of 64x90 px are resized"
+    )
 
 
 def test_the_demos_checkpoint_needs_no_activation_whatever_its_name(tmp_path, tiny_checkpoint):

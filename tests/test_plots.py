@@ -8,8 +8,16 @@ from PIL import Image
 
 from datasets import printable
 from experiments import plots
-from experiments.plots import draw_chart, draw_question, draw_response, near_and_far
-from experiments.published import BIN_RESPONSE, THIS_RUN
+from experiments.plots import (
+    draw_certainty,
+    draw_chart,
+    draw_question,
+    draw_readouts,
+    draw_response,
+    near_and_far,
+)
+from experiments.published import BIN_RESPONSE, THIS_RUN, UNIFORM
+from experiments.statistics import Case, Contrast
 from tests.test_tables import HOSTILE, PERMUTED, asked, scored_of
 from viewer.strip import Example
 
@@ -34,6 +42,8 @@ def test_near_and_far_by_hand():
     truth = np.zeros((128, 160))
     truth[:16, :32], truth[32:47, :32] = 3.0, 9.0  # half of the first patch, less than half of another
     assert near_and_far(truth, GRID) == [(0, 0, 3)]
+    truth = np.arange(1.0, 8)[:, None] @ np.ones((1, 5))  # 7 x 5 px in 2 x 3 patches: rows 0-3 and 4-6
+    assert near_and_far(truth, (2, 3)) == [(0, 1, 2.5), (1, 1, 6)]
 
 
 def test_bars_are_the_weights_of_the_two_patches(figures, tmp_path):
@@ -92,13 +102,54 @@ def test_the_question_is_drawn_image_by_image_with_all_assignments_and_patches(f
     assert {(y, x): cells[y, x] for y, x in np.argwhere(np.nan_to_num(cells)).tolist()} == {(18, 15): 2, (37, 58): 1}
 
 
+@pytest.mark.parametrize("interval", [(0.01, 0.095), None])
+def test_certainty_is_drawn_over_a_random_order(figures, tmp_path, interval):
+    gain = Contrast(THIS_RUN, UNIFORM, "aurg", 0.05, interval, 9, 1.0)
+    draw_certainty(tmp_path / "c.png", np.linspace(0.1, 0.4, 20), gain, "Over 3 images.")
+    own, random = figures[0].axes[0].lines
+    np.testing.assert_allclose(own.get_xydata()[[0, 9, 19]], [(5, 0.1), (50, 0.1 + 0.3 * 9 / 19), (100, 0.4)])
+    assert list(random.get_ydata()) == [0.4, 0.4]
+    end = "95 % [+0.010, +0.095]" if interval else "no interval"
+    assert figures[0].get_suptitle().endswith(f"+0.050, {end}")
+
+
+def test_read_outs_are_drawn_in_groups_with_the_released_in_its_place(figures, tmp_path):
+    cases = [Case(b, "imagenet", r, 0.1, (b, r) == ("A", "raw")) for b in ("A", "B") for r in ("raw", "windows")]
+    found = {}
+    for i, case in enumerate(cases):
+        interval = (i - 0.25, i + 0.5) if i else None
+        found[case] = [
+            Contrast(case.name, UNIFORM, metric, float(i), interval, 1, 1.0) for metric in ("delta1", "abs_rel")
+        ]
+    draw_readouts(tmp_path / "r.png", found, "Over 3 images.")
+    axis = figures[0].axes[0]
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    own = [
+        "raw",
+        "A, imagenet, 0.1 (released)",
+        "B, imagenet, 0.1",
+        "",
+        "windows",
+        "A, imagenet, 0.1",
+        "B, imagenet, 0.1",
+    ]
+    assert labels[:7] == own
+    points = {(line.get_ydata()[0], line.get_xdata()[0]): line.get_marker() for line in axis.lines[:4]}
+    assert points == {(1, 0.0): "D", (2, 2.0): "o", (5, 1.0): "o", (6, 3.0): "o"}
+    bars = [each.get_segments()[0].tolist() for each in axis.collections]
+    assert bars == [[[i - 0.25, y], [i + 0.5, y]] for i, y in ((2, 2), (1, 5), (3, 6))]
+
+
 def test_drawings_of_any_name_are_pictures(tmp_path):
     name, scored = "".join(HOSTILE) + "$x^$", scored_of(own="".join(HOSTILE) + "$x^$")
     draw_response(tmp_path / "response.png", example(printable(name)), np.full((7, *GRID), 1 / 7), "$y_$")
     draw_chart(tmp_path / "rows.png", scored.results, {}, {}, "$y_$")
     patches = np.array([[1.0, 2.0], [1.5, 9.5]])
     draw_question(tmp_path / "question.png", asked().primary, asked().results, PERMUTED, patches, "$y_$")
-    for path in (tmp_path / "response.png", tmp_path / "rows.png", tmp_path / "question.png"):
+    contrast = Contrast(THIS_RUN, UNIFORM, "aurg", 0.1, None, 1, None)
+    draw_certainty(tmp_path / "certainty.png", np.ones(20), contrast, "$y_$")
+    draw_readouts(tmp_path / "readouts.png", {Case(name, "clip", "raw", 1, True): [contrast]}, "$y_$")
+    for path in tmp_path.iterdir():
         with Image.open(path) as picture:
             picture.load()
             assert picture.width > 500

@@ -13,7 +13,15 @@ from scipy import stats
 from torch import Tensor
 from torch.testing import assert_close
 
-from calculate_error import NYU_CROP, NYU_METRICS, UnscorableError, compute_errors_NYU_per_image, counted_NYU
+from calculate_error import (
+    NYU_CROP,
+    NYU_METRICS,
+    UnscorableError,
+    compute_errors_NYU_per_image,
+    counted_NYU,
+    gain_over_random,
+    sparsification,
+)
 from clip.model import CLIP, Trunk
 from experiments import score
 from experiments.published import BIN_SETS, PROMPT_SETS
@@ -31,6 +39,7 @@ from experiments.score import (
     Setting,
     correlations,
     histogram,
+    mean_permuted,
     other_maps,
     random_depth,
     ranks,
@@ -111,6 +120,25 @@ def test_every_reading_equals_a_model_of_its_own(tiny_clip, image, trunk):
             expected = MonoCLIP(tiny_clip, reading)(image)[0, 0]
         assert expected.std() > 1e-3
         assert_close(depth[name], expected, atol=2e-6, rtol=0, msg=name)
+
+
+def test_read_outs_share_a_trunk_and_have_their_own_depth_and_sigma(tiny_clip, image, trunk):
+    names = ("raw", "maskclip", "attnpool", "clearclip")
+    settings = [Setting(name, soft(PAPER, readout=name)) for name in names]
+    settings += [Setting("reversed", soft(PAPER, bin_list=PAPER.bin_list[::-1])), Setting("s", soft(PAPER), shuffle=1)]
+    model = MonoCLIP(tiny_clip)
+    with torch.inference_mode():
+        found = Readouts(model, partial(zeroshot_classifier, tiny_clip), settings, asked=4)(trunk, NAME)
+        for i, setting in enumerate(settings[:5]):
+            own = MonoCLIP(tiny_clip, setting.reading)
+            assert_close(found.depth[i], own(image)[0, 0], atol=2e-6, rtol=0)
+            assert_close(found.sigma[i], own.uncertainty(image)[0][0, 0], atol=1e-5, rtol=0)
+    assert found.weights.shape == (4, 7, 3, 4)
+    bins = torch.tensor(PAPER.bin_list).view(7, 1, 1)
+    assert_close((found.weights * bins).sum(1), found.depth[:4], atol=1e-5, rtol=0)
+    assert all(not one.allclose(other, atol=1e-4) for i, one in enumerate(found.depth) for other in found.depth[:i])
+    pairs = [set(zip(*(part[i].flatten().tolist() for part in found[:2]), strict=True)) for i in (0, 5)]
+    assert pairs[0] == pairs[1], "a shuffled patch keeps its sigma"
 
 
 def test_random_channels_equal_a_naive_computation(tiny_clip, trunk):
@@ -314,6 +342,21 @@ def test_patches_of_equal_mean_depth_tie_in_ground_truth():
     np.testing.assert_array_equal(ranks(steps(truth.patch_depth.numpy())), expected - 1)
 
 
+def test_patches_that_do_not_divide_the_crop_share_their_borders():
+    gt, grid = rough_truth(6), (30, 39)  # of 14 px
+    gt[torch.rand(gt.shape, generator=torch.Generator().manual_seed(0)) < 0.375] = 0  # half of it is left
+    truth = truth_of(gt, grid)
+    mask = naive_mask_NYU(gt[0].numpy(), np.ones((416, 544)))[0][NYU_CROP]
+    depth, expected = gt[0][NYU_CROP].double().numpy(), {}
+    for i, j in np.ndindex(grid):
+        patch = tuple(slice(k * side // n, -(-(k + 1) * side // n)) for k, n, side in ((i, 30, 416), (j, 39, 544)))
+        if 2 * mask[patch].sum() >= mask[patch].size:
+            expected[39 * i + j] = depth[patch][mask[patch]].mean()
+    assert truth.patches.tolist() == list(expected)
+    assert 500 < len(expected) < 1170
+    np.testing.assert_allclose(truth.patch_depth, list(expected.values()), atol=1e-6)
+
+
 def test_an_image_that_cannot_be_scored_is_named():
     bad, pixels = torch.ones(2, *PATCHES), torch.ones(1, 416, 544)
     bad[1, 3, 3] = math.nan
@@ -361,11 +404,23 @@ def test_an_image_scores_every_assignment_of_bins(tiny_clip):
             np.testing.assert_allclose(scores.patches, [pred, true], atol=1e-6, rtol=0)
     expected = score_image(truth_of(gt, PATCHES), patches, pixels, NAME)
     assert all(np.array_equal(scores.errors[name], expected[name]) for name in expected)
+    with torch.inference_mode():
+        sigma = readouts(trunk, NAME).sigma.flatten(1)[:, truth.patches]
+    relative = abs(patches.flatten(1)[:, truth.patches] - truth.patch_depth) / truth.patch_depth
+    curves = sparsification(relative, torch.from_numpy(np.stack([steps(row) for row in sigma.numpy()])))
+    np.testing.assert_allclose(scores.curve, curves[0], atol=1e-4)
+    np.testing.assert_allclose(scores.errors["aurg"], [*gain_over_random(curves), 0], atol=1e-4)
+    assert abs(scores.errors["aurg"][:3]).min() > 1e-3
+    readouts = Readouts(MonoCLIP(tiny_clip), partial(zeroshot_classifier, tiny_clip), settings, asked=2)
+    of_two = score_all(gt, trunk, NAME, rows, readouts, table).permuted
+    np.testing.assert_allclose(of_two, [scores.permuted[0]] * 2, atol=1e-6)  # they differ in their bins alone
+    assert np.array_equal(mean_permuted([scores, scores]), scores.permuted[0])
     np.testing.assert_array_equal(scores.histogram, histogram(counted_NYU(gt)[1]))
     gt[torch.rand(gt.shape, generator=torch.Generator().manual_seed(0)) < 0.7] = 0  # no patch is measured, an image is
     scores = score_all(gt, trunk, NAME, rows, readouts, table)
-    assert scores.permuted.shape == (1, 3, 2)
+    assert scores.permuted.shape == (2, 3, 2)
     assert np.isnan(scores.curve).all()
+    assert mean_permuted([scores]) is None
     assert np.isnan(scores.permuted).all()
     assert scores.patches.shape == (2, 0)
     assert scores.errors["spearman"].tolist() == scores.errors["pearson"].tolist() == [0] * 4

@@ -27,6 +27,7 @@ from experiments.published import (
 from experiments.score import METRICS
 from experiments.statistics import COUNTS, PRIMARY, Results
 from experiments.tables import (
+    CERTAIN,
     DIFFERENCE,
     NOT_MEASURED,
     OURS,
@@ -200,6 +201,18 @@ def test_what_is_told_of_each_table(scored):
     plain = by_title(all_tables(replace(scored, groups={}), CONSTANTS))  # without controls
     assert "Controls" not in plain
     assert "group" not in plain[extra].caption
+
+
+def test_certainty_has_its_column_and_a_table_of_its_own(scored):
+    extra = "What a constant cannot fake"
+    curve = np.linspace(0.11, 0.3, 20)
+    without, tables = (all_tables(each, CONSTANTS) for each in (scored, replace(scored, curve=curve)))
+    assert by_title(tables)[extra].columns[:5] == ["spearman", "spearman_pixels", "pearson", "aurg", "silog"]
+    assert [table.title for table in tables] == [*(table.title for table in without), CERTAIN]
+    assert tables[-1].columns == ("5 %", "10 %", "25 %", "50 %", "75 %", "100 %", "aurg")
+    cells = ("0.110", "0.120", "0.150", "0.200", "0.250", "0.300", "0.095")
+    random = ("in a random order", "", (*["0.300"] * 6, "0.000"))
+    assert [(line.name, line.kind, line.cells) for line in tables[-1].lines] == [(THIS_RUN, OURS, cells), random]
 
 
 def test_paired_differences_are_to_all_that_is_known_without_looking(scored):

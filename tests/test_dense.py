@@ -1,0 +1,270 @@
+"""clip.dense: every read-out against a naive loop over patches and heads, written from its formula, in fp64."""
+
+import copy
+import math
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+
+import clip
+import eval as evaluation
+from clip import dense
+from clip.model import CLIP, ModifiedResNet, Trunk
+from monoclip import PAPER, MonoCLIP
+from tests.conftest import QUICKGELU, TINY, random_clip
+
+RESNET = replace(TINY, image_resolution=96)  # C = 128, two heads
+VIT = replace(RESNET, vision_layers=2, vision_width=128, vision_patch_size=16)  # two heads
+KINDS = {"resnet": RESNET, "vit": VIT}
+CASES = [(kind, name) for kind in KINDS for name in dense.READOUTS if (kind, name) != ("vit", "attnpool")]
+NYU = (416, 544)
+
+
+@pytest.fixture(scope="module")
+def clips() -> dict[str, CLIP]:
+    """By kind; their biases and norms are no longer those of a new network, or a forgotten one would not show."""
+    models = {kind: random_clip(architecture, seed=1) for kind, architecture in KINDS.items()}
+    generator = torch.Generator().manual_seed(0)
+    for model in models.values():
+        for parameter in model.visual.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return models
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.inference_mode():
+        yield
+
+
+def noise(*size: int, seed: int = 0, batch: int = 1) -> Tensor:
+    squares = torch.randn(batch, 3, *(-(-side // 16) for side in size), generator=torch.Generator().manual_seed(seed))
+    return squares.repeat_interleave(16, 2).repeat_interleave(16, 3)[:, :, : size[0], : size[1]]
+
+
+def read(visual: dense.ImageEncoder, image: Tensor, readout: str) -> Tensor:
+    return dense.read(visual, dense.encode(visual, image, readout), readout)
+
+
+# ---- naive loops
+
+
+def naive_positions(embedding: Tensor, h: int, w: int) -> Tensor:
+    """(1 + grid^2, C) -> (1 + h w, C), bilinear between the corners of the square grid."""
+    grid = math.isqrt(len(embedding) - 1)
+    cells, rows = embedding[1:].unflatten(0, (grid, grid)), [embedding[0]]
+    for i, j in product(range(h), range(w)):
+        y, x = (k * (grid - 1) / (n - 1) if n > 1 else 0.0 for k, n in ((i, h), (j, w)))
+        row = torch.zeros_like(embedding[0])
+        for a, b in product(range(grid), range(grid)):
+            row = row + max(0, 1 - abs(y - a)) * max(0, 1 - abs(x - b)) * cells[a, b]
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def naive_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(q k' / 8) v, token by token in heads of 64 channels: (L, C) each -> (L, C)."""
+    mixed = torch.zeros_like(value)
+    for start, i in product(range(0, value.shape[1], 64), range(len(query))):
+        head = slice(start, start + 64)
+        scores = key[:, head] @ query[i, head] / 8
+        weights = (scores - scores.max()).exp()
+        mixed[i, head] = weights @ value[:, head] / weights.sum()
+    return mixed
+
+
+def naive_resnet(visual: ModifiedResNet, trunk: Trunk, readout: str) -> Tensor:
+    """One image's patches (1, C, h, w) -> (h w, D), as long as they are."""
+    weights = {key: value.double() for key, value in visual.attnpool.state_dict().items()}
+    f = trunk.patches[0].double().flatten(1).T
+
+    def projected(name: str, x: Tensor) -> Tensor:
+        return x @ weights[f"{name}_proj.weight"].T + weights[f"{name}_proj.bias"]
+
+    if readout == "maskclip":
+        return projected("c", projected("v", f))
+    positions = naive_positions(weights["positional_embedding"], *trunk.patches.shape[2:])
+    query, key, value = (projected(name, torch.cat([f.mean(0)[None], f]) + positions) for name in "qkv")
+    return projected("c", naive_attention(query, query if readout == "clearclip" else key, value))[1:]
+
+
+def naive_vit(visual: torch.nn.Module, trunk: Trunk, readout: str) -> Tensor:
+    """One image's tokens -> (h w, D), as long as they are."""
+    weights = {key: value.double() for key, value in visual.state_dict().items()}
+    block = f"transformer.resblocks.{len(visual.transformer.resblocks) - 1}."
+    x = torch.cat([trunk.cls[0][None], trunk.patches[0].flatten(1).T]).double()
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+        return x * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ weights[f"{block}{name}weight"].T + weights[f"{block}{name}bias"]
+
+    query, key, value = linear("attn.in_proj_", norm(f"{block}ln_1", x)).chunk(3, 1)
+    if readout == "clearclip":
+        u = linear("attn.out_proj.", naive_attention(query, query, value))
+    else:
+        mixed = value if readout == "maskclip" else naive_attention(query, key, value)
+        u = x + linear("attn.out_proj.", mixed)
+        hidden = linear("mlp.c_fc.", norm(f"{block}ln_2", u))
+        u = u + linear("mlp.c_proj.", hidden * torch.sigmoid(1.702 * hidden))
+    return (norm("ln_post", u) @ weights["proj"])[1:]
+
+
+def naive_windows(visual: dense.ImageEncoder, image: Tensor) -> Tensor:
+    """The mean over crops of each pixel, and over the pixels of each patch: (1, 3, H, W) -> (h w, D)."""
+    side, patch, (height, width) = visual.input_resolution, visual.patch_size, image.shape[2:]
+    total, count = torch.zeros(64, height, width), torch.zeros(height, width)
+
+    def places(length: int) -> list[int]:
+        steps = math.ceil((length - side) / (side / 2))
+        return [round(i * (length - side) / max(steps, 1)) for i in range(steps + 1)]
+
+    for top, left in product(places(height), places(width)):
+        crop = slice(top, top + side), slice(left, left + side)
+        total[:, *crop] += visual(image[:, :, *crop])[0][:, None, None]
+        count[crop] += 1
+    tiles = (total / count).unflatten(2, (-1, patch)).unflatten(1, (-1, patch))  # (D, h, P, w, P)
+    return tiles.double().mean((2, 4)).flatten(1).T
+
+
+@pytest.mark.parametrize(("kind", "readout"), CASES)
+@pytest.mark.parametrize("size", [NYU, (96, 160), (90, 149)])  # the last is resized to the second
+def test_a_read_out_equals_a_naive_loop(clips, kind, readout, size):
+    visual, image = clips[kind].visual, noise(*size)
+    found = read(visual, image, readout)
+    height, width = (round(side / visual.patch_size) * visual.patch_size for side in size)
+    if (height, width) != size:
+        image = F.interpolate(image, (height, width), mode="bicubic", antialias=True)
+    grid = (height // visual.patch_size, width // visual.patch_size)
+    assert (found.shape, found.dtype) == ((1, 64, *grid), torch.float32)
+    trunk = visual.forward_trunk(image)
+    if (kind, readout) == ("resnet", "raw"):
+        f = trunk.patches[0].double().flatten(1).T
+        expected = (f / f.norm(dim=1, keepdim=True))[:, ::2]
+    else:
+        naive = naive_resnet if kind == "resnet" else naive_vit
+        expected = naive_windows(visual, image) if readout == "windows" else naive(visual, trunk, readout)
+        expected = expected / expected.norm(dim=1, keepdim=True)
+        assert_close(found.norm(dim=1), torch.ones(1, *grid), atol=1e-5, rtol=0)
+    assert_close(found[0].flatten(1).T.double(), expected, atol=1e-5, rtol=0)
+    if size != NYU:
+        assert found.flatten(2).std(2).max() > 1e-3, "patches differ"
+
+
+def test_the_trunk_of_a_vision_transformer_is_the_input_of_its_last_block(clips):
+    visual, image = clips["vit"].visual, noise(48, 80, batch=2)
+    tokens = visual.conv1(image).flatten(2).transpose(1, 2)  # (2, 15, 128)
+    tokens = torch.cat([visual.class_embedding.expand(2, 1, -1), tokens], 1)
+    x = visual.ln_pre(tokens + naive_positions(visual.positional_embedding, 3, 5))
+    trunk = visual.forward_trunk(image)
+    assert_close(trunk.tokens(), visual.transformer.resblocks[0](x, None), atol=1e-5, rtol=0)
+    assert_close(trunk.patches.flatten(2).transpose(1, 2), trunk.tokens()[:, 1:], atol=0, rtol=0)
+    own = dense.projected(visual, dense.last_block(visual)(visual.forward_trunk(noise(96, 96)).tokens(), None))
+    assert_close(own[:, 0], visual(noise(96, 96)), atol=1e-6, rtol=0)
+
+
+# ---- what is known of them
+
+
+def test_fitted_sizes_and_windows_by_hand():
+    assert dense.fitted_size(416, 544, 14) == (420, 546)
+    assert dense.fitted_size(416, 544, 32) == (416, 544)
+    assert dense.fitted_size(3, 48, 32) == (32, 64)  # one patch at least; a half is rounded up
+    starts = [dense.starts(length, 224) for length in (224, 225, 416, 544)]
+    assert starts == [[0], [0, 1], [0, 96, 192], [0, 107, 213, 320]]
+
+
+def test_at_the_own_resolution_the_pool_and_windows_are_the_image_embedding(clips):
+    image = noise(96, 96, batch=3)
+    for model in clips.values():
+        whole = F.normalize(model.encode_image(image), dim=1)
+        found = read(model.visual, image, "windows")
+        assert_close(found, whole[..., None, None].expand_as(found), atol=1e-5, rtol=0)
+        small = noise(32, 32)  # is enlarged, whole
+        large = F.interpolate(small, (96, 96), mode="bicubic", antialias=True)
+        one = F.normalize(model.encode_image(large), dim=1)
+        found = read(model.visual, small, "windows")
+        assert found.shape[2:] == (32 // model.visual.patch_size,) * 2
+        assert_close(found, one[..., None, None].expand_as(found), atol=1e-5, rtol=0)
+        assert read(model.visual, noise(48, 80), "windows").isfinite().all()
+    visual = clips["resnet"].visual
+    tokens = dense.pooled_tokens(visual, visual.forward_trunk(image))
+    assert tokens.shape == (3, 10, 64)
+    assert_close(tokens[:, 0], visual(image), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "readout"), CASES)
+def test_batches_mirrors_and_half_precision(clips, kind, readout):
+    visual, images = clips[kind].visual, noise(96, 128, batch=2)
+    found = read(visual, images, readout)
+    assert_close(found[1:], read(visual, images[1:], readout), atol=1e-5, rtol=0)
+    model = MonoCLIP(clips[kind], replace(PAPER, readout=readout, temperature=5))
+    depth = model(images)
+    assert depth.std() > 1e-4
+    assert_close(model(images.flip(-1)), depth.flip(-1), atol=1e-5, rtol=0)
+    for dtype, tolerance in ((torch.float16, 0.01), (torch.bfloat16, 0.05)):
+        fast = clip.optimize_for_inference(copy.deepcopy(clips[kind]), dtype).visual
+        trunk = dense.encode(fast, images[:1], readout)
+        half = dense.read(fast, trunk, readout)
+        assert half.dtype == trunk.patches.dtype == trunk.cls.dtype == torch.float32
+        assert 0 < (half - found[:1]).norm(dim=1).max() < tolerance
+
+
+def test_patches_of_14_pixels_see_an_image_that_is_resized_to_them():
+    visual = random_clip(replace(VIT, vision_patch_size=14, image_resolution=210)).visual
+    resized = F.interpolate(noise(*NYU), (420, 546), mode="bicubic", antialias=True)
+    for readout in ("raw", "windows"):
+        found = read(visual, noise(*NYU), readout)
+        assert found.shape == (1, 64, 30, 39)
+        assert torch.equal(found, read(visual, resized, readout))
+
+
+# ---- errors
+
+
+def test_what_an_encoder_does_not_have_is_refused(clips):
+    odd = random_clip(replace(TINY, embed_dim=48)).visual
+    trunk, nothing = Trunk(torch.ones(1, 128, 2, 2), torch.ones(1, 128)), "there is none of this name; there are raw, "
+    for visual, readout, message in (
+        (clips["vit"].visual, "attnpool", "no attention pool; it has raw, maskclip, clearclip, windows$"),
+        (clips["resnet"].visual, "nonsense", nothing),
+        (odd, "raw", "128 patch channels cannot be thinned evenly to 48 joint dimensions"),
+    ):
+        with pytest.raises(ValueError, match=f"^read-out '{readout}': .*{message}"):
+            dense.read(visual, trunk, readout)
+    assert dense.read(odd, trunk, "maskclip").shape == (1, 48, 2, 2)
+    assert dense.readouts_of(odd) == list(dense.READOUTS)
+
+
+def test_the_command_line_refuses_them_in_one_sentence(clips, nyu_folder, tmp_path, capsys):
+    weights = {"vit": clips["vit"].state_dict(), "odd": random_clip(replace(TINY, embed_dim=48)).state_dict()}
+    pool = "visual.attnpool."
+    weights["poolless"] = {k: v for k, v in clips["resnet"].state_dict().items() if not k.startswith(pool)}
+    for name, readout, message in (
+        ("vit", "attnpool", "read-out 'attnpool': a vision transformer has no attention pool; it has raw, "),
+        ("odd", "raw", "read-out 'raw': 128 patch channels cannot be thinned evenly to 48 joint dimensions"),
+        ("poolless", "maskclip", "not a CLIP checkpoint: it has no entry visual.attnpool.positional_embedding"),
+    ):
+        path = tmp_path / f"{name}.pt"
+        torch.save(weights[name], path)
+        flags = ["--data_path", nyu_folder(1), "--clip_path", path, "--device", "cpu", "--readout", readout]
+        assert evaluation.main([*map(str, flags), *QUICKGELU]) == 2
+        err = capsys.readouterr().err
+        assert str(path) in err
+        assert message in err
+        assert err.count("\n") == 1
+
+
+def test_pictures_of_any_size_are_read(clips):
+    for kind, readout in CASES:
+        model = MonoCLIP(clips[kind], replace(PAPER, readout=readout))
+        assert model.infer_image(np.zeros((50, 70, 3), dtype=np.uint8)).shape == (50, 70)

@@ -1,0 +1,244 @@
+"""experiments --readouts: each row is what eval.py, a run of the experiments and a direct computation say of it."""
+
+import csv
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import clip
+import eval as evaluation
+import options
+from calculate_error import NYU_CROP, NYU_METRICS
+from datasets.nyu import TEST_INDICES, open_nyu
+from experiments import __main__ as experiments
+from experiments import statistics
+from experiments.readouts import cases_of
+from experiments.score import METRICS
+from experiments.statistics import COUNTS, PRIMARY, Contrast, Results
+from experiments.tables import readout_table
+from monoclip import PAPER, MonoCLIP
+from tests.conftest import QUICKGELU, TINY, random_clip, write_pair
+from tests.test_calculate_error import naive_metrics
+
+RESNET = replace(TINY, image_resolution=224)
+VIT = replace(RESNET, vision_layers=2, vision_width=64, vision_patch_size=32)
+BINS = (1.0, 2.0, 4.0)
+WORDS = ("--depth_classes", "near", "far", "unseen", "--bin_list", *BINS)
+RELEASED = "released setting"
+READING_FLAGS = ("readout", "image_statistics", "temperature")
+FILES = {"readouts.json", "readouts.csv", "readouts.md", "readouts.tex", "readouts.png"}
+OF = {"resnet.pt": ("raw", "maskclip", "attnpool", "clearclip", "windows")}
+OF["vit.pt"] = tuple(name for name in OF["resnet.pt"] if name != "attnpool")
+
+
+class Command:
+    """`python -m experiments` in this process, which counts the images that it encodes."""
+
+    def __init__(self, folder: Path, images: int) -> None:
+        self.folder, self.encoded = folder, 0
+        for i, index in enumerate(TEST_INDICES[:images]):
+            write_pair(folder / "nyu" / "official_splits" / "test" / ("bathroom", "kitchen")[i % 2], index)
+
+    def arguments(self, *flags: object, weights: tuple[str, ...] = ("resnet.pt", "vit.pt")) -> list[str]:
+        paths = [self.folder / name for name in weights]
+        usual = ["--data_path", self.folder / "nyu", "--clip_path", *paths, "--device", "cpu", *QUICKGELU, *WORDS]
+        return list(map(str, [*usual, *flags]))
+
+    def __call__(self, *flags: object, weights: tuple[str, ...] = ("resnet.pt", "vit.pt"), out: str = "out") -> int:
+        real, self.encoded = MonoCLIP.trunk, 0
+
+        def counted(model: MonoCLIP, image: torch.Tensor) -> object:
+            self.encoded += len(image)
+            return real(model, image)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(MonoCLIP, "trunk", counted)
+            patch.setattr(statistics, "RESAMPLES", 200)
+            patch.setattr(experiments, "SWEEP", (2.0,))
+            patch.setattr(experiments, "swept_constants", lambda s: {m: np.ones((1, s.shape[1])) for m in NYU_METRICS})
+            output = ("--output", self.folder / out, "--store", self.folder / "store")
+            return experiments.main(self.arguments(*output, *flags, weights=weights))
+
+    def rows(self) -> dict[str, dict]:
+        found = self.json()["readouts"]
+        names = [f"{r['backbone']}, {r['readout']}, {r['statistics']}, {r['temperature']:g}" for r in found]
+        return dict(zip(names, found, strict=True))
+
+    def json(self, out: str = "out", name: str = "readouts.json") -> dict:
+        return json.loads((self.folder / out / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A comparison over ten images, each of which is a cluster. Tests leave it as it is."""
+    command = Command(tmp_path_factory.mktemp("readouts"), 10)
+    for name, architecture in (("resnet.pt", RESNET), ("vit.pt", VIT)):
+        torch.save(random_clip(architecture, seed=1).state_dict(), command.folder / name)
+    assert command("--readouts") == 0
+    assert command.encoded == 10 * 2 * 2 * 2  # images, backbones, statistics, encodings
+    return command
+
+
+def test_every_row_and_file_is_there(whole):
+    rows, results = whole.rows(), whole.json()
+    combinations = [
+        f"{backbone}, {readout}, {statistics}, {temperature}"
+        for backbone in ("resnet.pt", "vit.pt")
+        for statistics in ("imagenet", "clip")
+        for readout in OF[backbone]
+        for temperature in ("0.1", "1")
+    ]
+    assert list(rows) == combinations
+    assert not any(row["released"] for row in rows.values())  # with these words
+    assert {path.name for path in (whole.folder / "out").iterdir()} == FILES
+    assert len(list((whole.folder / "store").iterdir())) == 8
+    assert (results["images"], results["schema"], results["warnings"]) == (10, options.SCHEMA, [options.OTHER_IMAGES])
+    assert results["made_with"]["vit.pt"]["activation"] == "quickgelu"
+    assert " times 10 clusters (runs of consecutive indices" in results["intervals"]
+    with (whole.folder / "out" / "readouts.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 10 * (len(rows) + 1)
+    for name in (*rows, "uniform weights"):
+        metrics = rows[name]["metrics"] if name in rows else results["uniform weights"]
+        of_images = [[float(line[metric]) for metric in METRICS] for line in lines if line["reading"] == name]
+        assert [metrics[metric] for metric in METRICS] == pytest.approx(np.mean(of_images, axis=0), abs=1e-9)
+    for row in rows.values():
+        assert [contrast["metric"] for contrast in row["less_uniform"]] == list(PRIMARY)
+        for contrast in row["less_uniform"]:
+            less = row["metrics"][contrast["metric"]] - results["uniform weights"][contrast["metric"]]
+            assert contrast["difference"] == pytest.approx(less, abs=1e-9)
+            low, high = contrast["interval_95"]
+            assert low < contrast["difference"] < high
+    table = (whole.folder / "out" / "readouts.md").read_text()
+    assert all(f"| {name} | " in table for name in (*rows, "uniform weights"))
+    assert "all n = 5 other assignments" in table
+    with Image.open(whole.folder / "out" / "readouts.png") as picture:
+        assert min(picture.size) > 700
+        assert picture.convert("L").getextrema()[0] < 100
+
+
+@pytest.mark.parametrize(
+    ("backbone", "readout", "image_statistics", "temperature"),
+    [
+        ("resnet.pt", "raw", "imagenet", 0.1),
+        ("resnet.pt", "attnpool", "clip", 1),
+        ("resnet.pt", "windows", "clip", 0.1),
+        ("vit.pt", "raw", "clip", 1),
+        ("vit.pt", "clearclip", "imagenet", 0.1),
+    ],
+)
+def test_a_row_is_what_other_commands_say_of_it(whole, backbone, readout, image_statistics, temperature):
+    row = whole.rows()[f"{backbone}, {readout}, {image_statistics}, {temperature:g}"]
+    flags = ["--readout", readout, "--image_statistics", image_statistics, "--temperature", temperature]
+    weights = (backbone,)
+    assert evaluation.main(whole.arguments(*flags, "--output", whole.folder / "eval", weights=weights)) == 0
+    evals = whole.json("eval", "results.json")
+    for name, metrics in (("this run", row["metrics"]), ("uniform weights", whole.json()["uniform weights"])):
+        assert evals["rows"][name]["metrics"] == pytest.approx({m: metrics[m] for m in NYU_METRICS}, abs=1e-5)
+    assert whole(*flags, "--no_paper", "--controls", weights=weights, out="usual") == 0
+    assert whole.encoded == 0
+    usual = whole.json("usual", "results.json")
+    assert usual["rows"]["this run"]["metrics"] == pytest.approx(row["metrics"], abs=1e-5)
+    for ours, theirs in zip(row["less_uniform"], usual["question"]["primary"], strict=True):
+        for key in ("difference", "interval_95", "wins", "dz", "p"):
+            assert ours[key] == pytest.approx(theirs[key], abs=1e-5, rel=1e-4), key
+
+
+def test_p_is_that_of_a_direct_computation(whole):
+    reading = options.with_statistics(replace(PAPER, temperature=1, readout="maskclip"), "clip")
+    reading = replace(reading, depth_classes=("near", "far", "unseen"), bin_list=BINS)
+    dataset = open_nyu(whole.folder / "nyu", NYU_CROP, reading.normalised)
+    model = MonoCLIP(clip.load(whole.folder / "vit.pt", "cpu", activation="quickgelu")[0], reading)
+    found: dict[tuple[float, ...], list[list[float]]] = {bins: [] for bins in itertools.permutations(BINS)}
+    for i in range(10):
+        image, truth = dataset[i][0][None], dataset.depth(i)[0][NYU_CROP].numpy()
+        with torch.inference_mode():
+            both = model.logits(model.patch_features(model.trunk(image))).softmax(1).double()
+        weights = ((both[0] + both[1].flip(-1)) / 2).numpy()
+        tiles = truth.reshape(13, 32, 17, 32).swapaxes(1, 2).reshape(221, -1)
+        counted = (tiles > 1e-3) & (tiles < 10)
+        counted.reshape(13, 17, 32, 32)[12, :, 30:] = counted.reshape(13, 17, 32, 32)[:, 16, :, 29:] = False
+        for bins, metrics in found.items():
+            depth = np.tensordot(weights, bins, (0, 0)).ravel()
+            kept = [k for k in range(221) if 2 * counted[k].sum() >= 1024]
+            means = np.array([tiles[k][counted[k]].astype(float).mean() for k in kept])
+            of_image = naive_metrics(means, depth[kept], 10)
+            metrics.append([of_image["delta1"], of_image["abs_rel"]])
+    means = {bins: np.mean(metrics, axis=0) for bins, metrics in found.items()}
+    own = means.pop(BINS)
+    for place, sign in enumerate((1, -1)):
+        as_good = sum(sign * other[place] >= sign * own[place] - 1e-5 for other in means.values())
+        contrast = whole.rows()["vit.pt, maskclip, clip, 1"]["less_uniform"][place]
+        assert contrast["p"] == pytest.approx((1 + as_good) / 6)
+
+
+def test_a_second_run_encodes_nothing_and_says_the_same(whole, capsys):
+    assert whole("--readouts", out="again") == 0
+    assert whole.encoded == 0
+    first, again = whole.json(), whole.json("again")
+    assert first.pop("seconds") > again.pop("seconds") > 0
+    assert again == first
+    out = capsys.readouterr().out
+    assert "Read-outs and backbones" in out
+    assert RELEASED not in out
+
+
+def test_only_the_papers_reading_by_a_resnet_is_the_released_setting():
+    found = []
+    for architecture in (RESNET, VIT):
+        for name in options.IMAGE_STATISTICS:
+            reading = options.with_statistics(PAPER, name)
+            found += cases_of("one", random_clip(architecture), name, reading)
+    assert [case.name for case in found if case.released] == ["one, raw, imagenet, 0.1"]
+    contrast = Contrast("", "", "delta1", 0.1, None, 1, None)
+    values = {metric: np.ones(1) for metric in (*METRICS, *COUNTS)}
+    rows = {case.name: "uniform weights" for case in found}
+    errors = [{metric: np.ones(len(rows) + 1) for metric in values}]
+    results = Results(["a"], ["b"], ["c"], [0], [*rows, "uniform weights"], errors, rows)
+    table = readout_table({case: [contrast, contrast] for case in found}, results, "images", 5039, True)
+    assert [line.name for line in table.lines if line.kind == RELEASED] == ["one, raw, imagenet, 0.1"]
+
+
+def test_patches_of_14_pixels_are_said_to_see_resized_images(tmp_path):
+    command = Command(tmp_path, 1)
+    torch.save(random_clip(replace(VIT, vision_patch_size=14), seed=1).state_dict(), tmp_path / "14.pt")
+    assert command("--readouts", weights=("14.pt",)) == 0
+    assert len(command.rows()) == 16
+    resized = "14.pt: images of 416x544 px are resized to 420x546, whole patches of 14 px"
+    assert command.json()["warnings"] == [options.OTHER_IMAGES, resized]
+    assert resized in (tmp_path / "out" / "readouts.md").read_text()
+    assert command.json()["intervals"].startswith("No intervals")
+    with np.load(next(tmp_path.glob("store/*/*.npz"))) as file:
+        assert file["patches"].shape == (2, 64, 30, 39)
+
+
+@pytest.mark.parametrize("name", [*READING_FLAGS, "readings", "controls", "no_paper", "figures", "html", "phrases"])
+def test_flags_of_other_runs_are_refused(tmp_path, no_model, capsys, name):
+    values = {"readout": ["windows"], "image_statistics": ["clip"], "temperature": ["1"]}
+    values |= {"readings": ["own.json"], "phrases": ["phrases.txt"]}
+    command = Command(tmp_path, 1)
+    assert command("--readouts", f"--{name}", *values.get(name, [])) == 2
+    err = capsys.readouterr().err
+    assert err == f"experiments: --readouts has one table and one figure of its own; leave out --{name}\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "weights", "message"),
+    [
+        ((), ("a.pt", "b.pt"), "--clip_path: only --readouts takes several checkpoints"),
+        (("--readouts",), ("a/x.pt", "b/x.pt"), "--clip_path: two checkpoints have one name; give each its own"),
+        (("--readouts",), ("a.pt",), "a.pt: "),
+    ],
+)
+def test_checkpoints_that_cannot_be_compared_are_refused(tmp_path, no_model, capsys, flags, weights, message):
+    assert Command(tmp_path, 1)(*flags, weights=weights) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("experiments: ")
+    assert message in last
