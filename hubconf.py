@@ -22,7 +22,7 @@ def monoclip(
     clip_path: str | Path = "RN50",
     device: str | None = None,
     exact: bool = False,
-    activation: str | None = None,
+    activation: str = "auto",
     image_statistics: str = "imagenet",
     **reading: Any,
 ) -> MonoCLIP:
@@ -32,7 +32,7 @@ def monoclip(
         clip_path: a checkpoint, or one of CLIP's names, whose file is then fetched into the cache if need be.
         device: None takes the GPU if there is one. fp32 on a CPU, fp16 elsewhere.
         exact: keep the plain network, bit for bit, instead of the form of `clip.optimize_for_inference`.
-        activation: "quickgelu" or "gelu", needed for a checkpoint that is neither OpenAI's nor of a known name.
+        activation: "quickgelu" or "gelu", where the checkpoint is neither OpenAI's nor of a known name.
         image_statistics: "imagenet", as in the paper, or "clip", which CLIP was trained with.
         reading: `depth_classes`, `bin_list`, `temperature`, `readout` and the other fields of `monoclip.Reading`.
 

@@ -197,6 +197,7 @@ class Answers(NamedTuple):
     patch_depth: np.ndarray  # (h, w) [m]
     weights: np.ndarray  # (K, h, w), how strongly each depth class is answered to; their sum over K is 1
     sigma: np.ndarray  # (h, w) [m], by `sigma_of`
+    entropy: np.ndarray  # (h, w) [nats], by `entropy_of`
 
 
 class MonoCLIP(nn.Module):
@@ -280,8 +281,9 @@ class MonoCLIP(nn.Module):
         weights = self.logits(features).softmax(dim=1)
         weights = mirror_average(weights) if len(features) == 2 else weights  # (1, K, h, w)
         depth = weighted(weights, self.bin_list[None])  # (1, 1, h, w)
-        sigma, full = sigma_of(weights, self.bin_list[None], depth), upsampled(depth, size)
-        return Answers(*(maps.cpu().numpy() for maps in (full[0, 0], depth[0, 0], weights[0], sigma[0, 0])))
+        sigma, entropy = sigma_of(weights, self.bin_list[None], depth), entropy_of(weights)
+        found = (upsampled(depth, size)[0, 0], depth[0, 0], weights[0], sigma[0, 0], entropy[0, 0])
+        return Answers(*(maps.cpu().numpy() for maps in found))
 
     @torch.inference_mode()
     def infer_image(self, image: Source | list | tuple, return_all: bool = False, color: str = "rgb") -> Any:

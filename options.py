@@ -116,7 +116,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, several: bool = False) 
     many: dict[str, Any] = {"nargs": "+", "default": ["RN50"]} if several else {"default": "RN50"}
     model.add_argument("--clip_path", **many, help="CLIP checkpoint: a file, or a name in the cache")
     trained = "what it was trained with; needed for a file that is neither OpenAI's nor of a known name"
-    model.add_argument("--activation", choices=clip.ACTIVATIONS, help=trained)
+    trained += "; one for all, or one for each" * several
+    many = {"nargs": "+", "default": ["auto"]} if several else {"default": "auto"}
+    model.add_argument("--activation", **many, choices=("auto", *clip.ACTIVATIONS), help=trained)
     model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if any")
     precisions = ("auto", *PRECISIONS)
     model.add_argument("--precision", choices=precisions, default="auto", help="auto: fp32 on a CPU, fp16 on a GPU")
@@ -238,7 +240,7 @@ def load_model(
     precision: str,
     reading: Reading,
     exact: bool = False,
-    activation: str | None = None,
+    activation: str = "auto",
 ) -> tuple[clip.CLIP, MonoCLIP]:
     """The CLIP of `clip_path` on `device`, and its MonoCLIP.
 
@@ -249,7 +251,7 @@ def load_model(
         reading: words, bins, temperature and read-out.
         exact: keep the plain network, bit for bit; else its image encoder gets the form of
             `clip.optimize_for_inference`, and only that is in `precision`.
-        activation: one of `clip.ACTIVATIONS`, where the checkpoint does not tell.
+        activation: one of `clip.ACTIVATIONS`, or "auto", where the checkpoint tells.
 
     Raises:
         UsageError: this CLIP cannot be read as depth.
@@ -257,10 +259,10 @@ def load_model(
     """
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; other precisions do not use it
     if toy_note(file_sha256(locate_checkpoint(clip_path))):
-        if activation not in (None, "quickgelu"):
-            raise UsageError(f"--activation {activation}: the demo's CLIP was trained with QuickGELU; leave it out")
+        if activation == "gelu":
+            raise UsageError("--activation gelu: the demo's CLIP was trained with QuickGELU; use auto for it")
         activation = "quickgelu"
-    clip_model, _ = clip.load(clip_path, device="cpu", activation=activation)
+    clip_model, _ = clip.load(clip_path, device="cpu", activation=None if activation == "auto" else activation)
     if exact:
         convert_weights(clip_model, PRECISIONS[precision])
     else:
@@ -336,9 +338,9 @@ def caveats(official: bool, checkpoint_sha256: str, model: MonoCLIP, size: tuple
 def readout_notes(model: MonoCLIP) -> list[str]:
     """What is not the paper's in how patch features are read, or must be known of it."""
     readout, statistics = model.reading.readout, statistics_of(model.reading)
-    notes = []
-    if (readout, statistics) != ("raw", "imagenet"):
-        notes.append(f"patch features by {readout}, image statistics of {statistics}: not the paper's setting")
+    others = [f"patch features by {readout}"] * (readout != "raw")
+    others += [f"image statistics of {statistics}"] * (statistics != "imagenet")
+    notes = [f"{' and '.join(others)}: not the paper's setting"] if others else []
     if readout == "raw" and isinstance(model.clip_vis, VisionTransformer):
         notes.append(INVERTED)
     return notes

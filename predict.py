@@ -214,7 +214,7 @@ def file_content(
         image = Image.fromarray(colour.to_millimetres(values))
     elif kind == WORDS:
         labels = [f"{printable(c)[:40]}, {b:g} m" for c, b in zip(reading.depth_classes, reading.bin_list, strict=True)]
-        drawn = colour.word_maps(answers.weights, labels, size)
+        drawn = colour.word_maps(answers.weights, answers.entropy, labels, size)
         image = colour.with_legend(drawn, 0, 1, colour.NO_DEPTH_MAP, ("weight {}", "{}"), "", note)
     else:
         bounds = values if settings.range == "picture" else bounds

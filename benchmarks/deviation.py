@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import clip
 import options
 from calculate_error import NYU_CROP, NYU_METRICS, compute_errors_NYU_per_image
 from datasets.nyu import open_nyu
@@ -29,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = options.new_parser("Measures what the fast form and other batches change.", "benchmarks.deviation")
     parser.add_argument("--clip_path", default=options.DEMO_WEIGHTS, help="CLIP checkpoint")
-    parser.add_argument("--activation", choices=clip.ACTIVATIONS, help="as for eval.py")
+    parser.add_argument("--activation", default="auto", help="as for eval.py")
     parser.add_argument("--data_path", type=Path, default=options.DEMO_DATA, help="as for eval.py")
     parser.add_argument("--limit", type=options.positive, help="the first N images only")
     return parser
@@ -48,7 +47,7 @@ def moved(gt: Tensor, depth: Tensor, other: Tensor) -> str:
 
 
 @torch.inference_mode()
-def measure(clip_path: str | Path, activation: str | None, data_path: Path, limit: int | None) -> None:
+def measure(clip_path: str | Path, activation: str, data_path: Path, limit: int | None) -> None:
     """Prints two lines for each temperature. Raises DataError, CheckpointError, UsageError."""
     cpu, dataset = torch.device("cpu"), open_nyu(data_path, NYU_CROP, PAPER.normalised, limit=limit)
     images, gt = (torch.stack([dataset[i][part] for i in range(len(dataset))]) for part in (0, 1))

@@ -147,7 +147,7 @@ def activation_of(name_or_path: str | Path, path: Path, given: str | None = None
         known = next((name for name, checkpoint in CHECKPOINTS.items() if checkpoint.matches(sha256)), None)
     if known is not None:
         if given not in (None, "quickgelu"):
-            raise CheckpointError(path, f"{known} was trained with QuickGELU; leave out --activation {given}")
+            raise CheckpointError(path, f"{known} was trained with QuickGELU; use --activation auto for it")
         return "quickgelu"
     if given is not None:
         return given

@@ -63,16 +63,19 @@ def check_readout(visual: ImageEncoder, readout: str) -> None:
     """Raises ValueError: no such read-out, or none of this encoder."""
     if readout not in READOUTS:
         raise ValueError(f"read-out {readout!r}: there is none of this name; there are {', '.join(READOUTS)}")
-    if readout not in (known := readouts_of(visual)):
-        raise ValueError(f"read-out {readout!r}: a vision transformer has no attention pool; it has {', '.join(known)}")
-    if readout == "raw" and isinstance(visual, ModifiedResNet) and visual.patch_dim % visual.joint_dim:
-        channels = f"{visual.patch_dim} patch channels cannot be thinned evenly to {visual.joint_dim} joint dimensions"
-        raise ValueError(f"read-out {readout!r}: {channels}")
+    if readout in (known := readouts_of(visual)):
+        return
+    why = "a vision transformer has no attention pool"
+    if readout == "raw":
+        why = f"{visual.patch_dim} patch channels cannot be thinned evenly to {visual.joint_dim} joint dimensions"
+    raise ValueError(f"read-out {readout!r}: {why}; there are {', '.join(known)}")
 
 
 def readouts_of(visual: ImageEncoder) -> list[str]:
     """The names of the read-outs that an encoder has."""
-    return [name for name in READOUTS if name != "attnpool" or isinstance(visual, ModifiedResNet)]
+    if isinstance(visual, VisionTransformer):
+        return [name for name in READOUTS if name != "attnpool"]
+    return [name for name in READOUTS if name != "raw" or visual.patch_dim % visual.joint_dim == 0]
 
 
 def encoding_of(readout: str) -> str:

@@ -133,7 +133,7 @@ class Scores(NamedTuple):
 def score(
     store: FeatureStore,
     rows: Rows,
-    readouts: Readouts,
+    reader: Readouts,
     bins: Tensor,
     clusters: Sequence[str],
     training: Tensor | None,
@@ -143,7 +143,7 @@ def score(
     Args:
         store: has all features.
         rows: what is scored.
-        readouts: of the settings among the rows.
+        reader: of the settings among the rows.
         bins: (n, K) [m], assignments of this run's bins to its words, its own first.
         clusters: of each image, which belong together.
         training: (10000, T), histograms of the training split's depth, if there is one.
@@ -151,7 +151,7 @@ def score(
     Raises UnscorableError: a prediction is not finite, or an image has no valid pixel; DataError: damaged depth.
     """
     dataset = store.dataset
-    done = score_images(dataset.depth, store.get, dataset.names, rows, readouts, bins)
+    done = score_images(dataset.depth, store.get, dataset.names, rows, reader, bins)
     errors = [image.errors for image in done]
     results = Results(dataset.names, dataset.scenes, clusters, dataset.indices, rows.names, errors, rows.baselines)
 
@@ -268,6 +268,7 @@ def compare_readouts(
     root: Path,
     fill: Callable[[FeatureStore], None],
     output: Path,
+    say: Callable[[str], None],
     scores: bool,
 ) -> None:
     """All of `--readouts`: encodes, scores, and reports if `scores`.
@@ -278,24 +279,28 @@ def compare_readouts(
 
     made_with: dict[str, Any] = {}
     warnings = [] if data.dataset.official else [options.OTHER_IMAGES]
+    for clip_path in clip_paths[1:]:  # so that none is found unusable when the others have taken hours
+        load(clip_path)
 
     def backbones() -> Iterator[tuple[str, clip.CLIP, dict[str, Any]]]:
         for name, clip_path in zip(map(short_name, clip_paths), clip_paths, strict=True):
             clip_model, model, made_with[name] = load(clip_path)
+            del made_with[name]["reading"]  # each row has its own
             notes = options.caveats(True, made_with[name]["checkpoint_sha256"], model, CROP_SIZE)
-            warnings.extend(f"{name}: {note}" for note in notes if note != options.INVERTED)  # which the table says
+            warnings.extend(f"{name}: {note}" for note in notes)
             yield name, clip_model, {key: made_with[name][key] for key in STORED_WITH}
 
     start = time.perf_counter()
     readings = {name: options.with_statistics(reading, name) for name in options.IMAGE_STATISTICS}
     orders, complete = assignments(reading.bin_list)
-    found = readouts.compare(backbones(), readings, data.dataset, data.clusters, root, fill, orders, scores)
+    found = readouts.compare(backbones(), readings, data.dataset, data.clusters, root, fill, orders, say, scores)
     if found is None:
         return
     cases, results = found
     title, caption = f"MonoCLIP on {data.dataset.title}", options.caption(data.dataset.title, warnings)
     about = options.identified() | {"data": data.dataset.title, "warnings": warnings, "made_with": made_with}
-    about |= {"seconds": round(time.perf_counter() - start, 3)}
+    about["words"] = {name: list(getattr(reading, name)) for name in options.READING_FLAGS if name != "temperature"}
+    about["seconds"] = round(time.perf_counter() - start, 3)
     table = tables.readout_table(cases, results, data.clustered_by, len(orders) - 1, complete)
     output.mkdir(parents=True, exist_ok=True)
     options.write_text(output / READOUT_FILES["csv"], tables.as_csv(results, options.csv_text))
@@ -319,6 +324,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise options.UsageError("--clip_path: only --readouts takes several checkpoints")
         if len(set(map(short_name, args.clip_path))) < len(args.clip_path):
             raise options.UsageError("--clip_path: two checkpoints have one name; give each its own")
+        if len(args.activation) not in (1, len(args.clip_path)):
+            raise options.UsageError(
+                "--activation: give one for all checkpoints, or one for each (auto where it tells)"
+            )
+        activations = dict(zip(args.clip_path, args.activation * len(args.clip_path), strict=False))
         reading = options.reading_of(args)
         own = load_readings(args.readings, read_alike(PAPER, reading)) if args.readings else {}
         phrases = page.phrases_for(reading, args.phrases, args.html)
@@ -333,10 +343,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         workers = args.workers or options.WORKERS[device.type]
 
         def load(clip_path: str) -> tuple[clip.CLIP, MonoCLIP, dict[str, Any]]:
-            known = len(args.clip_path) > 1 and clip_path in clip.available_models()  # --activation is of the others
-            activation = None if known else args.activation
+            activation = activations[clip_path]
             clip_model, model = options.load_model(clip_path, device, precision, reading, args.exact, activation)
-            say(f"model: {clip_path} on {device} in {precision}")
             made = options.made_with(clip_path, device, precision, args.exact, reading, clip_model.activation)
             return clip_model, model, made
 
@@ -346,9 +354,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 distributed.barrier()
 
         if args.readouts:
-            compare_readouts(args.clip_path, load, reading, data, root, fill, args.output, rank == 0)
+            compare_readouts(args.clip_path, load, reading, data, root, fill, args.output, say, rank == 0)
             return
         clip_model, model, made = load(*args.clip_path)
+        say(f"model: {args.clip_path[0]} on {device} in {precision}")
         rows = own_rows(reading, own) if args.no_paper else paper_rows(reading, own)
         training = training_split(training_depths(args.data_path)) if args.controls and rank == 0 else None
         if args.controls:

@@ -2,11 +2,11 @@
 
 One file an image holds what CLIP's image trunk sees of it and of its mirror, a `Trunk` of float32, before anything is
 read out of it, so that every read-out but `windows`, which has an encoding of its own, comes from one file. Its folder
-is named by a hash of what it depends on (weights, precision, form of the network, normalisation, crop, encoding),
-itself by the hash of the image. A file is there whole or not at all, and what is there is not
-computed again. So the store is at once what a stopped run goes on from, the cache for other words, and how processes
-share the work, on one machine or over a shared file system; another checkpoint is another name, never a conflict. Files
-are .npz, whose CRC-32 is checked whenever they are read; a damaged one is computed again, and said.
+is named by a hash of what it depends on (weights, precision, form of the network, normalisation, crop, encoding), and
+it by the hash of the image. A file is there whole or not at all, and what is there is not computed again. So the store
+is at once what a stopped run goes on from, the cache for other words, and how processes share the work, on one machine
+or over a shared file system; another checkpoint is another name, never a conflict. Files are .npz, whose CRC-32 is
+checked whenever they are read; a damaged one is computed again, and said.
 """
 
 import errno
@@ -82,10 +82,11 @@ class FeatureStore:
         """Raises OSError: the disk does not hold `count` more images."""
         visual = self.model.clip_vis
         height, width = (side // visual.patch_size for side in fitted_size(*size_of(NYU_CROP), visual.patch_size))
-        needed = count * 2 * max(visual.patch_dim, visual.joint_dim) * (height * width + 1) * 4
+        channels = visual.joint_dim if encoding_of(self.model.reading.readout) == "windows" else visual.patch_dim
+        needed = count * 2 * channels * (height * width + 1) * 4
         free = shutil.disk_usage(self.folder).free
         if free < needed:
-            room = f"the features need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
+            room = f"the features need {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
             raise OSError(errno.ENOSPC, room, str(self.folder))
 
     @torch.inference_mode()

@@ -109,12 +109,13 @@ def draw_certainty(path: Path, curve: np.ndarray, gain: Contrast, caption: str) 
     axis.fill_between(shares, curve, curve[-1], color="tab:orange", alpha=0.25, linewidth=0)
     axis.plot(shares, curve, color="tab:orange", label="by sigma, the most certain first")
     axis.axhline(curve[-1], color="tab:red", linestyle="--", linewidth=1, label="in a random order")
-    axis.set(xlabel="share of each image's patches [%]", ylabel="mean abs_rel", xlim=(0, 100))
+    axis.set(xlabel="share of each image's patches [%]", ylabel="mean abs_rel, lower is better", xlim=(0, 100))
     axis.set_ylim(bottom=0)
     axis.legend()
     between = ", 95 % [{:+.3f}, {:+.3f}]".format(*gain.interval_95) if gain.interval_95 else ", no interval"
-    title = f"Does CLIP know when it is wrong? Area to a random order {gain.difference:+.3f}{between}"
-    figure.suptitle(title, fontsize=10)
+    title = "Does CLIP know when it is wrong? sigma: how far apart the depths of its answers lie"
+    title += f"\naurg, the area to a random order: {gain.difference:+.3f}{between}; above 0, certain ones are better"
+    figure.suptitle(title, fontsize=9)
     save_figure(figure, path, caption)
 
 
@@ -143,7 +144,9 @@ def draw_readouts(path: Path, cases: Mapping[Case, Sequence[Contrast]], caption:
     axis.set_ylim(len(labels) - 1.5, -1)
     axis.set_xlabel("delta1 minus uniform weights; 95 % intervals; right of the dashed line is better")
     axis.grid(axis="x", alpha=0.3)
-    figure.suptitle("Which patch features, which CLIP: backbone, image statistics, temperature", fontsize=10)
+    axis.tick_params(axis="y", length=0)
+    title = "Which patch features, which CLIP? In bold a read-out; below it backbone, image statistics, temperature."
+    figure.suptitle(f"{title}\nUniform weights: a constant depth. Orange diamond: the released setting.", fontsize=9)
     save_figure(figure, path, caption)
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from clip.checkpoint import CHECKPOINTS
 from clip.dense import encoding_of, readouts_of
-from clip.model import CLIP, ModifiedResNet
+from clip.model import CLIP
 from datasets.nyu import NYUDepthV2
 from experiments.features import FeatureStore
 from experiments.published import UNIFORM
@@ -30,14 +31,18 @@ Errors = dict[str, np.ndarray]  # metric -> (R,), of an image
 Compared = tuple[dict[Case, list[Contrast]], Results]
 
 
-def cases_of(backbone: str, clip_model: CLIP, statistics: str, reading: Reading) -> dict[Case, Reading]:
-    """Every read-out that a backbone has, at every temperature, as readings with the words and bins of `reading`."""
+def cases_of(
+    backbone: str, clip_model: CLIP, statistics: str, reading: Reading, rn50: bool = False
+) -> dict[Case, Reading]:
+    """Every read-out that a backbone has, at every temperature, as readings with the words and bins of `reading`.
+
+    The release's is one of them if the weights are those of OpenAI's RN50.
+    """
     found = {}
     for readout in readouts_of(clip_model.visual):
         for temperature in TEMPERATURES:
             own = replace(reading, readout=readout, temperature=temperature)
-            released = own == PAPER and isinstance(clip_model.visual, ModifiedResNet)
-            found[Case(backbone, statistics, readout, temperature, released)] = own
+            found[Case(backbone, statistics, readout, temperature, rn50 and own == PAPER)] = own
     return found
 
 
@@ -49,6 +54,7 @@ def compare(
     root: Path,
     fill: Callable[[FeatureStore], None],
     bins: Sequence[Sequence[float]],
+    say: Callable[[str], None],
     scores: bool = True,
 ) -> Compared | None:
     """Encodes what is not in the store and scores every case of every backbone, one backbone after the other.
@@ -61,6 +67,7 @@ def compare(
         root: the folder of all stores.
         fill: puts into a store what this process has to, and returns when all of it is there.
         bins: (n, K) [m], assignments of the bins to the words, the readings' own first.
+        say: is told what comes next.
         scores: whether this process scores; if not, the result is None.
 
     Raises UnscorableError and DataError as `score_images`, OSError as `FeatureStore.fill`.
@@ -70,27 +77,34 @@ def compare(
     passes: list[list[Errors]] = []
     permuted: list[np.ndarray | None] = []
     for name, clip_model, depends_on in backbones:
+        rn50 = name == "RN50" or CHECKPOINTS["RN50"].matches(depends_on["checkpoint_sha256"])
         for statistics, reading in readings.items():
-            readings_of = cases_of(name, clip_model, statistics, reading)
-            for _, of_encoding in groupby(readings_of, lambda case: encoding_of(case.readout)):
+            readings_of = cases_of(name, clip_model, statistics, reading, rn50)
+            for encoding, of_encoding in groupby(readings_of, lambda case: encoding_of(case.readout)):
                 found = list(of_encoding)
+                say(f"{name}, image statistics of {statistics}, {encoding}:")
                 model = MonoCLIP(clip_model, readings_of[found[0]])
                 store = FeatureStore(root, model, dataset.normalised_by(reading.normalised), depends_on)
                 fill(store)
-                if not scores:
-                    continue
-                settings = tuple(Setting(case.name, readings_of[case]) for case in found)
-                rows = Rows(settings, constants={UNIFORM: uniform})
-                prompts = partial(zeroshot_classifier, clip_model)
-                reader = Readouts(model, prompts, settings, asked=len(settings))
-                images = score_images(dataset.depth, store.get, dataset.names, rows, reader, torch.tensor(bins))
-                cases += found
-                passes.append([image.errors for image in images])  # and not what is large
-                permuted += [mean_permuted(images, place) for place in range(len(found))]
+                if scores:
+                    settings = tuple(Setting(case.name, readings_of[case]) for case in found)
+                    reader = Readouts(model, partial(zeroshot_classifier, clip_model), settings, asked=len(settings))
+                    errors, means = scored(store, reader, Rows(settings, constants={UNIFORM: uniform}), bins)
+                    cases += found
+                    passes.append(errors)
+                    permuted += means
     if not scores:
         return None
     results = joined(passes, dataset, clusters, [case.name for case in cases])
     return {case: contrasts(results, case.name, means) for case, means in zip(cases, permuted, strict=True)}, results
+
+
+def scored(
+    store: FeatureStore, reader: Readouts, rows: Rows, bins: Sequence[Sequence[float]]
+) -> tuple[list[Errors], list[np.ndarray | None]]:
+    """Errors of each image, and `mean_permuted` of each setting: what is kept of a pass; the rest takes half a GB."""
+    images = score_images(store.dataset.depth, store.get, store.dataset.names, rows, reader, torch.tensor(bins))
+    return [image.errors for image in images], [mean_permuted(images, place) for place in range(len(rows.settings))]
 
 
 def joined(

@@ -29,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from calculate_error import (
+    MIN_DEPTH,
     NYU_CROP,
     NYU_MAX_DEPTH,
     NYU_METRICS,
@@ -248,8 +249,9 @@ def score_all(gt: Tensor, trunk: Trunk, name: str, rows: Rows, readouts: Readout
     truth = truth_of(gt, grid)
     errors = score_image(truth, torch.cat([answers.depth, *(depth[None] for depth in patches)]), pixels, name)
     depth, sigma = (maps.flatten(1)[:, truth.patches] for maps in (answers.depth, answers.sigma))  # (R, P)
+    true, predicted = (maps.float().clamp(MIN_DEPTH, NYU_MAX_DEPTH) for maps in (truth.patch_depth, depth))
     uncertain = torch.from_numpy(np.stack([steps(row) for row in sigma.numpy()]))
-    curves = sparsification(pixel_errors(truth.patch_depth.float(), depth, ("abs_rel",))["abs_rel"], uncertain)
+    curves = sparsification(pixel_errors(true, predicted, ("abs_rel",))["abs_rel"], uncertain)
     aurg = np.zeros_like(errors["spearman"])
     aurg[: len(curves)] = gain_over_random(curves).nan_to_num()
     errors = {metric: aurg if metric == "aurg" else errors[metric] for metric in (*METRICS, *COUNTS)}

@@ -39,9 +39,9 @@ def with_baselines(rows: Rows) -> Rows:
     return replace(rows, constants=constants | dict(rows.constants), baselines=baselines)
 
 
-def read_alike(published: Reading, reading: Reading) -> Reading:
-    """A published reading's words and bins, read out of the images as `reading` says."""
-    return replace(published, readout=reading.readout, image_mean=reading.image_mean, image_std=reading.image_std)
+def read_alike(theirs: Reading, reading: Reading) -> Reading:
+    """The words and bins of one reading, read out of the images as the other says."""
+    return replace(theirs, readout=reading.readout, image_mean=reading.image_mean, image_std=reading.image_std)
 
 
 def paper_rows(reading: Reading, own: Mapping[str, Reading]) -> Rows:
@@ -52,8 +52,8 @@ def paper_rows(reading: Reading, own: Mapping[str, Reading]) -> Rows:
     rows = own_rows(reading, own)
     settings = list(rows.settings)
 
-    def add(name: str, published: Reading) -> None:
-        added = read_alike(published, reading)
+    def add(name: str, theirs: Reading) -> None:
+        added = read_alike(theirs, reading)
         if all(setting.reading != added for setting in settings):
             settings.append(Setting(name, added))
 

@@ -90,8 +90,8 @@ READOUT_COLUMNS = ["delta1", "less uniform", "95 %", "abs_rel", "less uniform", 
 READOUT_COLUMNS += ["spearman", "aurg", "p delta1", "p abs_rel"]
 READOUT_MEANING = (
     "The same words and bins by each read-out, at temperatures .1 (cosine times 1000) and 1 (times 100), with image "
-    "statistics of ImageNet and of CLIP (docs/readouts.md). raw of a vision transformer: its maps are reported as "
-    "inverted (CLIP Surgery, arXiv 2304.05653). less uniform: minus uniform weights over the same bins, by image. "
+    "statistics of ImageNet and of CLIP (docs/readouts.md). less uniform: minus uniform weights over the same bins, by "
+    "image. "
     "spearman (rank correlation), aurg (what certainty knows of error) and p are over patches, whose size differs."
 )
 RELEASED = "released setting"
@@ -271,7 +271,7 @@ def readout_table(
     """
     which = "all" if complete else "the random"
     note = f"p: (1 + k) / (1 + n), k of {which} n = {assignments:,} other assignments of the bins to the words are as "
-    note += f"good; of {len(cases)} rows, chance alone has one in twenty below .05. {EXPLORATORY}"
+    note += f"good; of {len(cases)} rows, some are good by chance. {EXPLORATORY}"
     caption = f"{READOUT_MEANING} {interval_note(results, clustered_by)} {note}"
     table = Table(READOUTS, caption, READOUT_COLUMNS)
     for case, contrasts in cases.items():

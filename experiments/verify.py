@@ -62,7 +62,7 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(stored, dict) or stored.get("schema") != options.SCHEMA:
         raise DataError(f"{path}: no results.json of schema {options.SCHEMA}; run python -m experiments again")
     if "question" not in stored:
-        raise DataError(f"{path}: written by eval.py, which scores one reading; give that of python -m experiments")
+        raise DataError(f"{path}: of eval.py or of --readouts; give the results.json of python -m experiments")
     return stored
 
 

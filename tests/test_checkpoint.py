@@ -342,7 +342,7 @@ def test_a_known_name_or_hash_decides_and_is_not_contradicted(tmp_path, weights,
         monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"Z": Checkpoint("z.pt", "0" * 64), name: checkpoint})
         for asked in (path, str(path)):
             assert activation_of(asked, path) == activation_of(asked, path, "quickgelu") == "quickgelu"
-            with pytest.raises(CheckpointError, match=f"{name} was trained with QuickGELU; leave out --activation"):
+            with pytest.raises(CheckpointError, match=f"{name} was trained with QuickGELU; use --activation auto"):
                 activation_of(asked, path, "gelu")
     assert activation_of("Z", path) == "quickgelu"  # the hub's copy of RN50 has another SHA-256
     with pytest.raises(CheckpointError, match="Z was trained with QuickGELU"):

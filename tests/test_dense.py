@@ -235,14 +235,14 @@ def test_what_an_encoder_does_not_have_is_refused(clips):
     odd = random_clip(replace(TINY, embed_dim=48)).visual
     trunk, nothing = Trunk(torch.ones(1, 128, 2, 2), torch.ones(1, 128)), "there is none of this name; there are raw, "
     for visual, readout, message in (
-        (clips["vit"].visual, "attnpool", "no attention pool; it has raw, maskclip, clearclip, windows$"),
+        (clips["vit"].visual, "attnpool", "no attention pool; there are raw, maskclip, clearclip, windows$"),
         (clips["resnet"].visual, "nonsense", nothing),
         (odd, "raw", "128 patch channels cannot be thinned evenly to 48 joint dimensions"),
     ):
         with pytest.raises(ValueError, match=f"^read-out '{readout}': .*{message}"):
             dense.read(visual, trunk, readout)
     assert dense.read(odd, trunk, "maskclip").shape == (1, 48, 2, 2)
-    assert dense.readouts_of(odd) == list(dense.READOUTS)
+    assert dense.readouts_of(odd) == ["maskclip", "attnpool", "clearclip", "windows"]
 
 
 def test_the_command_line_refuses_them_in_one_sentence(clips, nyu_folder, tmp_path, capsys):
@@ -250,7 +250,7 @@ def test_the_command_line_refuses_them_in_one_sentence(clips, nyu_folder, tmp_pa
     pool = "visual.attnpool."
     weights["poolless"] = {k: v for k, v in clips["resnet"].state_dict().items() if not k.startswith(pool)}
     for name, readout, message in (
-        ("vit", "attnpool", "read-out 'attnpool': a vision transformer has no attention pool; it has raw, "),
+        ("vit", "attnpool", "read-out 'attnpool': a vision transformer has no attention pool; there are raw, "),
         ("odd", "raw", "read-out 'raw': 128 patch channels cannot be thinned evenly to 48 joint dimensions"),
         ("poolless", "maskclip", "not a CLIP checkpoint: it has no entry visual.attnpool.positional_embedding"),
     ):

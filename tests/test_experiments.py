@@ -415,7 +415,7 @@ def test_too_small_a_disk_is_said_before_the_first_image(run, monkeypatch, capsy
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
     assert run() == 1
     err = capsys.readouterr().err
-    assert re.fullmatch(r"experiments: .*features/\w+: the features need .* GB are free; make room.*\n", err)
+    assert re.fullmatch(r"experiments: .*features/\w+: the features need .* MB are free; make room.*\n", err)
     assert run.encoded == []
     monkeypatch.undo()
     assert run() == 0

@@ -313,7 +313,8 @@ def test_answers_are_those_of_the_definition_and_lists_give_lists(model):
     depth = torch.einsum("khw,k->hw", weights, bins)
     sigma = (torch.einsum("khw,k->hw", weights, bins.square()) - depth.square()).sqrt()  # E x^2 - (E x)^2
     _, *patches = found[1]
-    for got, expected in zip(patches, (depth, weights, sigma), strict=True):
+    entropy = -(weights * weights.log()).sum(0)
+    for got, expected in zip(patches, (depth, weights, sigma, entropy), strict=True):
         assert_close(torch.from_numpy(got).double(), expected, atol=1e-4, rtol=0)
     for one, picture in zip(found, pictures, strict=True):
         assert_close(one.depth, model.infer_image(picture), atol=0, rtol=0)

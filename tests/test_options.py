@@ -46,19 +46,26 @@ def test_read_out_and_image_statistics_come_from_the_flags(capsys):
 
 def test_what_is_not_the_papers_is_said(tiny_clip):
     vit = random_clip(TINY_VIT)
-    other = "patch features by {}, image statistics of {}: not the paper's setting"
+    other = "{}: not the paper's setting"
     resized = "images of 416x544 px are resized to 420x546, whole patches of 14 px"
     for official, clip_model, changes, notes in (
         (True, tiny_clip, {}, []),
         (False, tiny_clip, {}, [options.OTHER_IMAGES]),
-        (True, tiny_clip, {"readout": "windows"}, [other.format("windows", "imagenet")]),
-        (True, tiny_clip, {"image_mean": clip.CLIP_MEAN}, [other.format("raw", "other")]),
+        (True, tiny_clip, {"readout": "windows"}, [other.format("patch features by windows")]),
+        (True, tiny_clip, {"image_mean": clip.CLIP_MEAN}, [other.format("image statistics of other")]),
         (True, vit, {}, [options.INVERTED]),
-        (True, vit, {"readout": "clearclip"}, [other.format("clearclip", "imagenet")]),
+        (
+            True,
+            vit,
+            {"readout": "clearclip", "image_mean": clip.CLIP_MEAN, "image_std": clip.CLIP_STD},
+            [other.format("patch features by clearclip and image statistics of clip")],
+        ),
         (False, random_clip(replace(TINY_VIT, vision_patch_size=14)), {"readout": "maskclip"}, None),
     ):
         model = MonoCLIP(clip_model, replace(PAPER, **changes))
-        expected = [options.OTHER_IMAGES, other.format("maskclip", "imagenet"), resized] if notes is None else notes
+        expected = (
+            [options.OTHER_IMAGES, other.format("patch features by maskclip"), resized] if notes is None else notes
+        )
         assert options.caveats(official, "0" * 64, model, (416, 544)) == expected
         assert options.readout_notes(model) == [n for n in expected if n not in (options.OTHER_IMAGES, resized)]
     assert options.caveats(True, "0" * 64, MonoCLIP(tiny_clip), (64, 90))[0].startswith(

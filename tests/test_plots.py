@@ -110,7 +110,7 @@ def test_certainty_is_drawn_over_a_random_order(figures, tmp_path, interval):
     np.testing.assert_allclose(own.get_xydata()[[0, 9, 19]], [(5, 0.1), (50, 0.1 + 0.3 * 9 / 19), (100, 0.4)])
     assert list(random.get_ydata()) == [0.4, 0.4]
     end = "95 % [+0.010, +0.095]" if interval else "no interval"
-    assert figures[0].get_suptitle().endswith(f"+0.050, {end}")
+    assert f": +0.050, {end}; above 0" in figures[0].get_suptitle()
 
 
 def test_read_outs_are_drawn_in_groups_with_the_released_in_its_place(figures, tmp_path):

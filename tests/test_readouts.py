@@ -98,7 +98,8 @@ def test_every_row_and_file_is_there(whole):
     assert not any(row["released"] for row in rows.values())  # with these words
     assert {path.name for path in (whole.folder / "out").iterdir()} == FILES
     assert len(list((whole.folder / "store").iterdir())) == 8
-    assert (results["images"], results["schema"], results["warnings"]) == (10, options.SCHEMA, [options.OTHER_IMAGES])
+    warnings = [options.OTHER_IMAGES, f"vit.pt: {options.INVERTED}"]
+    assert (results["images"], results["schema"], results["warnings"]) == (10, options.SCHEMA, warnings)
     assert results["made_with"]["vit.pt"]["activation"] == "quickgelu"
     assert " times 10 clusters (runs of consecutive indices" in results["intervals"]
     with (whole.folder / "out" / "readouts.csv").open(newline="") as file:
@@ -189,12 +190,12 @@ def test_a_second_run_encodes_nothing_and_says_the_same(whole, capsys):
     assert RELEASED not in out
 
 
-def test_only_the_papers_reading_by_a_resnet_is_the_released_setting():
-    found = []
-    for architecture in (RESNET, VIT):
-        for name in options.IMAGE_STATISTICS:
-            reading = options.with_statistics(PAPER, name)
-            found += cases_of("one", random_clip(architecture), name, reading)
+def test_only_the_papers_reading_by_rn50_is_the_released_setting():
+    found, model = [], random_clip(RESNET)
+    for name in options.IMAGE_STATISTICS:
+        reading = options.with_statistics(PAPER, name)
+        assert not any(case.released for case in cases_of("one", model, name, reading))
+        found += cases_of("one", model, name, reading, rn50=True)
     assert [case.name for case in found if case.released] == ["one, raw, imagenet, 0.1"]
     contrast = Contrast("", "", "delta1", 0.1, None, 1, None)
     values = {metric: np.ones(1) for metric in (*METRICS, *COUNTS)}
@@ -211,7 +212,7 @@ def test_patches_of_14_pixels_are_said_to_see_resized_images(tmp_path):
     assert command("--readouts", weights=("14.pt",)) == 0
     assert len(command.rows()) == 16
     resized = "14.pt: images of 416x544 px are resized to 420x546, whole patches of 14 px"
-    assert command.json()["warnings"] == [options.OTHER_IMAGES, resized]
+    assert command.json()["warnings"] == [options.OTHER_IMAGES, f"14.pt: {options.INVERTED}", resized]
     assert resized in (tmp_path / "out" / "readouts.md").read_text()
     assert command.json()["intervals"].startswith("No intervals")
     with np.load(next(tmp_path.glob("store/*/*.npz"))) as file:
@@ -242,3 +243,20 @@ def test_checkpoints_that_cannot_be_compared_are_refused(tmp_path, no_model, cap
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("experiments: ")
     assert message in last
+
+
+def test_activations_are_of_each_checkpoint_and_none_fails_late(tmp_path, capsys):
+    command = Command(tmp_path, 1)
+    for name in ("resnet.pt", "vit.pt"):
+        torch.save(random_clip(RESNET if name == "resnet.pt" else VIT).state_dict(), tmp_path / name)
+    assert command("--readouts", "--activation", "gelu", "quickgelu", "gelu") == 2
+    assert "--activation: give one for all checkpoints, or one for each" in capsys.readouterr().err
+    assert command("--readouts", "--activation", "gelu", "auto") == 2
+    assert "vit.pt: a state dict does not tell QuickGELU from GELU" in capsys.readouterr().err
+    assert command.encoded == 0, "the second checkpoint is looked at before the first one encodes"
+    assert command("--readouts", "--activation", "gelu", "quickgelu") == 0
+    assert command.encoded == 2 * 2 * 2
+    made = command.json()["made_with"]
+    assert [made[name]["activation"] for name in ("resnet.pt", "vit.pt")] == ["gelu", "quickgelu"]
+    assert command("--readouts", "--activation", "quickgelu") == 0
+    assert command.encoded == 2 * 2, "another activation is another folder, so that the first one encodes again"

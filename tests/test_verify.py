@@ -204,7 +204,7 @@ def test_images_with_a_name_of_their_own_are_not_the_papers_whatever_their_indic
         (
             "results.json",
             '{"schema": 2}',
-            "written by eval.py, which scores one reading; give that of python -m experiments",
+            "of eval.py or of --readouts; give the results.json of python -m experiments",
         ),
         ("per_image.csv", None, "per_image.csv: no such file; keep it beside results.json"),
         ("permutations.csv", "bins,delta1\n1,x\n", "damaged, or not of the CSVs beside it"),

@@ -53,10 +53,11 @@ def test_side_by_side_or_above_each_other():
 
 def test_word_maps_show_each_word_and_the_entropy():
     weights = np.array([[[1, 0.5]], [[0, 0.5]]], dtype=np.float32)  # two words, two patches: certain, and torn
+    entropy = np.array([[0, np.log(2)]])
     black, white, half = coloured(np.array([[0, 1, 0.5]]), 0, 1, "magma")[0]
-    row = word_maps(weights, ["near", "far"], (240, 480))[60]  # below the labels: three maps of 240 px
+    row = word_maps(weights, entropy, ["near", "far"], (240, 480))[60]  # below the labels: three maps of 240 px
     assert (row[[14, 14 + 239, 268, 268 + 239, 522, 522 + 239]] == [white, half, black, half, black, white]).all()
-    assert len(word_maps(weights, ["near", "far"], (1, 2000))) < 60
+    assert len(word_maps(weights, entropy, ["near", "far"], (1, 2000))) < 60
 
 
 def test_examples_are_of_each_scene_a_classroom_first():

@@ -91,24 +91,26 @@ def side_by_side(pixels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     return np.concatenate([pixels, white, colours], axis=axis)
 
 
-def word_maps(weights: np.ndarray, labels: Sequence[str], size: tuple[int, int]) -> np.ndarray:
+def word_maps(weights: np.ndarray, entropy: np.ndarray, labels: Sequence[str], size: tuple[int, int]) -> np.ndarray:
     """How strongly each patch answers to each word, as one small map a word below its label: (h', w', 3) uint8.
 
     Args:
         weights: (K, h, w), from 0, which is black, to 1, with a sum over K of 1.
+        entropy: (h, w) [nats], of the weights.
         labels: K of them.
         size: (H, W) of the picture.
 
-    The last map is the entropy of the K weights, divided by the largest there is, log K: bright is undecided.
+    The last map is the entropy, divided by the largest there is, ln K: bright is undecided.
     """
     scale, font = TILE_SIDE / max(size), letters(LABEL_SIZE)
     height, width = (max(1, round(side * scale)) for side in size)
-    entropy = -(weights * np.log(np.maximum(weights, 1e-30))).sum(0) / max(np.log(len(weights)), 1e-30)
-    texts = [*labels, "unsure (entropy)"]
+    texts = [*labels, "unsure (entropy / ln K)"]
     pitch = round(max(width, *map(font.getlength, texts))) + LABEL_SIZE, height + 3 * LABEL_SIZE
     columns = min(len(texts), 4)
     canvas = Image.new("RGB", (columns * pitch[0] + LABEL_SIZE, -(-len(texts) // columns) * pitch[1]), "white")
-    for place, (tile, text) in enumerate(zip([*weights, entropy], texts, strict=True)):
+    for place, (tile, text) in enumerate(
+        zip([*weights, entropy / max(np.log(len(weights)), 1e-30)], texts, strict=True)
+    ):
         left, top = LABEL_SIZE + place % columns * pitch[0], LABEL_SIZE // 2 + place // columns * pitch[1]
         ImageDraw.Draw(canvas).text((left, top), text, "black", font)
         patches = Image.fromarray(coloured(tile, 0, 1, NO_DEPTH_MAP))
