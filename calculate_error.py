@@ -15,6 +15,7 @@ is an error, and so is an image without a counted pixel: neither falls out of a 
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,19 +23,86 @@ import torch
 from torch import Tensor
 
 MIN_DEPTH = 1e-3  # [m] gt and pred at or below it do not count; both are clamped to it
-NYU_MAX_DEPTH = 10.0  # [m] range of the Kinect
-NYU_FRAME = (480, 640)  # (H, W) of the ground truth
-NYU_CROP = (slice(56, 472), slice(60, 604))  # rows, columns that the method sees: 416 x 544
-# Official quirk: columns 46:601 where others have Eigen's 41:601. As predictions start at column 60, nothing changes.
-NYU_EVAL_CROP = (slice(45, 471), slice(46, 601))
-# Garg et al., ECCV 2016: top, bottom, left and right of the counted region, as shares of the ground truth's size.
-GARG_CROP = (0.40810811, 0.99189189, 0.03594771, 0.96405229)
-KITTI_MAX_DEPTH = 80.0  # [m]
-
 NYU_METRICS = ("abs_diff", "delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")  # in the released line's order
 KITTI_METRICS = ("abs_diff", "abs_rel", "sq_rel", "delta1", "delta2", "delta3", "rmse", "rmse_log")
 HIGHER_IS_BETTER = frozenset({"delta1", "delta2", "delta3"})
 SHARES = 20  # of the most certain predictions, at which a sparsification curve is taken
+Size = tuple[int, int]  # (H, W) [px]
+Crop = tuple[slice, slice]  # rows, columns
+Region = Callable[[int, int], Crop]  # the part of a map of H x W
+
+
+def whole(height: int, width: int) -> Crop:
+    """All rows and columns."""
+    return slice(0, height), slice(0, width)
+
+
+def garg(height: int, width: int) -> Crop:
+    """The counted region of Garg et al., ECCV 2016: shares of the height and of the width."""
+    rows, columns = (0.40810811, 0.99189189), (0.03594771, 0.96405229)
+    return slice(*(int(share * height) for share in rows)), slice(*(int(share * width) for share in columns))
+
+
+def bottom_middle(height: int, width: int) -> Region:
+    """The crop of this size at the bottom of a frame, in the middle of its width."""
+    return lambda h, w: (slice(h - height, h), slice((w - width) // 2, (w - width) // 2 + width))
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a data set is evaluated, as data. Every row of results names it.
+
+    A pixel counts if `MIN_DEPTH` < gt < `max_depth` and it lies in `region`; gt and pred are clamped to that range.
+    """
+
+    name: str
+    metrics: tuple[str, ...]  # in the order of the release's line
+    max_depth: float  # [m]
+    units_per_metre: float  # of the 16-bit depth PNGs, in which 0 is no measurement
+    frames: tuple[Size, ...] = ()  # sizes that frames have; any, if there is none
+    window: Region = whole  # of the frame, what the method sees
+    region: Region = whole  # what counts: of the frame, or of the window
+    region_of_window: bool = False
+    # Official quirk, of NYU: pixels whose prediction is at most 1 mm do not count; the usual thing is to clamp them.
+    drops_tiny: bool = False
+
+    def counted_region(self, height: int, width: int) -> Crop:
+        """What counts of a frame, in the frame's rows and columns."""
+        if not self.region_of_window:
+            return self.region(height, width)
+        window = self.window(height, width)
+        inside = self.region(*size_of(window))
+        return tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(window, inside, strict=True))  # type: ignore[return-value]
+
+
+NYU = Protocol(
+    "NYU Depth V2 as the release evaluates it",
+    NYU_METRICS,
+    max_depth=10.0,  # range of the Kinect
+    units_per_metre=1000,
+    frames=((480, 640),),
+    window=lambda height, width: (slice(56, 472), slice(60, 604)),  # 416 x 544
+    # Official quirk: columns 46:601 where others have Eigen's 41:601. Predictions start at column 60: nothing changes.
+    region=lambda height, width: (slice(45, 471), slice(46, 601)),
+    drops_tiny=True,
+)
+# The Eigen test split: the benchmark's crop of 352 x 1216 is seen. BTS counts Garg's region of the frame.
+KITTI_BTS = Protocol(
+    "KITTI, protocol of BTS",
+    KITTI_METRICS,
+    max_depth=80.0,
+    units_per_metre=256,
+    frames=((370, 1224), (370, 1226), (374, 1238), (375, 1242), (376, 1241)),
+    window=bottom_middle(352, 1216),
+    region=garg,
+)
+# AdaBins crops the ground truth as the picture first, and counts Garg's region of that.
+KITTI_ADABINS = replace(KITTI_BTS, name="KITTI, protocol of AdaBins", region_of_window=True)
+
+(NYU_FRAME,) = NYU.frames
+NYU_CROP = NYU.window(*NYU_FRAME)
+NYU_MAX_DEPTH, KITTI_MAX_DEPTH = NYU.max_depth, KITTI_BTS.max_depth
+
 AT_ONCE = 2**17  # values of a block of maps and pixels, which a core's cache holds
 
 
@@ -101,33 +169,33 @@ def mean_errors(
     return {metric: means[metric].sqrt() if metric in ("rmse", "rmse_log") else means[metric] for metric in metrics}
 
 
-def counted_NYU(gt: Tensor, crop: bool = True) -> tuple[Tensor, Tensor]:
-    """The pixels of NYU's ground truth that count whatever is predicted: 1e-3 < gt < 10 and, with `crop`, inside it.
+def counted_pixels(gt: Tensor, protocol: Protocol, crop: bool = True) -> tuple[Tensor, Tensor]:
+    """The pixels of ground truth that count whatever is predicted: by range and, with `crop`, by the protocol's region.
 
-    The crop is rows 45:471, columns 46:601; as the prediction covers rows 56:472, columns 60:604, in effect 56:471 and
-    60:601. From gt (1, 480, 640) [m], 0 = no measurement.
+    NYU's region is rows 45:471, columns 46:601; as the prediction covers rows 56:472, columns 60:604, in effect 56:471
+    and 60:601. From a whole frame gt (1, H, W) [m], 0 = no measurement.
 
     Returns:
-        places (N,) int64 in a flattened 416 x 544 prediction; depth (N,) float32 [m].
+        places (N,) int64 in the flattened window of the method; depth (N,) float32 [m].
     """
-    region = torch.full(NYU_FRAME, not crop, device=gt.device)
-    region[NYU_EVAL_CROP] = True
-    counted = (gt[0] > MIN_DEPTH) & (gt[0] < NYU_MAX_DEPTH) & region  # (480, 640)
-    places = counted[NYU_CROP].flatten().nonzero()[:, 0]
-    return places, gt[0][NYU_CROP].flatten()[places].float()
+    size = gt.shape[1:]
+    region = torch.full(size, not crop, device=gt.device)
+    region[protocol.counted_region(*size)] = True
+    counts = (gt[0] > MIN_DEPTH) & (gt[0] < protocol.max_depth) & region  # (H, W)
+    window = protocol.window(*size)
+    places = counts[window].flatten().nonzero()[:, 0]
+    return places, gt[0][window].flatten()[places].float()
 
 
 def errors_of_maps(
-    gt: Tensor, pred: Tensor, cap: float, metrics: Sequence[str], name: str, scaled: Sequence[str] = ()
+    gt: Tensor, pred: Tensor, protocol: Protocol, metrics: Sequence[str], name: str, scaled: Sequence[str] = ()
 ) -> dict[str, Tensor]:
-    """Metrics of R maps over counted pixels, with those left out whose prediction is at most 1 mm.
-
-    Official quirk: such pixels do not count; the usual thing would be to clamp them like all others. They are reported.
+    """Metrics of R maps over counted pixels; those that the protocol drops for their prediction are reported.
 
     Args:
         gt: (N,) float32 [m], of counted pixels.
         pred: (R, N) float32 [m].
-        cap: as for `mean_errors`.
+        protocol: whose range both are clamped to.
         metrics: as for `mean_errors`.
         name: of the image, for errors.
         scaled: metrics that are wanted also of pred * median(gt) / median(pred), the lower medians of counted pixels.
@@ -138,12 +206,16 @@ def errors_of_maps(
     Raises UnscorableError: a prediction is not finite, or a map has no counted pixel.
     """
     smallest = check_finite(pred, name)
-    kept = pred > MIN_DEPTH if smallest < 2 * MIN_DEPTH else None  # (R, N); all are kept if None
+    kept = (
+        pred > MIN_DEPTH if protocol.drops_tiny and smallest < 2 * MIN_DEPTH else None
+    )  # (R, N); all are kept if None
     valid = torch.full((len(pred),), len(gt)) if kept is None else kept.sum(1)
     if not len(gt):
         raise UnscorableError(f"{name}: no valid pixel, so it has no metrics; leave the image out")
     if not valid.all():
         raise UnscorableError(f"{name}: every predicted depth is at most 1 mm, so it has no metrics")
+
+    cap = protocol.max_depth
 
     def errors(gt: Tensor, pred: Tensor) -> dict[str, Tensor]:
         plain = mean_errors(gt, pred, cap, metrics)
@@ -177,34 +249,50 @@ def check_finite(pred: Tensor, name: str) -> float:
     return smallest
 
 
-def compute_errors_NYU_per_image(
-    gt: Tensor, pred: Tensor, crop: bool = True, names: Sequence[str] | None = None
+def compute_errors_per_image(
+    gt: Sequence[Tensor], pred: Tensor, protocol: Protocol, names: Sequence[str] | None = None, crop: bool = True
 ) -> dict[str, Tensor]:
-    """Metrics of each image on NYU Depth V2, for one or more predictions of it.
-
-    A pixel counts if 1e-3 < gt < 10 and pred > 1e-3 and, with `crop`, it lies in rows 45:471, columns 46:601.
+    """Metrics of each image by a protocol, for one or more predictions of it.
 
     Args:
-        gt: (B, 1, 480, 640) float [m], 0 = no measurement.
-        pred: (B, R, 416, 544) float [m], R depth maps of rows 56:472, columns 60:604.
-        crop: count only the pixels of the evaluation crop.
+        gt: B whole frames, (1, H, W) float [m] each, 0 = no measurement.
+        pred: (B, R, h, w) float [m], R depth maps of the protocol's window.
+        protocol: says which pixels count.
         names: of the images, for errors; their places unless given.
+        crop: count only the pixels of the protocol's region.
 
     Returns:
-        Each of `NYU_METRICS` -> (B, R) float64; `valid_pixels` and `dropped_pixels` as `errors_of_maps`.
+        Each of the protocol's metrics and `log10` -> (B, R) float64; `valid_pixels`, `dropped_pixels` as
+        `errors_of_maps`.
 
     Raises:
         ValueError: a shape is another, or gt is not finite.
         UnscorableError: a prediction is not finite, or an image has no pixel that counts.
     """
-    check_shapes(gt, NYU_FRAME, pred, size_of(NYU_CROP))
+    metrics = tuple(dict.fromkeys((*protocol.metrics, "log10")))
+    if pred.ndim != 4 or len(pred) != len(gt) or len(gt) == 0:
+        raise ValueError(f"expected pred of shape ({len(gt)}, R, h, w), got {tuple(pred.shape)}")
     rows = []
     for i, name in enumerate(names or [f"image {i}" for i in range(len(gt))]):
+        height, width = gt[i].shape[1:]
+        size = (height, width) if not protocol.frames or (height, width) in protocol.frames else protocol.frames[0]
+        check_shapes(gt[i][None], size, pred[i : i + 1], size_of(protocol.window(*size)))
         check_finite(pred[i], name)
-        places, depth = counted_NYU(gt[i], crop)
-        counted = pred[i].flatten(1).index_select(1, places).float()  # (R, N)
-        rows.append(errors_of_maps(depth, counted, NYU_MAX_DEPTH, NYU_METRICS, name))
+        places, depth = counted_pixels(gt[i], protocol, crop)
+        of_counted = pred[i].flatten(1).index_select(1, places).float()  # (R, N)
+        rows.append(errors_of_maps(depth, of_counted, protocol, metrics, name))
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def compute_errors_NYU_per_image(
+    gt: Tensor, pred: Tensor, crop: bool = True, names: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """`compute_errors_per_image` on NYU Depth V2: gt (B, 1, 480, 640) and pred (B, R, 416, 544), float [m].
+
+    A pixel counts if 1e-3 < gt < 10 and pred > 1e-3 and, with `crop`, it lies in rows 45:471, columns 46:601.
+    """
+    check_shapes(gt, NYU_FRAME, pred, size_of(NYU_CROP))
+    return compute_errors_per_image(gt, pred, NYU, names, crop)  # type: ignore[arg-type]
 
 
 def compute_errors_NYU(gt: Tensor, pred: Tensor, crop: bool = True) -> dict[str, float]:
@@ -223,19 +311,9 @@ def compute_errors(gt: Tensor, pred: Tensor, crop: bool = True, cap: float = KIT
     """
     height, width = gt.shape[-2:]
     check_shapes(gt, (height, width), pred, (height, width))
-    counted = (gt > MIN_DEPTH) & (gt < cap)  # (B, 1, H, W)
-    if crop:
-        top, bottom, left, right = GARG_CROP
-        region = torch.zeros(height, width, dtype=torch.bool, device=gt.device)
-        region[int(top * height) : int(bottom * height), int(left * width) : int(right * width)] = True
-        counted = counted & region
-    rows = []
-    for i, mask in enumerate(counted):
-        check_finite(pred[i], f"image {i}")
-        if not mask.any():
-            raise UnscorableError(f"image {i}: no valid pixel, so it has no metrics; leave the image out")
-        rows.append(mean_errors(gt[i][mask].float(), pred[i][mask][None].float(), cap, KITTI_METRICS))
-    return {name: torch.cat([row[name] for row in rows]).mean().item() for name in KITTI_METRICS}
+    protocol = Protocol("KITTI's metrics", KITTI_METRICS, cap, KITTI_BTS.units_per_metre, region=garg)
+    errors = compute_errors_per_image(list(gt), pred[:, :1], protocol, crop=crop)
+    return {name: errors[name].mean().item() for name in KITTI_METRICS}
 
 
 def sparsification(errors: Tensor, uncertainty: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import clip
-from calculate_error import HIGHER_IS_BETTER, NYU_CROP, NYU_METRICS, compute_errors_NYU_per_image, counted_NYU
+from calculate_error import HIGHER_IS_BETTER, NYU, NYU_CROP, NYU_METRICS, compute_errors_NYU_per_image, counted_pixels
 from clip.model import CLIP, Architecture
 from datasets.nyu import open_nyu
 from demo.rooms import render_scene, write_split
@@ -278,7 +278,7 @@ def measure(model: CLIP, root: Path, seed: int = 0) -> tuple[dict[str, dict[str,
         pred = torch.cat([upsampled(read, image.shape[2:]), flat], dim=1)
         errors = compute_errors_NYU_per_image(depth[None], pred)
         rows.append(torch.cat([errors[name] for name in NYU_METRICS]))  # (metrics, R)
-        places, gt = counted_NYU(depth)
+        places, gt = counted_pixels(depth, NYU)
         spearman, _ = correlations(pred[:, 0].flatten(1)[:, places], gt)
         ranked.append(spearman.item())
     means = torch.stack(rows).mean(0)  # (metrics, R)

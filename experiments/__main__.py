@@ -30,7 +30,7 @@ from torch import Tensor, distributed
 
 import clip
 import options
-from calculate_error import NYU_CROP, counted_NYU
+from calculate_error import NYU, NYU_CROP, counted_pixels
 from clip.dense import thins
 from clip.inference import keep_freed_memory
 from datasets import printable, text_of
@@ -238,7 +238,7 @@ def write_page(
         metrics = {name: own[name] for name in PAGE_METRICS}
         gt, picture = dataset.depth(item), dataset.pixels(item)
         counted = np.zeros(picture.shape[:2], dtype=bool)
-        counted.flat[counted_NYU(gt)[0].numpy()] = True
+        counted.flat[counted_pixels(gt, NYU)[0].numpy()] = True
         name, scene, truth = dataset.names[item], dataset.scenes[item], gt[0][NYU_CROP].numpy()
         cards.append(page.card(name, scene, picture, logits, reading, phrases, truth, metrics, counted))
     rows = {row: results.mean(row) for row in (published.THIS_RUN, published.UNIFORM)}

@@ -30,10 +30,11 @@ from tqdm import tqdm
 
 from calculate_error import (
     MIN_DEPTH,
+    NYU,
     NYU_CROP,
     NYU_MAX_DEPTH,
     NYU_METRICS,
-    counted_NYU,
+    counted_pixels,
     errors_of_maps,
     gain_over_random,
     mean_errors,
@@ -317,7 +318,7 @@ def truth_of(gt: Tensor, grid: Sequence[int]) -> Truth:
     Sums of whole millimetres are exact where patches divide the crop into 2^n pixels each, as those of 32 and 16 px do,
     so that patches of equal mean depth have equal numbers.
     """
-    places, depth = counted_NYU(gt)
+    places, depth = counted_pixels(gt, NYU)
     maps = torch.zeros(2, math.prod(CROP_SIZE), dtype=torch.float64)  # whether a pixel counts; its millimetres
     maps[0, places], maps[1, places] = 1, (depth.double() * 1000).round()
     share, millimetres = pooled(maps.view(2, *CROP_SIZE), grid).flatten(1)
@@ -343,7 +344,7 @@ def score_image(truth: Truth, patches: Tensor, pixels: Tensor, name: str) -> dic
 
     def errors(pred: Tensor) -> dict[str, Tensor]:  # (r, 416, 544)
         counted = pred.flatten(1).index_select(1, places)
-        found = errors_of_maps(depth, counted, NYU_MAX_DEPTH, (*NYU_METRICS, "silog"), name, SCALED)
+        found = errors_of_maps(depth, counted, NYU, (*NYU_METRICS, "silog"), name, SCALED)
         means = pooled(pred, grid).flatten(1).index_select(1, truth.patches)  # (r, P)
         found["spearman"], found["pearson"] = correlations(means, truth.patch_depth)
         found["spearman_pixels"], _ = correlations(counted[:, some], depth[some])
@@ -422,7 +423,7 @@ def training_split(depths: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
     for gt in depths:
         total += gt[0][NYU_CROP]
         count += gt[0][NYU_CROP] > 0
-        if len(depth := counted_NYU(gt)[1]):
+        if len(depth := counted_pixels(gt, NYU)[1]):
             shares.append(histogram(depth))
     if not shares:
         return None

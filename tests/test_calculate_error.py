@@ -14,13 +14,14 @@ import calculate_error
 from calculate_error import (
     HIGHER_IS_BETTER,
     KITTI_METRICS,
+    NYU,
     NYU_CROP,
     NYU_METRICS,
     UnscorableError,
     compute_errors,
     compute_errors_NYU,
     compute_errors_NYU_per_image,
-    counted_NYU,
+    counted_pixels,
     errors_of_maps,
     gain_over_random,
     lower_median,
@@ -147,14 +148,14 @@ def test_size_of_the_nyu_crop():
         errors = compute_errors_NYU_per_image(constant(2.0, FRAME), constant(2.0, CROP), crop)
         assert errors["valid_pixels"].tolist() == [[pixels]]
     # Official quirk: the release's crop starts at column 46, Eigen's at 41; predictions start at 60, so both agree
-    assert calculate_error.NYU_EVAL_CROP[1].start == 46 < NYU_CROP[1].start
+    assert NYU.region(480, 640)[1].start == 46 < NYU_CROP[1].start
 
 
 def test_range_of_nyus_ground_truth_and_places_in_the_prediction():
     gt = torch.zeros(1, *FRAME)
     gt[0, 56, 60:66] = torch.tensor([0.0, 0.001, 0.002, 9.999, 10.0, 11.0])
     gt[0, 470, 600] = 3.0
-    places, depth = counted_NYU(gt)
+    places, depth = counted_pixels(gt, NYU)
     assert places.tolist() == [2, 3, 414 * 544 + 540]
     assert depth.tolist() == pytest.approx([0.002, 9.999, 3.0])
 
@@ -182,7 +183,7 @@ def test_of_two_middle_values_the_lower_is_the_median(values, median):
 
 def test_scaled_metrics_by_hand():
     gt, pred = torch.tensor([1.0, 2.0, 3.0, 9.0]), torch.tensor([[0.5, 1.0, 2.0, 4.0]])
-    errors = errors_of_maps(gt, pred, 10, ("abs_diff",), "a", scaled=("abs_rel", "rmse"))  # medians 2 and 1
+    errors = errors_of_maps(gt, pred, NYU, ("abs_diff",), "a", scaled=("abs_rel", "rmse"))  # medians 2 and 1
     assert errors["scaled_abs_rel"].item() == pytest.approx((0 + 0 + 1 / 3 + 1 / 9) / 4)
     assert errors["scaled_rmse"].item() == pytest.approx(math.sqrt(2 / 4))
     assert errors["abs_diff"].item() == pytest.approx(7.5 / 4)
@@ -439,7 +440,7 @@ def test_an_image_without_a_counted_pixel_is_an_error_that_names_it():
     with pytest.raises(UnscorableError, match="image 0: every predicted depth is at most 1 mm"):
         compute_errors_NYU(constant(2.0, FRAME), constant(0.0005, CROP))  # all of it dropped
     with pytest.raises(UnscorableError, match="mine: every predicted depth is at most 1 mm"):  # one of two maps
-        errors_of_maps(torch.ones(2), torch.tensor([[1.0, 1.0], [0.0, 0.0]]), 10, ("rmse",), "mine")
+        errors_of_maps(torch.ones(2), torch.tensor([[1.0, 1.0], [0.0, 0.0]]), NYU, ("rmse",), "mine")
     with pytest.raises(UnscorableError, match="image 0: no valid pixel"):
         compute_errors(constant(80.0, (50, 50)), constant(3.0, (50, 50)))
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 import predict
-from calculate_error import NYU_MAX_DEPTH, NYU_METRICS, errors_of_maps
+from calculate_error import NYU, NYU_METRICS, errors_of_maps
 from datasets import DataError
 from experiments import __main__ as experiments
 from monoclip import PAPER, Reading, mirror_average
@@ -207,7 +207,7 @@ def check(browser: Browser, bins: tuple[float, ...], words: tuple[str, ...], tem
     for depth, got in zip(depths[:3], live[:3], strict=True):
         pred = F.interpolate(depth[None, None], SIZE, mode="bilinear", align_corners=True)[0, 0].float()
         truth = torch.from_numpy(true_depth())[counted]
-        wanted = errors_of_maps(truth, pred[counted][None], NYU_MAX_DEPTH, COLUMNS, "")
+        wanted = errors_of_maps(truth, pred[counted][None], NYU, COLUMNS, "")
         assert got == pytest.approx({name: wanted[name].item() for name in COLUMNS}, abs=1e-3)
 
 
@@ -455,7 +455,7 @@ def test_one_word_and_metrics_at_ties_and_beyond_the_cap(opened, tmp_path):
     assert each(opened, "#metrics th")[1:] == ["this run", "these settings, the 5 pictures on this page"]
     for i, (depth, predicted) in enumerate(pairs):
         put(opened, "bin-0", predicted)
-        wanted = errors_of_maps(torch.tensor([depth]), torch.tensor([[predicted]]), NYU_MAX_DEPTH, COLUMNS, "")
+        wanted = errors_of_maps(torch.tensor([depth]), torch.tensor([[predicted]]), NYU, COLUMNS, "")
         assert opened.js(f"cards[{i}].live") == pytest.approx({name: wanted[name].item() for name in COLUMNS}, abs=1e-6)
     click(opened, "preset-colour")
     assert opened.js("[...state.words.map(w => phrases[w]), ...state.bins]") == [*page.COLOUR_WORDS, *PAPER.bin_list]

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from calculate_error import (
+    NYU,
     NYU_CROP,
     NYU_METRICS,
     UnscorableError,
     compute_errors_NYU_per_image,
-    counted_NYU,
+    counted_pixels,
     gain_over_random,
     sparsification,
 )
@@ -415,7 +416,7 @@ def test_an_image_scores_every_assignment_of_bins(tiny_clip):
     of_two = score_all(gt, trunk, NAME, rows, readouts, table).permuted
     np.testing.assert_allclose(of_two, [scores.permuted[0]] * 2, atol=1e-6)  # they differ in their bins alone
     assert np.array_equal(mean_permuted([scores, scores]), scores.permuted[0])
-    np.testing.assert_array_equal(scores.histogram, histogram(counted_NYU(gt)[1]))
+    np.testing.assert_array_equal(scores.histogram, histogram(counted_pixels(gt, NYU)[1]))
     gt[torch.rand(gt.shape, generator=torch.Generator().manual_seed(0)) < 0.7] = 0  # no patch is measured, an image is
     scores = score_all(gt, trunk, NAME, rows, readouts, table)
     assert scores.permuted.shape == (2, 3, 2)
@@ -434,19 +435,19 @@ def test_histogram_by_hand():
     gt = torch.zeros(1, 480, 640)
     gt[0, 100, 100:108] = torch.tensor([1.234, 1.234, 1.234, 9.999, 10.0, 0.001, 0.002, 7.0])
     gt[0, 0, 0] = 5.0  # outside the crop
-    shares = histogram(counted_NYU(gt)[1])
+    shares = histogram(counted_pixels(gt, NYU)[1])
     assert shares.shape == (10_000,)
     assert {int(i): float(shares[i]) for i in shares.nonzero()[0]} == pytest.approx(
         {2: 1 / 6, 1234: 1 / 2, 7000: 1 / 6, 9999: 1 / 6}
     )
-    assert histogram(counted_NYU(rough_truth())[1]).sum() == pytest.approx(1, abs=1e-5)
+    assert histogram(counted_pixels(rough_truth(), NYU)[1]).sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_constants_from_histograms_equal_constant_maps(monkeypatch):
     truths = [rough_truth(seed) for seed in range(2)]
     truths[0][:, :, 300:330] = 2.5  # where 1.25 * 2 m is hit exactly
     depths = [2.0, 15 / 7, 0.5, 1.0, 9.999]
-    shares = torch.from_numpy(np.stack([histogram(counted_NYU(gt)[1]) for gt in truths])).T
+    shares = torch.from_numpy(np.stack([histogram(counted_pixels(gt, NYU)[1]) for gt in truths])).T
     monkeypatch.setattr(score, "SWEEP", depths)
     errors = swept_constants(shares)
     maps = torch.tensor(depths).view(1, -1, 1, 1).expand(1, -1, 416, 544)
@@ -493,5 +494,5 @@ def test_training_split_by_hand():
     assert mean[200 - 56, 200 - 60] == 2
     assert mean[300 - 56, 300 - 60].item() == pytest.approx(16 / 3)
     assert mean[100 - 56, 100 - 60].item() == pytest.approx(3, abs=1e-4)
-    expected = np.stack([histogram(counted_NYU(first)[1]), histogram(counted_NYU(second)[1])], axis=1)
+    expected = np.stack([histogram(counted_pixels(first, NYU)[1]), histogram(counted_pixels(second, NYU)[1])], axis=1)
     np.testing.assert_array_equal(shares, expected)  # without images of which no pixel counts
