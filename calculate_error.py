@@ -56,15 +56,29 @@ class Protocol:
     """
 
     name: str
+    about: str  # the same in a sentence
     metrics: tuple[str, ...]  # in the order of the release's line
     max_depth: float  # [m]
     units_per_metre: float  # of the 16-bit depth PNGs, in which 0 is no measurement
+    whole_split: str  # what is said of metrics over other images than those of published ones
     frames: tuple[Size, ...] = ()  # sizes that frames have; any, if there is none
     window: Region = whole  # of the frame, what the method sees
     region: Region = whole  # what counts: of the frame, or of the window
     region_of_window: bool = False
+    measured_share: float = 0.02  # of a patch's pixels, at least, for it to count in correlations: lidar is sparse
+    largest_sane: float = math.inf  # [m] a larger depth is another unit or a damaged file
     # Official quirk, of NYU: pixels whose prediction is at most 1 mm do not count; the usual thing is to clamp them.
     drops_tiny: bool = False
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """All metrics that are computed: the release's, and what the paper's tables have besides."""
+        return tuple(dict.fromkeys((*self.metrics, "log10")))
+
+    @property
+    def seen(self) -> Size | None:
+        """(H, W) of what the method sees, if it is the same for all frames."""
+        return size_of(self.window(*self.frames[0])) if self.frames else None
 
     def counted_region(self, height: int, width: int) -> Crop:
         """What counts of a frame, in the frame's rows and columns."""
@@ -76,28 +90,39 @@ class Protocol:
 
 
 NYU = Protocol(
-    "NYU Depth V2 as the release evaluates it",
+    "NYU",
+    "NYU Depth V2 as the release evaluates it: 416 x 544 crop, mirror average, 1e-3 < gt < 10 m, mean over images",
     NYU_METRICS,
     max_depth=10.0,  # range of the Kinect
     units_per_metre=1000,
+    whole_split="the paper's metrics are over the official test split: they do not compare with these",
     frames=((480, 640),),
     window=lambda height, width: (slice(56, 472), slice(60, 604)),  # 416 x 544
     # Official quirk: columns 46:601 where others have Eigen's 41:601. Predictions start at column 60: nothing changes.
     region=lambda height, width: (slice(45, 471), slice(46, 601)),
+    measured_share=0.5,
+    largest_sane=65.0,
     drops_tiny=True,
 )
 # The Eigen test split: the benchmark's crop of 352 x 1216 is seen. BTS counts Garg's region of the frame.
 KITTI_BTS = Protocol(
-    "KITTI, protocol of BTS",
+    "KITTI, BTS",
+    "KITTI as BTS evaluates it: 352 x 1216 crop seen, Garg's region of the frame, 1e-3 < gt < 80 m, mean over images",
     KITTI_METRICS,
     max_depth=80.0,
     units_per_metre=256,
+    whole_split="published metrics are over the whole Eigen test split: they do not compare with these",
     frames=((370, 1224), (370, 1226), (374, 1238), (375, 1242), (376, 1241)),
     window=bottom_middle(352, 1216),
     region=garg,
 )
 # AdaBins crops the ground truth as the picture first, and counts Garg's region of that.
-KITTI_ADABINS = replace(KITTI_BTS, name="KITTI, protocol of AdaBins", region_of_window=True)
+KITTI_ADABINS = replace(
+    KITTI_BTS,
+    name="KITTI, AdaBins",
+    about="KITTI as AdaBins evaluates it: Garg's region of the 352 x 1216 crop, 1e-3 < gt < 80 m, mean over images",
+    region_of_window=True,
+)
 
 (NYU_FRAME,) = NYU.frames
 NYU_CROP = NYU.window(*NYU_FRAME)
@@ -262,14 +287,13 @@ def compute_errors_per_image(
         crop: count only the pixels of the protocol's region.
 
     Returns:
-        Each of the protocol's metrics and `log10` -> (B, R) float64; `valid_pixels`, `dropped_pixels` as
+        Each metric that the protocol has `scored` -> (B, R) float64; `valid_pixels`, `dropped_pixels` as
         `errors_of_maps`.
 
     Raises:
         ValueError: a shape is another, or gt is not finite.
         UnscorableError: a prediction is not finite, or an image has no pixel that counts.
     """
-    metrics = tuple(dict.fromkeys((*protocol.metrics, "log10")))
     if pred.ndim != 4 or len(pred) != len(gt) or len(gt) == 0:
         raise ValueError(f"expected pred of shape ({len(gt)}, R, h, w), got {tuple(pred.shape)}")
     rows = []
@@ -280,7 +304,7 @@ def compute_errors_per_image(
         check_finite(pred[i], name)
         places, depth = counted_pixels(gt[i], protocol, crop)
         of_counted = pred[i].flatten(1).index_select(1, places).float()  # (R, N)
-        rows.append(errors_of_maps(depth, of_counted, protocol, metrics, name))
+        rows.append(errors_of_maps(depth, of_counted, protocol, protocol.scored, name))
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
 
@@ -311,7 +335,7 @@ def compute_errors(gt: Tensor, pred: Tensor, crop: bool = True, cap: float = KIT
     """
     height, width = gt.shape[-2:]
     check_shapes(gt, (height, width), pred, (height, width))
-    protocol = Protocol("KITTI's metrics", KITTI_METRICS, cap, KITTI_BTS.units_per_metre, region=garg)
+    protocol = Protocol("KITTI", "KITTI's metrics", KITTI_METRICS, cap, KITTI_BTS.units_per_metre, "", region=garg)
     errors = compute_errors_per_image(list(gt), pred[:, :1], protocol, crop=crop)
     return {name: errors[name].mean().item() for name in KITTI_METRICS}
 

@@ -1,7 +1,8 @@
-"""Evaluates MonoCLIP on the official test split of NYU Depth V2 and prints its metrics beside the paper's.
+"""Evaluates MonoCLIP on the official test split of NYU Depth V2, or other pairs, beside what is published.
 
     python eval.py --data_path NYU_FOLDER --clip_path RN50.pt --output results
     python eval.py ... --depth_classes close "a little far" far --bin_list 1 2 3          one's own words
+    python eval.py --dataset KITTI --data_path ROOT --preset auty                         outdoors
     torchrun --nproc_per_node 8 eval.py ...                                               images shared by 8 GPUs
 
 `evaluate` is the loop; `python -m experiments` has the whole paper and its controls. The flags of the release are
@@ -22,23 +23,23 @@ from torch import distributed
 from tqdm import tqdm
 
 import options
-from calculate_error import NYU_CROP, NYU_METRICS, compute_errors_NYU_per_image, size_of
+from calculate_error import compute_errors_per_image
 from clip.inference import keep_freed_memory
 from datasets import PROGRESS, counted
-from datasets.nyu import NYUDepthV2, open_nyu
-from experiments.published import COLUMNS, DEPTHCLIP, PAPER_ROW, THIS_RUN, UNIFORM
+from datasets.pairs import DepthPairs
+from experiments.published import BESIDE, COLUMNS, THIS_RUN, UNIFORM, shown
 from monoclip import MonoCLIP
 from viewer.strip import Example, draw_strip, example_images
 
-ROW_FIELDS = ("image", "scene", "index", "reading", *NYU_METRICS, "valid_pixels", "dropped_pixels")
+NAMES, COUNTS = ("image", "scene", "index", "protocol", "reading"), ("valid_pixels", "dropped_pixels")  # of a row
 RESULTS_FILE, ROWS_FILE, STRIP_FILE = "results.json", "per_image.csv", "qualitative.png"
 
-Row = dict[str, Any]  # of one image and one reading, by `ROW_FIELDS`
+Row = dict[str, Any]  # of one image and one reading: `NAMES`, then metrics, then `COUNTS`
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = options.new_parser("Evaluate MonoCLIP on NYU Depth V2's official test split, beside the paper's metrics.")
+    parser = options.new_parser("Evaluate MonoCLIP on NYU Depth V2's official test split, or other pairs.")
     options.add_data_arguments(parser)
     options.add_model_arguments(parser)
     options.add_reading_arguments(parser)
@@ -49,7 +50,6 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--figures", action="store_true", help="also draw qualitative.png into --output")
     released = parser.add_argument_group("flags of the release")
     released.add_argument("--evaluate", action="store_true", help="accepted; evaluation is all there is")
-    released.add_argument("--dataset", choices=("NYU",), default="NYU", help="the data set")
     released.add_argument("--gpu_num", default="0", help="index of the GPU that 'auto' and 'cuda' mean")
     released.add_argument("--encoder", choices=("AST",), default="AST", help="accepted; without effect in the release")
     released.add_argument("--other_method", choices=("MonoCLIP",), default="MonoCLIP", help="the method")
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
 @torch.inference_mode()
 def evaluate(
     model: MonoCLIP,
-    dataset: NYUDepthV2,
+    dataset: DepthPairs,
     device: torch.device,
     batch_size: int = 4,
     workers: int = 1,
@@ -69,7 +69,7 @@ def evaluate(
 
     Args:
         model: on `device`.
-        dataset: from `open_nyu`.
+        dataset: the images, and the protocol by which they are scored.
         device: where depth is predicted.
         batch_size: images at once; their mirrors come on top.
         workers: threads that read images.
@@ -84,12 +84,14 @@ def evaluate(
     """
     items = range(len(dataset)) if items is None else items
     for batch in dataset.batches(items, batch_size, workers):
-        depth = model.predict(batch.image.to(device)).cpu()  # (B, 1, 416, 544) [m], image and mirror in one batch
+        depth = model.predict(batch.image.to(device)).cpu()  # (B, 1, h, w) [m], image and mirror in one batch
         uniform = torch.full_like(depth, model.bin_list.mean().item())  # the same for every image
         names = [dataset.names[item] for item in batch.items]
-        metrics = compute_errors_NYU_per_image(batch.depth, torch.cat([depth, uniform], 1), names=names)  # (B, 2) each
+        protocol, both = dataset.protocol, torch.cat([depth, uniform], 1)
+        metrics = compute_errors_per_image(batch.depth, both, protocol, names)  # (B, 2) each
         yield [
-            {"image": names[i], "scene": dataset.scenes[item], "index": dataset.indices[item], "reading": reading}
+            {"image": names[i], "scene": dataset.scenes[item], "index": dataset.indices[item]}
+            | {"protocol": protocol.name, "reading": reading}
             | {metric: values[i, place].item() for metric, values in metrics.items()}
             for i, item in enumerate(batch.items)
             for place, reading in enumerate((THIS_RUN, UNIFORM))
@@ -99,12 +101,12 @@ def evaluate(
 def mean(rows: Sequence[Row], reading: str) -> dict[str, float]:
     """Mean metrics of a reading over images, every image with the same weight (the release: every batch)."""
     own = [row for row in rows if row["reading"] == reading]
-    return {name: sum(row[name] for row in own) / len(own) for name in NYU_METRICS}
+    return {name: sum(row[name] for row in own) / len(own) for name in own[0] if name not in (*NAMES, *COUNTS)}
 
 
-def released_line(metrics: Mapping[str, float]) -> str:
+def released_line(metrics: Mapping[str, float], order: Sequence[str]) -> str:
     """The line that the release prints: ` * Avg abs_diff : 0.000, a1 : 0.000, ...`."""
-    return " * Avg " + ", ".join(f"{name.replace('delta', 'a')} : {metrics[name]:.3f}" for name in NYU_METRICS)
+    return " * Avg " + ", ".join(f"{name.replace('delta', 'a')} : {metrics[name]:.3f}" for name in order)
 
 
 def gathered(rows: list[Row], rank: int, count: int) -> list[Row]:
@@ -125,7 +127,7 @@ def with_progress(done: Iterable[list[Row]], images: int, rank: int) -> Iterator
             bar.update(len(rows) // 2)
 
 
-def written(done: Iterable[list[Row]], output: Path | None) -> list[Row]:
+def written(done: Iterable[list[Row]], output: Path | None, metrics: Sequence[str]) -> list[Row]:
     """All rows; with `output`, each stands in its per_image.csv as soon as its image is done (by one process)."""
     if output is None:
         return [row for rows in done for row in rows]
@@ -135,7 +137,7 @@ def written(done: Iterable[list[Row]], output: Path | None) -> list[Row]:
     everything, path = [], output / ROWS_FILE
     try:
         with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ROW_FIELDS, lineterminator="\n")
+            writer = csv.DictWriter(file, (*NAMES, *metrics, *COUNTS), lineterminator="\n")
             writer.writeheader()
             for rows in done:
                 writer.writerows([row | {k: options.csv_text(row[k]) for k in ("image", "scene")} for row in rows])
@@ -146,21 +148,20 @@ def written(done: Iterable[list[Row]], output: Path | None) -> list[Row]:
     return everything
 
 
-def table(rows: Sequence[Row], uniform_depth: float, official: bool) -> str:
-    """This run, what the method gives if language says nothing and, over the official test split, the paper's row."""
-    lines: dict[str, Mapping[str, float]] = {THIS_RUN: mean(rows, THIS_RUN)}
-    lines |= {PAPER_ROW: DEPTHCLIP} if official else {}
-    lines[f"{UNIFORM} ({uniform_depth:.3f} m)"] = mean(rows, UNIFORM)
-    text = [" " * 29 + "".join(f"{column:>9}" for column in COLUMNS)]
-    text += [f"{name:<29}" + "".join(f"{line[c]:9.3f}" for c in COLUMNS) for name, line in lines.items()]
+def table(rows: Sequence[Row], uniform_depth: float, beside: Mapping[str, Mapping[str, float | None]]) -> str:
+    """This run, published rows and what the method gives if language says nothing."""
+    lines = {THIS_RUN: mean(rows, THIS_RUN), **beside, f"{UNIFORM} ({uniform_depth:.3f} m)": mean(rows, UNIFORM)}
+    width = max(29, *(len(name) + 2 for name in lines))
+    text = [" " * width + "".join(f"{column:>9}" for column in COLUMNS)]
+    text += [f"{name:<{width}}" + "".join(f"{shown(line[c]):>9}" for c in COLUMNS) for name, line in lines.items()]
     return "\n".join(text)
 
 
 @torch.inference_mode()
-def example(model: MonoCLIP, dataset: NYUDepthV2, item: int, device: torch.device) -> Example:
+def example(model: MonoCLIP, dataset: DepthPairs, item: int, device: torch.device) -> Example:
     """An image of the qualitative strip, with its true and its predicted depth."""
     depth = model.predict(dataset[item][0][None].to(device))[0, 0].cpu().numpy()
-    return Example(dataset.names[item], dataset.pixels(item), dataset.depth(item)[0][NYU_CROP].numpy(), depth)
+    return Example(dataset.names[item], dataset.pixels(item), dataset.truth(item), depth)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -174,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reading = options.reading_of(args)
         device, rank, count = options.own_device(args.device, args.gpu_num)
         precision = options.choose_precision(args.precision, device)
-        dataset = open_nyu(args.data_path, NYU_CROP, reading.normalised, args.list_file, args.scene, args.limit)
+        dataset = options.open_data(args, reading)
         say = options.say if rank == 0 else lambda text: None
         say(f"data: {dataset.title}")
         clip_model, model = options.load_model(args.clip_path, device, precision, reading, args.exact, args.activation)
@@ -188,15 +189,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             done = iter([gathered([row for rows in done for row in rows], rank, count)])
         if rank > 0:
             return
-        rows = written(done, args.output)
+        rows = written(done, args.output, dataset.protocol.scored)
         seconds = time.perf_counter() - start
         made = options.made_with(args.clip_path, device, precision, args.exact, reading, clip_model.activation)
-        caveats = options.caveats(dataset.official, made["checkpoint_sha256"], model, size_of(NYU_CROP))
+        caveats = options.caveats(dataset.official, made["checkpoint_sha256"], model, dataset.protocol)
+        beside = BESIDE[dataset.protocol.name] if dataset.official else {}
         if args.output:
             means = {name: {"metrics": mean(rows, name)} for name in (THIS_RUN, UNIFORM)}
             about = {"images": len(dataset), "data": dataset.title, "warnings": caveats, "seconds": round(seconds, 3)}
-            results = options.identified() | {"rows": means, "paper": dict(DEPTHCLIP), **about, "made_with": made}
-            options.write_json(args.output / RESULTS_FILE, results)
+            about |= {"rows": means, "published": beside, "made_with": made}
+            options.write_json(args.output / RESULTS_FILE, options.identified(dataset.protocol) | about)
             if args.figures:
                 examples = [example(model, dataset, i, device) for i in example_images(dataset.scenes)]
                 draw_strip(args.output / STRIP_FILE, examples, options.caption(dataset.title, caveats))
@@ -205,8 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"counted: {counted(len(own))}, {valid:,} valid pixels, {len(own) / seconds:.2f} images/s")
         if dropped:
             print(f"warning: {dropped:,} more pixels do not count because the predicted depth is at most 1 mm")
-        print(released_line(mean(rows, THIS_RUN)) + "\n")
-        print(table(rows, model.bin_list.mean().item(), dataset.official))
+        print(released_line(mean(rows, THIS_RUN), dataset.protocol.metrics) + "\n")
+        print(table(rows, model.bin_list.mean().item(), beside))
         for caveat in caveats:
             print(f"{caveat[0].upper()}{caveat[1:]}.")
 

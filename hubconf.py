@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import options  # first: it refuses another `clip` or `datasets`
-from monoclip import PAPER, MonoCLIP
+from monoclip import READINGS, MonoCLIP
 
 dependencies = ["torch", "numpy", "PIL", "ftfy", "regex", "tqdm"]
 
@@ -24,6 +24,7 @@ def monoclip(
     exact: bool = False,
     activation: str = "auto",
     image_statistics: str = "imagenet",
+    preset: str = "paper",
     **reading: Any,
 ) -> MonoCLIP:
     """MonoCLIP in evaluation mode.
@@ -34,18 +35,22 @@ def monoclip(
         exact: keep the plain network, bit for bit, instead of the form of `clip.optimize_for_inference`.
         activation: "quickgelu" or "gelu", where the checkpoint is neither OpenAI's nor of a known name.
         image_statistics: "imagenet", as in the paper, or "clip", which CLIP was trained with.
+        preset: of `monoclip.READINGS`; "auty" and "log" are for KITTI. What `reading` has replaces its words and bins.
         reading: `depth_classes`, `bin_list`, `temperature`, `readout` and the other fields of `monoclip.Reading`.
 
     Raises:
         clip.CheckpointError, options.UsageError: no such checkpoint or device, or one that cannot be used.
         ValueError, TypeError: a reading that makes no depth, or a field that there is not.
     """
-    if image_statistics not in options.IMAGE_STATISTICS:
-        known = ", ".join(options.IMAGE_STATISTICS)
-        raise ValueError(f"image_statistics {image_statistics!r}: there are {known}")
+    for name, value, known in (
+        ("image_statistics", image_statistics, options.IMAGE_STATISTICS),
+        ("preset", preset, READINGS),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} {value!r}: there are {', '.join(known)}")
     chosen = options.choose_device(str(device or "auto"))
     precision = options.choose_precision("auto", chosen)
-    read = replace(options.with_statistics(PAPER, image_statistics), **reading)
+    read = replace(options.with_statistics(READINGS[preset], image_statistics), **reading)
     _, model = options.load_model(clip_path, chosen, precision, read, exact, activation)
     return model.eval()
 

@@ -42,7 +42,7 @@ class Reading:
     that do not match, or a value that makes no depth. Paper: section 3; the defaults are its main result (table 1).
     """
 
-    depth_templates: tuple[str, ...] = ("This {} is {}",)  # filled with an object and a depth class
+    depth_templates: tuple[str, ...] = ("This {} is {}",)  # filled with an object and a depth class, or it alone
     obj_classes: tuple[str, ...] = ("object",)
     depth_classes: tuple[str, ...] = (
         "giant",
@@ -89,8 +89,9 @@ class Reading:
         if not self.depth_templates or not self.obj_classes:
             raise ValueError("at least one template and one object word are needed")
         for template in self.depth_templates:
-            if template.count("{}") != 2 or template.count("{") != 2 or template.count("}") != 2:
-                raise ValueError(f"template {template!r} must hold {{}} twice: for the object and for the depth class")
+            if not template.count("{}") == template.count("{") == template.count("}") in (1, 2):
+                twice = "twice, for the object and for the depth class, or once, for the depth class"
+                raise ValueError(f"template {template!r} must hold {{}} {twice}")
 
     def normalised(self, pixels: np.ndarray) -> Tensor:
         """Pixels as the encoder takes them: (H, W, 3) uint8, RGB -> (3, H, W) float32."""
@@ -104,6 +105,28 @@ class Reading:
 
 
 PAPER = Reading()
+# Outdoors. The paper's own bins for KITTI are published nowhere. Auty and Mikolajczyk's words and bins (ICCV-W 2023);
+# and ours, declared as such: the paper's words, with bins spread evenly in log depth over 5 to 60 m.
+AUTY = Reading(
+    depth_templates=("This object appears to be {}",),
+    depth_classes=(
+        "very close",
+        "close",
+        "slightly close",
+        "neither close nor distant",
+        "slightly distant",
+        "distant",
+        "very distant",
+    ),
+    bin_list=(5.715, 17.144, 28.572, 40.0, 51.429, 62.857, 74.286),
+)
+LOG_BINS = Reading(bin_list=tuple(round(5 * 12 ** (i / 6), 2) for i in range(7)))
+READINGS = {"paper": PAPER, "auty": AUTY, "log": LOG_BINS}
+
+
+def prompt(template: str, obj: str, depth_class: str) -> str:
+    """What CLIP is asked of a depth class: the template with both words, or with the depth class alone."""
+    return template.format(obj, depth_class) if template.count("{}") == 2 else template.format(depth_class)
 
 
 def zeroshot_classifier(
@@ -114,8 +137,8 @@ def zeroshot_classifier(
 ) -> Tensor:
     """Text features T: one unit vector for each depth class, in the joint space.
 
-    For each of the K classes, its prompts (every template, with `{}` for the object and the class, with every object
-    word) are encoded and L2-normalised, and their mean is L2-normalised again. All prompts are one batch.
+    For each of the K classes, its prompts (a `prompt` for every template and object word) are encoded and
+    L2-normalised, and their mean is L2-normalised again. All prompts are one batch.
 
     Returns:
         (D, K) float32.
@@ -128,7 +151,7 @@ def zeroshot_classifier(
     """
     if isinstance(depth_classes, str) or isinstance(obj_classes, str) or isinstance(depth_templates, str):
         raise ValueError("expected lists of words, objects and templates, got a string; its letters are no words")
-    prompts = [t.format(o, c) for c in depth_classes for t in depth_templates for o in obj_classes]
+    prompts = [prompt(t, o, c) for c in depth_classes for t in depth_templates for o in obj_classes]
     tokens = tokenize(prompts, clip_model.context_length)  # (K * templates, L)
     if tokens.numel() and int(tokens.max()) >= clip_model.token_embedding.num_embeddings:
         known = clip_model.token_embedding.num_embeddings

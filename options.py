@@ -32,33 +32,36 @@ for name in ("clip", "datasets"):
         raise ImportError(f"another package {name!r} is imported already ({other}); load DepthCLIP in a new Python")
 
 import clip
-from calculate_error import UnscorableError
+from calculate_error import KITTI_ADABINS, KITTI_BTS, NYU, Protocol, UnscorableError
 from clip.checkpoint import locate_checkpoint
 from clip.dense import READOUTS, fitted_size
 from clip.model import VisionTransformer, convert_weights
 from datasets import DataError, printable
+from datasets.kitti import open_kitti
+from datasets.nyu import open_nyu
+from datasets.pairs import DepthPairs
+from datasets.rgbd import DEPTH_SCALE, MAX_DEPTH, open_rgbd, own_protocol
 from download import file_sha256, write_whole
-from monoclip import PAPER, MonoCLIP, Reading
+from monoclip import PAPER, READINGS, MonoCLIP, Reading, prompt
 
 VERSION = "2.1"
-SCHEMA = 2  # of results.json: raised whenever a key changes its meaning
-PROTOCOL = (
-    "NYU Depth V2 as the release evaluates it: 416 x 544 crop, mirror average, 1e-3 < gt < 10 m, mean over images"
-)
+SCHEMA = 3  # of results.json: raised whenever a key changes its meaning
 DEMO_WEIGHTS = Path(__file__).parent / "demo" / "rooms_clip.pt"
 DEMO_DATA = Path(__file__).parent / "demo" / "sample"
 TOY = "a toy CLIP that was taught distance on rendered rooms: no evidence about the real CLIP or the paper"
-OTHER_IMAGES = "the paper's metrics are over the official test split: they do not compare with these"
+OTHER_IMAGES = NYU.whole_split
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Images at once, and threads that read them, unless the flags say otherwise.
 BATCH_SIZE = {"cpu": 4, "cuda": 32, "mps": 8}
 WORKERS = {"cpu": 1, "cuda": 8, "mps": 4}
+PROTOCOLS = {"bts": KITTI_BTS, "adabins": KITTI_ADABINS}
 DATA_FOLDERS = (Path("nyu_depth_v2"), Path("datasets") / "NYU_Depth_V2")  # the second is the release's place
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a device without room says
 NO_MEMORY = "not enough memory; use smaller batches or pictures, or another --device"
 READING_FLAGS = ("depth_templates", "obj_classes", "depth_classes", "bin_list", "temperature")
 # What images are normalised with: mean and standard deviation, RGB in [0, 1].
 IMAGE_STATISTICS = {"imagenet": (PAPER.image_mean, PAPER.image_std), "clip": (clip.CLIP_MEAN, clip.CLIP_STD)}
+FAR = 10  # a largest bin below this part of the largest depth is worth a word
 INVERTED = "raw patch tokens of a vision transformer, whose maps are reported as inverted (arXiv 2304.05653)"
 
 
@@ -103,10 +106,16 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds which images are evaluated."""
     data = parser.add_argument_group("data")
     default = next((path for path in DATA_FOLDERS if path.exists()), DATA_FOLDERS[0])
-    source = "folder that holds official_splits/test, or nyu_depth_v2_labeled.mat"
+    kinds = "NYU Depth V2, KITTI's Eigen test split, or one's own pairs of picture and 16-bit depth"
+    data.add_argument("--dataset", choices=("NYU", "KITTI", "rgbd"), default="NYU", help=kinds)
+    source = "folder that holds official_splits/test, or nyu_depth_v2_labeled.mat; KITTI's root; a folder of pairs"
     data.add_argument("--data_path", type=Path, default=default, help=source)
-    data.add_argument("--list_file", type=Path, help="text file of 'rgb depth' lines, relative to the test split")
-    data.add_argument("--scene", nargs="+", metavar="NAME", help="evaluate the images of these scenes only")
+    listed = "text file of 'rgb depth' lines, relative to the test split or the folder; KITTI's list of the Eigen split"
+    data.add_argument("--list_file", type=Path, help=listed)
+    data.add_argument("--protocol", choices=PROTOCOLS, default="bts", help="what of KITTI counts")
+    data.add_argument("--depth_scale", type=float, default=DEPTH_SCALE, metavar="N", help="rgbd: PNG units in a metre")
+    data.add_argument("--max_depth", type=float, default=MAX_DEPTH, metavar="M", help="rgbd: what counts is nearer [m]")
+    data.add_argument("--scene", nargs="+", metavar="NAME", help="evaluate the images of these scenes, or drives, only")
     data.add_argument("--limit", type=positive, metavar="N", help="evaluate the first N images only")
 
 
@@ -128,13 +137,18 @@ def add_model_arguments(parser: argparse.ArgumentParser, several: bool = False) 
 
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Adds the words, bins and temperature of a `Reading`; their defaults are the paper's."""
+    """Adds the words, bins and temperature of a `Reading`; those that are not given are a preset's."""
     reading = parser.add_argument_group("reading")
-    reading.add_argument("--depth_classes", nargs="+", metavar="WORD", default=PAPER.depth_classes, help="words")
-    reading.add_argument("--bin_list", nargs="+", type=float, metavar="M", default=PAPER.bin_list, help="depths [m]")
-    reading.add_argument("--depth_templates", nargs="+", metavar="T", default=PAPER.depth_templates, help="sentences")
-    reading.add_argument("--obj_classes", nargs="+", metavar="WORD", default=PAPER.obj_classes, help="objects")
-    reading.add_argument("--temperature", type=float, default=PAPER.temperature, help="of the softmax")
+    presets = (
+        "what is not given here: the paper's; Auty and Mikolajczyk's for KITTI; ours, the paper's words with bins "
+    )
+    presets += "spread in log depth over 5 to 60 m"
+    reading.add_argument("--preset", choices=READINGS, default="paper", help=presets)
+    reading.add_argument("--depth_classes", nargs="+", metavar="WORD", help="words")
+    reading.add_argument("--bin_list", nargs="+", type=float, metavar="M", help="depths [m]")
+    reading.add_argument("--depth_templates", nargs="+", metavar="T", help="sentences")
+    reading.add_argument("--obj_classes", nargs="+", metavar="WORD", help="objects")
+    reading.add_argument("--temperature", type=float, help=f"of the softmax (default: {PAPER.temperature})")
     how = "how patch features are read out of CLIP (docs/readouts.md)"
     reading.add_argument("--readout", choices=READOUTS, default=PAPER.readout, help=how)
     means = "what images are normalised with: the paper's, or those that CLIP was trained with"
@@ -159,10 +173,30 @@ def add_html_argument(group: argparse._ArgumentGroup, name: str, count: int) -> 
     group.add_argument("--phrases", type=Path, metavar="FILE", help=phrases)
 
 
+def open_data(args: argparse.Namespace, reading: Reading) -> DepthPairs:
+    """The images that the flags of `add_data_arguments` name. Raises DataError, UsageError."""
+    if args.dataset != "KITTI" and args.protocol != "bts":
+        raise UsageError("--protocol: only KITTI has several")
+    if args.dataset != "rgbd" and (args.depth_scale, args.max_depth) != (DEPTH_SCALE, MAX_DEPTH):
+        raise UsageError("--depth_scale and --max_depth are of --dataset rgbd")
+    if args.dataset == "NYU":
+        return open_nyu(args.data_path, reading.normalised, args.list_file, args.scene, args.limit)
+    if args.dataset == "KITTI":
+        protocol = PROTOCOLS[args.protocol]
+        return open_kitti(args.data_path, protocol, reading.normalised, args.list_file, args.scene, args.limit)
+    if not 0 < args.depth_scale < float("inf") or not 0 < args.max_depth < float("inf"):
+        raise UsageError("--depth_scale and --max_depth must be positive and finite")
+    if args.scene:
+        raise UsageError("--scene: one's own pairs have no scenes; name a list of some of them with --list_file")
+    own = own_protocol(args.depth_scale, args.max_depth)
+    return open_rgbd(args.data_path, own, reading.normalised, args.list_file, args.limit)
+
+
 def reading_of(args: argparse.Namespace) -> Reading:
     """The reading of the flags. Raises UsageError if it makes no depth."""
-    reading = replace(with_statistics(PAPER, args.image_statistics), readout=args.readout)
-    return checked_reading({name: getattr(args, name) for name in READING_FLAGS}, reading)
+    reading = replace(with_statistics(READINGS[args.preset], args.image_statistics), readout=args.readout)
+    given = {name: getattr(args, name) for name in READING_FLAGS}
+    return checked_reading({name: value for name, value in given.items() if value is not None}, reading)
 
 
 def with_statistics(reading: Reading, name: str) -> Reading:
@@ -194,7 +228,7 @@ def checked_reading(values: dict[str, Any], default: Reading = PAPER, where: str
     try:
         reading = replace(default, **values)
         for template in reading.depth_templates:
-            clip.tokenize([template.format(o, c) for o in reading.obj_classes for c in reading.depth_classes])
+            clip.tokenize([prompt(template, o, c) for o in reading.obj_classes for c in reading.depth_classes])
     except (ValueError, RuntimeError, OverflowError) as error:  # the last: JSON knows whole numbers of any size
         raise UsageError(f"{where}{error}") from error
     return reading
@@ -315,9 +349,9 @@ def code_commit() -> str:
     return found.strip() or "unknown"
 
 
-def identified() -> dict[str, Any]:
+def identified(protocol: Protocol) -> dict[str, Any]:
     """What a results.json is: the version of its form, the protocol, the code."""
-    return {"schema": SCHEMA, "protocol": PROTOCOL, "commit": code_commit()}
+    return {"schema": SCHEMA, "protocol": protocol.about, "commit": code_commit()}
 
 
 def toy_note(checkpoint_sha256: str) -> str:
@@ -325,13 +359,16 @@ def toy_note(checkpoint_sha256: str) -> str:
     return TOY if checkpoint_sha256 == file_sha256(DEMO_WEIGHTS) else ""
 
 
-def caveats(official: bool, checkpoint_sha256: str, model: MonoCLIP, size: tuple[int, int]) -> list[str]:
-    """What keeps metrics from being beside the paper's: other images, of `size` (H, W), the toy CLIP, the read-out."""
-    notes = ["" if official else OTHER_IMAGES, toy_note(checkpoint_sha256), *readout_notes(model)]
-    patch, (height, width) = model.clip_vis.patch_size, size
+def caveats(official: bool, checkpoint_sha256: str, model: MonoCLIP, protocol: Protocol = NYU) -> list[str]:
+    """What keeps metrics from being beside published ones: other images, the toy CLIP, the read-out, resizing."""
+    notes = ["" if official else protocol.whole_split, toy_note(checkpoint_sha256), *readout_notes(model)]
+    patch, (height, width) = model.clip_vis.patch_size, protocol.seen or (0, 0)
     rows, columns = fitted_size(height, width, patch)
-    if (rows, columns) != size:
+    if protocol.seen and (rows, columns) != protocol.seen:
         notes.append(f"images of {height}x{width} px are resized to {rows}x{columns}, whole patches of {patch} px")
+    farthest, largest = max(model.reading.bin_list), protocol.max_depth
+    if protocol is not NYU and farthest < largest / FAR:
+        notes.append(f"no bin is beyond {farthest:g} m, where ground truth goes to {largest:g} m: see --preset")
     return [text for text in notes if text]
 
 

@@ -57,9 +57,9 @@ NPY, MM_PNG, COLOURED, SIDE_BY_SIDE = "_depth.npy", "_depth_mm.png", "_depth.png
 SIGMA_NPY, SIGMA_PNG, WORDS = "_sigma.npy", "_sigma.png", "_words.png"
 SAVED = {"npy": [NPY], "mm": [MM_PNG], "colour": [COLOURED], "side_by_side": [SIDE_BY_SIDE]}
 SAVED |= {"sigma": [SIGMA_NPY, SIGMA_PNG], "words": [WORDS]}
-# No pictures to read: what this script writes, and the depth maps of NYU's layout.
+# No pictures to read: what this script writes, and the depth maps of NYU's and KITTI's layouts.
 PASSED_BY = [f"*{kind}" for kinds in SAVED.values() for kind in kinds]
-PASSED_BY += [page.PAGE_FILE, RECORD_FILE, NAME_FILE, "sync_depth_*.png"]
+PASSED_BY += [page.PAGE_FILE, RECORD_FILE, NAME_FILE, "sync_depth_*.png", "proj_depth/groundtruth/*/*.png"]
 ANY_MACHINE = ("device", "threads", "python", "torch")  # what the runs of one folder may differ in
 LARGE = 20_000_000  # pixels of a map, from which on its files take 80 MB and more
 # A device that is full or broken takes no other picture's files either.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import options
-from calculate_error import NYU_CROP, NYU_METRICS, compute_errors_NYU_per_image
+from calculate_error import NYU_METRICS, compute_errors_NYU_per_image
 from datasets.nyu import open_nyu
 from monoclip import PAPER
 
@@ -49,7 +49,7 @@ def moved(gt: Tensor, depth: Tensor, other: Tensor) -> str:
 @torch.inference_mode()
 def measure(clip_path: str | Path, activation: str, data_path: Path, limit: int | None) -> None:
     """Prints two lines for each temperature. Raises DataError, CheckpointError, UsageError."""
-    cpu, dataset = torch.device("cpu"), open_nyu(data_path, NYU_CROP, PAPER.normalised, limit=limit)
+    cpu, dataset = torch.device("cpu"), open_nyu(data_path, PAPER.normalised, limit=limit)
     images, gt = (torch.stack([dataset[i][part] for i in range(len(dataset))]) for part in (0, 1))
     print(f"{dataset.title}; {Path(clip_path).name}; torch {torch.__version__}; a pixel is about 4.5e-6 of a delta")
     for temperature in TEMPERATURES:

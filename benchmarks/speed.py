@@ -32,7 +32,9 @@ from experiments.published import PUBLISHED
 
 ROOT = Path(__file__).parents[1]
 
-SETTINGS = len({row.reading for row in PUBLISHED if row.reading})  # 8, in the paper's prompt and bin ablations
+SETTINGS = len(
+    {row.reading for row in PUBLISHED if row.reading and row.data_set == "NYU"}
+)  # 8, in the paper's prompt and bin ablations
 
 Seconds = Mapping[str, Sequence[float]]  # by name, of each round
 

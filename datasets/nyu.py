@@ -3,36 +3,37 @@
 `open_nyu` finds and checks the images of a folder in the field's layout, or of the published .mat (`nyu_mat.py`), and
 gives one `NYUDepthV2`. Layout: `<root>/official_splits/test/<scene>/rgb_{i:05d}.jpg` with `sync_depth_{i:05d}.png`, i
 the 0-based index into the labelled data set. RGB is 640x480; depth is a 16-bit PNG in millimetres, 0 = no measurement.
-All files are decoded before a model is built, and all that is wrong is said at once; what no decoder notices passes,
-such as half a JPEG that somebody closed with an end marker. Nothing is ever written.
+What it has in common with other data sets is in `pairs.py`.
 """
 
-import hashlib
-import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
-import torch
-from PIL import Image, ImageFile
 from torch import Tensor
 
-from calculate_error import NYU_MAX_DEPTH
+from calculate_error import NYU, Size
 from datasets import DataError, counted, name_of, printable, text_of
-from datasets.nyu_mat import DEPTH_UNITS_PER_METRE, FRAME, MAT_NAME, NUM_IMAGES, LabelledMat
+from datasets.nyu_mat import MAT_NAME, NUM_IMAGES, LabelledMat
+from datasets.pairs import (
+    DepthPairs,
+    FilePair,
+    check_files,
+    content_of,
+    decode,
+    depth_in_metres,
+    raise_problems,
+    unsafe_path,
+)
 
 SPLIT = Path("official_splits") / "test"
-SANE_DEPTH = (0.1, 65.0)  # [m] a largest depth outside this range is another unit or a damaged file
-MAX_PIXELS = 4_000_000  # an image that claims more is refused before it is decoded
 SEE = "or see it work now: sh test.sh --demo"  # what who has no data can do
 # What images are called: those of the .mat are NYU's, those of a folder may be anything in its layout.
-NYU, LAYOUT = "of NYU Depth V2", "in the layout of NYU Depth V2"
+OF_NYU, LAYOUT = "of NYU Depth V2", "in the layout of NYU Depth V2"
 
 
 # The 654 test images, 0-based (splits.mat of the data set, less one).
@@ -60,32 +61,8 @@ TEST_INDICES = _expand(TEST_RANGES)
 
 
 @dataclass(frozen=True)
-class FolderPair:
-    """A test image in a folder: its files, its scene, its 0-based index, and the line of a list that names it."""
-
-    rgb: Path
-    depth: Path
-    scene: str
-    index: int
-    origin: str = ""  # "list.txt, line 7"
-
-    @property
-    def name(self) -> str:
-        """`<scene>/<file name of the RGB image>`, as a text that any file and any terminal can hold."""
-        return printable(f"{self.scene}/{self.rgb.name}")
-
-    def jpeg(self) -> bytes:
-        """The RGB image as the bytes of its JPEG file. Raises DataError."""
-        return content_of(self.rgb)
-
-    def millimetres(self) -> np.ndarray:
-        """The raw depth map, (480, 640) uint16 [mm]. Raises DataError."""
-        return decode(content_of(self.depth), str(self.depth), "I;16")
-
-
-@dataclass(frozen=True)
 class MatPair:
-    """A test image in the .mat: as a `FolderPair` that `prepare_nyu` would write."""
+    """A test image in the .mat: as a `FilePair` that `prepare_nyu` would write."""
 
     mat: LabelledMat
     scene: str
@@ -96,72 +73,28 @@ class MatPair:
         """`<scene>/<file name of the RGB image>`."""
         return f"{self.scene}/rgb_{self.index:05d}.jpg"
 
-    def jpeg(self) -> bytes:
+    def picture(self) -> bytes:
         """The RGB image as the bytes of a JPEG file. Raises DataError."""
         return self.mat.jpeg(self.index)
 
-    def millimetres(self) -> np.ndarray:
+    def units(self, frames: Sequence[Size]) -> np.ndarray:
         """The raw depth map, (480, 640) uint16 [mm]. Raises DataError."""
         return self.mat.millimetres(self.index)
 
 
-class Batch(NamedTuple):
-    """Places of B images in the data set; image (B, 3, h, w) float32, normalised; depth (B, 1, 480, 640) [m]."""
+class NYUDepthV2(DepthPairs):
+    """NYU's images; `official` if they are the test split, all of it and nothing else.
 
-    items: list[int]
-    image: Tensor
-    depth: Tensor
-
-
-class NYUDepthV2:
-    """Images and depth maps, in the order of `pairs`; `names`, `scenes` and `indices` are theirs.
-
-    `official` says whether they are the official test split, all of it and nothing else; `title` says it in words.
-    `crop` are the rows and columns of the RGB image that the method sees, without resizing; depth stays whole.
-    `normalised` makes what the encoder takes, (3, H, W) float32, of pixels (H, W, 3) uint8.
     `kind` is what follows the number of images in the title; images with a name of their own are never the split.
     """
 
     def __init__(
-        self,
-        pairs: Sequence[FolderPair | MatPair],
-        crop: tuple[slice, slice],
-        normalised: Callable[[np.ndarray], Tensor],
-        kind: str = LAYOUT,
+        self, pairs: Sequence[FilePair | MatPair], normalised: Callable[[np.ndarray], Tensor], kind: str = LAYOUT
     ) -> None:
-        self.pairs, self.crop, self.normalised, self.kind = list(pairs), crop, normalised, kind
-        self.names = [pair.name for pair in pairs]
-        self.scenes = [printable(pair.scene) for pair in pairs]
-        self.indices = [pair.index for pair in pairs]
-        self.official = kind in (NYU, LAYOUT) and sorted(self.indices) == sorted(TEST_INDICES)
+        official = kind in (OF_NYU, LAYOUT) and sorted(pair.index for pair in pairs) == sorted(TEST_INDICES)
         split = f"all {len(TEST_INDICES)} images of the official test split of NYU Depth V2"
-        self.title = split if self.official else f"{counted(len(self))} {kind}"
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def normalised_by(self, normalised: Callable[[np.ndarray], Tensor]) -> "NYUDepthV2":
-        """The same images for another encoder, or with other statistics."""
-        return NYUDepthV2(self.pairs, self.crop, normalised, self.kind)
-
-    def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
-        """Image (3, h, w) float32, normalised, and depth (1, 480, 640) float32 [m].
-
-        Raises DataError: the files changed since they were checked, or are damaged inside.
-        """
-        return self.normalised(self.pixels(item)), self.depth(item)
-
-    def pixels(self, item: int) -> np.ndarray:
-        """The part of the picture that the method sees, (416, 544, 3) uint8, RGB. Raises DataError."""
-        return decode(self.pairs[item].jpeg(), self.names[item], "RGB")[self.crop]
-
-    def depth(self, item: int) -> Tensor:
-        """The ground truth, (1, 480, 640) float32 [m], clipped to [0, 10]; 0 = no measurement. Raises DataError."""
-        return depth_in_metres(self.pairs[item].millimetres(), self.names[item])
-
-    def image_sha256(self, item: int) -> str:
-        """The hash of the image's JPEG file, which a folder and the .mat have in common. Raises DataError."""
-        return hashlib.sha256(self.pairs[item].jpeg()).hexdigest()
+        super().__init__(pairs, NYU, normalised, split if official else f"{counted(len(pairs))} {kind}", official)
+        self.kind = kind
 
     def clusters(self) -> tuple[list[str], str]:
         """What images have in common that keeps them from being independent: a label of each, and it in words.
@@ -183,23 +116,9 @@ class NYUDepthV2:
                 labels[place] = labels[before]
         return labels, "runs of consecutive indices of one room type"
 
-    def batches(self, items: Sequence[int], batch_size: int, workers: int = 1) -> Iterator[Batch]:
-        """The images at the places `items`, in that order, `batch_size` at once; the last batch may have fewer.
-
-        `workers` threads read the next batch while the caller works on one. Raises DataError: a file is damaged.
-        """
-        parts = [list(items[start : start + batch_size]) for start in range(0, len(items), batch_size)]
-        with ThreadPoolExecutor(workers) as pool:
-            following = [pool.map(self.__getitem__, part) for part in parts[:1]]
-            for part, after in zip(parts, [*parts[1:], []], strict=False):  # no part at all, none after it
-                image, depth = zip(*following.pop(), strict=True)
-                following.append(pool.map(self.__getitem__, after))
-                yield Batch(part, torch.stack(image), torch.stack(depth))
-
 
 def open_nyu(
     path: Path,
-    crop: tuple[slice, slice],
     normalised: Callable[[np.ndarray], Tensor],
     list_file: Path | None = None,
     scenes: Sequence[str] | None = None,
@@ -209,8 +128,7 @@ def open_nyu(
 
     Args:
         path: a folder in the field's layout; the .mat; or a folder that holds the .mat and no official_splits.
-        crop: as for `NYUDepthV2`.
-        normalised: as for `NYUDepthV2`.
+        normalised: as for `DepthPairs`.
         list_file: a text file that names the pairs of a folder.
         scenes: only the images of these.
         limit: only the first so many images.
@@ -218,14 +136,14 @@ def open_nyu(
     Raises DataError: the data cannot be used; all that is wrong is listed.
     """
     path = source_of(path)
-    pairs: Sequence[FolderPair | MatPair]
+    pairs: Sequence[FilePair | MatPair]
     if path.suffix == ".mat" and not path.is_dir():
         if list_file is not None:
             raise DataError(f"--list_file names files of a folder, but --data_path is {path}; drop one")
         mat = LabelledMat(path)
         types = mat.names("sceneTypes")
         pairs = sorted((MatPair(mat, types[index], index) for index in TEST_INDICES), key=lambda pair: pair.name)
-        kind = NYU
+        kind = OF_NYU
     else:
         pairs = scan_folder(path) if list_file is None else read_list(list_file, path)
         name = name_of(test_split_folder(path))
@@ -234,8 +152,8 @@ def open_nyu(
     if unknown := [scene for scene in scenes or () if scene not in there]:
         raise DataError(f"--scene {' '.join(unknown)}: no such scene here; there are {', '.join(there)}")
     pairs = [pair for pair in pairs if not scenes or printable(pair.scene) in scenes][:limit]
-    check_files([pair for pair in pairs if isinstance(pair, FolderPair)])
-    return NYUDepthV2(pairs, crop, normalised, kind)
+    check_files([pair for pair in pairs if isinstance(pair, FilePair)], NYU)
+    return NYUDepthV2(pairs, normalised, kind)
 
 
 def source_of(path: Path) -> Path:
@@ -253,7 +171,7 @@ def test_split_folder(root: Path) -> Path:
     return inner if inner.is_dir() else root
 
 
-def scan_folder(root: Path) -> list[FolderPair]:
+def scan_folder(root: Path) -> list[FilePair]:
     """All pairs below the test split of `root`, sorted by scene and file name.
 
     Raises:
@@ -281,10 +199,10 @@ def scan_folder(root: Path) -> list[FolderPair]:
             scenes = ", ".join(scene for scene, i in rgb if i == index)
             problems.append(f"{folder}: index {index} occurs {count} times, in {scenes}")
     raise_problems(sorted(problems))
-    return [FolderPair(path, depth[key], *key) for key, path in sorted(rgb.items(), key=lambda e: (e[0][0], e[1].name))]
+    return [FilePair(path, depth[key], *key) for key, path in sorted(rgb.items(), key=lambda e: (e[0][0], e[1].name))]
 
 
-def read_list(list_file: Path, root: Path) -> list[FolderPair]:
+def read_list(list_file: Path, root: Path) -> list[FilePair]:
     """The pairs that a text file names, sorted by RGB path.
 
     Each line holds the RGB path and the depth path relative to the test split, then optionally the focal length, which
@@ -293,7 +211,7 @@ def read_list(list_file: Path, root: Path) -> list[FolderPair]:
     Raises DataError: all lines that are wrong, with their numbers.
     """
     folder = test_split_folder(root)
-    pairs: list[FolderPair] = []
+    pairs: list[FilePair] = []
     problems: list[str] = []
     seen: dict[PurePosixPath, str] = {}
     for number, line in enumerate(text_of(list_file).split("\n"), 1):
@@ -313,106 +231,11 @@ def read_list(list_file: Path, root: Path) -> list[FolderPair]:
             wrong.append(f"{rgb.name} and {depth.name} do not carry the same index")
         problems += [f"{where}: {reason}" for reason in wrong]
         if not wrong:
-            pairs.append(FolderPair(folder / rgb, folder / depth, rgb.parent.name, indices[0], where))
+            pairs.append(FilePair(folder / rgb, folder / depth, rgb.parent.name, indices[0], where))
     if not pairs and not problems:
         problems.append(f"{list_file}: names no image")
     raise_problems(problems)
     return sorted(pairs, key=lambda pair: str(pair.rgb))
-
-
-def unsafe_path(text: str, folder: Path) -> str | None:
-    """Why the relative path `text` must not be opened below `folder`, or None."""
-    path = PurePosixPath(text)
-    if "\0" in text or "\\" in text or path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", text):
-        return f"{text!r} is not a plain relative path"
-    try:
-        inside = (folder / path).resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError) as error:  # too long a name, links in a circle
-        return f"{text!r} cannot be followed ({error})"
-    return None if inside else f"{text!r} leads out of {folder}"
-
-
-def raise_problems(problems: Sequence[str]) -> None:
-    """Raises one DataError that lists all `problems`, if there are any."""
-    if len(problems) == 1:
-        raise DataError(problems[0])
-    if problems:
-        raise DataError(f"{len(problems)} problems in the data:\n" + "\n".join(f"  {problem}" for problem in problems))
-
-
-def content_of(path: Path) -> bytes:
-    """The bytes of a regular file. Raises DataError: it cannot be read, or is none."""
-    try:
-        if path.exists() and not path.is_file():
-            raise DataError(f"{path}: not a regular file; put the image there")
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def decode(content: bytes, name: str, mode: str) -> np.ndarray:
-    """All pixels of an image file: (480, 640, 3) uint8 for mode RGB, (480, 640) uint16 for mode I;16.
-
-    Raises DataError: the file `name` is no JPEG (RGB) or PNG (I;16), has another size, or does not decode to the end.
-    """
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # some package may have set it; half a JPEG must not be scored
-    form, expected = ("JPEG", "an RGB JPEG") if mode == "RGB" else ("PNG", "a 16-bit single-channel PNG")
-    try:
-        image = Image.open(io.BytesIO(content))
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: claims more than {MAX_PIXELS:,} pixels, so it is not decoded; remove it") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{name}: not a readable image; write it again") from error
-    found = f"{image.width}x{image.height}"
-    if image.width * image.height > MAX_PIXELS:
-        problem = f"claims {found} pixels, so it is not decoded; remove it"
-    elif (image.mode, image.format) != (mode, form):
-        problem = f"has mode {image.mode} and format {image.format}, expected {expected} (mode {mode}); write it again"
-    elif (image.height, image.width) != FRAME:
-        problem = f"is {found}, expected {FRAME[1]}x{FRAME[0]}; do not resize NYU's images"
-    else:
-        try:
-            return np.array(image)
-        except (OSError, SyntaxError, ValueError) as error:
-            problem = f"truncated or damaged ({error}); write it again"
-    raise DataError(f"{name}: {problem}")
-
-
-def check_files(pairs: Sequence[FolderPair]) -> None:
-    """Reads all files once, before a model is built: about 7 ms an image and core.
-
-    Raises:
-        DataError: all files that are missing, unreadable, damaged, of a wrong mode or size, or hold no depth, with the
-            lines of the list that name them.
-    """
-
-    def problems_of(pair: FolderPair) -> list[str]:
-        problems = []
-        for path, mode in ((pair.rgb, "RGB"), (pair.depth, "I;16")):
-            try:
-                pixels = decode(content_of(path), str(path), mode)
-                if mode == "I;16" and not depth_in_metres(pixels, str(path)).any():
-                    raise DataError(f"{path}: no valid pixel, every depth is 0; remove the image")
-            except DataError as error:
-                problems.append(f"{pair.origin}: {error}" if pair.origin else str(error))
-        return problems
-
-    with ThreadPoolExecutor() as pool:
-        raise_problems([problem for problems in pool.map(problems_of, pairs) for problem in problems])
-
-
-def depth_in_metres(millimetres: np.ndarray, name: str) -> Tensor:
-    """(480, 640) uint16 [mm] -> (1, 480, 640) float32 [m], clipped to [0, 10].
-
-    Raises DataError: the largest depth is below 0.1 m (but not all is 0, which the metrics name) or above 65 m.
-    """
-    largest = millimetres.max() / DEPTH_UNITS_PER_METRE
-    low, high = SANE_DEPTH
-    if largest != 0 and not low < largest < high:
-        raise DataError(f"{name}: its largest depth is {largest:g} m, so it does not hold millimetres; write it again")
-    return torch.from_numpy(millimetres.astype(np.float32) / DEPTH_UNITS_PER_METRE).clamp(0, NYU_MAX_DEPTH)[None]
 
 
 def training_depths(path: Path) -> Iterator[Tensor]:
@@ -425,6 +248,6 @@ def training_depths(path: Path) -> Iterator[Tensor]:
     if path.suffix == ".mat" and not path.is_dir():
         with LabelledMat(path) as mat:
             for index in sorted(set(range(NUM_IMAGES)) - set(TEST_INDICES)):
-                yield depth_in_metres(mat.millimetres(index), f"{path}, image {index}")
+                yield depth_in_metres(mat.millimetres(index), f"{path}, image {index}", NYU)
     for file in sorted((path / SPLIT.parent / "train").glob("*/sync_depth_*.png")):
-        yield depth_in_metres(decode(content_of(file), str(file), "I;16"), str(file))
+        yield depth_in_metres(decode(content_of(file), str(file), "I;16", NYU.frames), str(file), NYU)

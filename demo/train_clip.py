@@ -268,7 +268,7 @@ def measure(model: CLIP, root: Path, seed: int = 0) -> tuple[dict[str, dict[str,
     constants = torch.cat([bins.mean()[None], torch.arange(15, 31) / 10])
     reader = MonoCLIP(model)
     rows, ranked = [], []
-    dataset = open_nyu(root, NYU_CROP, PAPER.normalised)
+    dataset = open_nyu(root, PAPER.normalised)
     for image, depth in (dataset[i] for i in range(len(dataset))):
         image = image[None]
         logits = reader.logits(reader.patch_features(reader.trunk(image)))  # (2, K, h, w), of the image and its mirror

@@ -30,20 +30,20 @@ from torch import Tensor, distributed
 
 import clip
 import options
-from calculate_error import NYU, NYU_CROP, counted_pixels
+from calculate_error import counted_pixels
 from clip.dense import thins
 from clip.inference import keep_freed_memory
 from datasets import printable, text_of
-from datasets.nyu import NYUDepthV2, open_nyu, training_depths
+from datasets.nyu import training_depths
+from datasets.pairs import DepthPairs
 from experiments import published, readouts, tables
 from experiments.features import FeatureStore
 from experiments.score import (
-    CROP_SIZE,
-    SWEEP,
     Readouts,
     Rows,
     mean_permuted,
     score_images,
+    sweep_of,
     swept_constants,
     training_split,
 )
@@ -151,11 +151,11 @@ def score(
     Raises UnscorableError: a prediction is not finite, or an image has no valid pixel; DataError: damaged depth.
     """
     dataset = store.dataset
-    done = score_images(dataset.depth, store.get, dataset.names, rows, reader, bins)
+    done = score_images(dataset.depth, store.get, dataset.names, rows, reader, bins, dataset.protocol)
     errors = [image.errors for image in done]
     results = Results(dataset.names, dataset.scenes, clusters, dataset.indices, rows.names, errors, rows.baselines)
 
-    swept = swept_constants(torch.from_numpy(np.stack([image.histogram for image in done], axis=1)))
+    swept = swept_constants(torch.from_numpy(np.stack([image.histogram for image in done], axis=1)), dataset.protocol)
     best = {"of these images": results.add_best_constant(published.BEST, swept)}
     if len(set(clusters)) > 1:
         elsewhere = {metric: best_elsewhere(swept[metric], results.clusters, metric in HIGHER) for metric in swept}
@@ -163,7 +163,8 @@ def score(
     if training is not None:
         places = best["of the training split"] = best_places(swept_constants(training))
         results.add_constant(published.BEST_TRAINED, {metric: swept[metric][place] for metric, place in places.items()})
-    depths = {of: {metric: SWEEP[place] for metric, place in places.items()} for of, places in best.items()}
+    tried = sweep_of(dataset.protocol)
+    depths = {of: {metric: tried[place] for metric, place in places.items()} for of, places in best.items()}
     patches = np.concatenate([image.patches for image in done], axis=1)
     curves = [image.curve for image in done if np.isfinite(image.curve).all()]
     return Scores(results, depths, mean_permuted(done), patches, np.mean(curves, axis=0) if curves else None)
@@ -178,7 +179,7 @@ def report(
 ) -> None:
     """Step 3: writes the CSV, the tables and, last, results.json with `about`, each whole. Raises OSError."""
     found = [*found, tables.interval_table(scored)] if len(scored.results.all_clusters.counts) else found
-    options.write_text(output / tables.ROWS_FILE, tables.as_csv(scored.results, options.csv_text))
+    options.write_text(output / tables.ROWS_FILE, tables.as_csv(scored.results, options.csv_text, scored.protocol.name))
     if scored.permuted is not None:
         options.write_text(output / tables.PERMUTED_FILE, tables.permuted_csv(orders, scored.permuted))
     else:  # that of an earlier run would not belong to these rows
@@ -205,12 +206,13 @@ def draw(output: Path, scored: tables.Scored, store: FeatureStore, text: Tensor,
     examples, dataset = [], store.dataset
     for item in example_images(dataset.scenes):
         features = features_of(store, item)
-        truth = dataset.depth(item)[0][NYU_CROP].numpy()
+        truth = dataset.truth(item)
         depth = store.model.answers(features, truth.shape).depth
         examples.append(Example(dataset.names[item], dataset.pixels(item), truth, depth))
         if len(examples) == 1:
             weights = logits_of(features.cpu(), text, published.BIN_RESPONSE).softmax(1)[0].numpy()  # (K, h, w)
-            plots.draw_response(output / RESPONSE_FILE, examples[0], weights, scored.caption)
+            share = dataset.protocol.measured_share
+            plots.draw_response(output / RESPONSE_FILE, examples[0], weights, scored.caption, share)
     draw_strip(output / STRIP_FILE, examples, scored.caption)
     compared = scored.published_by.items() if scored.official else ()
     theirs = {name: row.by_column() for row, name in compared if row.scene is None}
@@ -236,23 +238,24 @@ def write_page(
         logits = logits_of(features_of(store, item).cpu(), text, reading).numpy()  # (2, K + P, h, w)
         own = results.by_column(results.metrics[published.THIS_RUN][item].tolist())
         metrics = {name: own[name] for name in PAGE_METRICS}
-        gt, picture = dataset.depth(item), dataset.pixels(item)
+        picture = dataset.pixels(item)
         counted = np.zeros(picture.shape[:2], dtype=bool)
-        counted.flat[counted_pixels(gt, NYU)[0].numpy()] = True
-        name, scene, truth = dataset.names[item], dataset.scenes[item], gt[0][NYU_CROP].numpy()
+        counted.flat[counted_pixels(dataset.depth(item), dataset.protocol)[0].numpy()] = True
+        name, scene, truth = dataset.names[item], dataset.scenes[item], dataset.truth(item)
         cards.append(page.card(name, scene, picture, logits, reading, phrases, truth, metrics, counted))
     rows = {row: results.mean(row) for row in (published.THIS_RUN, published.UNIFORM)}
-    if scored.official:
-        rows[published.PAPER_ROW] = published.DEPTHCLIP
+    rows |= published.BESIDE[dataset.protocol.name] if scored.official else {}
     table = {name: {column: row[column] for column in published.COLUMNS} for name, row in rows.items()}
     notes, warning = [page.subset_note(len(cards), len(dataset))], "; ".join(scored.warnings)
-    options.write_text(path, page.build(scored.title, cards, reading, phrases, table, notes, warning))
+    options.write_text(
+        path, page.build(scored.title, cards, reading, phrases, table, notes, warning, dataset.protocol.max_depth)
+    )
 
 
 class Data(NamedTuple):
     """The images of a run, and which of them belong together."""
 
-    dataset: NYUDepthV2
+    dataset: DepthPairs
     clusters: list[str]
     clustered_by: str
 
@@ -278,7 +281,8 @@ def compare_readouts(
     from experiments import plots  # imports matplotlib, which takes a second
 
     made_with: dict[str, Any] = {}
-    warnings = [] if data.dataset.official else [options.OTHER_IMAGES]
+    protocol = data.dataset.protocol
+    warnings = [] if data.dataset.official else [protocol.whole_split]
     for clip_path in clip_paths[1:]:  # so that none is found unusable when the others have taken hours
         load(clip_path)
 
@@ -286,7 +290,7 @@ def compare_readouts(
         for name, clip_path in zip(map(short_name, clip_paths), clip_paths, strict=True):
             clip_model, model, made_with[name] = load(clip_path)
             del made_with[name]["reading"]  # each row has its own
-            notes = options.caveats(True, made_with[name]["checkpoint_sha256"], model, CROP_SIZE)
+            notes = options.caveats(True, made_with[name]["checkpoint_sha256"], model, protocol)
             warnings.extend(f"{name}: {note}" for note in notes)
             yield name, clip_model, {key: made_with[name][key] for key in STORED_WITH}
 
@@ -298,12 +302,12 @@ def compare_readouts(
         return
     cases, results = found
     title, caption = f"MonoCLIP on {data.dataset.title}", options.caption(data.dataset.title, warnings)
-    about = options.identified() | {"data": data.dataset.title, "warnings": warnings, "made_with": made_with}
+    about = options.identified(protocol) | {"data": data.dataset.title, "warnings": warnings, "made_with": made_with}
     about["words"] = {name: list(getattr(reading, name)) for name in options.READING_FLAGS if name != "temperature"}
     about["seconds"] = round(time.perf_counter() - start, 3)
     table = tables.readout_table(cases, results, data.clustered_by, len(orders) - 1, complete)
     output.mkdir(parents=True, exist_ok=True)
-    options.write_text(output / READOUT_FILES["csv"], tables.as_csv(results, options.csv_text))
+    options.write_text(output / READOUT_FILES["csv"], tables.as_csv(results, options.csv_text, protocol.name))
     options.write_text(output / READOUT_FILES["md"], tables.as_markdown([table], title, caption))
     options.write_text(output / READOUT_FILES["tex"], tables.as_latex([table], caption))
     plots.draw_readouts(output / READOUT_FILES["png"], cases, caption)
@@ -334,7 +338,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         phrases = page.phrases_for(reading, args.phrases, args.html)
         device, rank, count = options.own_device(args.device, args.gpu_num)
         precision = options.choose_precision(args.precision, device)
-        dataset = open_nyu(args.data_path, NYU_CROP, reading.normalised, args.list_file, args.scene, args.limit)
+        dataset = options.open_data(args, reading)
         data = Data(dataset, *dataset.clusters())
         say = options.say if rank == 0 else lambda text: None
         say(f"data: {dataset.title}")
@@ -358,8 +362,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return
         clip_model, model, made = load(*args.clip_path)
         say(f"model: {args.clip_path[0]} on {device} in {precision}")
-        rows = own_rows(reading, own) if args.no_paper else paper_rows(reading, own)
-        training = training_split(training_depths(args.data_path)) if args.controls and rank == 0 else None
+        rows = own_rows(reading, own) if args.no_paper else paper_rows(reading, own, args.dataset)
+        trained = args.controls and rank == 0 and args.dataset == "NYU"
+        training = training_split(training_depths(args.data_path)) if trained else None
         if args.controls:
             rows = with_controls(rows, thins(model.clip_vis, reading.readout), training and training[0])
         orders, complete = assignments(reading.bin_list) if args.controls else ([reading.bin_list], False)
@@ -378,13 +383,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         scores = score(store, rows, reader, torch.tensor(orders), data.clusters, training and training[1])
         finished = time.perf_counter()
 
-        caveats = options.caveats(dataset.official, made["checkpoint_sha256"], model, CROP_SIZE)
+        caveats = options.caveats(dataset.official, made["checkpoint_sha256"], model, dataset.protocol)
         scored = tables.Scored(
             scores.results,
             groups=rows.groups if args.controls else {},
-            published_by={r: name for r in published.PUBLISHED if r.reading and (name := rows.row_of(r.reading))},
+            published_by={
+                r: name
+                for r in published.PUBLISHED
+                if r.reading and r.data_set == args.dataset and (name := rows.row_of(r.reading))
+            },
             lower_bounds=[] if args.no_paper else [random.name for random in rows.randoms if random.seed == 0],
             official=dataset.official,
+            protocol=dataset.protocol,
             title=f"MonoCLIP on {dataset.title}",
             caption=options.caption(dataset.title, caveats),
             warnings=caveats,
@@ -395,7 +405,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             curve=scores.curve,
         )
         seconds = {"encode": round(encoded - start, 3), "score": round(finished - encoded, 3)}
-        about = options.identified() | {"best_constants": scores.best, "data": dataset.title, "warnings": caveats}
+        about = options.identified(dataset.protocol) | {
+            "best_constants": scores.best,
+            "data": dataset.title,
+            "warnings": caveats,
+        }
         about |= {"seconds": seconds, "made_with": made}
         about["certainty"] = {"most_certain_abs_rel": None if scores.curve is None else scores.curve.tolist()}
         about["readings"] = {setting.name: asdict(setting.reading) for setting in rows.settings if not setting.group}

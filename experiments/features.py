@@ -25,11 +25,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from calculate_error import NYU_CROP, size_of
 from clip.dense import encoding_of, fitted_size
 from clip.model import Trunk
 from datasets import PROGRESS
-from datasets.nyu import NYUDepthV2
+from datasets.pairs import DepthPairs
 from download import write_whole
 from monoclip import MonoCLIP
 
@@ -48,9 +47,11 @@ class FeatureStore:
         depends_on: what the features depend on besides the image, its crop and the model's reading, as JSON holds it.
     """
 
-    def __init__(self, root: Path, model: MonoCLIP, dataset: NYUDepthV2, depends_on: Mapping[str, Any]) -> None:
+    def __init__(self, root: Path, model: MonoCLIP, dataset: DepthPairs, depends_on: Mapping[str, Any]) -> None:
         self.model, self.dataset = model, dataset
-        crop = [[side.start, side.stop] for side in NYU_CROP]
+        self.size = dataset.protocol.seen or dataset.frame(0)  # (H, W), of all images or of the first
+        frames = dataset.protocol.frames
+        crop = [[side.start, side.stop] for side in dataset.protocol.window(*frames[0])] if frames else "all"
         reading = model.reading
         about = {**depends_on, "image_mean": reading.image_mean, "image_std": reading.image_std, "crop": crop}
         about["encoding"] = encoding_of(reading.readout)
@@ -81,7 +82,7 @@ class FeatureStore:
     def check_space(self, count: int) -> None:
         """Raises OSError: the disk does not hold `count` more images."""
         visual = self.model.clip_vis
-        height, width = (side // visual.patch_size for side in fitted_size(*size_of(NYU_CROP), visual.patch_size))
+        height, width = (side // visual.patch_size for side in fitted_size(*self.size, visual.patch_size))
         channels = visual.joint_dim if encoding_of(self.model.reading.readout) == "windows" else visual.patch_dim
         needed = count * 2 * channels * (height * width + 1) * 4
         free = shutil.disk_usage(self.folder).free

@@ -18,7 +18,7 @@ import torch
 from clip.checkpoint import CHECKPOINTS
 from clip.dense import encoding_of, readouts_of
 from clip.model import CLIP
-from datasets.nyu import NYUDepthV2
+from datasets.pairs import DepthPairs
 from experiments.features import FeatureStore
 from experiments.published import UNIFORM
 from experiments.score import Readouts, Rows, Setting, mean_permuted, score_images
@@ -49,7 +49,7 @@ def cases_of(
 def compare(
     backbones: Iterable[tuple[str, CLIP, Mapping[str, Any]]],
     readings: Mapping[str, Reading],
-    dataset: NYUDepthV2,
+    dataset: DepthPairs,
     clusters: Sequence[str],
     root: Path,
     fill: Callable[[FeatureStore], None],
@@ -103,12 +103,13 @@ def scored(
     store: FeatureStore, reader: Readouts, rows: Rows, bins: Sequence[Sequence[float]]
 ) -> tuple[list[Errors], list[np.ndarray | None]]:
     """Errors of each image, and `mean_permuted` of each setting: what is kept of a pass; the rest takes half a GB."""
-    images = score_images(store.dataset.depth, store.get, store.dataset.names, rows, reader, torch.tensor(bins))
+    data = store.dataset
+    images = score_images(data.depth, store.get, data.names, rows, reader, torch.tensor(bins), data.protocol)
     return [image.errors for image in images], [mean_permuted(images, place) for place in range(len(rows.settings))]
 
 
 def joined(
-    passes: Sequence[Sequence[Errors]], dataset: NYUDepthV2, clusters: Sequence[str], names: Sequence[str]
+    passes: Sequence[Sequence[Errors]], dataset: DepthPairs, clusters: Sequence[str], names: Sequence[str]
 ) -> Results:
     """The rows of all passes as one; each ends with the row of uniform weights, which then stands once, last."""
     errors = []

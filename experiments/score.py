@@ -32,8 +32,9 @@ from calculate_error import (
     MIN_DEPTH,
     NYU,
     NYU_CROP,
-    NYU_MAX_DEPTH,
     NYU_METRICS,
+    Protocol,
+    Size,
     counted_pixels,
     errors_of_maps,
     gain_over_random,
@@ -50,22 +51,25 @@ from monoclip import MonoCLIP, Reading, logits_of, mirror_average, sigma_of, ups
 
 SCALED = NYU_METRICS[1:]  # the paper's columns
 EXTRA_METRICS = ("spearman", "spearman_pixels", "pearson", "aurg", "silog", *(f"scaled_{metric}" for metric in SCALED))
-METRICS = (*NYU_METRICS, *EXTRA_METRICS)
 
-# How random depth is drawn: the paper does not say. All uniform in 0 to 10 m.
+
+def metrics_of(protocol: Protocol) -> tuple[str, ...]:
+    """All metrics of a row, in the order of tables and files."""
+    return (*protocol.scored, *EXTRA_METRICS)
+
+
+METRICS = metrics_of(NYU)
+
+# How random depth is drawn: the paper does not say. All uniform from 0 to the protocol's largest depth, 10 m on NYU.
 PIXEL, GRID, MIRRORED = "random, each pixel", "random, each patch", "random, each patch, mirror average"
 RANDOM_KINDS = (PIXEL, GRID, MIRRORED)
-RANDOM_RANGE = 10.0  # [m] of the paper's Lower Bound
 
-CROP_SIZE = size_of(NYU_CROP)  # (416, 544)
-WHOLE_MM = round(NYU_MAX_DEPTH * 1000)  # depths that ground truth can have, from 0 up
 MAPS_AT_ONCE = 16  # of an image, so that few of their pixels are in memory
 CONSTANTS_AT_ONCE = 256  # of the sweep, so that histograms are read a few times only
-SWEEP = tuple(i / 200 for i in range(1, round(NYU_MAX_DEPTH * 200)))  # [m] constants that are tried, 5 mm apart
+SWEPT = 2000  # steps from 0 to the protocol's largest depth, at which constants are tried: 5 mm apart on NYU
 STEPS = 2**16 + 1  # of the range, in which depths are ranked: rounding of fp32 must not order equal ones
 SMALLEST_STEP = 1e-5  # [m] what is nearer than this is equal, whatever the range
 EVERY = 4  # row and column of the crop, whose pixels the rank correlation over pixels takes
-MEASURED_SHARE = 0.5  # of a patch's pixels, at least, for it to count in a correlation
 
 
 @dataclass(frozen=True)
@@ -206,24 +210,25 @@ def generator(name: str, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
-def random_depth(row: RandomDepth, name: str, grid: tuple[int, ...]) -> Tensor:
-    """A map of random depth for one image: (h, w) [m]; (416, 544) for each pixel."""
+def random_depth(row: RandomDepth, name: str, grid: tuple[int, ...], size: Size, largest: float) -> Tensor:
+    """A map of random depth for one image, from 0 to `largest` [m]: (h, w) [m]; for each pixel, `size`."""
     rng = generator(name, row.seed)
 
     def drawn(size: tuple[int, ...]) -> np.ndarray:
-        return rng.random(size, dtype=np.float32) * np.float32(RANDOM_RANGE)
+        return rng.random(size, dtype=np.float32) * np.float32(largest)
 
     if row.kind == PIXEL:
-        return torch.from_numpy(drawn(CROP_SIZE))
+        return torch.from_numpy(drawn(size))
     first = drawn(grid)
     return torch.from_numpy(first if row.kind == GRID else (first + drawn(grid)) / 2)
 
 
-def other_maps(rows: Rows, name: str, grid: tuple[int, ...]) -> tuple[list[Tensor], Tensor]:
+def other_maps(rows: Rows, name: str, truth: "Truth", grid: tuple[int, ...]) -> tuple[list[Tensor], Tensor]:
     """The depth of one image by rows that are no settings: of each patch, (h, w) [m], of each pixel, (R', H, W) [m]."""
-    patches = [random_depth(row, name, grid) for row in rows.randoms if row.kind != PIXEL]
-    pixels = [random_depth(row, name, grid) for row in rows.randoms if row.kind == PIXEL]
-    pixels += [*rows.maps.values(), *(torch.tensor(depth).expand(CROP_SIZE) for depth in rows.constants.values())]
+    size, largest = truth.size, truth.protocol.max_depth
+    patches = [random_depth(row, name, grid, size, largest) for row in rows.randoms if row.kind != PIXEL]
+    pixels = [random_depth(row, name, grid, size, largest) for row in rows.randoms if row.kind == PIXEL]
+    pixels += [*rows.maps.values(), *(torch.tensor(depth).expand(size) for depth in rows.constants.values())]
     return patches, torch.stack(pixels)
 
 
@@ -238,27 +243,29 @@ class ImageScores(NamedTuple):
 
 
 @torch.inference_mode()
-def score_all(gt: Tensor, trunk: Trunk, name: str, rows: Rows, readouts: Readouts, bins: Tensor) -> ImageScores:
+def score_all(
+    gt: Tensor, trunk: Trunk, name: str, rows: Rows, readouts: Readouts, bins: Tensor, protocol: Protocol = NYU
+) -> ImageScores:
     """Every row's metrics of one image, and what is told of its first settings besides.
 
-    From gt (1, 480, 640) [m]; the trunk of the image and its mirror; and bins (n, K) [m], assignments of bins to words.
-    Raises UnscorableError as `score_image` does.
+    From gt, a whole frame (1, H, W) [m]; the trunk of the image and its mirror; and bins (n, K) [m], assignments of
+    bins to words. Raises UnscorableError as `score_image` does.
     """
     answers = readouts(trunk, name)
     grid = tuple(answers.depth.shape[1:])
-    patches, pixels = other_maps(rows, name, grid)
-    truth = truth_of(gt, grid)
+    truth = truth_of(gt, grid, protocol)
+    patches, pixels = other_maps(rows, name, truth, grid)
     errors = score_image(truth, torch.cat([answers.depth, *(depth[None] for depth in patches)]), pixels, name)
     depth, sigma = (maps.flatten(1)[:, truth.patches] for maps in (answers.depth, answers.sigma))  # (R, P)
-    true, predicted = (maps.float().clamp(MIN_DEPTH, NYU_MAX_DEPTH) for maps in (truth.patch_depth, depth))
+    true, predicted = (maps.float().clamp(MIN_DEPTH, protocol.max_depth) for maps in (truth.patch_depth, depth))
     uncertain = torch.from_numpy(np.stack([steps(row) for row in sigma.numpy()]))
     curves = sparsification(pixel_errors(true, predicted, ("abs_rel",))["abs_rel"], uncertain)
     aurg = np.zeros_like(errors["spearman"])
     aurg[: len(curves)] = gain_over_random(curves).nan_to_num()
-    errors = {metric: aurg if metric == "aurg" else errors[metric] for metric in (*METRICS, *COUNTS)}
+    errors = {metric: aurg if metric == "aurg" else errors[metric] for metric in (*metrics_of(protocol), *COUNTS)}
     permuted = np.stack([permuted_errors(weights, bins, truth) for weights in answers.weights])
     both = np.stack([depth[0].double().numpy(), truth.patch_depth.numpy()])
-    return ImageScores(errors, histogram(truth.depth), permuted, both, curves[0].numpy())
+    return ImageScores(errors, histogram(truth.depth, protocol), permuted, both, curves[0].numpy())
 
 
 def score_images(
@@ -268,6 +275,7 @@ def score_images(
     rows: Rows,
     readouts: Readouts,
     bins: Tensor,
+    protocol: Protocol = NYU,
 ) -> list[ImageScores]:
     """`score_all` of every image, of which `depths` and `trunks` give the ground truth and the trunk by its place.
 
@@ -275,7 +283,7 @@ def score_images(
     """
 
     def one(item: int) -> ImageScores:
-        return score_all(depths(item), trunks(item), names[item], rows, readouts, bins)
+        return score_all(depths(item), trunks(item), names[item], rows, readouts, bins, protocol)
 
     # A thread for each image at a time, in which torch computes alone: threads that share a step wait for each other
     # at the end of each of thousands, and metrics do not depend on how many there are.
@@ -298,32 +306,40 @@ def mean_permuted(images: Sequence[ImageScores], place: int = 0) -> np.ndarray |
 
 
 class Truth(NamedTuple):
-    """Ground truth of an image: of its N counted pixels, and of the P patches of which at least half is counted."""
+    """Ground truth of an image: of its N counted pixels, and of the P patches of which enough is counted."""
 
-    places: Tensor  # (N,) int64 in the flattened crop
+    places: Tensor  # (N,) int64 in what the method sees, flattened
     depth: Tensor  # (N,) float32 [m]
     patches: Tensor  # (P,) int64 in the flattened grid
     patch_depth: Tensor  # (P,) float64 [m], mean over a patch's counted pixels
+    size: Size  # of what the method sees
+    protocol: Protocol
 
 
 def pooled(maps: Tensor, grid: Sequence[int]) -> Tensor:
     """Mean of each of h x w patches: (R, H, W) -> (R, h, w). Where they do not divide H and W, borders are of both."""
     h, w = grid
+    if maps.shape[1] % h or maps.shape[2] % w:  # else equal depths would pool to different fp32 sums
+        maps = maps.double()
     return F.adaptive_avg_pool2d(maps, (h, w))
 
 
-def truth_of(gt: Tensor, grid: Sequence[int]) -> Truth:
-    """The ground truth of an image, and of h x w patches of its crop: gt (1, 480, 640) float32 [m], 0 = no measurement.
+def truth_of(gt: Tensor, grid: Sequence[int], protocol: Protocol = NYU) -> Truth:
+    """The ground truth of an image, and of the h x w patches that the method sees of it.
 
-    Sums of whole millimetres are exact where patches divide the crop into 2^n pixels each, as those of 32 and 16 px do,
-    so that patches of equal mean depth have equal numbers.
+    From a whole frame gt (1, H, W) float32 [m], 0 = no measurement. Sums of the depth map's whole units are exact where
+    patches divide what is seen into 2^n pixels each, as those of 32 and 16 px do, so that patches of equal mean depth
+    have equal numbers.
     """
-    places, depth = counted_pixels(gt, NYU)
-    maps = torch.zeros(2, math.prod(CROP_SIZE), dtype=torch.float64)  # whether a pixel counts; its millimetres
-    maps[0, places], maps[1, places] = 1, (depth.double() * 1000).round()
-    share, millimetres = pooled(maps.view(2, *CROP_SIZE), grid).flatten(1)
-    patches = (share >= MEASURED_SHARE).nonzero()[:, 0]
-    return Truth(places, depth, patches, millimetres[patches] / share[patches] / 1000)
+    places, depth = counted_pixels(gt, protocol)
+    height, width = gt.shape[1:]
+    size = size_of(protocol.window(height, width))
+    maps = torch.zeros(2, math.prod(size), dtype=torch.float64)  # whether a pixel counts; its depth in units
+    maps[0, places], maps[1, places] = 1, (depth.double() * protocol.units_per_metre).round()
+    share, units = pooled(maps.view(2, *size), grid).flatten(1)
+    patches = (share >= protocol.measured_share).nonzero()[:, 0]
+    patch_depth = units[patches] / share[patches] / protocol.units_per_metre
+    return Truth(places, depth, patches, patch_depth, size, protocol)
 
 
 @torch.inference_mode()
@@ -331,26 +347,26 @@ def score_image(truth: Truth, patches: Tensor, pixels: Tensor, name: str) -> dic
     """All metrics of every row for one image.
 
     From its ground truth; patches (R, h, w) [m], depth maps that are resized as the method's; and pixels
-    (R', 416, 544) [m], depth maps as they are.
+    (R', H, W) [m], depth maps as they are.
 
     Returns:
         Each of `METRICS` but aurg, `valid_pixels` and `dropped_pixels` -> (R + R',).
 
     Raises UnscorableError: a prediction is not finite, or no pixel counts.
     """
-    places, depth, width = truth.places, truth.depth, CROP_SIZE[1]
+    places, depth, width = truth.places, truth.depth, truth.size[1]
     some = ((places // width % EVERY == 0) & (places % width % EVERY == 0)).nonzero()[:, 0]
-    grid = patches.shape[1:]
+    grid, wanted = patches.shape[1:], (*truth.protocol.scored, "silog")
 
     def errors(pred: Tensor) -> dict[str, Tensor]:  # (r, 416, 544)
         counted = pred.flatten(1).index_select(1, places)
-        found = errors_of_maps(depth, counted, NYU, (*NYU_METRICS, "silog"), name, SCALED)
+        found = errors_of_maps(depth, counted, truth.protocol, wanted, name, SCALED)
         means = pooled(pred, grid).flatten(1).index_select(1, truth.patches)  # (r, P)
         found["spearman"], found["pearson"] = correlations(means, truth.patch_depth)
         found["spearman_pixels"], _ = correlations(counted[:, some], depth[some])
         return found
 
-    parts = [errors(upsampled(part[None], CROP_SIZE)[0]) for part in patches.split(MAPS_AT_ONCE)]
+    parts = [errors(upsampled(part[None], truth.size)[0]) for part in patches.split(MAPS_AT_ONCE)]
     parts += [errors(part) for part in pixels.split(MAPS_AT_ONCE)]
     return {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]}
 
@@ -363,7 +379,7 @@ def permuted_errors(weights: Tensor, bins: Tensor, truth: Truth) -> np.ndarray:
     if not len(truth.patches):
         return np.full((len(bins), len(PRIMARY)), np.nan)
     depth = bins @ weights.flatten(1)[:, truth.patches]  # (n, P)
-    found = mean_errors(truth.patch_depth.float(), depth, NYU_MAX_DEPTH, PRIMARY)
+    found = mean_errors(truth.patch_depth.float(), depth, truth.protocol.max_depth, PRIMARY)
     return np.stack([found[metric].numpy() for metric in PRIMARY], axis=1)
 
 
@@ -397,20 +413,32 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float((a * b).sum() / norm) if norm > 0 else 0.0
 
 
-def histogram(depth: Tensor) -> np.ndarray:
-    """The share of 0, 1, ... 9999 mm among the counted pixels of an image: (N,) [m] -> (10000,) float32."""
-    counts = torch.bincount((depth * 1000).round().long(), minlength=WHOLE_MM)
+def depths_of(protocol: Protocol) -> Tensor:
+    """All depths [m] that counted ground truth can have, from 0 up, in units of the 16-bit depth maps."""
+    count = min(math.ceil(protocol.max_depth * protocol.units_per_metre), 2**16)
+    return torch.arange(count, dtype=torch.float32) / protocol.units_per_metre
+
+
+def histogram(depth: Tensor, protocol: Protocol = NYU) -> np.ndarray:
+    """The share of each of the U `depths_of` the protocol among an image's counted pixels: (N,) [m] -> (U,) float32."""
+    units = (depth * protocol.units_per_metre).round().long()
+    counts = torch.bincount(units, minlength=len(depths_of(protocol)))
     return (counts / len(depth)).float().numpy()
 
 
-def swept_constants(shares: Tensor) -> dict[str, np.ndarray]:
-    """Metrics of the S constants of `SWEEP` on each of I images, by histograms (10000, I): metric -> (S, I) float64."""
-    gt = torch.arange(WHOLE_MM, dtype=torch.float32) / 1000
+def sweep_of(protocol: Protocol) -> tuple[float, ...]:
+    """The constants [m] that are tried."""
+    return tuple(i * protocol.max_depth / SWEPT for i in range(1, SWEPT))
+
+
+def swept_constants(shares: Tensor, protocol: Protocol = NYU) -> dict[str, np.ndarray]:
+    """Metrics of the S constants of `sweep_of` on each of I images, by histograms (U, I): metric -> (S, I) float64."""
+    gt = depths_of(protocol)
     parts = [
-        mean_errors(gt, part[:, None], NYU_MAX_DEPTH, NYU_METRICS, shares)
-        for part in torch.tensor(SWEEP).split(CONSTANTS_AT_ONCE)
+        mean_errors(gt, part[:, None], protocol.max_depth, protocol.scored, shares)
+        for part in torch.tensor(sweep_of(protocol)).split(CONSTANTS_AT_ONCE)
     ]
-    return {metric: torch.cat([part[metric] for part in parts]).numpy() for metric in NYU_METRICS}
+    return {metric: torch.cat([part[metric] for part in parts]).numpy() for metric in protocol.scored}
 
 
 def training_split(depths: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
@@ -419,7 +447,8 @@ def training_split(depths: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
     A pixel's mean is over the maps that measured it; one that none measured takes the mean of all others. None if there
     is no map, or none with a counted pixel.
     """
-    total, count, shares = torch.zeros(CROP_SIZE, dtype=torch.float64), torch.zeros(CROP_SIZE), []
+    size = size_of(NYU_CROP)
+    total, count, shares = torch.zeros(size, dtype=torch.float64), torch.zeros(size), []
     for gt in depths:
         total += gt[0][NYU_CROP]
         count += gt[0][NYU_CROP] > 0

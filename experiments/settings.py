@@ -44,10 +44,11 @@ def read_alike(theirs: Reading, reading: Reading) -> Reading:
     return replace(theirs, readout=reading.readout, image_mean=reading.image_mean, image_std=reading.image_std)
 
 
-def paper_rows(reading: Reading, own: Mapping[str, Reading]) -> Rows:
-    """`own_rows`, all words and bins that the paper publishes, and its Lower Bound in three kinds of random.
+def paper_rows(reading: Reading, own: Mapping[str, Reading], dataset: str = "NYU") -> Rows:
+    """`own_rows`, all words and bins that are published for a data set, and the Lower Bound in three kinds of random.
 
-    All are read out of the images as `reading` is; only if that is the release's way, the rows are the paper's.
+    Outside NYU these are `published.OUTDOORS`, ours among them. All are read out of the images as `reading` is; only if
+    that is the release's way, the rows are the published ones.
     """
     rows = own_rows(reading, own)
     settings = list(rows.settings)
@@ -57,10 +58,14 @@ def paper_rows(reading: Reading, own: Mapping[str, Reading]) -> Rows:
         if all(setting.reading != added for setting in settings):
             settings.append(Setting(name, added))
 
-    for prefix, readings in (("", published.PROMPT_SETS), ("bins ", published.BIN_SETS)):
-        for name, paper_reading in readings.items():
-            add(f"{prefix}{name}" if name != "original" else "the paper's words and bins", paper_reading)
-    add("prompt 3, bins class-dependent 1", published.BIN_RESPONSE)
+    if dataset == "NYU":
+        for prefix, readings in (("", published.PROMPT_SETS), ("bins ", published.BIN_SETS)):
+            for name, paper_reading in readings.items():
+                add(f"{prefix}{name}" if name != "original" else "the paper's words and bins", paper_reading)
+        add("prompt 3, bins class-dependent 1", published.BIN_RESPONSE)
+    else:
+        for name, theirs in published.OUTDOORS.items():
+            add(name, theirs)
     randoms = tuple(RandomDepth(kind, 0) for kind in RANDOM_KINDS)
     return with_baselines(replace(rows, settings=tuple(settings), randoms=randoms))
 

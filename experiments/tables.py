@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from calculate_error import NYU_METRICS, SHARES, gain_over_random
+from calculate_error import NYU, SHARES, Protocol, gain_over_random
 from datasets import counted, printable
 from experiments.published import (
+    BESIDE,
     BEST,
     BEST_ELSEWHERE,
     BEST_TRAINED,
     BINS,
     COLUMNS,
-    DEPTHCLIP,
+    KITTI_ROWS,
     LOWER_BOUND,
     MEAN_IMAGE,
-    PAPER_ROW,
     PROMPTS,
     PUBLISHED,
     TABLE_1,
@@ -60,6 +60,8 @@ TABLE_NOTES = {
     f"{MEAN_IMAGE[0].upper()}{MEAN_IMAGE[1:]}: over another crop and filled ground truth. {EXPLORATORY}",
     PROMPTS: EXPLORATORY,
     BINS: EXPLORATORY,
+    KITTI_ROWS: "MfH does not say whose bins and protocol; Auty and Mikolajczyk crop the ground truth to the window "
+    f"first, as AdaBins does. {EXPLORATORY}",
 }
 QUESTION = "Does language see depth here?"
 ANSWER = (
@@ -73,7 +75,7 @@ CONTRAST_COLUMNS = ("difference", "95 % interval", "wins", "dz", "p")
 SCENE_MEANING = "A scene is a room type."
 GROUP_MEANING = "A group's minimum, median and maximum are over its rows, each metric for itself."
 EXTRA_MEANING = (
-    "spearman, pearson: correlation over each image's patches (at most 221 of RN50) of which half is measured; "
+    "spearman, pearson: correlation over each image's patches of which half is measured (outside NYU, a fiftieth); "
     "spearman_pixels: over its counted pixels, every fourth row and column; 0 for any constant. aurg: what sigma, how "
     "far apart the answers lie, knows of abs_rel (docs/readouts.md); 0 for any constant. silog: scale-invariant "
     "log error, not times 100. scaled: after multiplying each prediction by the ratio of medians, the lower ones of "
@@ -109,7 +111,7 @@ class Scored:
     groups: Mapping[str, Sequence[str]]  # group -> rows that are reported together; of a run with controls
     published_by: Mapping[Published, str]  # published row with a reading -> our row of the same reading
     lower_bounds: Sequence[str]  # our rows that stand beside the paper's Lower Bound
-    official: bool  # whether the images are the paper's, so that its metrics compare
+    official: bool  # whether the images are those of published metrics, so that they compare
     title: str  # of all that is reported
     caption: str  # what everything is over, and what to beware of
     warnings: Sequence[str] = ()  # what to beware of
@@ -118,6 +120,12 @@ class Scored:
     complete: bool = True  # whether these are all that there are, or random ones of more
     own: Sequence[str] = ()  # rows of one's own readings
     curve: np.ndarray | None = None  # (SHARES,), mean `sparsification` of this run
+    protocol: Protocol = NYU
+
+    @property
+    def published(self) -> list[Published]:
+        """What is published over the data set."""
+        return [row for row in PUBLISHED if self.protocol.name.startswith(row.data_set)]
 
     @cached_property
     def primary(self) -> list[Contrast]:
@@ -132,7 +140,9 @@ class Scored:
         pairs += [(THIS_RUN, row, metric) for row in constants for metric in PRIMARY]
         pairs += [(row, self.results.baseline(row), metric) for row in self.own for metric in PRIMARY]
         prompts = {
-            row.name: self.published_by[row] for row in PUBLISHED if row.table == PROMPTS and row in self.published_by
+            row.name: self.published_by[row]
+            for row in self.published
+            if row.table == PROMPTS and row in self.published_by
         }
         original = prompts.pop("original", None)
         pairs += [(row, original, metric) for row in prompts.values() for metric in PRIMARY if original]
@@ -211,7 +221,7 @@ def all_tables(scored: Scored, constants: Mapping[str, float]) -> list[Table]:
     tables += paper_tables(scored) if scored.lower_bounds else ()
     if scored.groups:
         tables.append(overview("Controls", scored, COLUMNS))
-    extra = [metric for metric in scored.results.columns if metric not in NYU_METRICS]
+    extra = [metric for metric in scored.results.columns if metric not in scored.protocol.scored]
     tables.append(overview("What a constant cannot fake", scored, extra, EXTRA_MEANING))
     tables.append(contrast_table("Paired differences", EXPLORATORY, scored.exploratory[1:], scored))
     return [*tables, certainty_table(scored.curve)] if scored.curve is not None else tables
@@ -300,8 +310,8 @@ def main_table(scored: Scored, constants: Mapping[str, float]) -> Table:
     """This run and one's own readings between the paper's row and what says nothing."""
     table, results = Table("This run", "", COLUMNS), scored.results
     table.add(THIS_RUN, OURS, results.mean(THIS_RUN))
-    if scored.official:
-        table.add(PAPER_ROW, "", DEPTHCLIP)
+    for name, row in BESIDE[scored.protocol.name].items() if scored.official else ():
+        table.add(name, "", row)
     for name in scored.own:
         table.add(name, OURS, results.mean(name))
     for name in dict.fromkeys(results.baseline(row) for row in (THIS_RUN, *scored.own)):
@@ -318,7 +328,7 @@ def paper_tables(scored: Scored) -> list[Table]:
     Over other images than the paper's, nothing is ranked: no Table 1, and ours and published stand in columns apart.
     """
     tables: dict[tuple[str, str | None], Table] = {}
-    for row in PUBLISHED if scored.official else (row for row in PUBLISHED if row.table != TABLE_1):
+    for row in scored.published if scored.official else (r for r in scored.published if r.table != TABLE_1):
         count = counted(int(scored.results.over(row.scene).sum()))
         caption = (
             f"Of these, only {row.scene}: {count}. {SCENE_MEANING}" if row.scene else TABLE_NOTES.get(row.table, "")
@@ -431,11 +441,11 @@ def latex_row(*cells: str) -> str:
     return ("{}" if text.startswith(("[", "*")) else "") + text + r" \\"
 
 
-def as_csv(results: Results, cell: Callable[[str], str]) -> str:
+def as_csv(results: Results, cell: Callable[[str], str], protocol: str = NYU.name) -> str:
     """A line for each image and row; `cell` makes text harmless for a spreadsheet."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("image", "scene", "cluster", "index", "reading", *COUNTS, *results.columns))
+    writer.writerow(("image", "scene", "cluster", "index", "protocol", "reading", *COUNTS, *results.columns))
     for i, image in enumerate(results.images):
         for row, metrics in results.metrics.items():
             where = (cell(text) for text in (image, results.scenes[i], results.clusters[i]))
@@ -443,6 +453,7 @@ def as_csv(results: Results, cell: Callable[[str], str]) -> str:
                 [
                     *where,
                     results.indices[i],
+                    protocol,
                     cell(printable(row)),
                     *results.counts[row][i].tolist(),
                     *metrics[i].tolist(),
@@ -505,7 +516,7 @@ def as_json(scored: Scored) -> dict[str, Any]:
         "gains_of_choosing": results.gains,
         "intervals": scored.interval_note,
         "rows": everything,
-        "paper": dict(DEPTHCLIP),
+        "published": BESIDE.get(scored.protocol.name, {}),
         "groups": groups,
         "scenes": {scene: of_scene(scene) for scene in dict.fromkeys(results.scenes.tolist())},
         "images": len(results.images),

@@ -23,11 +23,14 @@ from typing import Any
 import numpy as np
 
 import options
+from calculate_error import KITTI_ADABINS, KITTI_BTS, NYU
 from clip.checkpoint import CHECKPOINTS, OPENAI
 from datasets import DataError, printable, text_of
+from datasets.kitti import split_frames
 from datasets.nyu import TEST_INDICES
 from datasets.nyu_mat import MAT_NAME
 from datasets.prepare_nyu import MAT_SHA256
+from datasets.rgbd import own_protocol
 from download import file_sha256
 from experiments import tables
 from experiments.published import BEST, COLUMNS, PUBLISHED, Published
@@ -36,6 +39,7 @@ from experiments.settings import assignments
 from experiments.statistics import COUNTS, DIGITS, PRIMARY, Results
 from monoclip import Reading
 
+OWN = own_protocol()  # stands for any of one's own pairs
 OF_IMAGE = ("scene", "cluster", "index")  # columns that all rows of an image share
 CLOSE = 0.005  # a metric is reproduced if it differs from the published one by at most this
 TOLERANCE = 2e-6  # of intervals, which are rounded; means agree far better
@@ -125,11 +129,19 @@ def scored_again(stored: dict[str, Any], folder: Path) -> tables.Scored:
     names_of: dict[Reading, str] = {}
     for row, values in stored["readings"].items():
         names_of.setdefault(Reading(**values), row)
-    official = sorted(results.indices) == sorted(TEST_INDICES) and options.OTHER_IMAGES not in stored["warnings"]
+    protocol = next((known for known in (NYU, KITTI_BTS, KITTI_ADABINS) if known.about == stored["protocol"]), OWN)
+    whole = sorted(results.indices) == sorted(TEST_INDICES)
+    if protocol is not NYU:
+        whole = set(zip(results.scenes.tolist(), results.indices, strict=True)) == {f[:2] for f in split_frames()}
+    official = whole and protocol.whole_split not in stored["warnings"]
     return tables.Scored(
         results,
         groups={group: values["rows"] for group, values in stored["groups"].items()},
-        published_by={row: names_of[row.reading] for row in PUBLISHED if row.reading in names_of},
+        published_by={
+            row: names_of[row.reading]
+            for row in PUBLISHED
+            if row.reading in names_of and protocol.name.startswith(row.data_set)
+        },
         lower_bounds=[name for kind in RANDOM_KINDS if (name := RandomDepth(kind, 0).name) in rows],
         official=official,
         title=stored["data"],
@@ -138,6 +150,7 @@ def scored_again(stored: dict[str, Any], folder: Path) -> tables.Scored:
         permuted=permuted,
         complete=complete,
         own=stored["own_readings"],
+        protocol=protocol,
     )
 
 
@@ -172,7 +185,7 @@ def origin_lines(stored: dict[str, Any], scored: tables.Scored) -> list[str]:
 
 def published_lines(scored: tables.Scored) -> Iterator[tuple[bool | None, str]]:
     """For each published row, whether it is reproduced, None if it cannot be, and a line of text."""
-    for row in PUBLISHED:
+    for row in scored.published:
         name = f"{row.table}{f', {row.scene}' if row.scene else ''}, {row.name}"
         theirs = row.by_column()
         paper = f"published {' '.join(tables.cells_of(theirs, COLUMNS))}{f' ({row.note})' if row.note else ''}"
@@ -198,7 +211,8 @@ def compared_row(scored: tables.Scored, row: Published, name: str, ours: str, pa
         f"ours {' '.join(tables.cells_of(mean, COLUMNS))}; {paper}; at most {off[worst]:+.3f} off ({worst}); {inside}"
     )
     which = name if row.reading else f"{name} ({ours}; nothing to reproduce exactly)"
-    return within if row.reading else None, f"{'within ' if within else 'OUTSIDE'}  {which}: {text}"
+    reproducible = row.reading and row.data_set == scored.protocol.name  # whose protocol is known to be ours
+    return within if reproducible else None, f"{'within ' if within else 'OUTSIDE'}  {which}: {text}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

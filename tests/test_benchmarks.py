@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import eval as evaluation
 import options
 from benchmarks import coverage, plain, speed
-from calculate_error import NYU_CROP, NYU_METRICS
+from calculate_error import NYU_METRICS
 from datasets.nyu import open_nyu
 from experiments.published import THIS_RUN
 from experiments.statistics import Clusters
@@ -34,7 +34,7 @@ def test_plain_implementation_predicts_what_the_method_predicts(tiny_clip, golde
 def test_plain_implementation_has_the_metrics_of_an_evaluation(tiny_checkpoint, nyu_folder):
     folder = nyu_folder(3)
     _, model = options.load_model(tiny_checkpoint, CPU, "fp32", PAPER, activation="quickgelu")
-    dataset = open_nyu(folder, NYU_CROP, PAPER.normalised, limit=2)
+    dataset = open_nyu(folder, PAPER.normalised, limit=2)
     rows = [row for rows in evaluation.evaluate(model, dataset, CPU) for row in rows]
     found = plain.evaluate(plain.load(tiny_checkpoint), folder, limit=2)
     assert tuple(found) == NYU_METRICS
@@ -43,7 +43,7 @@ def test_plain_implementation_has_the_metrics_of_an_evaluation(tiny_checkpoint, 
 
 def test_images_are_as_many_different_ones_as_asked_for(tmp_path):
     speed.write_images(tmp_path, 20, 18)
-    dataset = open_nyu(tmp_path, NYU_CROP, PAPER.normalised)
+    dataset = open_nyu(tmp_path, PAPER.normalised)
     assert len(dataset) == 20
     assert len({dataset.image_sha256(item) for item in range(20)}) == 18
     assert_close(dataset[0], dataset[16])  # the demo has 16 pictures

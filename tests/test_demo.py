@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import clip
-from calculate_error import HIGHER_IS_BETTER, NYU_CROP, NYU_METRICS
+from calculate_error import HIGHER_IS_BETTER, NYU_METRICS
 from clip.checkpoint import read_state_dict
 from clip.model import CLIP, Architecture
 from datasets.nyu import NYUDepthV2, open_nyu
@@ -29,7 +29,7 @@ def rooms_clip() -> CLIP:
 
 @pytest.fixture(scope="module")
 def sample() -> NYUDepthV2:
-    return open_nyu(DEMO / "sample", NYU_CROP, PAPER.normalised)
+    return open_nyu(DEMO / "sample", PAPER.normalised)
 
 
 def metrics_of(model: MonoCLIP, dataset: NYUDepthV2) -> dict[str, float]:

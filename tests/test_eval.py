@@ -17,11 +17,11 @@ from PIL import Image
 
 import clip
 import eval as evaluation
-import options
-from calculate_error import NYU_CROP, NYU_METRICS, compute_errors_NYU
+from calculate_error import NYU, NYU_METRICS, compute_errors_NYU
 from datasets import nyu
 from datasets.nyu import TEST_INDICES, open_nyu, scan_folder
 from datasets.nyu_mat import LabelledMat
+from experiments.published import BESIDE
 from monoclip import PAPER, MonoCLIP, Reading
 from tests.conftest import GOLDEN, QUICKGELU, ROOT, child, torchrun, write_pair
 from tests.test_nyu import spoil
@@ -104,7 +104,7 @@ def test_released_evaluation(nyu_mini, seed0, run, tmp_path, expected, flags, ba
 
 
 def test_released_depth_maps(nyu_mini, rn50):
-    dataset = open_nyu(nyu_mini, NYU_CROP, PAPER.normalised)
+    dataset = open_nyu(nyu_mini, PAPER.normalised)
     with np.load(GOLDEN / "nyu_mini_expected_depth.npz") as file:
         expected = np.concatenate([file[name] for name in file.files]).reshape(-1, 13, 17)
     with torch.inference_mode():
@@ -119,8 +119,10 @@ def test_released_command_line_prints_the_released_line_and_the_papers_row_where
     line = ", ".join(rf"{name} : \d\.\d{{3}}" for name in names)
     assert re.search(rf"^ \* Avg {line}$", out, re.MULTILINE)
     assert re.search(r"delta1 .* abs_rel +log10 +rmse\nthis run .*\nuniform weights \(2\.143 m\) +0\.", out)
-    rows = [dict.fromkeys(evaluation.NYU_METRICS, 0.5) | {"reading": name} for name in ("this run", "uniform weights")]
-    assert re.search(r"this run +0\.500.*\npaper, DepthCLIP +0\.394.*\nuniform", evaluation.table(rows, 2, True))
+    rows = [dict.fromkeys(NYU_METRICS, 0.5) | {"reading": name} for name in ("this run", "uniform weights")]
+    assert re.search(
+        r"this run +0\.500.*\npaper, DepthCLIP +0\.394.*\nuniform", evaluation.table(rows, 2, BESIDE["NYU"])
+    )
     assert "data: 5 images in the layout of NYU Depth V2\n" in out
     assert out.endswith("The paper's metrics are over the official test split: they do not compare with these.\n")
 
@@ -157,7 +159,7 @@ def test_metrics_are_those_of_the_method_by_a_plain_loop(run, tiny_clip):
     for reading, flags in ((PAPER, ["--exact"]), (own, ["--exact", *words])):
         assert run("--output", run.output, *flags)[0] == 0
         model = MonoCLIP(plain, reading)
-        dataset = open_nyu(run.root, NYU_CROP, PAPER.normalised)
+        dataset = open_nyu(run.root, PAPER.normalised)
         expected: dict[str, list] = {"this run": [], "uniform weights": []}
         for image, gt in (dataset[i] for i in range(len(dataset))):
             with torch.inference_mode():
@@ -268,9 +270,10 @@ def test_results_say_what_they_were_made_with_and_the_strip_shows_them(run, tiny
     assert {path.name for path in run.output.iterdir()} == {"results.json", "per_image.csv", "qualitative.png"}
     results = results_of(run.output)
     assert results["images"] == 3
-    assert (results["schema"], results["protocol"]) == (2, options.PROTOCOL)
+    assert (results["schema"], results["protocol"]) == (3, NYU.about)
     assert re.fullmatch("unknown|[0-9a-f]{40}(-dirty)?", results["commit"])
-    assert results["paper"]["delta1"] == 0.394
+    assert results["published"] == {}  # three images are not the split
+    assert {row["protocol"] for row in rows_of(run.output)} == {"NYU"}
     made = results["made_with"]
     assert made["checkpoint_sha256"] == clip.checkpoint.file_sha256(tiny_checkpoint)
     assert (made["precision"], made["network"], made["torch"]) == ("fp32", "fast", torch.__version__)

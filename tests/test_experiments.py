@@ -22,7 +22,7 @@ from PIL import Image
 
 import eval as evaluation
 import options
-from calculate_error import NYU_CROP, NYU_METRICS, compute_errors_NYU
+from calculate_error import NYU, NYU_CROP, NYU_METRICS, Protocol, compute_errors_NYU
 from clip import dense
 from datasets.nyu import TEST_INDICES, open_nyu, training_depths
 from experiments import __main__ as experiments
@@ -40,9 +40,9 @@ FILES = {"results.json", "per_image.csv", "tables.md", "tables.tex"}
 DRAWINGS = ("qualitative.png", "bin_response.png", "rows.png", "question.png", "certainty.png")
 
 
-def one_constant(shares: torch.Tensor) -> dict[str, np.ndarray]:
+def one_constant(shares: torch.Tensor, protocol: Protocol = NYU) -> dict[str, np.ndarray]:
     """In place of `swept_constants`, whose sweep takes most of a small run's time."""
-    return {name: np.ones((1, shares.shape[1])) for name in NYU_METRICS}
+    return {name: np.ones((1, shares.shape[1])) for name in protocol.scored}
 
 
 class Command:
@@ -63,7 +63,7 @@ class Command:
             patch.setattr(MonoCLIP, "trunk", lambda model, x: self.encoded.append(len(x)) or real(model, x))
             if self.quick:
                 patch.setattr(experiments, "swept_constants", one_constant)
-                patch.setattr(experiments, "SWEEP", (2.0,))
+                patch.setattr(experiments, "sweep_of", lambda protocol: (2.0,))
                 patch.setattr(statistics, "RESAMPLES", 100)
             return experiments.main(self.arguments(*flags))
 
@@ -146,7 +146,7 @@ def test_rows_are_the_papers_and_the_controls(whole):
 def test_the_training_split_gives_an_image_and_constants(whole):
     command, _ = whole
     rows, results = metrics_of(command.output), results_of(command.output)
-    dataset = open_nyu(command.data, NYU_CROP, PAPER.normalised)
+    dataset = open_nyu(command.data, PAPER.normalised)
     depths = torch.cat(list(training_depths(command.data)))[:, *NYU_CROP]  # (2, 416, 544)
     count = (depths > 0).sum(0)
     image = torch.where(count > 0, depths.sum(0) / count.clamp(min=1), depths.sum() / count.sum())
@@ -167,7 +167,7 @@ def test_the_training_split_gives_an_image_and_constants(whole):
 def test_the_question_is_answered_from_the_rows_and_the_assignments(whole):
     command, _ = whole
     results, rows = results_of(command.output), metrics_of(command.output)
-    assert (results["schema"], results["protocol"]) == (2, options.PROTOCOL)
+    assert (results["schema"], results["protocol"]) == (3, NYU.about)
     assert re.fullmatch("unknown|[0-9a-f]{40}(-dirty)?", results["commit"])
     assert results["intervals"].startswith(
         "No intervals: fewer than 10 clusters (5: runs of consecutive indices of one room type)"
@@ -314,7 +314,7 @@ def test_a_vision_transformers_trunk_is_stored_whole_for_each_encoding_and_stati
         if readout == "attnpool":
             continue
         model = MonoCLIP(clip_model, options.with_statistics(replace(PAPER, readout=readout), statistics_name))
-        dataset = open_nyu(nyu_folder(2), NYU_CROP, model.reading.normalised)
+        dataset = open_nyu(nyu_folder(2), model.reading.normalised)
         store = FeatureStore(tmp_path / "store", model, dataset, {})
         folders.append(store.folder)
         if readout == "maskclip":
@@ -356,7 +356,7 @@ def test_damaged_features_are_computed_again_and_said(run, capsys):
 
 
 def test_no_damaged_byte_gives_other_features(tiny_clip, nyu_folder, tmp_path, capsys):
-    dataset = open_nyu(nyu_folder(1), NYU_CROP, PAPER.normalised)
+    dataset = open_nyu(nyu_folder(1), PAPER.normalised)
     store = FeatureStore(tmp_path / "store", MonoCLIP(tiny_clip), dataset, {})
     trunk = store.get(0)
     path, content = store.paths[0], store.paths[0].read_bytes()

@@ -19,18 +19,24 @@ import clip
 from clip import dense
 from datasets.pictures import resized
 from monoclip import (
+    AUTY,
+    LOG_BINS,
     PAPER,
+    READINGS,
     MonoCLIP,
     Reading,
     depth_of,
     entropy_of,
     logits_of,
     mirror_average,
+    prompt,
     upsampled,
     with_mirror,
     zeroshot_classifier,
 )
 from tests.conftest import TINY, random_clip
+
+OWN = ("depth_templates", "depth_classes", "bin_list")  # fields in which Auty's reading differs
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +79,36 @@ def test_numbers_of_the_paper():
     # Official quirk: ImageNet's statistics, not those that CLIP was trained with
     assert (PAPER.image_mean, PAPER.image_std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert (clip.CLIP_MEAN[0], clip.CLIP_STD[0]) == (0.48145466, 0.26862954)
+
+
+def test_numbers_of_the_readings_for_outdoors():
+    assert READINGS == {"paper": PAPER, "auty": AUTY, "log": LOG_BINS}
+    assert AUTY.depth_templates == ("This object appears to be {}",)
+    words = (
+        "very close | close | slightly close | neither close nor distant | slightly distant | distant | very distant"
+    )
+    assert " | ".join(AUTY.depth_classes) == words
+    assert AUTY.bin_list == (5.715, 17.144, 28.572, 40.0, 51.429, 62.857, 74.286)
+    assert replace(AUTY, **{name: getattr(PAPER, name) for name in OWN}) == PAPER  # all else is the paper's
+    assert replace(LOG_BINS, bin_list=PAPER.bin_list) == PAPER
+    assert (LOG_BINS.bin_list[0], LOG_BINS.bin_list[-1]) == (5, 60)
+    assert np.diff(np.log(LOG_BINS.bin_list)) == pytest.approx([math.log(60 / 5) / 6] * 6, abs=2e-3)  # of centimetres
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("This {} is {}", "This car is far"),
+        ("This object appears to be {}", "This object appears to be far"),
+        ("{}, a {}", "car, a far"),
+        ("{}", "far"),
+    ],
+)
+def test_a_prompt_has_both_words_or_the_depth_word_alone(tiny_clip, template, text):
+    assert prompt(template, "car", "far") == text
+    found = zeroshot_classifier(tiny_clip, ["far"], ["car"], [template])[:, 0]
+    expected = tiny_clip.encode_text(clip.tokenize([text])).float()[0]
+    assert_close(found, expected / expected.norm(), atol=1e-6, rtol=0)
 
 
 def test_depth_by_hand(tiny_clip):
@@ -356,7 +392,10 @@ def test_classifiers_of_another_tokenizer_or_of_letters_are_refused(tiny_clip):
         ({"depth_classes": (*PAPER.depth_classes[:6], " ")}, "depth_classes has an empty word"),
         ({"temperature": "1"}, "temperature: expected a number, got '1'"),
         ({"temperature": 0}, "temperature must be positive and finite, got 0"),
-        ({"depth_templates": ("This is {}",)}, r"template 'This is \{\}' must hold \{\} twice"),
+        ({"depth_templates": ("This is far",)}, "template 'This is far' must hold {} twice, .*or once, for the depth"),
+        ({"depth_templates": ("{} {} {}",)}, "template '{} {} {}' must hold {} twice"),
+        ({"depth_templates": ("{} is {0}",)}, r"template '\{\} is \{0\}' must hold \{\} twice"),
+        ({"depth_templates": ("{} is {} {",)}, "template '{} is {} {' must hold {} twice"),
         ({"obj_classes": ()}, "at least one template and one object word"),
         ({"readout": "nonsense"}, "^read-out 'nonsense': there is none of this name; there are raw, maskclip, attn"),
         ({"readout": 1}, "readout: expected words, got 1"),

@@ -12,19 +12,18 @@ import torch
 from PIL import Image, ImageFile
 from torch.testing import assert_close
 
-from calculate_error import NYU_CROP
+from calculate_error import NYU
 from datasets import DataError, name_of
 from datasets.nyu import (
     LAYOUT,
     TEST_INDICES,
-    FolderPair,
     NYUDepthV2,
-    check_files,
     open_nyu,
     read_list,
     scan_folder,
     training_depths,
 )
+from datasets.pairs import FilePair, check_files
 from monoclip import PAPER
 from tests.conftest import ROOT, write_pair
 
@@ -43,7 +42,7 @@ def test_a_sample_by_hand(tmp_path):
     millimetres = np.zeros((480, 640), dtype=np.uint16)
     millimetres[7, 11], millimetres[8, 12] = 1234, 12000
     Image.fromarray(millimetres).save(depth)
-    dataset = open_nyu(tmp_path, NYU_CROP, PAPER.normalised)
+    dataset = open_nyu(tmp_path, PAPER.normalised)
     assert (dataset.names, dataset.scenes, dataset.indices) == (["kitchen/rgb_00045.jpg"], ["kitchen"], [45])
     image, gt = dataset[0]
     assert gt.shape == (1, 480, 640)
@@ -58,12 +57,12 @@ def test_a_sample_by_hand(tmp_path):
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (2, 3), (9, 2)])
 def test_batches_are_the_images_in_order(nyu_folder, batch_size, workers):
-    dataset = open_nyu(nyu_folder(5), NYU_CROP, PAPER.normalised)
+    dataset = open_nyu(nyu_folder(5), PAPER.normalised)
     items = [4, 0, 3, 1]
     parts = list(dataset.batches(items, batch_size, workers))
     assert [part.items for part in parts] == [items[i : i + batch_size] for i in range(0, 4, batch_size)]
     assert_close(torch.cat([part.image for part in parts]), torch.stack([dataset[i][0] for i in items]))
-    assert_close(torch.cat([part.depth for part in parts]), torch.stack([dataset[i][1] for i in items]))
+    assert_close(torch.stack([gt for part in parts for gt in part.depth]), torch.stack([dataset[i][1] for i in items]))
     assert list(dataset.batches([], batch_size, workers)) == []
 
 
@@ -91,15 +90,15 @@ def test_order_is_scene_then_file_name_and_the_root_may_be_the_split(nyu_folder)
     ],
 )
 def test_only_all_images_of_the_official_split_are_called_so(indices, kind, title):
-    pairs = [FolderPair(Path(), Path(), "kitchen", index) for index in indices]
-    dataset = NYUDepthV2(pairs, NYU_CROP, PAPER.normalised, kind)
+    pairs = [FilePair(Path(), Path(), "kitchen", index) for index in indices]
+    dataset = NYUDepthV2(pairs, PAPER.normalised, kind)
     assert (dataset.title, dataset.official) == (title, title.startswith("all 654"))
 
 
 def test_images_of_one_run_or_with_a_name_of_their_own_are_clusters():
     def clusters(places: list[tuple[str, int]], kind: str = LAYOUT) -> tuple[list[str], str]:
-        pairs = [FolderPair(Path(f"rgb_{index:05d}.jpg"), Path(), scene, index) for scene, index in places]
-        return NYUDepthV2(pairs, NYU_CROP, PAPER.normalised, kind).clusters()
+        pairs = [FilePair(Path(f"rgb_{index:05d}.jpg"), Path(), scene, index) for scene, index in places]
+        return NYUDepthV2(pairs, PAPER.normalised, kind).clusters()
 
     places = [("attic", 7), ("attic", 5), ("attic", 6), ("den", 12), ("den", 8), ("den", 11), ("den", 10), ("attic", 9)]
     labels, what = clusters(places)
@@ -114,7 +113,7 @@ def test_a_folder_may_say_what_its_images_are(nyu_folder, tmp_path):
     root = shutil.copytree(nyu_folder(1), tmp_path / "copy")
 
     def title(path: Path = root) -> str:
-        return open_nyu(path, NYU_CROP, PAPER.normalised).title
+        return open_nyu(path, PAPER.normalised).title
 
     for text, expected in (
         (None, "in the layout of NYU Depth V2"),
@@ -204,7 +203,7 @@ FAULTS = {
     "half JPEG": r"rgb_\d+\.jpg: truncated or damaged \(",
     "half PNG": r"sync_depth_\d+\.png: truncated or damaged \(",
     "no image": r"rgb_\d+\.jpg: not a readable image",
-    "8-bit depth": r"png: has mode L and format PNG, expected a 16-bit single-channel PNG",
+    "8-bit depth": r"png: has mode L and format PNG, expected a 16-bit PNG of one channel",
     "small depth": r"png: is 320x240, expected 640x480",
     "depth in metres": r"g: its largest depth is 0.00\d m, so it does not hold millimetres",
     "no depth": r"png: no valid pixel, every depth is 0",
@@ -221,8 +220,8 @@ def test_spoiled_files_are_refused_before_and_while_reading(nyu_folder, kind, mo
     pairs = scan_folder(nyu_folder(3))
     spoil(kind, pairs[1].rgb, pairs[1].depth)
     with pytest.raises(DataError, match=FAULTS[kind]):
-        check_files(pairs)
-    dataset = NYUDepthV2(pairs, NYU_CROP, PAPER.normalised)  # whatever is wrong with their files
+        check_files(pairs, NYU)
+    dataset = NYUDepthV2(pairs, PAPER.normalised)  # whatever is wrong with their files
     assert dataset[0][1].any()
     if kind == "no depth":  # the metrics name it; nothing is wrong with the file
         assert not dataset[1][1].any()
@@ -244,7 +243,7 @@ def test_a_list_gives_the_folders_pairs_in_its_order(nyu_folder):
     pairs = read_list(list_of(root, ["", *lines, "  "]), root)
     assert [(p.rgb, p.depth, p.scene, p.index) for p in pairs] == [(p.rgb, p.depth, p.scene, p.index) for p in scanned]
     assert [pair.origin for pair in pairs] == [f"{root / 'list.txt'}, line {n}" for n in (5, 4, 3, 2)]
-    check_files(pairs)
+    check_files(pairs, NYU)
 
 
 def test_every_wrong_line_is_named(nyu_folder):
@@ -286,7 +285,7 @@ def test_a_byte_order_mark_plain_paths_and_a_symlinked_root_are_accepted(nyu_fol
     (tmp_path / "link").symlink_to(root)
     lines = ["\ufeff./bathroom/./rgb_00000.jpg bathroom/sync_depth_00000.png"]
     pairs = read_list(list_of(root, lines), tmp_path / "link")
-    check_files(pairs)
+    check_files(pairs, NYU)
     assert pairs[0].name == "bathroom/rgb_00000.jpg"
     with pytest.raises(DataError, match="names no image"):
         read_list(list_of(root, ["", ""]), root)
@@ -297,7 +296,7 @@ def test_a_name_that_leads_nowhere_is_named_with_its_line(nyu_folder, folder):
     root = nyu_folder(1)
     (root / "official_splits" / "test" / "loop").symlink_to("loop")
     with pytest.raises(DataError, match=r"list\.txt, line 2: "):
-        check_files(read_list(list_of(root, ["", f"{folder}/rgb_1.jpg a/sync_depth_1.png"]), root))
+        check_files(read_list(list_of(root, ["", f"{folder}/rgb_1.jpg a/sync_depth_1.png"]), root), NYU)
 
 
 def test_training_depths_of_a_folder(nyu_folder):

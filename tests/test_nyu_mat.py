@@ -19,7 +19,6 @@ from datasets import DataError, prepare_nyu
 from datasets.nyu import TEST_INDICES, open_nyu, training_depths
 from datasets.nyu_mat import LabelledMat
 
-NYU_CROP = (slice(56, 472), slice(60, 604))
 WITH_CONTENT = (0, 1, 2, 8)  # 2 belongs to the train split
 TOO_FAR, NOT_A_NUMBER, NEGATIVE, LARGEST = 3, 4, 5, 6  # train images with such a depth
 FILLS = {"images": 120, "rawDepths": 2.5, "depths": 2.625}
@@ -157,10 +156,10 @@ def test_wrong_names(tmp_path: Path, array: str, names: list[str], problem: str)
 
 
 def test_clusters_are_captures_which_are_read_only_when_they_are_asked_for(mat: Path, tmp_path: Path) -> None:
-    dataset = open_nyu(mat, NYU_CROP, as_tensor)
+    dataset = open_nyu(mat, as_tensor)
     assert dataset.indices != sorted(dataset.indices)
     assert dataset.clusters() == ([CAPTURES[index] for index in dataset.indices], "captures")
-    dataset = open_nyu(write_mat(tmp_path / "x.mat", SCENES, None), NYU_CROP, as_tensor, limit=1)
+    dataset = open_nyu(write_mat(tmp_path / "x.mat", SCENES, None), as_tensor, limit=1)
     assert dataset[0][1].any()
     with pytest.raises(DataError, match=r"x\.mat: scenes cannot be used .*doesn't exist"):
         dataset.clusters()
@@ -185,7 +184,7 @@ def as_tensor(pixels: np.ndarray) -> torch.Tensor:
 def test_mat_and_folder_give_the_same_samples(mat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare_nyu, "NUM_IMAGES", 15)
     assert prepare_nyu.extract(mat, tmp_path, ["test"], dense=False) == 10
-    folder, straight = (open_nyu(path, NYU_CROP, as_tensor) for path in (tmp_path, mat))
+    folder, straight = (open_nyu(path, as_tensor) for path in (tmp_path, mat))
     assert len(straight.names) == 654
     assert sorted(folder.indices) == [0, 1, 8, 13, 14]
     for item, index in enumerate(folder.indices):
@@ -198,8 +197,9 @@ def test_mat_and_folder_give_the_same_samples(mat: Path, tmp_path: Path, monkeyp
 
 
 def test_threads_read_one_mat(mat: Path) -> None:
-    dataset, alone = (open_nyu(mat, NYU_CROP, as_tensor, limit=12) for _ in range(2))
+    dataset, alone = (open_nyu(mat, as_tensor, limit=12) for _ in range(2))
     batches = list(dataset.batches(range(12), batch_size=5, workers=4))
     assert [batch.items for batch in batches] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
-    for part, singles in ((torch.cat([b.image for b in batches]), 0), (torch.cat([b.depth for b in batches]), 1)):
+    images, depths = torch.cat([b.image for b in batches]), torch.stack([gt for b in batches for gt in b.depth])
+    for part, singles in ((images, 0), (depths, 1)):
         assert torch.equal(part, torch.stack([alone[item][singles] for item in range(12)]))

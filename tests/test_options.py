@@ -14,10 +14,10 @@ import torch
 
 import clip
 import options
-from calculate_error import UnscorableError
+from calculate_error import NYU, UnscorableError
 from clip import CheckpointError
 from datasets import DataError
-from monoclip import PAPER, MonoCLIP, Reading
+from monoclip import AUTY, LOG_BINS, PAPER, MonoCLIP, Reading
 from tests.conftest import random_clip
 from tests.test_model import TINY_VIT
 
@@ -44,6 +44,31 @@ def test_read_out_and_image_statistics_come_from_the_flags(capsys):
         assert f"{flag}: invalid choice: 'nonsense'" in capsys.readouterr().err
 
 
+def test_a_preset_is_what_is_not_given(capsys):
+    parser = argparse.ArgumentParser()
+    options.add_reading_arguments(parser)
+
+    def reading(*flags: str) -> Reading:
+        return options.reading_of(parser.parse_args(flags))
+
+    assert (reading(), reading("--preset", "paper")) == (PAPER, PAPER)
+    assert (reading("--preset", "auty"), reading("--preset", "log")) == (AUTY, LOG_BINS)
+    words, bins = ("--depth_classes", "near", "far"), ("--bin_list", "3", "30")
+    own = replace(AUTY, depth_classes=("near", "far"), bin_list=(3, 30))
+    assert reading("--preset", "auty", *words, *bins) == own
+    assert reading(*bins, *words) == replace(PAPER, depth_classes=("near", "far"), bin_list=(3, 30))
+    flags = ("--temperature", "1", "--readout", "windows", "--image_statistics", "clip", "--obj_classes", "car")
+    clips = options.with_statistics(LOG_BINS, "clip")
+    expected = replace(clips, temperature=1, readout="windows", obj_classes=("car",))
+    assert reading("--preset", "log", *flags) == expected
+    assert reading("--preset", "auty", "--depth_templates", "a {} {}").depth_templates == ("a {} {}",)
+    with pytest.raises(options.UsageError, match="7 depth classes and 2 bins"):
+        reading("--preset", "auty", *bins)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--preset", "nonsense"])
+    assert "--preset: invalid choice: 'nonsense'" in capsys.readouterr().err
+
+
 def test_what_is_not_the_papers_is_said(tiny_clip):
     vit = random_clip(TINY_VIT)
     other = "{}: not the paper's setting"
@@ -66,11 +91,8 @@ def test_what_is_not_the_papers_is_said(tiny_clip):
         expected = (
             [options.OTHER_IMAGES, other.format("patch features by maskclip"), resized] if notes is None else notes
         )
-        assert options.caveats(official, "0" * 64, model, (416, 544)) == expected
+        assert options.caveats(official, "0" * 64, model) == expected
         assert options.readout_notes(model) == [n for n in expected if n not in (options.OTHER_IMAGES, resized)]
-    assert options.caveats(True, "0" * 64, MonoCLIP(tiny_clip), (64, 90))[0].startswith(
-        "images of 64x90 px are resized"
-    )
 
 
 def test_the_demos_checkpoint_needs_no_activation_whatever_its_name(tmp_path, tiny_checkpoint):
@@ -139,8 +161,8 @@ def test_results_name_the_commit_of_this_checkout_and_of_no_other(tmp_path, monk
 
     def found_in(folder: str) -> str:
         monkeypatch.setattr(options, "__file__", str(tmp_path / folder / "options.py"))
-        assert list(options.identified()) == ["schema", "protocol", "commit"]
-        return options.identified()["commit"]
+        assert list(options.identified(NYU)) == ["schema", "protocol", "commit"]
+        return options.identified(NYU)["commit"]
 
     (tmp_path / "options.py").write_text("")
     (tmp_path / "unpacked").mkdir()

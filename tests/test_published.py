@@ -1,7 +1,8 @@
 """experiments.published: every published number against the tables as they are printed, written out a second time."""
 
+from calculate_error import KITTI_ADABINS, KITTI_BTS, NYU
 from experiments import published
-from monoclip import PAPER
+from monoclip import AUTY, PAPER
 
 METHODS = """
 Make3D: .447 .745 .897 .349 - 1.214
@@ -36,6 +37,15 @@ class-dependent 1: 1.00 2.00 2.25 2.50 2.75 3.00 4.00: classroom: .312 .565 .820
 class-dependent 2: 1.00 1.50 2.00 2.50 3.00 3.50 4.00: classroom: .310 .583 .830 .397 .175 1.636
 class-dependent 3: 1.00 1.25 1.50 1.75 2.00 2.25 2.50: classroom: .231 .452 .600 .407 .246 2.138
 class-dependent 4: 2.00 2.50 3.00 3.25 3.50 3.75 4.00: classroom: .276 .637 .844 .461 .173 1.544
+"""
+KITTI = """
+DepthCLIP, as run in MfH: .281 - - .473 - 12.96
+Hu et al., one image of training: .312 - - .384 - 12.29
+Auty, depth words: .094 .193 .297 2.353 .454 25.518
+Auty, size words: .048 .103 .171 3.363 .568 33.978
+Auty, colour words: .077 .163 .267 2.177 .446 23.470
+Auty, random words: .119 .251 .400 1.664 .370 19.279
+Auty, random text vectors: .046 .098 .161 2.887 .535 29.553
 """
 
 
@@ -78,8 +88,23 @@ def test_other_work():
     assert others == {
         "DepthCLIP, run by MoA-DepthCLIP": numbers(".390 .680 .848 .393 .158 1.176"),
         "mean training depth image": numbers(".418 .711 .874 .408 - 1.244"),
+        "Hu et al., one image of training": numbers(".428 .732 .898 .347 - 1.049"),
     }
-    assert len(published.PUBLISHED) == 9 + 2 + 4 + 15
+    assert len(published.PUBLISHED) == 9 + 3 + 4 + 15 + 7
+
+
+def test_rows_beside_a_run():
+    expected = {name: dict(zip(published.COLUMNS, numbers(text), strict=True)) for name, text in lines(KITTI)}
+    rows = rows_of(published.KITTI_ROWS)
+    assert rows == [row for row in published.PUBLISHED if row.data_set != "NYU"]
+    assert {row.data_set for row in rows} == {"KITTI"}
+    assert {row.name: row.by_column() for row in rows} == expected
+    assert [(row.name, row.reading) for row in rows if row.reading] == [("Auty, depth words", AUTY)]
+    assert set(published.BESIDE) == {protocol.name for protocol in (NYU, KITTI_BTS, KITTI_ADABINS)}
+    assert published.BESIDE["NYU"] == {"paper, DepthCLIP": dict(published.DEPTHCLIP)}
+    for protocol in (KITTI_BTS, KITTI_ADABINS):
+        assert list(published.BESIDE[protocol.name].items()) == list(expected.items())  # as they are printed
+    assert [published.shown(value) for value in (None, 12.96, 0.0)] == ["-", "12.960", "0.000"]
 
 
 def test_bin_response():

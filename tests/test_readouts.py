@@ -60,8 +60,9 @@ class Command:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(MonoCLIP, "trunk", counted)
             patch.setattr(statistics, "RESAMPLES", 200)
-            patch.setattr(experiments, "SWEEP", (2.0,))
-            patch.setattr(experiments, "swept_constants", lambda s: {m: np.ones((1, s.shape[1])) for m in NYU_METRICS})
+            patch.setattr(experiments, "sweep_of", lambda protocol: (2.0,))
+            ones = lambda s, protocol=None: {m: np.ones((1, s.shape[1])) for m in NYU_METRICS}  # noqa: E731
+            patch.setattr(experiments, "swept_constants", ones)
             output = ("--output", self.folder / out, "--store", self.folder / "store")
             return experiments.main(self.arguments(*output, *flags, weights=weights))
 
@@ -154,7 +155,7 @@ def test_a_row_is_what_other_commands_say_of_it(whole, backbone, readout, image_
 def test_p_is_that_of_a_direct_computation(whole):
     reading = options.with_statistics(replace(PAPER, temperature=1, readout="maskclip"), "clip")
     reading = replace(reading, depth_classes=("near", "far", "unseen"), bin_list=BINS)
-    dataset = open_nyu(whole.folder / "nyu", NYU_CROP, reading.normalised)
+    dataset = open_nyu(whole.folder / "nyu", reading.normalised)
     model = MonoCLIP(clip.load(whole.folder / "vit.pt", "cpu", activation="quickgelu")[0], reading)
     found: dict[tuple[float, ...], list[list[float]]] = {bins: [] for bins in itertools.permutations(BINS)}
     for i in range(10):

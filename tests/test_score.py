@@ -33,7 +33,6 @@ from experiments.score import (
     PIXEL,
     SCALED,
     STEPS,
-    SWEEP,
     RandomDepth,
     Readouts,
     Rows,
@@ -55,6 +54,7 @@ from monoclip import PAPER, MonoCLIP, Reading, zeroshot_classifier
 from tests.test_calculate_error import naive_mask_NYU, naive_metrics
 
 NAME = "kitchen/rgb_00001.jpg"
+CROP = (416, 544)
 PATCHES = (13, 17)  # (h, w) of NYU's crop
 
 
@@ -93,7 +93,7 @@ def all_maps(rows: Rows, readouts: Readouts, trunk: Trunk) -> tuple[Tensor, Tens
     """Depth of all rows that are maps of patches, (R, h, w), and of all that are of pixels, (R', 416, 544)."""
     with torch.inference_mode():
         depth = readouts(trunk, NAME).depth
-        patches, pixels = other_maps(rows, NAME, tuple(depth.shape[1:]))
+        patches, pixels = other_maps(rows, NAME, truth_of(rough_truth(), PATCHES), tuple(depth.shape[1:]))
     return torch.stack([*depth, *patches]), pixels
 
 
@@ -193,7 +193,7 @@ def test_shuffled_patches_are_the_same_depths_in_an_order_of_the_image(tiny_clip
     [(PIXEL, (416, 544), 100 / 12), (GRID, PATCHES, 100 / 12), (MIRRORED, PATCHES, 100 / 24)],  # the mean of two
 )
 def test_random_depth_is_uniform_to_ten_metres(kind, size, variance):
-    depth = torch.stack([random_depth(RandomDepth(kind, seed), NAME, PATCHES) for seed in range(40)])
+    depth = torch.stack([random_depth(RandomDepth(kind, seed), NAME, PATCHES, CROP, 10.0) for seed in range(40)])
     assert (depth.shape, depth.dtype) == ((40, *size), torch.float32)
     assert 0 <= depth.min() < 0.2
     assert 9.8 < depth.max() <= 10
@@ -204,12 +204,13 @@ def test_random_depth_is_uniform_to_ten_metres(kind, size, variance):
 @pytest.mark.parametrize("kind", [PIXEL, GRID, MIRRORED])
 def test_random_depth_depends_on_name_and_seed_alone(kind):
     first, again, other_seed, other_name = (
-        random_depth(RandomDepth(kind, seed), name, PATCHES) for seed, name in ((0, "a"), (0, "a"), (1, "a"), (0, "b"))
+        random_depth(RandomDepth(kind, seed), name, PATCHES, CROP, 10.0)
+        for seed, name in ((0, "a"), (0, "a"), (1, "a"), (0, "b"))
     )
     assert torch.equal(first, again)
     assert not first.equal(other_seed)
     assert not first.equal(other_name)
-    depth = random_depth(RandomDepth(GRID, 0), NAME, (1, 3))  # on every machine
+    depth = random_depth(RandomDepth(GRID, 0), NAME, (1, 3), CROP, 10.0)  # on every machine
     assert depth.flatten().tolist() == pytest.approx([7.946089, 5.238994, 6.522018], abs=1e-6)
 
 
@@ -375,7 +376,7 @@ def test_every_row_has_the_name_of_its_own_map(tiny_clip, trunk):
     readouts = Readouts(MonoCLIP(tiny_clip), partial(zeroshot_classifier, tiny_clip), settings)
     patches, pixels = all_maps(rows, readouts, trunk)
     expected = depths_of(tiny_clip, list(settings), trunk)
-    expected |= {row.name: random_depth(row, NAME, tuple(trunk.patches.shape[2:])) for row in randoms}
+    expected |= {row.name: random_depth(row, NAME, tuple(trunk.patches.shape[2:]), CROP, 10.0) for row in randoms}
     expected |= {"mean image": mean, "two metres": torch.full((416, 544), 2.0), "near": torch.full((416, 544), 0.5)}
     assert len(expected) == len(rows.names)
     for name, depth in zip(rows.names, [*patches, *pixels], strict=True):
@@ -448,7 +449,7 @@ def test_constants_from_histograms_equal_constant_maps(monkeypatch):
     truths[0][:, :, 300:330] = 2.5  # where 1.25 * 2 m is hit exactly
     depths = [2.0, 15 / 7, 0.5, 1.0, 9.999]
     shares = torch.from_numpy(np.stack([histogram(counted_pixels(gt, NYU)[1]) for gt in truths])).T
-    monkeypatch.setattr(score, "SWEEP", depths)
+    monkeypatch.setattr(score, "sweep_of", lambda protocol: depths)
     errors = swept_constants(shares)
     maps = torch.tensor(depths).view(1, -1, 1, 1).expand(1, -1, 416, 544)
     for i, gt in enumerate(truths):
@@ -458,8 +459,9 @@ def test_constants_from_histograms_equal_constant_maps(monkeypatch):
 
 
 def test_swept_constants_equal_a_naive_sweep(monkeypatch):
-    assert [round(depth * 1000, 9) for depth in SWEEP] == list(range(5, 10_000, 5))
-    monkeypatch.setattr(score, "SWEEP", SWEEP[::7])  # the others would take seconds
+    sweep = score.sweep_of(NYU)
+    assert [round(depth * 1000, 9) for depth in sweep] == list(range(5, 10_000, 5))
+    monkeypatch.setattr(score, "sweep_of", lambda protocol: sweep[::7])  # the others would take seconds
     few_depths = np.zeros((10_000, 3), dtype=np.float32)  # shares of 6 depths in 3 images
     for image, depths in enumerate(([1201, 1211, 5001, 9999], [2, 801, 802, 4001], [2345] * 4)):
         for millimetres in depths:

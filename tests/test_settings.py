@@ -67,7 +67,7 @@ def test_each_row_is_compared_with_the_mean_of_its_own_bins():
 
 def test_every_published_reading_has_a_row():
     for rows in (paper_rows(PAPER, {}), paper_rows(OTHER, {}), controls_of(PAPER)):
-        assert all(rows.row_of(row.reading) for row in PUBLISHED if row.reading)
+        assert all(rows.row_of(row.reading) for row in PUBLISHED if row.reading and row.data_set == "NYU")
     assert paper_rows(PAPER, {}).row_of(PAPER) == THIS_RUN
     assert paper_rows(OTHER, {}).row_of(PAPER) == "the paper's words and bins"
     rows = paper_rows(PAPER, {"mine": OTHER, "again the paper's": PAPER})

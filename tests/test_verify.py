@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import options
+from calculate_error import NYU
 from clip.checkpoint import CHECKPOINTS
 from datasets.nyu import TEST_INDICES
 from datasets.prepare_nyu import MAT_SHA256
@@ -24,7 +25,8 @@ from tests.test_eval import SOFT
 SCENES = {"bathroom": 58, "classroom": 23}  # images of the official split; the others are of no scene that is published
 RANDOM = RandomDepth(RANDOM_KINDS[0], 0).name
 BINS = (1.0, 1.0, 2.123456789)
-READINGS = {row.reading: THIS_RUN if row.reading == PAPER else row.name for row in PUBLISHED if row.reading}
+ROWS = [row for row in PUBLISHED if row.data_set == "NYU"]
+READINGS = {row.reading: THIS_RUN if row.reading == PAPER else row.name for row in ROWS if row.reading}
 
 
 def published_run(folder: Path, off: float = 0.0, count: int = 654, sha: str = CHECKPOINTS["RN50"].sha256) -> Path:
@@ -37,7 +39,7 @@ def published_run(folder: Path, off: float = 0.0, count: int = 654, sha: str = C
     values = np.full((654, len(METRICS), len(rows)), 0.5) + noise[:, None, None]
     for place, name in enumerate(READINGS.values()):
         for column in COLUMNS:
-            published = {row.scene: row.by_column()[column] for row in PUBLISHED if READINGS.get(row.reading) == name}
+            published = {row.scene: row.by_column()[column] for row in ROWS if READINGS.get(row.reading) == name}
             rest = 654 * published[None] - sum(SCENES[scene] * published.get(scene, 0) for scene in SCENES)
             mean = np.full(654, rest / (654 - sum(SCENES.values())) if len(published) > 1 else published[None])
             for scene in SCENES if len(published) > 1 else ():
@@ -53,7 +55,7 @@ def published_run(folder: Path, off: float = 0.0, count: int = 654, sha: str = C
     results = Results(names[:count], scenes[:count], clusters, TEST_INDICES[:count], rows, errors, baselines)
     results.add_best_constant(BEST, {"rmse": np.array([[0.7] * count, [0.8] * count])})
     permuted = np.array([[0.4, 0.3], [0.3, 0.4], [0.5, 0.2]])
-    by = {row: READINGS[row.reading] for row in PUBLISHED if row.reading}
+    by = {row: READINGS[row.reading] for row in ROWS if row.reading}
     caveats = [note for note in (options.OTHER_IMAGES * (count < 654), options.toy_note(sha)) if note]
     scored = tables.Scored(
         results, {"random": [RANDOM]}, by, [RANDOM], count == 654, "T", "", caveats, "captures", permuted
@@ -64,7 +66,7 @@ def published_run(folder: Path, off: float = 0.0, count: int = 654, sha: str = C
     about = {"data": "654 images", "warnings": caveats, "made_with": {"checkpoint": "a.pt", "checkpoint_sha256": sha}}
     about["made_with"]["reading"] = {"bin_list": list(BINS)}
     about["readings"] = {name: asdict(reading) for reading, name in READINGS.items()}
-    options.write_json(folder / "results.json", options.identified() | tables.as_json(scored) | about)
+    options.write_json(folder / "results.json", options.identified(NYU) | tables.as_json(scored) | about)
     return folder / "results.json"
 
 
@@ -90,8 +92,8 @@ def test_a_run_that_gives_the_papers_numbers(run, tmp_path, capsys):
     assert done == of
     assert int(of.replace(",", "")) > 1000
     lines = [line for line in out.splitlines() if line.startswith(("within", "OUTSIDE", "-  "))]
-    assert len(lines) == len(PUBLISHED)
-    assert sum(line.startswith("within") for line in lines) == sum(row.reading is not None for row in PUBLISHED)
+    assert len(lines) == len(ROWS)
+    assert sum(line.startswith("within") for line in lines) == sum(row.reading is not None for row in ROWS)
     assert next(line for line in lines if "Lower Bound" in line).startswith(
         f"OUTSIDE  Table 1: methods, Lower Bound ({RANDOM}; nothing to reproduce exactly): ours 0.500"
     )
@@ -128,7 +130,7 @@ def test_other_images_are_not_compared(tmp_path, capsys):
     assert "not known here, SHA-256 000" in out
     assert "not the official test split, or not all of it, by index" in out
     assert "within" not in out
-    measured = sum(row.reading is not None for row in PUBLISHED) + 1  # and the Lower Bound
+    measured = sum(row.reading is not None for row in ROWS) + 1  # and the Lower Bound
     assert out.count("not compared, over other images") == measured
 
 
@@ -166,7 +168,7 @@ def test_a_number_that_does_not_follow_is_named(run, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("column", "new", "message"),
-    [(1, "den", "name different ones"), (3, "7", "name different ones"), (7, "nan", "that are no numbers")],
+    [(1, "den", "name different ones"), (3, "7", "name different ones"), (8, "nan", "that are no numbers")],
 )
 def test_lines_of_a_csv_that_cannot_be_right_are_refused(run, tmp_path, capsys, column, new, message):
     old = (run.parent / "per_image.csv").read_text().split("\n")[2]
@@ -197,13 +199,13 @@ def test_images_with_a_name_of_their_own_are_not_the_papers_whatever_their_indic
     ("name", "text", "message"),
     [
         ("results.json", "{", "no JSON"),
-        ("results.json", '{"schema": 1}', "no results.json of schema 2; run python -m experiments again"),
-        ("results.json", '{"schema": 2, "question": {}}', "damaged, or not of the CSVs beside it (KeyError('rows'))"),
+        ("results.json", '{"schema": 1}', "no results.json of schema 3; run python -m experiments again"),
+        ("results.json", '{"schema": 3, "question": {}}', "damaged, or not of the CSVs beside it (KeyError('rows'))"),
         ("results.json", None, "results.json: cannot be read (No such file or directory)"),
         ("per_image.csv", "image,reading\n", "its rows are not those of results.json"),
         (
             "results.json",
-            '{"schema": 2}',
+            '{"schema": 3}',
             "of eval.py or of --readouts; give the results.json of python -m experiments",
         ),
         ("per_image.csv", None, "per_image.csv: no such file; keep it beside results.json"),

@@ -44,7 +44,8 @@ async function unpack(image) {
   const [height, width] = image.size, [h, w] = image.grid;
   image.similarity = Float32Array.from(await unpacked(image.similarity, w), (v) => v * image.step);  // (views, phrases, h, w)
   if (!image.truth) return;
-  image.measured = await unpacked(image.truth.map, width);  // (H, W) [mm], 0: not measured
+  const { map, unit } = image.truth;
+  image.measured = Float32Array.from(await unpacked(map, width), (v) => v * unit);  // (H, W) [mm], 0: not measured
   const leftOut = await unpacked(image.truth.left_out, width);
   image.counted = image.measured.map((mm, i) => (leftOut[i] ? 0 : mm));  // (H, W) [mm], 0: does not count
   const sum = new Float64Array(h * w), count = new Float64Array(h * w);

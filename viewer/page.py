@@ -25,8 +25,8 @@ from PIL import Image
 from calculate_error import MIN_DEPTH, NYU_MAX_DEPTH
 from clip.tokenizer import tokenize
 from datasets import DataError, printable, text_of
-from monoclip import PAPER, Reading
-from viewer.colour import COLOUR_MAP, NO_DEPTH_MAP, colour_table, to_millimetres
+from monoclip import PAPER, Reading, prompt
+from viewer.colour import COLOUR_MAP, LARGEST_MM, NO_DEPTH_MAP, colour_table, to_millimetres
 
 PAGE_FILE = "depth.html"
 PAGE_IMAGES = 24  # on a page unless the user says otherwise: NYU's, with their truth, then take less than 12 MB
@@ -80,7 +80,7 @@ def phrases_for(reading: Reading, path: Path | None = None, count: int | None = 
         try:
             if any(unicodedata.category(c) in ("Cc", "Cs") for c in phrase.replace("\t", " ")):
                 raise ValueError(f"{printable(phrase[:40])!r} is no text; save the file as UTF-8")
-            tokenize([t.format(o, phrase) for t in reading.depth_templates for o in reading.obj_classes])
+            tokenize([prompt(t, o, phrase) for t in reading.depth_templates for o in reading.obj_classes])
             found.append(phrase)
         except (RuntimeError, ValueError) as error:
             if path and phrase in own:
@@ -145,9 +145,15 @@ def card(
     if truth is not None:
         if counted is None or not truth.shape == counted.shape == pixels.shape[:2]:
             raise ValueError(f"{name}: expected true depth and what counts of it as the picture, {pixels.shape[:2]}")
-        millimetres = to_millimetres(truth)
+        unit = 1 if truth.max(initial=0) * 1000 <= LARGEST_MM else 2  # [mm] of the stored map, beyond 65.535 m
+        millimetres = to_millimetres(truth / unit)
         span = np.percentile(truth[truth > 0], (2, 98)).tolist() if truth.any() else []  # [m]
-        stored["truth"] = {"map": packed(millimetres), "left_out": packed((millimetres > 0) & ~counted), "span": span}
+        stored["truth"] = {
+            "unit": unit,
+            "map": packed(millimetres),
+            "left_out": packed((millimetres > 0) & ~counted),
+            "span": span,
+        }
     return stored
 
 
@@ -180,15 +186,17 @@ def build(
     metrics: Mapping[str, Mapping[str, float | None]] | None = None,
     notes: Sequence[str] = (),
     warning: str = "",
+    largest: float = NYU_MAX_DEPTH,
 ) -> str:
     """The page as text; everything that came from a user stands in it as data or escaped, never as markup.
 
     The controls start at the words, bins and temperature of `reading`; `phrases` are those of the cards. `metrics` is
     the table at the top: for each named row, the value of each column; all rows name the same columns. `notes` are
-    short statements below the title, `warning` one above all else.
+    short statements below the title, `warning` one above all else; `largest` is the depth [m] that metrics are clamped
+    to.
     """
     style, script, page = ((SOURCES / f"page.{end}").read_text(encoding="utf-8") for end in ("css", "js", "html"))
-    before, between, after = reading.depth_templates[0].split("{}")
+    asked = prompt(reading.depth_templates[0], reading.obj_classes[0], "{}").split("{}")  # before and after the word
     # As the control of `experiments`; where that has no colour words, with the paper's bins.
     words, bins = spread_words(COLOUR_WORDS, len(reading.bin_list)), reading.bin_list
     colour = replace(reading, depth_classes=words or COLOUR_WORDS, bin_list=bins if words else PAPER.bin_list)
@@ -198,10 +206,10 @@ def build(
         "notes": notes,
         "phrases": [*reading.depth_classes, *phrases],
         "presets": {"run": asdict(reading), "paper": asdict(PAPER), "colour": asdict(colour)},
-        "prompt": [before + reading.obj_classes[0] + between, after],
+        "prompt": asked,
         "more_prompts": len(reading.depth_templates) * len(reading.obj_classes) - 1,
         "scale": [min(depths), max(depths)],
-        "limits": [MIN_DEPTH, NYU_MAX_DEPTH],
+        "limits": [MIN_DEPTH, largest],
         "metrics": {name: dict(row) for name, row in (metrics or {}).items()},
         "colours": {name: pixels_of(colours) for name, colours in COLOUR_MAPS.items()},
         "images": cards,

@@ -52,8 +52,9 @@ def draw_strip(path: Path, examples: Sequence[Example], caption: str) -> None:
     from matplotlib.figure import Figure
 
     near, far = colour_range(examples)
-    figure = Figure(figsize=(11, 2.3 * len(examples) + 0.5), layout="constrained")
-    axes = figure.subplots(len(examples), len(COLUMNS_SHOWN), squeeze=False)
+    heights = [3.07 * height / width for height, width in (example.depth.shape for example in examples)]  # inches
+    figure = Figure(figsize=(11, sum(heights) + 0.5), layout="constrained")
+    axes = figure.subplots(len(examples), len(COLUMNS_SHOWN), squeeze=False, height_ratios=heights)
     for row, example in zip(axes, examples, strict=True):
         row[0].imshow(example.pixels)
         label = {"facecolor": "white", "alpha": 0.8, "pad": 2}

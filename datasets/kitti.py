@@ -1,0 +1,137 @@
+"""KITTI's Eigen test split (Eigen et al., NIPS 2014), with the ground truth of the annotated set (Uhrig et al., 2017).
+
+Of its 697 frames, 652 have annotated depth; these are evaluated. `kitti_eigen_test.csv` has them, so that no list is
+needed; the field's list (`rgb depth|None focal` in each line) may be given instead. Below the root lie
+
+    DATE/DRIVE_sync/image_02/data/%010d.png or .jpg                          raw pictures of the left colour camera
+    [train/ or val/]DRIVE_sync/proj_depth/groundtruth/image_02/%010d.png     depth, 16 bit, 1/256 m, 0 = no measurement
+"""
+
+import csv
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from calculate_error import Protocol
+from datasets import DataError, counted, name_of, printable, text_of
+from datasets.pairs import DepthPairs, FilePair, check_files, raise_problems
+
+SPLIT_FILE = Path(__file__).parent / "kitti_eigen_test.csv"
+DRIVE = re.compile(r"(\d{4}_\d\d_\d\d)_drive_\d{4}_sync")
+LAYOUT = "in the layout of KITTI"
+
+
+class Frame(NamedTuple):
+    """A frame of a drive, and the line of a list that names it."""
+
+    drive: str
+    number: int
+    origin: str = ""
+
+
+class KITTI(DepthPairs):
+    """KITTI's images; `official` if they are all frames of the Eigen test split that have depth, and nothing else."""
+
+    def __init__(
+        self,
+        pairs: Sequence[FilePair],
+        protocol: Protocol,
+        normalised: Callable[[np.ndarray], Tensor],
+        kind: str = LAYOUT,
+    ) -> None:
+        split = {(frame.drive, frame.number) for frame in split_frames()}
+        official = kind == LAYOUT and {(pair.scene, pair.index) for pair in pairs} == split
+        title = f"all {len(split)} images with depth of the Eigen test split of KITTI"
+        said = title if official else f"{counted(len(pairs))} {kind}"
+        super().__init__(pairs, protocol, normalised, f"{said} ({protocol.name})", official)
+
+    def clusters(self) -> tuple[list[str], str]:
+        """Of each image its drive."""
+        return self.scenes, "drives"
+
+
+def open_kitti(
+    root: Path,
+    protocol: Protocol,
+    normalised: Callable[[np.ndarray], Tensor],
+    list_file: Path | None = None,
+    scenes: Sequence[str] | None = None,
+    limit: int | None = None,
+) -> KITTI:
+    """The frames with depth of the Eigen test split, or of a list, checked as far as is possible without a model.
+
+    Args:
+        root: the folder above the dates and the annotated set.
+        protocol: `KITTI_BTS` or `KITTI_ADABINS`.
+        normalised: as for `DepthPairs`.
+        list_file: a text file of `rgb depth|None [focal]` lines.
+        scenes: only the frames of these drives.
+        limit: only the first so many frames.
+
+    Raises DataError: the data cannot be used; all that is wrong is listed.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; name KITTI's with --data_path (docs/data.md)")
+    frames = list(split_frames() if list_file is None else listed_frames(list_file))
+    if unknown := sorted(set(scenes or ()) - {frame.drive for frame in frames}):
+        raise DataError(f"--scene {' '.join(map(printable, unknown))}: no such drive among the frames")
+    frames = [frame for frame in frames if not scenes or frame.drive in scenes][:limit]
+    pairs = [FilePair(*files_of(root, frame), frame.drive, frame.number, frame.origin) for frame in frames]
+    check_files(pairs, protocol)
+    name = name_of(root)
+    return KITTI(pairs, protocol, normalised, f"of {name}" if name else LAYOUT)
+
+
+def split_frames() -> Iterator[Frame]:
+    """The 652 frames of the Eigen test split that have depth, in the order of the field's list."""
+    with SPLIT_FILE.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["depth"] == "1":
+                yield Frame(row["drive"], int(row["frame"]))
+
+
+def listed_frames(list_file: Path) -> list[Frame]:
+    """The frames with depth that a list names. Raises DataError: all lines that are wrong, with their numbers."""
+    frames: list[Frame] = []
+    problems: list[str] = []
+    seen: dict[tuple[str, int] | None, int] = {}
+    for number, line in enumerate(text_of(list_file).split("\n"), 1):
+        columns, where = line.split(), f"{list_file}, line {number}"
+        if not columns:
+            continue
+        if len(columns) not in (2, 3):
+            problems.append(f"{where}: {len(columns)} columns, expected RGB path, depth path or None, and focal length")
+            continue
+        found = [frame_of(column) for column in columns[:2] if column != "None"]
+        if None in found:
+            problems.append(f"{where}: expected paths with a drive like 2011_09_26_drive_0002_sync and a frame")
+        elif len(set(found)) > 1:
+            problems.append(f"{where}: picture and depth are of different frames")
+        elif len(found) == 2 and found[0] in seen:
+            problems.append(f"{where}: this frame stands in line {seen[found[0]]} already")
+        elif len(found) == 2 and found[0]:
+            seen[found[0]] = number
+            frames.append(Frame(*found[0], where))
+    if not frames and not problems:
+        problems.append(f"{list_file}: names no frame that has depth")
+    raise_problems(problems)
+    return frames
+
+
+def frame_of(path: str) -> tuple[str, int] | None:
+    """The drive and the number in a path of either kind, zero-padded or not; None if it has none."""
+    drive, number = DRIVE.search(path), re.search(r"(?:^|/)(\d{1,10})\.(?:png|jpg)$", path)
+    return (drive[0], int(number[1])) if drive and number else None
+
+
+def files_of(root: Path, frame: Frame) -> tuple[Path, Path]:
+    """Where a frame's picture and depth are; where they should be, if they are not."""
+    date, stem = frame.drive[: len("2011_09_26")], f"{frame.number:010d}"
+    pictures = [root / date / frame.drive / "image_02" / "data" / f"{stem}{suffix}" for suffix in (".png", ".jpg")]
+    depth = Path(frame.drive) / "proj_depth" / "groundtruth" / "image_02" / f"{stem}.png"
+    depths = [root / half / depth for half in ("train", "val", "")]
+    return tuple(next((path for path in paths if path.exists()), paths[0]) for paths in (pictures, depths))  # type: ignore[return-value]

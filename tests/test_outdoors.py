@@ -1,0 +1,250 @@
+"""KITTI and one's own pairs through experiments, verify, the feature store and predict.py, from end to end."""
+
+import csv
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eval as evaluation
+import predict
+from calculate_error import KITTI_ADABINS, KITTI_BTS, KITTI_METRICS, MIN_DEPTH, counted_pixels
+from datasets.kitti import split_frames
+from datasets.rgbd import own_protocol
+from experiments import __main__ as experiments
+from experiments import score, statistics, verify
+from experiments.published import KITTI_ROWS, OUTDOORS, PROMPTS
+from experiments.score import RANDOM_KINDS, RandomDepth, histogram, metrics_of, random_depth, score_image, truth_of
+from monoclip import AUTY, LOG_BINS, MonoCLIP
+from tests import test_kitti
+from tests.conftest import QUICKGELU, TINY, random_clip, write_pair
+from tests.test_kitti import SIZES, lines_of, picture_of, sparse_depth, window_of, write_tree
+
+DRAWINGS = ("qualitative.png", "bin_response.png", "rows.png", "question.png", "certainty.png")
+REPORTED = {"results.json", "per_image.csv", "tables.md", "tables.tex"}
+GRID, SEEN = (11, 38), (352, 1216)
+SHARED = ("image", "scene", "index", "protocol", "valid_pixels", "dropped_pixels")
+LOG_SOFT = ("--preset", "log", "--temperature", 2)  # so that a tiny CLIP's depth is not one bin
+PROTOCOLS = {"bts": KITTI_BTS, "adabins": KITTI_ADABINS}
+
+
+def chosen_frames() -> list[tuple]:
+    """Twelve frames of the split in eleven drives, as `test_kitti.FRAMES`: all sizes, both halves, both kinds."""
+    split = [frame[:2] for frame in split_frames()]
+    drives = dict(reversed(split))  # each drive's first frame
+    frames = [*[(drive, drives[drive]) for drive in dict(split)][:11], split[1]]
+    return [(*f, SIZES[i % 11 % 5], ("train", "val")[i % 11 % 2], ("png", "jpg")[i % 2]) for i, f in enumerate(frames)]
+
+
+class Command:
+    """The commands in this process on the tiny CLIP, with one store; `encoded` counts a run's images."""
+
+    def __init__(self, folder: Path, weights: Path) -> None:
+        self.folder, self.weights, self.encoded = folder, weights, 0
+
+    def arguments(self, dataset: str, *flags: object) -> list[str]:
+        usual = ["--dataset", dataset, "--data_path", self.folder / dataset, "--clip_path", self.weights]
+        return list(map(str, [*usual, "--device", "cpu", *QUICKGELU, "--batch_size", 4, *flags]))
+
+    def __call__(self, dataset: str, out: str, *flags: object) -> int:
+        real, seen = MonoCLIP.trunk, []
+        places = ("--output", self.folder / out, "--store", self.folder / "store")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(MonoCLIP, "trunk", lambda model, x: seen.append(len(x)) or real(model, x))
+            patch.setattr(statistics, "RESAMPLES", 100)
+            patch.setattr(score, "SWEPT", 40)
+            code = experiments.main(self.arguments(dataset, *places, *flags))
+        self.encoded = sum(seen)
+        return code
+
+    def results_as_of_eval(self, dataset: str, out: str, *flags: object) -> dict:
+        """The results.json of a run of the experiments, with that of eval.py held to it."""
+        assert evaluation.main(self.arguments(dataset, "--output", self.folder / "eval", *flags)) == 0
+        ours, theirs = self.json(out), self.json("eval")
+        for row in ("this run", "uniform weights"):
+            expected, found = theirs["rows"][row]["metrics"], ours["rows"][row]["metrics"]
+            assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-6, abs=1e-6)
+        counts = [{tuple(line[key] for key in SHARED) for line in self.lines(folder)} for folder in (out, "eval")]
+        assert (counts[0], ours["protocol"]) == (counts[1], theirs["protocol"])
+        return ours
+
+    def json(self, out: str, name: str = "results.json") -> dict:
+        return json.loads((self.folder / out / name).read_text())
+
+    def page(self, out: str) -> dict:
+        text = (self.folder / out / "depth.html").read_text()
+        return json.loads(re.search(r"<script[^>]*application/json[^>]*>(.*?)</script>", text, re.DOTALL)[1])
+
+    def lines(self, out: str) -> list[dict[str, str]]:
+        with (self.folder / out / "per_image.csv").open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory, tiny_checkpoint) -> Command:
+    """Twelve frames of KITTI, one image of NYU and two own pairs of odd sizes; nothing is run."""
+    folder = tmp_path_factory.mktemp("outdoors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(test_kitti, "FRAMES", chosen_frames())
+        write_tree(folder / "KITTI")
+    (folder / "list.txt").write_text("\n".join(lines_of(chosen_frames())))
+    write_pair(folder / "NYU" / "official_splits" / "test" / "kitchen", 0)
+    for i, size in enumerate(((131, 173), (97, 131))):
+        rng = np.random.default_rng(i)
+        for part, values in (("rgb", rng.integers(0, 256, (*size, 3), np.uint8)), ("depth", sparse_depth(size, i))):
+            (folder / "rgbd" / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(folder / "rgbd" / part / f"{i}.png")
+    return Command(folder, tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def whole(command) -> Command:
+    """KITTI with everything by BTS, in "bts", and without controls by AdaBins, in "adabins"."""
+    listed = ("--list_file", command.folder / "list.txt", *LOG_SOFT)
+    bts = command("KITTI", "bts", *listed, "--controls", "--figures", "--html", 3), command.encoded
+    adabins = command("KITTI", "adabins", *listed, "--protocol", "adabins", "--no_paper"), command.encoded
+    assert (bts, adabins) == ((0, 12), (0, 0))  # the window is the same
+    return command
+
+
+@pytest.mark.parametrize("out", PROTOCOLS)
+def test_this_run_is_that_of_eval(whole, out):
+    listed = ("--list_file", whole.folder / "list.txt", "--protocol", out)
+    results = whole.results_as_of_eval("KITTI", out, *listed, *LOG_SOFT)
+    assert results["protocol"] == PROTOCOLS[out].about
+    assert {line["protocol"] for line in whole.lines(out)} == {PROTOCOLS[out].name}
+    assert results["rows"]["this run"]["metrics"].keys() == set(metrics_of(PROTOCOLS[out])) > {*KITTI_METRICS, "log10"}
+
+
+def test_files_rows_tables_and_page_are_those_of_kitti(whole):
+    results, folder, drives = whole.json("bts"), whole.folder / "bts", {drive for drive, *_ in chosen_frames()}
+    assert {path.name for path in folder.iterdir()} == {*REPORTED, *DRAWINGS, "permutations.csv", "depth.html"}
+    for name in DRAWINGS:
+        with Image.open(folder / name) as image:
+            assert min(image.size) > 300
+    assert (results["images"], results["clustered_by"], results["scenes"].keys()) == (12, "drives", drives)
+    assert "times 11 clusters (drives)" in results["intervals"]
+    assert {*OUTDOORS, "this run", "reversed bins", "colour words"} <= results["rows"].keys()
+    assert not any(row.startswith(("prompt", "bins class", "mean training")) for row in results["rows"])
+    lines = [(line["scene"], line["cluster"], int(line["index"])) for line in whole.lines("bts")]
+    assert len(lines) == 12 * len(results["rows"])
+    assert set(lines) == {(drive, drive, number) for drive, number, *_ in chosen_frames()}
+    text, content = (folder / "tables.md").read_text(), whole.page("bts")
+    assert (f"## {KITTI_ROWS}" in text, PROMPTS in text) == (True, False)
+    assert re.search(r"\| Auty, depth words \| .* 0\.094 \|", text)  # beside ours, in columns apart
+    (near, far), bins = content["scale"], LOG_BINS.bin_list
+    assert (content["limits"], near <= min(bins), far >= max(bins)) == ([MIN_DEPTH, 80], True, True)
+    assert {(*card["size"], *card["grid"]) for card in content["images"]} == {(*SEEN, *GRID)}
+
+
+@pytest.mark.parametrize("out", PROTOCOLS)
+def test_verify_says_ok_and_finds_an_altered_number(whole, capsys, monkeypatch, tmp_path, out):
+    monkeypatch.setattr(statistics, "RESAMPLES", 100)
+    assert verify.main([str(whole.folder / out)]) == 0
+    assert "OK, but nothing published is compared" in capsys.readouterr().out
+    shutil.copytree(whole.folder / out, tmp_path, dirs_exist_ok=True)
+    header, first, *others = (tmp_path / "per_image.csv").read_text().splitlines()
+    head, _, last = first.rpartition(",")
+    (tmp_path / "per_image.csv").write_text("\n".join([header, f"{head},{float(last) + 0.01}", *others]))
+    assert verify.main([str(tmp_path)]) == 1
+    assert re.search(r"[\d,]+ values do not follow from the CSVs", capsys.readouterr().err)
+
+
+def test_both_protocols_share_a_store_and_nyu_has_another(whole):
+    (store,) = (whole.folder / "store").iterdir()
+    assert len(list(store.glob("*.npz"))) == 12
+    flags = ("--list_file", whole.folder / "list.txt", "--preset", "auty", "--no_paper", "--limit", 2)
+    assert (whole("KITTI", "again", *flags), whole.encoded) == (0, 0)
+    assert list((whole.folder / "store").iterdir()) == [store]
+    assert (whole("NYU", "nyu", "--no_paper"), whole.encoded) == (0, 1)
+    assert len(list((whole.folder / "store").iterdir())) == 2
+
+
+def test_constants_and_histograms_are_those_of_a_naive_search():
+    gt = torch.from_numpy(sparse_depth(SIZES[2], 5).astype(np.float32) / 256)[None]
+    _, depth = counted_pixels(gt, KITTI_BTS)
+    every, shares = score.depths_of(KITTI_BTS), histogram(depth, KITTI_BTS)
+    assert (len(every), every[0].item(), every[-1].item()) == (80 * 256, 0, 80 - 1 / 256)
+    found = every.numpy()[shares > 0], np.rint(shares[shares > 0] * len(depth))
+    np.testing.assert_array_equal(found, np.unique(depth.numpy(), return_counts=True))
+    swept, tried = score.swept_constants(torch.from_numpy(shares)[:, None], KITTI_BTS), score.sweep_of(KITTI_BTS)
+    np.testing.assert_allclose(tried, np.arange(1, 2000) * 0.04, atol=1e-9)
+    true, constants = depth.double().numpy(), np.array(tried)[:, None]  # (N,), (S, 1)
+    delta1 = (np.maximum(true / constants, constants / true) < 1.25).mean(1)
+    abs_rel, rmse = (np.abs(true - constants) / true).mean(1), np.sqrt(((true - constants) ** 2).mean(1))
+    for metric, naive in {"delta1": -delta1, "abs_rel": abs_rel, "rmse": rmse}.items():
+        tolerance, sign = (5e-4, -1) if metric == "delta1" else (1e-5, 1)  # ratios of 1.25 to the last bit
+        np.testing.assert_allclose(sign * swept[metric][:, 0], naive, rtol=1e-4, atol=tolerance)
+        assert naive[statistics.best_places(swept)[metric]] == pytest.approx(naive.min(), abs=tolerance)
+
+
+@pytest.mark.parametrize(("scale", "farthest", "units"), [(100, 5.5504, 555), (1, 10.4, 10)])
+def test_the_deepest_that_counts_is_in_the_histogram(scale, farthest, units):
+    protocol = own_protocol(scale, farthest)
+    shares = histogram(counted_pixels(torch.tensor([[[units / scale]]]), protocol)[1], protocol)
+    assert (len(shares), shares[units]) == (len(score.depths_of(protocol)), 1)
+
+
+def test_random_depth_is_up_to_80_metres():
+    for kind in RANDOM_KINDS:
+        drawn = random_depth(RandomDepth(kind, 0), "a", GRID, SEEN, KITTI_BTS.max_depth)
+        assert (tuple(drawn.shape), round(drawn.mean().item(), -1)) == (SEEN if kind == RANDOM_KINDS[0] else GRID, 40)
+        assert 0 <= drawn.min() < 10 < 68 < drawn.max() <= 80
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_correlations_are_of_patches_that_a_lidar_measures_a_little_of(protocol):
+    rng = np.random.default_rng(0)
+    depth = np.kron(rng.permutation(np.arange(5, 5 + 11 * 38) * 40).reshape(GRID), np.ones((32, 32))) / 256
+    gt = np.zeros(SIZES[3], np.float32)
+    gt[window_of(*SIZES[3])] = np.where(rng.random(SEEN) < 1 / 12, depth, 0)
+    half = replace(protocol, measured_share=0.5)
+    truth, no_truth = (truth_of(torch.from_numpy(gt)[None], GRID, of) for of in (protocol, half))
+    assert len(truth.patches) > 200 > len(no_truth.patches) == 0
+    perfect = torch.from_numpy(depth.astype(np.float32))[None]
+    errors = score_image(truth, perfect[:, ::32, ::32], torch.cat([perfect, 80 - perfect]), "a")
+    for metric in ("spearman", "spearman_pixels", "pearson"):
+        assert 0.5 < errors[metric][0] < 1  # resized as the method's, which mixes neighbours
+        assert errors[metric][1:] == pytest.approx([1, -1], abs=1e-6)
+    assert errors["abs_rel"][1] == errors["silog"][1] == 0
+    truth = truth_of(torch.from_numpy(gt)[None], (25, 87), protocol)  # patches of 14 px, which do not divide the window
+    constant = score_image(truth, torch.full((1, 25, 87), 40.0), torch.full((1, *SEEN), 23.886), "a")
+    assert [*constant["spearman"], *constant["pearson"]] == [0] * 4
+
+
+def test_own_pairs_of_two_odd_sizes(command):
+    flags = ("--depth_scale", 256, "--max_depth", 80, *LOG_SOFT)
+    ran = command("rgbd", "own", *flags, "--figures", "--html", "--store", command.folder / "store of own")
+    assert (ran, command.encoded) == (0, 2)
+    ours = command.results_as_of_eval("rgbd", "own", *flags)
+    assert (ours["clustered_by"], ours["published"]) == ("images", {})
+    for name in ("spearman", "pearson", "spearman_pixels"):
+        assert ours["rows"]["uniform weights"]["metrics"][name] == 0
+    assert [card["size"] for card in command.page("own")["images"]] == [[131, 173], [97, 131]]
+    assert verify.main([str(command.folder / "own")]) == 0
+
+
+def test_read_outs_of_one_backbone_on_kitti(command):
+    weights = command.folder / "resnet.pt"
+    torch.save(random_clip(replace(TINY, image_resolution=224), seed=1).state_dict(), weights)
+    words = ("--depth_classes", "near", "far", "unseen", "--bin_list", 5, 20, 60)
+    listed = ("--list_file", command.folder / "list.txt", "--limit", 3, "--store", command.folder / "other store")
+    assert command("KITTI", "readouts", "--readouts", "--clip_path", weights, *words, *listed) == 0
+    results = command.json("readouts", "readouts.json")
+    assert (results["clustered_by"], len(results["readouts"])) == ("drives", 5 * 2 * 2)
+
+
+def test_predict_passes_by_kittis_depth(command, tmp_path):
+    usual = ("--clip_path", command.weights, *QUICKGELU, "--device", "cpu", "--preset", "auty", "--save", "npy")
+    assert predict.main(list(map(str, ["-i", command.folder / "KITTI", "-o", tmp_path, *usual]))) == 0
+    assert len(list(tmp_path.rglob("*.npy"))) == 12
+    for drive, number, size, *_ in chosen_frames():
+        depth = np.load(tmp_path / picture_of(drive, number).replace(".png", "_depth.npy"))
+        assert depth.shape == size
+        assert min(AUTY.bin_list) <= depth.min() <= depth.max() <= max(AUTY.bin_list)
