@@ -351,7 +351,7 @@ def code_commit() -> str:
 
 def identified(protocol: Protocol) -> dict[str, Any]:
     """What a results.json is: the version of its form, the protocol, the code."""
-    return {"schema": SCHEMA, "protocol": protocol.about, "commit": code_commit()}
+    return {"schema": SCHEMA, "protocol": protocol.about, "protocol_name": protocol.name, "commit": code_commit()}
 
 
 def toy_note(checkpoint_sha256: str) -> str:

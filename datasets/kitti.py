@@ -81,6 +81,9 @@ def open_kitti(
         raise DataError(f"--scene {' '.join(map(printable, unknown))}: no such drive among the frames")
     frames = [frame for frame in frames if not scenes or frame.drive in scenes][:limit]
     pairs = [FilePair(*files_of(root, frame), frame.drive, frame.number, frame.origin) for frame in frames]
+    if pairs and not any(path.exists() for pair in pairs for path in (pair.rgb, pair.depth)):
+        problem = f"holds none of the {len(pairs)} frames, such as {pairs[0].rgb}"
+        raise DataError(f"{root}: {problem}; docs/data.md has the layout")
     check_files(pairs, protocol)
     name = name_of(root)
     return KITTI(pairs, protocol, normalised, f"of {name}" if name else LAYOUT)
@@ -106,7 +109,7 @@ def listed_frames(list_file: Path) -> list[Frame]:
         if len(columns) not in (2, 3):
             problems.append(f"{where}: {len(columns)} columns, expected RGB path, depth path or None, and focal length")
             continue
-        found = [frame_of(column) for column in columns[:2] if column != "None"]
+        found = [frame_of(column) for place, column in enumerate(columns[:2]) if place == 0 or column != "None"]
         if None in found:
             problems.append(f"{where}: expected paths with a drive like 2011_09_26_drive_0002_sync and a frame")
         elif len(set(found)) > 1:
@@ -124,7 +127,7 @@ def listed_frames(list_file: Path) -> list[Frame]:
 
 def frame_of(path: str) -> tuple[str, int] | None:
     """The drive and the number in a path of either kind, zero-padded or not; None if it has none."""
-    drive, number = DRIVE.search(path), re.search(r"(?:^|/)(\d{1,10})\.(?:png|jpg)$", path)
+    drive, number = DRIVE.search(path), re.search(r"(?:^|/)([0-9]{1,10})\.(?:png|jpg)$", path)
     return (drive[0], int(number[1])) if drive and number else None
 
 

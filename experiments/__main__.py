@@ -161,7 +161,7 @@ def score(
         elsewhere = {metric: best_elsewhere(swept[metric], results.clusters, metric in HIGHER) for metric in swept}
         results.add_constant(published.BEST_ELSEWHERE, elsewhere)
     if training is not None:
-        places = best["of the training split"] = best_places(swept_constants(training))
+        places = best["of the training split"] = best_places(swept_constants(training, dataset.protocol))
         results.add_constant(published.BEST_TRAINED, {metric: swept[metric][place] for metric, place in places.items()})
     tried = sweep_of(dataset.protocol)
     depths = {of: {metric: tried[place] for metric, place in places.items()} for of, places in best.items()}

@@ -161,7 +161,7 @@ def test_results_name_the_commit_of_this_checkout_and_of_no_other(tmp_path, monk
 
     def found_in(folder: str) -> str:
         monkeypatch.setattr(options, "__file__", str(tmp_path / folder / "options.py"))
-        assert list(options.identified(NYU)) == ["schema", "protocol", "commit"]
+        assert list(options.identified(NYU)) == ["schema", "protocol", "protocol_name", "commit"]
         return options.identified(NYU)["commit"]
 
     (tmp_path / "options.py").write_text("")
