@@ -61,6 +61,7 @@ class Protocol:
     max_depth: float  # [m]
     units_per_metre: float  # of the 16-bit depth PNGs, in which 0 is no measurement
     whole_split: str  # what is said of metrics over other images than those of published ones
+    pictures: tuple[str, ...] = ("JPEG", "PNG")  # formats that pictures may have
     frames: tuple[Size, ...] = ()  # sizes that frames have; any, if there is none
     window: Region = whole  # of the frame, what the method sees
     region: Region = whole  # what counts: of the frame, or of the window
@@ -96,6 +97,7 @@ NYU = Protocol(
     max_depth=10.0,  # range of the Kinect
     units_per_metre=1000,
     whole_split="the paper's metrics are over the official test split: they do not compare with these",
+    pictures=("JPEG",),
     frames=((480, 640),),
     window=lambda height, width: (slice(56, 472), slice(60, 604)),  # 416 x 544
     # Official quirk: columns 46:601 where others have Eigen's 41:601. Predictions start at column 60: nothing changes.

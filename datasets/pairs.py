@@ -125,7 +125,9 @@ class DepthPairs:
 
     def pixels(self, item: int) -> np.ndarray:
         """The part of the picture that the method sees, (h, w, 3) uint8, RGB. Raises DataError."""
-        frame = decode(self.pairs[item].picture(), self.names[item], "RGB", self.protocol.frames)
+        frame = decode(
+            self.pairs[item].picture(), self.names[item], "RGB", self.protocol.frames, self.protocol.pictures
+        )
         return frame[self.protocol.window(*frame.shape[:2])]
 
     def depth(self, item: int) -> Tensor:
@@ -210,14 +212,16 @@ def opened(content: bytes, name: str) -> Image.Image:
         raise DataError(f"{name}: not a readable image; write it again") from error
 
 
-def decode(content: bytes, name: str, mode: str, frames: Sequence[Size] = ()) -> np.ndarray:
+def decode(
+    content: bytes, name: str, mode: str, frames: Sequence[Size] = (), pictures: Sequence[str] = ("JPEG", "PNG")
+) -> np.ndarray:
     """All pixels of an image file: (H, W, 3) uint8 for mode RGB, (H, W) uint16 for mode I;16.
 
-    Raises DataError: the file `name` is no JPEG or PNG (RGB) or PNG (I;16), has a size that is none of `frames`, if
-    there are any, or does not decode to the end.
+    Raises DataError: the file `name` is in none of the formats `pictures` (RGB), or no PNG (I;16), has a size that is
+    none of `frames`, if there are any, or does not decode to the end.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some package may have set it; half a JPEG must not be scored
-    forms, expected = (("JPEG", "PNG"), "an RGB JPEG or PNG") if mode == "RGB" else (("PNG",), "a 16-bit PNG")
+    forms, expected = (pictures, f"an RGB {' or '.join(pictures)}") if mode == "RGB" else (["PNG"], "a 16-bit PNG")
     image = opened(content, name)
     found, sizes = f"{image.width}x{image.height}", [f"{width}x{height}" for height, width in frames]
     if image.width * image.height > (MAX_PIXELS if frames else MAX_OWN_PIXELS):
@@ -247,7 +251,7 @@ def check_files(pairs: Sequence[FilePair], protocol: Protocol) -> None:
         problems, sizes = [], []
         for path, mode in ((pair.rgb, "RGB"), (pair.depth, "I;16")):
             try:
-                pixels = decode(content_of(path), str(path), mode, protocol.frames)
+                pixels = decode(content_of(path), str(path), mode, protocol.frames, protocol.pictures)
                 sizes.append(pixels.shape[:2])
                 if mode == "I;16" and not depth_in_metres(pixels, str(path), protocol).any():
                     raise DataError(f"{path}: no valid pixel, every depth is 0; remove the image")
