@@ -30,7 +30,7 @@ from torch import Tensor, distributed
 
 import clip
 import options
-from calculate_error import counted_pixels
+from calculate_error import NYU, counted_pixels
 from clip.dense import thins
 from clip.inference import keep_freed_memory
 from datasets import printable, text_of
@@ -197,7 +197,7 @@ def features_of(store: FeatureStore, item: int) -> Tensor:
 
 @torch.inference_mode()
 def draw(output: Path, scored: tables.Scored, store: FeatureStore, text: Tensor, patches: np.ndarray) -> None:
-    """Writes the PNGs.
+    """Writes the PNGs, the paper's semantic bin response of NYU only.
 
     `text` are the text features (D, K) of the words of `published.BIN_RESPONSE`; `patches` those of `Scores`.
     """
@@ -209,10 +209,9 @@ def draw(output: Path, scored: tables.Scored, store: FeatureStore, text: Tensor,
         truth = dataset.truth(item)
         depth = store.model.answers(features, truth.shape).depth
         examples.append(Example(dataset.names[item], dataset.pixels(item), truth, depth))
-        if len(examples) == 1:
+        if len(examples) == 1 and dataset.protocol is NYU:  # whose bins the paper's drawing has
             weights = logits_of(features.cpu(), text, published.BIN_RESPONSE).softmax(1)[0].numpy()  # (K, h, w)
-            share = dataset.protocol.measured_share
-            plots.draw_response(output / RESPONSE_FILE, examples[0], weights, scored.caption, share)
+            plots.draw_response(output / RESPONSE_FILE, examples[0], weights, scored.caption)
     draw_strip(output / STRIP_FILE, examples, scored.caption)
     compared = scored.published_by.items() if scored.official else ()
     theirs = {name: row.by_column() for row, name in compared if row.scene is None}

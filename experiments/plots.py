@@ -23,7 +23,7 @@ LONGEST = 60  # letters of a name in a drawing
 NEAR, FAR = 0.15, 0.85  # quantiles of the patches' true depth at which the bin response takes its two patches
 
 
-def draw_response(path: Path, example: Example, weights: np.ndarray, caption: str, share: float = 0.5) -> None:
+def draw_response(path: Path, example: Example, weights: np.ndarray, caption: str) -> None:
     """The softmax weights (K, h, w) of the words of `BIN_RESPONSE`, without the mirror, at a near and a far patch."""
     words, bins = BIN_RESPONSE.depth_classes, np.array(BIN_RESPONSE.bin_list)
     grid = weights.shape[1:]
@@ -33,7 +33,7 @@ def draw_response(path: Path, example: Example, weights: np.ndarray, caption: st
     axes[0].imshow(example.pixels)
     axes[0].set(xticks=[], yticks=[])
     axes[0].set_title(example.name, parse_math=False)
-    patches = near_and_far(example.truth, grid, share)
+    patches = near_and_far(example.truth, grid)
     for axis, (row, column, true), colour in zip(axes[1:], patches, ("tab:orange", "tab:blue"), strict=False):
         corner = (column * width, row * height)
         axes[0].add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=3))
@@ -150,8 +150,8 @@ def draw_readouts(path: Path, cases: Mapping[Case, Sequence[Contrast]], caption:
     save_figure(figure, path, caption)
 
 
-def near_and_far(truth: np.ndarray, grid: Sequence[int], share: float = 0.5) -> list[tuple[int, int, float]]:
-    """Row, column and mean true depth [m] of a near and a far patch, of those of which this share is measured.
+def near_and_far(truth: np.ndarray, grid: Sequence[int]) -> list[tuple[int, int, float]]:
+    """Row, column and mean true depth [m] of a near and a far patch, of those that are measured by half or more.
 
     truth: (H, W) [m], 0 = no measurement; grid: (h, w) patches.
     """
@@ -159,7 +159,7 @@ def near_and_far(truth: np.ndarray, grid: Sequence[int], share: float = 0.5) -> 
     rows, columns = (np.arange(side) * n // side for side, n in zip(truth.shape, grid, strict=True))
     places = (rows[:, None] * w + columns).ravel()  # of each pixel, its patch
     measured = np.bincount(places, truth.ravel() > 0, h * w)
-    usable = np.flatnonzero(measured >= share * np.bincount(places, minlength=h * w))
+    usable = np.flatnonzero(2 * measured >= np.bincount(places, minlength=h * w))
     if not len(usable):
         return []
     depth = np.bincount(places, truth.ravel(), h * w)[usable] / measured[usable]

@@ -26,7 +26,7 @@ from tests import test_kitti
 from tests.conftest import QUICKGELU, TINY, random_clip, write_pair
 from tests.test_kitti import SIZES, lines_of, picture_of, sparse_depth, window_of, write_tree
 
-DRAWINGS = ("qualitative.png", "bin_response.png", "rows.png", "question.png", "certainty.png")
+DRAWINGS = ("qualitative.png", "rows.png", "question.png", "certainty.png")
 REPORTED = {"results.json", "per_image.csv", "tables.md", "tables.tex"}
 GRID, SEEN = (11, 38), (352, 1216)
 SHARED = ("image", "scene", "index", "protocol", "valid_pixels", "dropped_pixels")
