@@ -17,8 +17,8 @@ import numpy as np
 from torch import Tensor
 
 from calculate_error import Protocol
-from datasets import DataError, counted, name_of, printable, text_of
-from datasets.pairs import DepthPairs, FilePair, check_files, raise_problems
+from datasets import DataError, counted, name_of, printable
+from datasets.pairs import DepthPairs, FilePair, check_files, lines_of, raise_problems
 
 SPLIT_FILE = Path(__file__).parent / "kitti_eigen_test.csv"
 DRIVE = re.compile(r"(\d{4}_\d\d_\d\d)_drive_\d{4}_sync")
@@ -102,13 +102,8 @@ def listed_frames(list_file: Path) -> list[Frame]:
     frames: list[Frame] = []
     problems: list[str] = []
     seen: dict[tuple[str, int] | None, int] = {}
-    for number, line in enumerate(text_of(list_file).split("\n"), 1):
-        columns, where = line.split(), f"{list_file}, line {number}"
-        if not columns:
-            continue
-        if len(columns) not in (2, 3):
-            problems.append(f"{where}: {len(columns)} columns, expected RGB path, depth path or None, and focal length")
-            continue
+    expected = "RGB path, depth path or None, and focal length"
+    for number, where, columns in lines_of(list_file, (2, 3), expected, problems):
         found = [frame_of(column) for place, column in enumerate(columns[:2]) if place == 0 or column != "None"]
         if None in found:
             problems.append(f"{where}: expected paths with a drive like 2011_09_26_drive_0002_sync and a frame")

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from calculate_error import NYU, Size
-from datasets import DataError, counted, name_of, printable, text_of
+from datasets import DataError, counted, name_of, printable
 from datasets.nyu_mat import MAT_NAME, NUM_IMAGES, LabelledMat
 from datasets.pairs import (
     DepthPairs,
@@ -26,6 +26,7 @@ from datasets.pairs import (
     content_of,
     decode,
     depth_in_metres,
+    lines_of,
     raise_problems,
     unsafe_path,
 )
@@ -214,14 +215,8 @@ def read_list(list_file: Path, root: Path) -> list[FilePair]:
     pairs: list[FilePair] = []
     problems: list[str] = []
     seen: dict[PurePosixPath, str] = {}
-    for number, line in enumerate(text_of(list_file).split("\n"), 1):
-        columns, where = line.split(), f"{list_file}, line {number}"
-        if not columns:
-            continue
-        if len(columns) not in (2, 3):
-            expected = "expected RGB path, depth path and optionally focal length"
-            problems.append(f"{where}: {len(columns)} columns, {expected}")
-            continue
+    expected = "RGB path, depth path and optionally focal length"
+    for number, where, columns in lines_of(list_file, (2, 3), expected, problems):
         wrong = [reason for column in columns[:2] if (reason := unsafe_path(column, folder))]
         rgb, depth = paths = [PurePosixPath(column) for column in columns[:2]]
         wrong += [f"{path} stands in {seen[path]} already" for path in paths if path in seen]

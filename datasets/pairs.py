@@ -24,7 +24,7 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from calculate_error import Protocol, Size
-from datasets import DataError, printable
+from datasets import DataError, printable, text_of
 
 MAX_PIXELS = 4_000_000  # an image of a known size that claims more is refused before it is decoded
 MAX_OWN_PIXELS = 50_000_000  # the same, of any size
@@ -180,6 +180,22 @@ def unsafe_path(text: str, folder: Path) -> str | None:
     except (OSError, RuntimeError) as error:  # too long a name, links in a circle
         return f"{text!r} cannot be followed ({error})"
     return None if inside else f"{text!r} leads out of {folder}"
+
+
+def lines_of(
+    list_file: Path, counts: Sequence[int], expected: str, problems: list[str]
+) -> Iterator[tuple[int, str, list[str]]]:
+    """Number, place in words and columns of each line of a list that is not blank.
+
+    A line of another number of columns than `counts` goes to `problems`, with what was `expected`.
+    Raises DataError: the list cannot be read.
+    """
+    for number, line in enumerate(text_of(list_file).split("\n"), 1):
+        columns, where = line.split(), f"{list_file}, line {number}"
+        if len(columns) in counts:
+            yield number, where, columns
+        elif columns:
+            problems.append(f"{where}: {len(columns)} columns, expected {expected}")
 
 
 def raise_problems(problems: Sequence[str]) -> None:

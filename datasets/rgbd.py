@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from calculate_error import NYU_METRICS, Protocol
-from datasets import DataError, counted, name_of, text_of
-from datasets.pairs import DepthPairs, FilePair, check_files, raise_problems, unsafe_path
+from datasets import DataError, counted, name_of
+from datasets.pairs import DepthPairs, FilePair, check_files, lines_of, raise_problems, unsafe_path
 
 DEPTH_SCALE, MAX_DEPTH = 1000.0, 10.0  # units in a metre, and [m], unless told otherwise
 
@@ -64,13 +64,7 @@ def listed_pairs(list_file: Path, root: Path) -> list[FilePair]:
     pairs: list[FilePair] = []
     problems: list[str] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(text_of(list_file).split("\n"), 1):
-        columns, where = line.split(), f"{list_file}, line {number}"
-        if not columns:
-            continue
-        if len(columns) != 2:
-            problems.append(f"{where}: {len(columns)} columns, expected picture and depth")
-            continue
+    for number, where, columns in lines_of(list_file, (2,), "picture and depth", problems):
         wrong = [reason for column in columns if (reason := unsafe_path(column, root))]
         wrong += [f"{column} stands in line {seen[column]} already" for column in columns if column in seen]
         seen |= dict.fromkeys(columns, number)

@@ -388,8 +388,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             groups=rows.groups if args.controls else {},
             published_by={
                 r: name
-                for r in published.PUBLISHED
-                if r.reading and r.data_set == args.dataset and (name := rows.row_of(r.reading))
+                for r in published.published_over(dataset.protocol.name)
+                if r.reading and (name := rows.row_of(r.reading))
             },
             lower_bounds=[] if args.no_paper else [random.name for random in rows.randoms if random.seed == 0],
             official=dataset.official,

@@ -163,6 +163,12 @@ PUBLISHED: tuple[Published, ...] = (
     ),
 )
 
+
+def published_over(protocol: str) -> list[Published]:
+    """What is published over the data set of a protocol, by its name."""
+    return [row for row in PUBLISHED if protocol.startswith(row.data_set)]
+
+
 # Table 1, row DepthCLIP.
 DEPTHCLIP: Mapping[str, float] = MappingProxyType(dict(zip(COLUMNS, _ORIGINAL, strict=True)))
 

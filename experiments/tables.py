@@ -28,11 +28,11 @@ from experiments.published import (
     LOWER_BOUND,
     MEAN_IMAGE,
     PROMPTS,
-    PUBLISHED,
     TABLE_1,
     THIS_RUN,
     UNIFORM,
     Published,
+    published_over,
 )
 from experiments.statistics import (
     COUNTS,
@@ -125,7 +125,7 @@ class Scored:
     @property
     def published(self) -> list[Published]:
         """What is published over the data set."""
-        return [row for row in PUBLISHED if self.protocol.name.startswith(row.data_set)]
+        return published_over(self.protocol.name)
 
     @cached_property
     def primary(self) -> list[Contrast]:

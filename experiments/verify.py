@@ -33,7 +33,7 @@ from datasets.prepare_nyu import MAT_SHA256
 from datasets.rgbd import own_protocol
 from download import file_sha256
 from experiments import tables
-from experiments.published import BEST, COLUMNS, PUBLISHED, Published
+from experiments.published import BEST, COLUMNS, Published, published_over
 from experiments.score import RANDOM_KINDS, RandomDepth
 from experiments.settings import assignments
 from experiments.statistics import COUNTS, DIGITS, PRIMARY, Results
@@ -137,11 +137,7 @@ def scored_again(stored: dict[str, Any], folder: Path) -> tables.Scored:
     return tables.Scored(
         results,
         groups={group: values["rows"] for group, values in stored["groups"].items()},
-        published_by={
-            row: names_of[row.reading]
-            for row in PUBLISHED
-            if row.reading in names_of and protocol.name.startswith(row.data_set)
-        },
+        published_by={row: names_of[row.reading] for row in published_over(protocol.name) if row.reading in names_of},
         lower_bounds=[name for kind in RANDOM_KINDS if (name := RandomDepth(kind, 0).name) in rows],
         official=official,
         title=stored["data"],
