@@ -57,6 +57,7 @@ class Protocol:
 
     name: str
     about: str  # the same in a sentence
+    data_set: str  # whose published metrics stand beside
     metrics: tuple[str, ...]  # in the order of the release's line
     max_depth: float  # [m]
     units_per_metre: float  # of the 16-bit depth PNGs, in which 0 is no measurement
@@ -66,6 +67,7 @@ class Protocol:
     window: Region = whole  # of the frame, what the method sees
     region: Region = whole  # what counts: of the frame, or of the window
     region_of_window: bool = False
+    draws_all: bool = True  # whether drawings span the whole range, however little of it the bins use
     measured_share: float = 0.02  # of a patch's pixels, at least, for it to count in correlations: lidar is sparse
     largest_sane: float = math.inf  # [m] a larger depth is another unit or a damaged file
     # Official quirk, of NYU: pixels whose prediction is at most 1 mm do not count; the usual thing is to clamp them.
@@ -81,6 +83,11 @@ class Protocol:
         """(H, W) of what the method sees, if it is the same for all frames."""
         return size_of(self.window(*self.frames[0])) if self.frames else None
 
+    @property
+    def drawn(self) -> tuple[float, float] | None:
+        """The ends [m] of colours and of axes of depth; those of what is drawn, if None."""
+        return (0.0, self.max_depth) if self.draws_all else None
+
     def counted_region(self, height: int, width: int) -> Crop:
         """What counts of a frame, in the frame's rows and columns."""
         if not self.region_of_window:
@@ -93,6 +100,7 @@ class Protocol:
 NYU = Protocol(
     "NYU",
     "NYU Depth V2 as the release evaluates it: 416 x 544 crop, mirror average, 1e-3 < gt < 10 m, mean over images",
+    "NYU",
     NYU_METRICS,
     max_depth=10.0,  # range of the Kinect
     units_per_metre=1000,
@@ -105,11 +113,13 @@ NYU = Protocol(
     measured_share=0.5,
     largest_sane=65.0,
     drops_tiny=True,
+    draws_all=False,  # of 10 m, the paper's bins use 1 to 3
 )
 # The Eigen test split: the benchmark's crop of 352 x 1216 is seen. BTS counts Garg's region of the frame.
 KITTI_BTS = Protocol(
     "KITTI, BTS",
     "KITTI as BTS evaluates it: 352 x 1216 crop seen, Garg's region of the frame, 1e-3 < gt < 80 m, mean over images",
+    "KITTI",
     KITTI_METRICS,
     max_depth=80.0,
     units_per_metre=256,
@@ -337,7 +347,9 @@ def compute_errors(gt: Tensor, pred: Tensor, crop: bool = True, cap: float = KIT
     """
     height, width = gt.shape[-2:]
     check_shapes(gt, (height, width), pred, (height, width))
-    protocol = Protocol("KITTI", "KITTI's metrics", KITTI_METRICS, cap, KITTI_BTS.units_per_metre, "", region=garg)
+    protocol = Protocol(
+        "KITTI", "KITTI's metrics", "KITTI", KITTI_METRICS, cap, KITTI_BTS.units_per_metre, "", region=garg
+    )
     errors = compute_errors_per_image(list(gt), pred[:, :1], protocol, crop=crop)
     return {name: errors[name].mean().item() for name in KITTI_METRICS}
 

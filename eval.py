@@ -27,7 +27,7 @@ from calculate_error import compute_errors_per_image
 from clip.inference import keep_freed_memory
 from datasets import PROGRESS, counted
 from datasets.pairs import DepthPairs
-from experiments.published import BESIDE, COLUMNS, THIS_RUN, UNIFORM, shown
+from experiments.published import COLUMNS, THIS_RUN, UNIFORM, beside, shown
 from monoclip import MonoCLIP
 from viewer.strip import Example, draw_strip, example_images
 
@@ -148,9 +148,9 @@ def written(done: Iterable[list[Row]], output: Path | None, metrics: Sequence[st
     return everything
 
 
-def table(rows: Sequence[Row], uniform_depth: float, beside: Mapping[str, Mapping[str, float | None]]) -> str:
+def table(rows: Sequence[Row], uniform_depth: float, theirs: Mapping[str, Mapping[str, float | None]]) -> str:
     """This run, published rows and what the method gives if language says nothing."""
-    lines = {THIS_RUN: mean(rows, THIS_RUN), **beside, f"{UNIFORM} ({uniform_depth:.3f} m)": mean(rows, UNIFORM)}
+    lines = {THIS_RUN: mean(rows, THIS_RUN), **theirs, f"{UNIFORM} ({uniform_depth:.3f} m)": mean(rows, UNIFORM)}
     width = max(29, *(len(name) + 2 for name in lines))
     text = [" " * width + "".join(f"{column:>9}" for column in COLUMNS)]
     text += [f"{name:<{width}}" + "".join(f"{shown(line[c]):>9}" for c in COLUMNS) for name, line in lines.items()]
@@ -176,6 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device, rank, count = options.own_device(args.device, args.gpu_num)
         precision = options.choose_precision(args.precision, device)
         dataset = options.open_data(args, reading)
+        protocol = dataset.protocol
         say = options.say if rank == 0 else lambda text: None
         say(f"data: {dataset.title}")
         clip_model, model = options.load_model(args.clip_path, device, precision, reading, args.exact, args.activation)
@@ -189,26 +190,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             done = iter([gathered([row for rows in done for row in rows], rank, count)])
         if rank > 0:
             return
-        rows = written(done, args.output, dataset.protocol.scored)
+        rows = written(done, args.output, protocol.scored)
         seconds = time.perf_counter() - start
         made = options.made_with(args.clip_path, device, precision, args.exact, reading, clip_model.activation)
-        caveats = options.caveats(dataset.official, made["checkpoint_sha256"], model, dataset.protocol)
-        beside = BESIDE[dataset.protocol.name] if dataset.official else {}
+        caveats = options.caveats(dataset.official, made["checkpoint_sha256"], model, protocol)
+        theirs = beside(protocol.data_set) if dataset.official else {}
         if args.output:
             means = {name: {"metrics": mean(rows, name)} for name in (THIS_RUN, UNIFORM)}
             about = {"images": len(dataset), "data": dataset.title, "warnings": caveats, "seconds": round(seconds, 3)}
-            about |= {"rows": means, "published": beside, "made_with": made}
-            options.write_json(args.output / RESULTS_FILE, options.identified(dataset.protocol) | about)
+            about |= {"rows": means, "published": theirs, "made_with": made}
+            options.write_json(args.output / RESULTS_FILE, options.identified(protocol) | about)
             if args.figures:
                 examples = [example(model, dataset, i, device) for i in example_images(dataset.scenes)]
-                draw_strip(args.output / STRIP_FILE, examples, options.caption(dataset.title, caveats))
-        own = [row for row in rows if row["reading"] == THIS_RUN]
-        valid, dropped = (sum(row[key] for row in own) for key in ("valid_pixels", "dropped_pixels"))
-        print(f"counted: {counted(len(own))}, {valid:,} valid pixels, {len(own) / seconds:.2f} images/s")
+                draw_strip(args.output / STRIP_FILE, examples, options.caption(dataset.title, caveats), protocol.drawn)
+        valid, dropped = (sum(row[key] for row in rows if row["reading"] == THIS_RUN) for key in COUNTS)
+        print(f"counted: {counted(len(dataset))}, {valid:,} valid pixels, {len(dataset) / seconds:.2f} images/s")
         if dropped:
             print(f"warning: {dropped:,} more pixels do not count because the predicted depth is at most 1 mm")
-        print(released_line(mean(rows, THIS_RUN), dataset.protocol.metrics) + "\n")
-        print(table(rows, model.bin_list.mean().item(), beside))
+        print(released_line(mean(rows, THIS_RUN), protocol.metrics) + "\n")
+        print(table(rows, model.bin_list.mean().item(), theirs))
         for caveat in caveats:
             print(f"{caveat[0].upper()}{caveat[1:]}.")
 

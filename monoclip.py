@@ -293,8 +293,13 @@ class MonoCLIP(nn.Module):
         (B, 3, H, W) -> sigma (B, 1, h, w) [m] by `sigma_of` and entropy (B, 1, h, w) [nats] by `entropy_of`, float32.
         """
         weights = mirror_average(self.logits(self.patch_features(self.trunk(image))).softmax(dim=1))
+        _, sigma, entropy = self.told_by(weights)
+        return sigma, entropy
+
+    def told_by(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Depth [m], sigma [m] and entropy of the words' weights: (B, K, h, w) -> (B, 1, h, w) each."""
         depth = weighted(weights, self.bin_list[None])
-        return sigma_of(weights, self.bin_list[None], depth), entropy_of(weights)
+        return depth, sigma_of(weights, self.bin_list[None], depth), entropy_of(weights)
 
     def answers(self, features: Tensor, size: Sequence[int]) -> Answers:
         """All that the words say of one picture of `size` (H, W).
@@ -303,8 +308,7 @@ class MonoCLIP(nn.Module):
         """
         weights = self.logits(features).softmax(dim=1)
         weights = mirror_average(weights) if len(features) == 2 else weights  # (1, K, h, w)
-        depth = weighted(weights, self.bin_list[None])  # (1, 1, h, w)
-        sigma, entropy = sigma_of(weights, self.bin_list[None], depth), entropy_of(weights)
+        depth, sigma, entropy = self.told_by(weights)  # (1, 1, h, w) each
         found = (upsampled(depth, size)[0, 0], depth[0, 0], weights[0], sigma[0, 0], entropy[0, 0])
         return Answers(*(maps.cpu().numpy() for maps in found))
 

@@ -11,6 +11,7 @@ import argparse
 import errno
 import io
 import json
+import math
 import os
 import platform
 import subprocess
@@ -32,7 +33,7 @@ for name in ("clip", "datasets"):
         raise ImportError(f"another package {name!r} is imported already ({other}); load DepthCLIP in a new Python")
 
 import clip
-from calculate_error import KITTI_ADABINS, KITTI_BTS, NYU, Protocol, UnscorableError
+from calculate_error import KITTI_ADABINS, KITTI_BTS, MIN_DEPTH, NYU, Protocol, UnscorableError
 from clip.checkpoint import locate_checkpoint
 from clip.dense import READOUTS, fitted_size
 from clip.model import VisionTransformer, convert_weights
@@ -184,8 +185,8 @@ def open_data(args: argparse.Namespace, reading: Reading) -> DepthPairs:
     if args.dataset == "KITTI":
         protocol = PROTOCOLS[args.protocol]
         return open_kitti(args.data_path, protocol, reading.normalised, args.list_file, args.scene, args.limit)
-    if not 0 < args.depth_scale < float("inf") or not 0 < args.max_depth < float("inf"):
-        raise UsageError("--depth_scale and --max_depth must be positive and finite")
+    if not 0 < args.depth_scale < math.inf or not MIN_DEPTH < args.max_depth < math.inf:
+        raise UsageError(f"--depth_scale must be positive, --max_depth above {MIN_DEPTH:g} m, and both finite")
     if args.scene:
         raise UsageError("--scene: one's own pairs have no scenes; name a list of some of them with --list_file")
     own = own_protocol(args.depth_scale, args.max_depth)

@@ -21,7 +21,11 @@ from datasets import DataError, counted, name_of, printable
 from datasets.pairs import DepthPairs, FilePair, check_files, lines_of, raise_problems
 
 SPLIT_FILE = Path(__file__).parent / "kitti_eigen_test.csv"
-DRIVE = re.compile(r"(\d{4}_\d\d_\d\d)_drive_\d{4}_sync")
+# The drive and the frame in paths of pictures and of depth maps, zero-padded or not, whatever is before.
+_DRIVE, _FRAME = r"(?:^|/)(\d{4}_\d\d_\d\d_drive_\d{4}_sync)", r"/([0-9]{1,10})"
+PICTURE = re.compile(rf"{_DRIVE}/image_02/data{_FRAME}\.(?:png|jpg)$")
+DEPTH = re.compile(rf"{_DRIVE}/proj_depth/groundtruth/image_02{_FRAME}\.png$")
+FORM = "DATE/DRIVE_sync/image_02/data/FRAME.png and DRIVE_sync/proj_depth/groundtruth/image_02/FRAME.png, or None"
 LAYOUT = "in the layout of KITTI"
 
 
@@ -101,29 +105,28 @@ def listed_frames(list_file: Path) -> list[Frame]:
     """The frames with depth that a list names. Raises DataError: all lines that are wrong, with their numbers."""
     frames: list[Frame] = []
     problems: list[str] = []
-    seen: dict[tuple[str, int] | None, int] = {}
+    seen: dict[tuple[str, int], int] = {}
     expected = "RGB path, depth path or None, and focal length"
     for number, where, columns in lines_of(list_file, (2, 3), expected, problems):
-        found = [frame_of(column) for place, column in enumerate(columns[:2]) if place == 0 or column != "None"]
-        if None in found:
-            problems.append(f"{where}: expected paths with a drive like 2011_09_26_drive_0002_sync and a frame")
-        elif len(set(found)) > 1:
+        picture, depth = PICTURE.search(columns[0]), DEPTH.search(columns[1])
+        if not picture or not (depth or columns[1] == "None"):
+            problems.append(f"{where}: expected {FORM}")
+        elif depth and frame_of(picture) != frame_of(depth):
             problems.append(f"{where}: picture and depth are of different frames")
-        elif len(found) == 2 and found[0] in seen:
-            problems.append(f"{where}: this frame stands in line {seen[found[0]]} already")
-        elif len(found) == 2 and found[0]:
-            seen[found[0]] = number
-            frames.append(Frame(*found[0], where))
+        elif depth and frame_of(depth) in seen:
+            problems.append(f"{where}: this frame stands in line {seen[frame_of(depth)]} already")
+        elif depth:
+            seen[frame_of(depth)] = number
+            frames.append(Frame(*frame_of(depth), where))
     if not frames and not problems:
         problems.append(f"{list_file}: names no frame that has depth")
     raise_problems(problems)
     return frames
 
 
-def frame_of(path: str) -> tuple[str, int] | None:
-    """The drive and the number in a path of either kind, zero-padded or not; None if it has none."""
-    drive, number = DRIVE.search(path), re.search(r"(?:^|/)([0-9]{1,10})\.(?:png|jpg)$", path)
-    return (drive[0], int(number[1])) if drive and number else None
+def frame_of(path: re.Match[str]) -> tuple[str, int]:
+    """The drive and the number in a path of either kind."""
+    return path[1], int(path[2])
 
 
 def files_of(root: Path, frame: Frame) -> tuple[Path, Path]:

@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from calculate_error import Protocol, Size
+from calculate_error import MIN_DEPTH, Protocol, Size, counted_pixels
 from datasets import DataError, printable, text_of
 
 MAX_PIXELS = 4_000_000  # an image of a known size that claims more is refused before it is decoded
@@ -187,15 +187,18 @@ def lines_of(
 ) -> Iterator[tuple[int, str, list[str]]]:
     """Number, place in words and columns of each line of a list that is not blank.
 
-    A line of another number of columns than `counts` goes to `problems`, with what was `expected`.
+    A line of another number of columns than `counts`, or whose third is no number, goes to `problems`, with what was
+    `expected`.
     Raises DataError: the list cannot be read.
     """
     for number, line in enumerate(text_of(list_file).split("\n"), 1):
         columns, where = line.split(), f"{list_file}, line {number}"
-        if len(columns) in counts:
-            yield number, where, columns
-        elif columns:
+        if columns and len(columns) not in counts:
             problems.append(f"{where}: {len(columns)} columns, expected {expected}")
+        elif len(columns) == 3 and not re.fullmatch(r"\d+(\.\d*)?", columns[2]):
+            problems.append(f"{where}: {columns[2]!r} is no focal length; expected {expected}")
+        elif columns:
+            yield number, where, columns
 
 
 def raise_problems(problems: Sequence[str]) -> None:
@@ -223,7 +226,7 @@ def opened(content: bytes, name: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(content))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: claims more than {MAX_PIXELS:,} pixels, so it is not decoded; remove it") from error
+        raise DataError(f"{name}: claims too many pixels, so it is not decoded; remove it") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{name}: not a readable image; write it again") from error
 
@@ -269,8 +272,13 @@ def check_files(pairs: Sequence[FilePair], protocol: Protocol) -> None:
             try:
                 pixels = decode(content_of(path), str(path), mode, protocol.frames, protocol.pictures)
                 sizes.append(pixels.shape[:2])
-                if mode == "I;16" and not depth_in_metres(pixels, str(path), protocol).any():
-                    raise DataError(f"{path}: no valid pixel, every depth is 0; remove the image")
+                if mode == "I;16":
+                    depth = depth_in_metres(pixels, str(path), protocol)
+                    if not len(counted_pixels(depth, protocol)[0]):
+                        limits = f"{MIN_DEPTH:g} to {protocol.max_depth:g} m in the region that counts"
+                        raise DataError(
+                            f"{path}: no valid pixel, no depth of {limits}; remove the image, or see its unit"
+                        )
             except DataError as error:
                 problems.append(f"{pair.origin}: {error}" if pair.origin else str(error))
         if len(set(sizes)) > 1:

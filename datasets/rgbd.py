@@ -21,7 +21,8 @@ DEPTH_SCALE, MAX_DEPTH = 1000.0, 10.0  # units in a metre, and [m], unless told 
 def own_protocol(depth_scale: float = DEPTH_SCALE, max_depth: float = MAX_DEPTH) -> Protocol:
     """Every measured pixel of a whole picture of any size, up to `max_depth` [m]."""
     about = f"one's own pairs: every pixel that is measured, 1e-3 < gt < {max_depth:g} m, mean over images"
-    return Protocol("own pairs", about, NYU_METRICS, max_depth, depth_scale, "no published metric is over these images")
+    other = "no published metric is over these images"
+    return Protocol("own pairs", about, "own", NYU_METRICS, max_depth, depth_scale, other)
 
 
 def open_rgbd(

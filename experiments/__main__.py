@@ -212,13 +212,13 @@ def draw(output: Path, scored: tables.Scored, store: FeatureStore, text: Tensor,
         if len(examples) == 1 and dataset.protocol is NYU:  # whose bins the paper's drawing has
             weights = logits_of(features.cpu(), text, published.BIN_RESPONSE).softmax(1)[0].numpy()  # (K, h, w)
             plots.draw_response(output / RESPONSE_FILE, examples[0], weights, scored.caption)
-    draw_strip(output / STRIP_FILE, examples, scored.caption)
+    draw_strip(output / STRIP_FILE, examples, scored.caption, dataset.protocol.drawn)
     compared = scored.published_by.items() if scored.official else ()
-    theirs = {name: row.by_column() for row, name in compared if row.scene is None}
+    alike = ("", dataset.protocol.name)  # of several protocols
+    theirs = {name: row.by_column() for row, name in compared if row.scene is None and row.protocol in alike}
     plots.draw_chart(output / CHART_FILE, scored.results, scored.groups, theirs, scored.caption)
-    plots.draw_question(
-        output / QUESTION_FILE, scored.primary, scored.results, scored.permuted, patches, scored.caption
-    )
+    question = (scored.primary, scored.results, scored.permuted, patches, scored.caption)
+    plots.draw_question(output / QUESTION_FILE, *question, dataset.protocol.drawn)
     if scored.curve is not None:
         gain = scored.results.contrast(published.THIS_RUN, published.UNIFORM, "aurg")
         plots.draw_certainty(output / CERTAINTY_FILE, scored.curve, gain, scored.caption)
@@ -243,12 +243,11 @@ def write_page(
         name, scene, truth = dataset.names[item], dataset.scenes[item], dataset.truth(item)
         cards.append(page.card(name, scene, picture, logits, reading, phrases, truth, metrics, counted))
     rows = {row: results.mean(row) for row in (published.THIS_RUN, published.UNIFORM)}
-    rows |= published.BESIDE[dataset.protocol.name] if scored.official else {}
+    rows |= published.beside(dataset.protocol.data_set) if scored.official else {}
     table = {name: {column: row[column] for column in published.COLUMNS} for name, row in rows.items()}
     notes, warning = [page.subset_note(len(cards), len(dataset))], "; ".join(scored.warnings)
-    options.write_text(
-        path, page.build(scored.title, cards, reading, phrases, table, notes, warning, dataset.protocol.max_depth)
-    )
+    content = page.build(scored.title, cards, reading, phrases, table, notes, warning, dataset.protocol)
+    options.write_text(path, content)
 
 
 class Data(NamedTuple):
@@ -334,10 +333,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         activations = dict(zip(args.clip_path, args.activation * len(args.clip_path), strict=False))
         reading = options.reading_of(args)
         own = load_readings(args.readings, read_alike(PAPER, reading)) if args.readings else {}
-        phrases = page.phrases_for(reading, args.phrases, args.html)
         device, rank, count = options.own_device(args.device, args.gpu_num)
         precision = options.choose_precision(args.precision, device)
         dataset = options.open_data(args, reading)
+        phrases = page.phrases_for(reading, args.phrases, args.html, dataset.protocol)
         data = Data(dataset, *dataset.clusters())
         say = options.say if rank == 0 else lambda text: None
         say(f"data: {dataset.title}")
@@ -361,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return
         clip_model, model, made = load(*args.clip_path)
         say(f"model: {args.clip_path[0]} on {device} in {precision}")
-        rows = own_rows(reading, own) if args.no_paper else paper_rows(reading, own, args.dataset)
+        rows = own_rows(reading, own) if args.no_paper else paper_rows(reading, own, dataset.protocol.data_set)
         trained = args.controls and rank == 0 and args.dataset == "NYU"
         training = training_split(training_depths(args.data_path)) if trained else None
         if args.controls:
@@ -388,7 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             groups=rows.groups if args.controls else {},
             published_by={
                 r: name
-                for r in published.published_over(dataset.protocol.name)
+                for r in published.published_over(dataset.protocol.data_set)
                 if r.reading and (name := rows.row_of(r.reading))
             },
             lower_bounds=[] if args.no_paper else [random.name for random in rows.randoms if random.seed == 0],

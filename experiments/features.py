@@ -13,6 +13,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import shutil
 import sys
 import zipfile
@@ -49,7 +50,6 @@ class FeatureStore:
 
     def __init__(self, root: Path, model: MonoCLIP, dataset: DepthPairs, depends_on: Mapping[str, Any]) -> None:
         self.model, self.dataset = model, dataset
-        self.size = dataset.protocol.seen or dataset.frame(0)  # (H, W), of all images or of the first
         frames = dataset.protocol.frames
         crop = [[side.start, side.stop] for side in dataset.protocol.window(*frames[0])] if frames else "all"
         reading = model.reading
@@ -73,18 +73,20 @@ class FeatureStore:
         Raises OSError: there is no room for them, or they cannot be written; DataError: an image is damaged.
         """
         missing = self.missing(items)
-        self.check_space(len(missing))
+        self.check_space(missing)
         silent = quiet or not missing
         with tqdm(total=len(missing), desc="encode", unit=" images", disable=silent, bar_format=PROGRESS) as bar:
             for count in self.encode(missing, batch_size, workers):
                 bar.update(count)
 
-    def check_space(self, count: int) -> None:
-        """Raises OSError: the disk does not hold `count` more images."""
-        visual = self.model.clip_vis
-        height, width = (side // visual.patch_size for side in fitted_size(*self.size, visual.patch_size))
+    def check_space(self, missing: Sequence[int]) -> None:
+        """Raises OSError: the disk does not hold these images, too."""
+        visual, seen = self.model.clip_vis, self.dataset.protocol.seen
         channels = visual.joint_dim if encoding_of(self.model.reading.readout) == "windows" else visual.patch_dim
-        needed = count * 2 * channels * (height * width + 1) * 4
+        needed = 0
+        for item in missing:
+            size = fitted_size(*(seen or self.dataset.frame(item)), visual.patch_size)
+            needed += 2 * channels * (math.prod(side // visual.patch_size for side in size) + 1) * 4
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             room = f"the features need {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"

@@ -57,10 +57,12 @@ def draw_question(
     permuted: np.ndarray | None,
     patches: np.ndarray,
     caption: str,
+    drawn: tuple[float, float] | None = None,
 ) -> None:
     """The primary contrasts, image by image; all assignments of bins to words; depth of each patch, true and predicted.
 
-    permuted: (n, 2), mean metrics of the assignments in the order of `PRIMARY`, this run's first; patches: (2, N) [m].
+    permuted: (n, 2), mean metrics of the assignments in the order of `PRIMARY`, this run's first; patches: (2, N) [m];
+    drawn: ends of the axes of depth [m], of 0 and all patches if None.
     """
     figure = Figure(figsize=(12, 6.4), layout="constrained")
     columns = ["differences", "assignments", "patches"] if permuted is not None else ["differences", "patches"]
@@ -91,12 +93,12 @@ def draw_question(
             axis.set_title(f"this run over patches {own:.3f}, p = {contrast.p:.4f}", fontsize=11)
             axis.set(xlabel=f"{contrast.metric}, over patches", ylabel=f"of {len(permuted) - 1:,} assignments")
     predicted, true = patches
-    axis, far = axes["patches"], float(np.ceil(patches.max(initial=1)))
-    drawn = axis.hist2d(true, predicted, bins=60, range=[[0, far]] * 2, cmap="viridis", cmin=1)[3]
-    axis.plot((0, far), (0, far), color="tab:red", linestyle="--", linewidth=1)
+    axis, span = axes["patches"], drawn or (0.0, float(np.ceil(patches.max(initial=1))))
+    counts = axis.hist2d(true, predicted, bins=60, range=[span, span], cmap="viridis", cmin=1)[3]
+    axis.plot(span, span, color="tab:red", linestyle="--", linewidth=1)
     axis.set(aspect="equal", xlabel="true depth of a patch [m]", ylabel="predicted depth [m]")
     axis.set_title("every patch; dashed: predicted = true", fontsize=11)
-    figure.colorbar(drawn, ax=axis, label="patches", shrink=0.6)
+    figure.colorbar(counts, ax=axis, label="patches", shrink=0.6)
     figure.suptitle("Does language see depth here? Orange: this run, and the mean difference with its 95 % interval")
     save_figure(figure, path, caption)
 
@@ -175,9 +177,9 @@ def draw_chart(
     published: Mapping[str, Mapping[str, float | None]],
     caption: str,
 ) -> None:
-    """All rows: means with 95 % intervals, groups as median with minimum and maximum, the paper's metrics beside.
+    """All rows: means with 95 % intervals, groups as median with minimum and maximum, published metrics beside.
 
-    groups: group -> rows that are drawn together; published: row -> the paper's metrics where they compare.
+    groups: group -> rows that are drawn together; published: row -> metrics, where they compare.
     """
     rows = results.single_rows(groups)
     intervals = results.intervals(rows)
@@ -201,7 +203,7 @@ def draw_chart(
     axes[0].set_ylim(len(labels) - 0.4, -0.6)
     note = "Whiskers: 95 % intervals, as in tables.md"
     note += "; grey: median, minimum and maximum of a group" if groups else ""
-    note += f". Dashed: {UNIFORM}" + (". Diamond: the paper." if published else ".")
+    note += f". Dashed: {UNIFORM}" + (". Diamond: published." if published else ".")
     figure.suptitle(note, fontsize=10)
     save_figure(figure, path, caption)
 

@@ -27,6 +27,7 @@ SCENES = ("bathroom", "classroom")  # that the bin ablation is repeated on
 # MfH, table 1, does not say whose bins and protocol. Auty and Mikolajczyk, ICCV-W 2023, table 3, untrained: ground
 # truth cropped to the window first, as AdaBins does. Their "RMSE log" is no root, and left out.
 KITTI_ROWS = "KITTI, Eigen test split: zero-shot rows of other papers"
+NOT_SAID, AS_ADABINS = "protocol not said", "KITTI, AdaBins"
 LOWER_BOUND = "Lower Bound"
 MEAN_IMAGE = "mean training depth image"
 
@@ -34,6 +35,11 @@ MEAN_IMAGE = "mean training depth image"
 def shown(value: float | None) -> str:
     """A metric in a table."""
     return "-" if value is None else f"{value:.3f}"
+
+
+def named_by(name: str, protocol: str) -> str:
+    """A row's name with its protocol in brackets, if it has one."""
+    return f"{name} ({protocol})" if protocol else name
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,12 @@ class Published:
     scene: str | None = None  # the images of one scene only
     note: str = ""  # supervision, or where the row comes from
     data_set: str = "NYU"  # that it is over
+    protocol: str = ""  # the name of its `Protocol`, where a data set has several
+
+    @property
+    def by_protocol(self) -> str:
+        """Its name, and its protocol where a data set has several."""
+        return named_by(self.name, self.protocol)
 
     def by_column(self) -> dict[str, float | None]:
         """Metric -> value."""
@@ -91,7 +103,6 @@ BIN_RESPONSE_DEPTHS = ((3.117, 3.567), (1.502, 1.328))  # [m] predicted and true
 
 _ORIGINAL = (0.394, 0.683, 0.851, 0.388, 0.156, 1.167)
 _OTHER = "other work, not in the paper"
-_UNTRAINED = "Auty and Mikolajczyk, table 3, untrained"
 
 PUBLISHED: tuple[Published, ...] = (
     Published(TABLE_1, "Make3D", (0.447, 0.745, 0.897, 0.349, None, 1.214), note="depth"),
@@ -150,30 +161,43 @@ PUBLISHED: tuple[Published, ...] = (
         for name, metrics in zip(BIN_SETS, rows, strict=True)
     ),
     *(
-        Published(KITTI_ROWS, name, metrics, reading, None, note, "KITTI")
-        for name, metrics, reading, note in (
-            ("DepthCLIP, as run in MfH", (0.281, None, None, 0.473, None, 12.96), None, "MfH, table 1"),
-            ("Hu et al., one image of training", (0.312, None, None, 0.384, None, 12.29), None, "MfH, table 1"),
-            ("Auty, depth words", (0.094, 0.193, 0.297, 2.353, 0.454, 25.518), AUTY, _UNTRAINED),
-            ("Auty, size words", (0.048, 0.103, 0.171, 3.363, 0.568, 33.978), None, _UNTRAINED),
-            ("Auty, colour words", (0.077, 0.163, 0.267, 2.177, 0.446, 23.470), None, _UNTRAINED),
-            ("Auty, random words", (0.119, 0.251, 0.400, 1.664, 0.370, 19.279), None, _UNTRAINED),
-            ("Auty, random text vectors", (0.046, 0.098, 0.161, 2.887, 0.535, 29.553), None, _UNTRAINED),
+        Published(KITTI_ROWS, name, metrics, reading, None, note, "KITTI", protocol)
+        for protocol, note, rows in (
+            (
+                NOT_SAID,
+                "MfH, table 1",
+                (
+                    ("DepthCLIP, as run in MfH", (0.281, None, None, 0.473, None, 12.96), None),
+                    ("Hu et al., one image of training", (0.312, None, None, 0.384, None, 12.29), None),
+                ),
+            ),
+            (
+                AS_ADABINS,
+                "Auty and Mikolajczyk, table 3, untrained",
+                (
+                    ("Auty, depth words", (0.094, 0.193, 0.297, 2.353, 0.454, 25.518), AUTY),
+                    ("Auty, size words", (0.048, 0.103, 0.171, 3.363, 0.568, 33.978), None),
+                    ("Auty, colour words", (0.077, 0.163, 0.267, 2.177, 0.446, 23.470), None),
+                    ("Auty, random words", (0.119, 0.251, 0.400, 1.664, 0.370, 19.279), None),
+                    ("Auty, random text vectors", (0.046, 0.098, 0.161, 2.887, 0.535, 29.553), None),
+                ),
+            ),
         )
+        for name, metrics, reading in rows
     ),
 )
-
-
-def published_over(protocol: str) -> list[Published]:
-    """What is published over the data set of a protocol, by its name."""
-    return [row for row in PUBLISHED if protocol.startswith(row.data_set)]
 
 
 # Table 1, row DepthCLIP.
 DEPTHCLIP: Mapping[str, float] = MappingProxyType(dict(zip(COLUMNS, _ORIGINAL, strict=True)))
 
-# Published rows beside those of a run over the whole split, by the name of its protocol.
-_ON_KITTI = {row.name: row.by_column() for row in PUBLISHED if row.data_set == "KITTI"}
-BESIDE: Mapping[str, Mapping[str, Mapping[str, float | None]]] = MappingProxyType(
-    {"NYU": {PAPER_ROW: dict(DEPTHCLIP)}, "KITTI, BTS": _ON_KITTI, "KITTI, AdaBins": _ON_KITTI}
-)
+
+def published_over(data_set: str) -> list[Published]:
+    """What is published over a data set, by the name that its protocols give it."""
+    return [row for row in PUBLISHED if row.data_set == data_set]
+
+
+def beside(data_set: str) -> dict[str, dict[str, float | None]]:
+    """What stands beside a run over a whole split: of NYU the paper's row, else all rows, by name."""
+    rows = {row.by_protocol: row.by_column() for row in published_over(data_set)}
+    return {PAPER_ROW: dict(DEPTHCLIP)} if data_set == "NYU" else rows

@@ -244,7 +244,7 @@ class ImageScores(NamedTuple):
 
 @torch.inference_mode()
 def score_all(
-    gt: Tensor, trunk: Trunk, name: str, rows: Rows, readouts: Readouts, bins: Tensor, protocol: Protocol = NYU
+    gt: Tensor, trunk: Trunk, name: str, rows: Rows, readouts: Readouts, bins: Tensor, protocol: Protocol
 ) -> ImageScores:
     """Every row's metrics of one image, and what is told of its first settings besides.
 
@@ -275,7 +275,7 @@ def score_images(
     rows: Rows,
     readouts: Readouts,
     bins: Tensor,
-    protocol: Protocol = NYU,
+    protocol: Protocol,
 ) -> list[ImageScores]:
     """`score_all` of every image, of which `depths` and `trunks` give the ground truth and the trunk by its place.
 
@@ -324,7 +324,7 @@ def pooled(maps: Tensor, grid: Sequence[int]) -> Tensor:
     return F.adaptive_avg_pool2d(maps, (h, w))
 
 
-def truth_of(gt: Tensor, grid: Sequence[int], protocol: Protocol = NYU) -> Truth:
+def truth_of(gt: Tensor, grid: Sequence[int], protocol: Protocol) -> Truth:
     """The ground truth of an image, and of the h x w patches that the method sees of it.
 
     From a whole frame gt (1, H, W) float32 [m], 0 = no measurement. Sums of the depth map's whole units are exact where
@@ -419,7 +419,7 @@ def depths_of(protocol: Protocol) -> Tensor:
     return torch.arange(count, dtype=torch.float32) / protocol.units_per_metre
 
 
-def histogram(depth: Tensor, protocol: Protocol = NYU) -> np.ndarray:
+def histogram(depth: Tensor, protocol: Protocol) -> np.ndarray:
     """The share of each of the U `depths_of` the protocol among an image's counted pixels: (N,) [m] -> (U,) float32."""
     units = (depth * protocol.units_per_metre).round().long()
     counts = torch.bincount(units, minlength=len(depths_of(protocol)))
@@ -431,7 +431,7 @@ def sweep_of(protocol: Protocol) -> tuple[float, ...]:
     return tuple(i * protocol.max_depth / SWEPT for i in range(1, SWEPT))
 
 
-def swept_constants(shares: Tensor, protocol: Protocol = NYU) -> dict[str, np.ndarray]:
+def swept_constants(shares: Tensor, protocol: Protocol) -> dict[str, np.ndarray]:
     """Metrics of the S constants of `sweep_of` on each of I images, by histograms (U, I): metric -> (S, I) float64."""
     gt = depths_of(protocol)
     parts = [
@@ -453,7 +453,7 @@ def training_split(depths: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
         total += gt[0][NYU_CROP]
         count += gt[0][NYU_CROP] > 0
         if len(depth := counted_pixels(gt, NYU)[1]):
-            shares.append(histogram(depth))
+            shares.append(histogram(depth, NYU))
     if not shares:
         return None
     mean = torch.where(count > 0, total / count.clamp(min=1), total.sum() / count.sum())

@@ -18,7 +18,6 @@ import torch
 from calculate_error import NYU, SHARES, Protocol, gain_over_random
 from datasets import counted, printable
 from experiments.published import (
-    BESIDE,
     BEST,
     BEST_ELSEWHERE,
     BEST_TRAINED,
@@ -32,6 +31,8 @@ from experiments.published import (
     THIS_RUN,
     UNIFORM,
     Published,
+    beside,
+    named_by,
     published_over,
 )
 from experiments.statistics import (
@@ -50,7 +51,7 @@ from experiments.statistics import (
 )
 
 RESULTS_FILE, ROWS_FILE, PERMUTED_FILE = "results.json", "per_image.csv", "permutations.csv"
-OURS, THEIRS, DIFFERENCE = "ours", "paper", "difference"
+OURS, THEIRS, DIFFERENCE = "ours", "published", "difference"
 APART = ("ours:", *COLUMNS, "published:", *COLUMNS)  # columns where ours and the paper's do not compare
 NOT_MEASURED = "as published, not measured here"
 EXPLORATORY = "Exploratory, unadjusted."
@@ -125,7 +126,7 @@ class Scored:
     @property
     def published(self) -> list[Published]:
         """What is published over the data set."""
-        return published_over(self.protocol.name)
+        return published_over(self.protocol.data_set)
 
     @cached_property
     def primary(self) -> list[Contrast]:
@@ -310,7 +311,7 @@ def main_table(scored: Scored, constants: Mapping[str, float]) -> Table:
     """This run and one's own readings between the paper's row and what says nothing."""
     table, results = Table("This run", "", COLUMNS), scored.results
     table.add(THIS_RUN, OURS, results.mean(THIS_RUN))
-    for name, row in BESIDE[scored.protocol.name].items() if scored.official else ():
+    for name, row in beside(scored.protocol.data_set).items() if scored.official else ():
         table.add(name, "", row)
     for name in scored.own:
         table.add(name, OURS, results.mean(name))
@@ -340,14 +341,15 @@ def paper_tables(scored: Scored) -> list[Table]:
         ours = {name: scored.results.mean(name, row.scene) for name in scored.beside(row)}
         if not scored.official:
             pairs = [(cells_of(mean, COLUMNS), cells_of(theirs, COLUMNS)) for mean in ours.values()]
-            table.lines += [Line(row.name, "", ("", *own, "", *published)) for own, published in pairs]
+            table.lines += [Line(row.by_protocol, "", ("", *own, "", *published)) for own, published in pairs]
             continue
         if not ours or not scored.results.over(row.scene).any():
-            table.add(row.name + (f" ({row.note})" if row.note else ""), NOT_MEASURED, theirs)
+            table.add(row.by_protocol + (f" ({row.note})" if row.note else ""), NOT_MEASURED, theirs)
             continue
         for name, mean in ours.items():
-            table.add(row.name if row.reading or row.name == name else f"{row.name}: {name}", OURS, mean)
-            table.add("", THEIRS, theirs)
+            one = row.name if row.reading or row.name == name else f"{row.name}: {name}"
+            table.add(named_by(one, row.protocol and scored.protocol.name), OURS, mean)
+            table.add(named_by("", row.protocol).strip(), THEIRS, theirs)
             table.add("", DIFFERENCE, {c: minus(mean[c], theirs[c]) for c in COLUMNS}, sign=True)
     return list(tables.values())
 
@@ -516,7 +518,7 @@ def as_json(scored: Scored) -> dict[str, Any]:
         "gains_of_choosing": results.gains,
         "intervals": scored.interval_note,
         "rows": everything,
-        "published": BESIDE.get(scored.protocol.name, {}),
+        "published": beside(scored.protocol.data_set),
         "groups": groups,
         "scenes": {scene: of_scene(scene) for scene in dict.fromkeys(results.scenes.tolist())},
         "images": len(results.images),

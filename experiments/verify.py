@@ -33,7 +33,7 @@ from datasets.prepare_nyu import MAT_SHA256
 from datasets.rgbd import own_protocol
 from download import file_sha256
 from experiments import tables
-from experiments.published import BEST, COLUMNS, Published, published_over
+from experiments.published import BEST, COLUMNS, Published, named_by, published_over
 from experiments.score import RANDOM_KINDS, RandomDepth
 from experiments.settings import assignments
 from experiments.statistics import COUNTS, DIGITS, PRIMARY, Results
@@ -137,7 +137,7 @@ def scored_again(stored: dict[str, Any], folder: Path) -> tables.Scored:
     return tables.Scored(
         results,
         groups={group: values["rows"] for group, values in stored["groups"].items()},
-        published_by={row: names_of[row.reading] for row in published_over(protocol.name) if row.reading in names_of},
+        published_by={r: names_of[r.reading] for r in published_over(protocol.data_set) if r.reading in names_of},
         lower_bounds=[name for kind in RANDOM_KINDS if (name := RandomDepth(kind, 0).name) in rows],
         official=official,
         title=stored["data"],
@@ -174,7 +174,7 @@ def origin_lines(stored: dict[str, Any], scored: tables.Scored) -> list[str]:
     other = toy or f"not known here, SHA-256 {made['checkpoint_sha256']}"
     whose = "OpenAI's" if known and CHECKPOINTS[known[0]].addresses == OPENAI else "open_clip's"
     weights = f"{whose} {known[0]}, by SHA-256" if known else other
-    whole = "the official test split, whole" if scored.official else "not the official test split, or not all of it"
+    whole = "the official test split, whole" if scored.official else "no official test split, or not all of it"
     lines = [f"weights: {made['checkpoint']}: {weights}", f"data: {stored['data']}: {whole}, by index"]
     return [*lines, f"code: commit {stored['commit']}; here {options.code_commit()}"]
 
@@ -184,7 +184,8 @@ def published_lines(scored: tables.Scored) -> Iterator[tuple[bool | None, str]]:
     for row in scored.published:
         name = f"{row.table}{f', {row.scene}' if row.scene else ''}, {row.name}"
         theirs = row.by_column()
-        paper = f"published {' '.join(tables.cells_of(theirs, COLUMNS))}{f' ({row.note})' if row.note else ''}"
+        paper = f"{named_by('published', row.protocol)} {' '.join(tables.cells_of(theirs, COLUMNS))}"
+        paper += f" ({row.note})" if row.note else ""
         ours = [name for name in scored.beside(row) if scored.results.over(row.scene).any()]
         if not ours or not scored.official:
             why = "not compared, over other images" if ours else "not measured"
@@ -207,7 +208,7 @@ def compared_row(scored: tables.Scored, row: Published, name: str, ours: str, pa
         f"ours {' '.join(tables.cells_of(mean, COLUMNS))}; {paper}; at most {off[worst]:+.3f} off ({worst}); {inside}"
     )
     which = name if row.reading else f"{name} ({ours}; nothing to reproduce exactly)"
-    reproducible = row.reading and row.data_set == scored.protocol.name  # whose protocol is known to be ours
+    reproducible = row.reading and scored.protocol is NYU  # elsewhere not all that makes a row is published
     return within if reproducible else None, f"{'within ' if within else 'OUTSIDE'}  {which}: {text}"
 
 

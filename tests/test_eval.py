@@ -21,7 +21,7 @@ from calculate_error import NYU, NYU_METRICS, compute_errors_NYU
 from datasets import nyu
 from datasets.nyu import TEST_INDICES, open_nyu, scan_folder
 from datasets.nyu_mat import LabelledMat
-from experiments.published import BESIDE
+from experiments.published import beside
 from monoclip import PAPER, MonoCLIP, Reading
 from tests.conftest import GOLDEN, QUICKGELU, ROOT, child, torchrun, write_pair
 from tests.test_nyu import spoil
@@ -121,7 +121,7 @@ def test_released_command_line_prints_the_released_line_and_the_papers_row_where
     assert re.search(r"delta1 .* abs_rel +log10 +rmse\nthis run .*\nuniform weights \(2\.143 m\) +0\.", out)
     rows = [dict.fromkeys(NYU_METRICS, 0.5) | {"reading": name} for name in ("this run", "uniform weights")]
     assert re.search(
-        r"this run +0\.500.*\npaper, DepthCLIP +0\.394.*\nuniform", evaluation.table(rows, 2, BESIDE["NYU"])
+        r"this run +0\.500.*\npaper, DepthCLIP +0\.394.*\nuniform", evaluation.table(rows, 2, beside("NYU"))
     )
     assert "data: 5 images in the layout of NYU Depth V2\n" in out
     assert out.endswith("The paper's metrics are over the official test split: they do not compare with these.\n")
@@ -200,12 +200,27 @@ def test_processes_share_the_images_and_give_the_means_of_one(run, count, limit)
     assert means_of(run.output / "several") == pytest.approx(means_of(run.output / "one"), abs=1e-5)
 
 
-def test_an_image_without_a_valid_pixel_is_named_and_ends_all_processes(run):
-    too_far = np.full((480, 640), 11000, dtype=np.uint16)  # beyond the 10 m that count
-    Image.fromarray(too_far).save(scan_folder(run.root)[3].depth)  # of the second process
-    done = torchrun(2, ROOT / "eval.py", *run.arguments("--output", run.output))
+FAILING = """
+import os, sys
+sys.path.insert(0, {root!r})
+import eval as evaluation
+from calculate_error import UnscorableError
+
+def spoiled(gt, pred, protocol, names, real=evaluation.compute_errors_per_image):
+    if os.environ["RANK"] == "1":
+        raise UnscorableError(f"{{names[0]}}: no metrics")
+    return real(gt, pred, protocol, names)
+
+evaluation.compute_errors_per_image = spoiled
+sys.exit(evaluation.main())
+"""
+
+
+def test_an_image_without_metrics_is_named_and_ends_all_processes(run, tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING.format(root=str(ROOT)))
+    done = torchrun(2, tmp_path / "failing.py", *run.arguments("--output", run.output))
     assert done.returncode != 0
-    assert done.stderr.count("eval.py: kitchen/rgb_00001.jpg: no valid pixel") == 1
+    assert len(re.findall(r"eval\.py: \w+/rgb_\d+\.jpg: no metrics\n", done.stderr)) == 1
     assert "Avg" not in done.stdout
     assert not (run.output / "results.json").exists()
 
@@ -287,7 +302,7 @@ def test_results_say_what_they_were_made_with_and_the_strip_shows_them(run, tiny
 
 def test_the_toy_and_the_demos_rooms_are_called_so_under_any_name(run, tmp_path, monkeypatch):
     captions = []
-    monkeypatch.setattr(evaluation, "draw_strip", lambda path, examples, caption: captions.append(caption))
+    monkeypatch.setattr(evaluation, "draw_strip", lambda path, examples, caption, drawn: captions.append(caption))
     (tmp_path / "RN50.pt").write_bytes((ROOT / "demo" / "rooms_clip.pt").read_bytes())
     rooms = ROOT / "demo" / "sample"
     flags = ("--output", run.output, "--figures", "--limit", 1)

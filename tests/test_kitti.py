@@ -24,7 +24,7 @@ from calculate_error import (
 from datasets import kitti
 from datasets.kitti import KITTI, Frame, listed_frames, open_kitti, split_frames
 from datasets.pairs import FilePair
-from experiments.published import BESIDE
+from experiments.published import beside
 from monoclip import AUTY, LOG_BINS, PAPER
 from tests.test_calculate_error import naive_metrics
 
@@ -248,6 +248,16 @@ def spoil(kind: str, root: Path) -> list[str]:
         Image.fromarray(np.ones(size, np.uint8)).save(depth)
     elif kind == "no depth":
         Image.fromarray(np.zeros(size, np.uint16)).save(depth)
+    elif kind == "no counted depth":  # only above Garg's region, and beyond 80 m
+        far = np.full(size, 90 * 256, np.uint16)
+        far[:150] = 256
+        Image.fromarray(far).save(depth)
+    elif kind == "no focal length":
+        lines[2] = lines[2].replace("721.5377", "f=721")
+    elif kind == "right camera":
+        lines[2] = lines[2].replace("image_02", "image_03")
+    elif kind == "swapped":
+        lines[2] = f"{depth_of(drive, number)} {picture_of(drive, number)} 707.0912"
     elif kind == "4 columns":
         lines[2] += " 4"
     elif kind == "duplicate":
@@ -265,11 +275,15 @@ REFUSED = {
     "another size": r"0000000012\.png: is 640x480, expected 1224x370 or .* or 1241x376; do not resize",
     "another drive's size": r"0000000012\.png: is 1242x375 where its picture is 1224x370",
     "8-bit depth": r"0000000012\.png: has mode L and format PNG, expected a 16-bit PNG of one channel",
-    "no depth": r"0000000012\.png: no valid pixel, every depth is 0",
+    "no depth": r"0000000012\.png: no valid pixel, no depth of 0\.001 to 80 m in the region that counts",
+    "no counted depth": r"0000000012\.png: no valid pixel",
     "4 columns": "4 columns, expected RGB path, depth path or None",
     "duplicate": "this frame stands in line 1 already",
     "different frames": "picture and depth are of different frames",
-    "no drive": "expected paths with a drive like 2011_09_26_drive_0002_sync and a frame",
+    "no drive": "expected DATE/DRIVE_sync/image_02/data/FRAME.png and DRIVE_sync/proj_depth/",
+    "right camera": "expected DATE/DRIVE_sync/image_02/data/FRAME.png and ",
+    "swapped": "expected DATE/DRIVE_sync/image_02/data/FRAME.png and ",
+    "no focal length": "'f=721' is no focal length; expected RGB path, depth path or None, and focal length",
 }
 
 
@@ -317,7 +331,7 @@ def test_rows_are_those_of_the_method_by_hand(run, tree, tmp_path, flags, protoc
     head = r"delta1 +delta2 +delta3 +abs_rel +log10 +rmse"
     assert re.search(rf"{head}\nthis run .*\nuniform weights \({mean_bin:.3f} m\) .*\n", out)
     assert f"data: 6 images in the layout of KITTI ({protocol.name})\n" in out
-    assert not any(row in out for row in BESIDE[protocol.name])  # which are over the whole split
+    assert not any(row in out for row in beside("KITTI"))  # which are over the whole split
 
     _, model = options.load_model(options.DEMO_WEIGHTS, torch.device("cpu"), "fp32", reading)
     rows, expected = rows_of(tmp_path / "out"), {"this run": [], "uniform weights": []}
@@ -350,10 +364,11 @@ def test_the_whole_split_needs_no_list_and_has_the_published_rows_beside_it(run,
     code, out, err = run("--output", tmp_path / "out", root=own_tree)
     assert code == 0, err
     assert "data: all 6 images with depth of the Eigen test split of KITTI (KITTI, BTS)\n" in out
-    assert re.search(r"\nthis run .*\nDepthCLIP, as run in MfH +0\.281 +- +- +0\.473 +- +12\.960\n", out)
+    mfh = r"DepthCLIP, as run in MfH \(protocol not said\) +0\.281 +- +- +0\.473 +- +12\.960"
+    assert re.search(rf"\nthis run .*\n{mfh}\n", out)
     assert "they do not compare" not in out
     published = json.loads((tmp_path / "out" / "results.json").read_text())["published"]
-    assert published == {name: dict(row) for name, row in BESIDE["KITTI, BTS"].items()}
+    assert published == beside("KITTI")
     code, out, _ = run("--scene", FRAMES[0][0], FRAMES[2][0], "--limit", 2, root=own_tree)
     assert (code, "data: 2 images in the layout of KITTI (" in out, "MfH" in out) == (0, True, False)
     assert "they do not compare" in out

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from experiments import __main__ as experiments
 from experiments import score, statistics, verify
 from experiments.published import KITTI_ROWS, OUTDOORS, PROMPTS
 from experiments.score import RANDOM_KINDS, RandomDepth, histogram, metrics_of, random_depth, score_image, truth_of
-from monoclip import AUTY, LOG_BINS, MonoCLIP
+from monoclip import AUTY, MonoCLIP
 from tests import test_kitti
 from tests.conftest import QUICKGELU, TINY, random_clip, write_pair
 from tests.test_kitti import SIZES, lines_of, picture_of, sparse_depth, window_of, write_tree
@@ -137,9 +138,11 @@ def test_files_rows_tables_and_page_are_those_of_kitti(whole):
     assert set(lines) == {(drive, drive, number) for drive, number, *_ in chosen_frames()}
     text, content = (folder / "tables.md").read_text(), whole.page("bts")
     assert (f"## {KITTI_ROWS}" in text, PROMPTS in text) == (True, False)
-    assert re.search(r"\| Auty, depth words \| .* 0\.094 \|", text)  # beside ours, in columns apart
-    (near, far), bins = content["scale"], LOG_BINS.bin_list
-    assert (content["limits"], near <= min(bins), far >= max(bins)) == ([MIN_DEPTH, 80], True, True)
+    assert re.search(r"\| Auty, depth words \(KITTI, AdaBins\) \| .* 0\.094 \|", text)  # beside ours, in columns apart
+    near, far = content["scale"]
+    assert (content["limits"], content["drops_tiny"], near, far) == ([MIN_DEPTH, 80], False, 0, 80)
+    assert list(content["presets"]) == ["run", "paper", "auty", "log", "colour"]
+    assert {word for preset in content["presets"].values() for word in preset["depth_classes"]} <= {*content["phrases"]}
     assert {(*card["size"], *card["grid"]) for card in content["images"]} == {(*SEEN, *GRID)}
 
 
@@ -228,6 +231,18 @@ def test_own_pairs_of_two_odd_sizes(command):
         assert ours["rows"]["uniform weights"]["metrics"][name] == 0
     assert [card["size"] for card in command.page("own")["images"]] == [[131, 173], [97, 131]]
     assert verify.main([str(command.folder / "own")]) == 0
+
+
+def test_the_room_for_features_is_of_every_pairs_own_size(command, monkeypatch, capsys):
+    flags = ("--depth_scale", 256, "--max_depth", 80, *LOG_SOFT, "--no_paper")
+    assert command("rgbd", "roomy", *flags, "--store", command.folder / "roomy") == 0
+    files = list((command.folder / "roomy").glob("*/*.npz"))
+    needed = sum(part.nbytes for file in files for part in np.load(file).values())
+    usage = namedtuple("usage", "total used free")
+    for free, code in ((needed - 1, 1), (needed, 0)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage(10**9, 10**9, free))
+        assert command("rgbd", "tight", *flags, "--store", command.folder / "tight") == code
+        assert ("the features need" in capsys.readouterr().err) == (code == 1)
 
 
 def test_read_outs_of_one_backbone_on_kitti(command):

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 import predict
-from calculate_error import NYU, NYU_METRICS, errors_of_maps
+from calculate_error import KITTI_BTS, NYU, NYU_METRICS, errors_of_maps
 from datasets import DataError
 from experiments import __main__ as experiments
-from monoclip import PAPER, Reading, mirror_average
+from monoclip import AUTY, LOG_BINS, PAPER, Reading, mirror_average
 from options import DEMO_DATA, DEMO_WEIGHTS
 from tests.browser import Browser, find_browser
 from tests.conftest import QUICKGELU
@@ -390,7 +390,10 @@ def test_it_fits_the_screen(opened, tmp_path, html, width, height, phone, tall):
     if phone:
         assert (bar["bottom"], bar["left"], bar["width"]) == (height, 0, width)
         assert -1 <= area["top"] <= area["bottom"] <= bar["top"] + 1  # the map stays in view
-    assert min(each(opened, "button, select, input, summary", "Math.min(e.offsetWidth, e.offsetHeight)")) >= 24
+    assert (
+        min(each(opened, "button:not([hidden]), select, input, summary", "Math.min(e.offsetWidth, e.offsetHeight)"))
+        >= 24
+    )
 
 
 def test_24_pictures_of_nyu_take_12_mb_and_follow_a_slider(opened, tmp_path):
@@ -459,3 +462,30 @@ def test_one_word_and_metrics_at_ties_and_beyond_the_cap(opened, tmp_path):
         assert opened.js(f"cards[{i}].live") == pytest.approx({name: wanted[name].item() for name in COLUMNS}, abs=1e-6)
     click(opened, "preset-colour")
     assert opened.js("[...state.words.map(w => phrases[w]), ...state.bins]") == [*page.COLOUR_WORDS, *PAPER.bin_list]
+
+
+def test_a_page_of_another_protocol(opened, tmp_path):
+    words = Reading(depth_classes=("near",), bin_list=(2.4,))
+    phrases = page.phrases_for(words, protocol=KITTI_BTS)
+    truths = [np.full(SIZE, depth, np.float32) for depth in (12.0, 75.0, 0.002)]  # of which one is beyond 65.535 m
+    logits = logits_of(0, 1 + len(phrases))
+    cards = [page.card("", "", noise(*SIZE), logits, words, phrases, t, {"rmse": 1.5}, t > 0) for t in truths]
+    show(opened, tmp_path / "page.html", page.build("KITTI", cards, words, phrases, protocol=KITTI_BTS))
+    assert each(opened, "#near, #far") == ["near ≤ 0.00 m", "≥ 80.00 m far"]
+    assert opened.js("cards.map(c => c.image.measured[0])") == [12000, 75000, 2]
+    opened.js("byId('bin-0').min = 0")
+    for predicted in (1e-4, 9.0, 90.0):  # none is dropped: all are clamped
+        put(opened, "bin-0", predicted)
+        for i, truth in enumerate(truths):
+            pred = torch.tensor([[predicted]])
+            wanted = errors_of_maps(torch.from_numpy(truth[0, :1]), pred, KITTI_BTS, COLUMNS, "")
+            expected = {name: wanted[name].item() for name in COLUMNS}
+            assert opened.js(f"cards[{i}].live") == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    for name, preset in (("auty", AUTY), ("log", LOG_BINS)):
+        click(opened, f"preset-{name}")
+        assert opened.js("state.words.map(w => phrases[w])") == list(preset.depth_classes)
+        assert opened.js("state.bins") == list(preset.bin_list)
+    show(opened, tmp_path / "indoors.html", page.build("NYU", cards, words, phrases))
+    assert each(opened, "[id^=preset-]", "[e.id, e.checkVisibility()]") == [
+        [f"preset-{name}", name not in ("auty", "log")] for name in ("run", "paper", "auty", "log", "colour")
+    ]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from calculate_error import KITTI_BTS
 from datasets import printable
 from experiments import plots
 from experiments.plots import (
@@ -69,7 +70,7 @@ def test_chart_shows_means_groups_and_the_papers_values(figures, tmp_path):
     assert widths[:3] == pytest.approx([0.1, 1.1, 2.1])  # this run, mine, prompt 1
     assert widths[-1] == pytest.approx(6.1)  # the median of the group
     diamonds = {int(line.get_ydata()[0]): line.get_xdata()[0] for line in first.lines if line.get_marker() == "D"}
-    assert "Diamond: the paper." in figures[0].get_suptitle()
+    assert "Diamond: published." in figures[0].get_suptitle()
     assert diamonds == {labels.index(THIS_RUN): 0.394, labels.index("prompt 1"): 0.341}
 
 
@@ -100,6 +101,10 @@ def test_the_question_is_drawn_image_by_image_with_all_assignments_and_patches(f
     ]
     cells = np.ma.filled(axes["patches"].collections[0].get_array().reshape(60, 60), 0)  # of 4 m / 60, row by row
     assert {(y, x): cells[y, x] for y, x in np.argwhere(np.nan_to_num(cells)).tolist()} == {(18, 15): 2, (37, 58): 1}
+    drawn = (0.0, KITTI_BTS.max_depth)  # the protocol's range, whatever the depths
+    draw_question(tmp_path / "q.png", scored.primary, scored.results, permuted, patches, "Over them.", drawn)
+    (axis,) = (axis for axis in figures[1].axes if axis.get_label() == "patches")
+    assert axis.get_xlim() == axis.get_ylim() == drawn == KITTI_BTS.drawn
 
 
 @pytest.mark.parametrize("interval", [(0.01, 0.095), None])

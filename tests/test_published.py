@@ -1,6 +1,7 @@
 """experiments.published: every published number against the tables as they are printed, written out a second time."""
 
 from calculate_error import KITTI_ADABINS, KITTI_BTS, NYU
+from datasets.rgbd import own_protocol
 from experiments import published
 from monoclip import AUTY, PAPER
 
@@ -100,10 +101,12 @@ def test_rows_beside_a_run():
     assert {row.data_set for row in rows} == {"KITTI"}
     assert {row.name: row.by_column() for row in rows} == expected
     assert [(row.name, row.reading) for row in rows if row.reading] == [("Auty, depth words", AUTY)]
-    assert set(published.BESIDE) == {protocol.name for protocol in (NYU, KITTI_BTS, KITTI_ADABINS)}
-    assert published.BESIDE["NYU"] == {"paper, DepthCLIP": dict(published.DEPTHCLIP)}
+    assert published.beside(NYU.data_set) == {"paper, DepthCLIP": dict(published.DEPTHCLIP)}
+    by = {name: KITTI_ADABINS.name if name.startswith("Auty") else "protocol not said" for name in expected}
+    as_printed = [(f"{name} ({by[name]})", metrics) for name, metrics in expected.items()]
     for protocol in (KITTI_BTS, KITTI_ADABINS):
-        assert list(published.BESIDE[protocol.name].items()) == list(expected.items())  # as they are printed
+        assert list(published.beside(protocol.data_set).items()) == as_printed
+    assert published.beside(own_protocol().data_set) == {}
     assert [published.shown(value) for value in (None, 12.96, 0.0)] == ["-", "12.960", "0.000"]
 
 

@@ -147,6 +147,8 @@ def spoil(kind: str, root: Path) -> None:
         (root / "rgb" / "c.png").rename(root / "rgb" / "c.jpg")
     elif kind == "8-bit depth":
         Image.fromarray(np.ones((64, 96), np.uint8)).save(root / "depth" / "c.png")
+    elif kind == "all too far":
+        Image.fromarray(np.full((64, 96), 60_000, np.uint16)).save(root / "depth" / "c.png")
     elif kind == "metres":
         Image.fromarray(np.full((64, 96), 3, np.uint16)).save(root / "depth" / "c.png")
 
@@ -160,10 +162,12 @@ def spoil(kind: str, root: Path) -> None:
         ("8-bit depth", (), r"depth/c\.png: has mode L and format PNG, expected a 16-bit PNG of one channel"),
         ("metres", (), r"depth/c\.png: its largest depth is 0\.003 m, so it does not hold millimetres"),
         ("metres", ("--depth_scale", 50), r"depth/c\.png: its largest depth is 0\.06 m, so .* hold 50 for each metre"),
-        ("", ("--depth_scale", 0), "--depth_scale and --max_depth must be positive and finite"),
-        ("", ("--depth_scale", "nan"), "--depth_scale and --max_depth must be positive and finite"),
-        ("", ("--max_depth", "-1"), "--depth_scale and --max_depth must be positive and finite"),
-        ("", ("--max_depth", "inf"), "--depth_scale and --max_depth must be positive and finite"),
+        ("", ("--depth_scale", 0), "--depth_scale must be positive, --max_depth above 0.001 m, and both finite"),
+        ("", ("--depth_scale", "nan"), "--depth_scale must be positive, --max_depth above 0.001 m, and both finite"),
+        ("", ("--max_depth", "-1"), "--depth_scale must be positive, --max_depth above 0.001 m, and both finite"),
+        ("", ("--max_depth", "inf"), "--depth_scale must be positive, --max_depth above 0.001 m, and both finite"),
+        ("", ("--max_depth", "0.001"), "--depth_scale must be positive, --max_depth above 0.001 m, and both finite"),
+        ("all too far", (), r"depth/c\.png: no valid pixel, no depth of 0\.001 to 10 m .* or see its unit"),
         ("", ("--scene", "rgb"), "--scene: one's own pairs have no scenes"),
         ("", ("--data_path", "/nowhere"), "/nowhere: no such folder; name that of your pairs"),
     ],

@@ -93,7 +93,7 @@ def all_maps(rows: Rows, readouts: Readouts, trunk: Trunk) -> tuple[Tensor, Tens
     """Depth of all rows that are maps of patches, (R, h, w), and of all that are of pixels, (R', 416, 544)."""
     with torch.inference_mode():
         depth = readouts(trunk, NAME).depth
-        patches, pixels = other_maps(rows, NAME, truth_of(rough_truth(), PATCHES), tuple(depth.shape[1:]))
+        patches, pixels = other_maps(rows, NAME, truth_of(rough_truth(), PATCHES, NYU), tuple(depth.shape[1:]))
     return torch.stack([*depth, *patches]), pixels
 
 
@@ -266,7 +266,7 @@ def test_all_metrics_equal_a_naive_loop():
     holes = rng.uniform(0.5, 9, (416, 544))
     holes[:20] = 0  # is dropped
     pixels = torch.from_numpy(np.stack([tiles, holes, np.full((416, 544), 2.5173)]).astype(np.float32))
-    scores = score_image(truth_of(gt, PATCHES), patches, pixels, NAME)
+    scores = score_image(truth_of(gt, PATCHES, NYU), patches, pixels, NAME)
     assert set(scores) == {*METRICS, "valid_pixels", "dropped_pixels"} - {"aurg"}
     maps = [*(naive_upsampled(each.double().numpy()) for each in patches), *pixels.numpy()]
     for r, pred in enumerate(maps):
@@ -284,10 +284,10 @@ def test_scores_do_not_depend_on_what_else_is_scored(monkeypatch):
     patches, pixels = (
         torch.from_numpy(rng.uniform(0.5, 9, (4, *size)).astype(np.float32)) for size in (PATCHES, (416, 544))
     )
-    together = score_image(truth_of(gt, PATCHES), patches, pixels, NAME)
+    together = score_image(truth_of(gt, PATCHES, NYU), patches, pixels, NAME)
     monkeypatch.setattr(score, "MAPS_AT_ONCE", 3)
-    blocks = score_image(truth_of(gt, PATCHES), patches, pixels, NAME)
-    alone = score_image(truth_of(gt, PATCHES), patches[2:3], pixels[:1], NAME)
+    blocks = score_image(truth_of(gt, PATCHES, NYU), patches, pixels, NAME)
+    alone = score_image(truth_of(gt, PATCHES, NYU), patches[2:3], pixels[:1], NAME)
     for name, values in together.items():
         assert values.shape == (8,)
         np.testing.assert_allclose(blocks[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -333,7 +333,7 @@ def test_patches_of_equal_mean_depth_tie_in_ground_truth():
         millimetres[56 + 32 * i : 88 + 32 * i, 60 + 32 * j : 92 + 32 * j] = patch
         if (count := np.count_nonzero(patch)) >= 512:
             means[number] = Fraction(int(patch.sum()), int(count)), count
-    truth = truth_of(torch.from_numpy(millimetres.astype(np.float32) / 1000)[None], PATCHES)
+    truth = truth_of(torch.from_numpy(millimetres.astype(np.float32) / 1000)[None], PATCHES, NYU)
     exact = [mean for mean, _ in means.values()]
     assert truth.patches.tolist() == list(means)
     assert 100 < len(means) < 221
@@ -347,7 +347,7 @@ def test_patches_of_equal_mean_depth_tie_in_ground_truth():
 def test_patches_that_do_not_divide_the_crop_share_their_borders():
     gt, grid = rough_truth(6), (30, 39)  # of 14 px
     gt[torch.rand(gt.shape, generator=torch.Generator().manual_seed(0)) < 0.375] = 0  # half of it is left
-    truth = truth_of(gt, grid)
+    truth = truth_of(gt, grid, NYU)
     mask = naive_mask_NYU(gt[0].numpy(), np.ones((416, 544)))[0][NYU_CROP]
     depth, expected = gt[0][NYU_CROP].double().numpy(), {}
     for i, j in np.ndindex(grid):
@@ -363,9 +363,9 @@ def test_an_image_that_cannot_be_scored_is_named():
     bad, pixels = torch.ones(2, *PATCHES), torch.ones(1, 416, 544)
     bad[1, 3, 3] = math.nan
     with pytest.raises(UnscorableError, match=f"^{NAME}: [0-9,]+ of [0-9,]+ predicted depths are NaN or infinite"):
-        score_image(truth_of(rough_truth(), PATCHES), bad, pixels, NAME)
+        score_image(truth_of(rough_truth(), PATCHES, NYU), bad, pixels, NAME)
     with pytest.raises(UnscorableError, match=f"^{NAME}: no valid pixel"):
-        score_image(truth_of(torch.zeros(1, 480, 640), PATCHES), bad[:1], pixels, NAME)
+        score_image(truth_of(torch.zeros(1, 480, 640), PATCHES, NYU), bad[:1], pixels, NAME)
 
 
 def test_every_row_has_the_name_of_its_own_map(tiny_clip, trunk):
@@ -393,8 +393,8 @@ def test_an_image_scores_every_assignment_of_bins(tiny_clip):
     rows = Rows(tuple(settings), constants={"two": 2.0})
     readouts = Readouts(MonoCLIP(tiny_clip), partial(zeroshot_classifier, tiny_clip), settings)
     gt, table = rough_truth(4), torch.tensor(bins)
-    scores = score_all(gt, trunk, NAME, rows, readouts, table)
-    truth = truth_of(gt, PATCHES)
+    scores = score_all(gt, trunk, NAME, rows, readouts, table, NYU)
+    truth = truth_of(gt, PATCHES, NYU)
     true = truth.patch_depth.numpy()
     patches, pixels = all_maps(rows, readouts, trunk)
     for i, depth in enumerate(patches):
@@ -404,7 +404,7 @@ def test_an_image_scores_every_assignment_of_bins(tiny_clip):
         assert scores.permuted[0, i] == pytest.approx([expected["delta1"], expected["abs_rel"]], abs=1e-5)
         if i == 0:
             np.testing.assert_allclose(scores.patches, [pred, true], atol=1e-6, rtol=0)
-    expected = score_image(truth_of(gt, PATCHES), patches, pixels, NAME)
+    expected = score_image(truth_of(gt, PATCHES, NYU), patches, pixels, NAME)
     assert all(np.array_equal(scores.errors[name], expected[name]) for name in expected)
     with torch.inference_mode():
         sigma = readouts(trunk, NAME).sigma.flatten(1)[:, truth.patches]
@@ -414,12 +414,12 @@ def test_an_image_scores_every_assignment_of_bins(tiny_clip):
     np.testing.assert_allclose(scores.errors["aurg"], [*gain_over_random(curves), 0], atol=1e-4)
     assert abs(scores.errors["aurg"][:3]).min() > 1e-3
     readouts = Readouts(MonoCLIP(tiny_clip), partial(zeroshot_classifier, tiny_clip), settings, asked=2)
-    of_two = score_all(gt, trunk, NAME, rows, readouts, table).permuted
+    of_two = score_all(gt, trunk, NAME, rows, readouts, table, NYU).permuted
     np.testing.assert_allclose(of_two, [scores.permuted[0]] * 2, atol=1e-6)  # they differ in their bins alone
     assert np.array_equal(mean_permuted([scores, scores]), scores.permuted[0])
-    np.testing.assert_array_equal(scores.histogram, histogram(counted_pixels(gt, NYU)[1]))
+    np.testing.assert_array_equal(scores.histogram, histogram(counted_pixels(gt, NYU)[1], NYU))
     gt[torch.rand(gt.shape, generator=torch.Generator().manual_seed(0)) < 0.7] = 0  # no patch is measured, an image is
-    scores = score_all(gt, trunk, NAME, rows, readouts, table)
+    scores = score_all(gt, trunk, NAME, rows, readouts, table, NYU)
     assert scores.permuted.shape == (2, 3, 2)
     assert np.isnan(scores.curve).all()
     assert mean_permuted([scores]) is None
@@ -436,21 +436,21 @@ def test_histogram_by_hand():
     gt = torch.zeros(1, 480, 640)
     gt[0, 100, 100:108] = torch.tensor([1.234, 1.234, 1.234, 9.999, 10.0, 0.001, 0.002, 7.0])
     gt[0, 0, 0] = 5.0  # outside the crop
-    shares = histogram(counted_pixels(gt, NYU)[1])
+    shares = histogram(counted_pixels(gt, NYU)[1], NYU)
     assert shares.shape == (10_000,)
     assert {int(i): float(shares[i]) for i in shares.nonzero()[0]} == pytest.approx(
         {2: 1 / 6, 1234: 1 / 2, 7000: 1 / 6, 9999: 1 / 6}
     )
-    assert histogram(counted_pixels(rough_truth(), NYU)[1]).sum() == pytest.approx(1, abs=1e-5)
+    assert histogram(counted_pixels(rough_truth(), NYU)[1], NYU).sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_constants_from_histograms_equal_constant_maps(monkeypatch):
     truths = [rough_truth(seed) for seed in range(2)]
     truths[0][:, :, 300:330] = 2.5  # where 1.25 * 2 m is hit exactly
     depths = [2.0, 15 / 7, 0.5, 1.0, 9.999]
-    shares = torch.from_numpy(np.stack([histogram(counted_pixels(gt, NYU)[1]) for gt in truths])).T
+    shares = torch.from_numpy(np.stack([histogram(counted_pixels(gt, NYU)[1], NYU) for gt in truths])).T
     monkeypatch.setattr(score, "sweep_of", lambda protocol: depths)
-    errors = swept_constants(shares)
+    errors = swept_constants(shares, NYU)
     maps = torch.tensor(depths).view(1, -1, 1, 1).expand(1, -1, 416, 544)
     for i, gt in enumerate(truths):
         expected = compute_errors_NYU_per_image(gt[None], maps)
@@ -466,7 +466,7 @@ def test_swept_constants_equal_a_naive_sweep(monkeypatch):
     for image, depths in enumerate(([1201, 1211, 5001, 9999], [2, 801, 802, 4001], [2345] * 4)):
         for millimetres in depths:
             few_depths[millimetres, image] += 0.25
-    swept = swept_constants(torch.from_numpy(few_depths))
+    swept = swept_constants(torch.from_numpy(few_depths), NYU)
     assert list(swept) == list(NYU_METRICS)
     constants = np.arange(5, 10_000, 35)[:, None] / 1000
     for image in range(3):
@@ -496,5 +496,7 @@ def test_training_split_by_hand():
     assert mean[200 - 56, 200 - 60] == 2
     assert mean[300 - 56, 300 - 60].item() == pytest.approx(16 / 3)
     assert mean[100 - 56, 100 - 60].item() == pytest.approx(3, abs=1e-4)
-    expected = np.stack([histogram(counted_pixels(first, NYU)[1]), histogram(counted_pixels(second, NYU)[1])], axis=1)
+    expected = np.stack(
+        [histogram(counted_pixels(first, NYU)[1], NYU), histogram(counted_pixels(second, NYU)[1], NYU)], axis=1
+    )
     np.testing.assert_array_equal(shares, expected)  # without images of which no pixel counts

@@ -128,7 +128,7 @@ def test_other_images_are_not_compared(tmp_path, capsys):
     assert verify.main([str(published_run(tmp_path / "run", count=653, sha="0" * 64))]) == 0
     out = capsys.readouterr().out
     assert "not known here, SHA-256 000" in out
-    assert "not the official test split, or not all of it, by index" in out
+    assert "no official test split, or not all of it, by index" in out
     assert "within" not in out
     measured = sum(row.reading is not None for row in ROWS) + 1  # and the Lower Bound
     assert out.count("not compared, over other images") == measured

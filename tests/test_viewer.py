@@ -93,3 +93,9 @@ def test_a_strip_shows_every_picture_beside_its_maps(tmp_path, monkeypatch):
     assert greys.sum() > 3 * 70 * 200
     assert np.quantile(np.nonzero(reds)[1], 0.99) < np.quantile(np.nonzero(greys)[1], 0.01)  # columns
     assert [file.name for file in tmp_path.iterdir()] == ["strip.png"]
+    draw_strip(path, [Example(names[0], red, truth, truth + 1)], caption, (0.0, 80.0))
+    spans = [
+        {image.get_clim() for axis in figure.axes for image in axis.images if image.get_array().ndim == 2}
+        for figure in figures
+    ]
+    assert spans == [{(1.0, 4.0)}, {(0.0, 80.0)}]

@@ -121,8 +121,8 @@ function metricsOf(counted, map, errors) {
   let count = 0, within1 = 0, within2 = 0, within3 = 0, relative = 0, squares = 0, logs = 0, product = 1;
   errors.fill(NaN);
   for (let i = 0; i < counted.length; i++) {
-    if (!counted[i] || !(map[i] > minDepth)) continue;  // Official quirk: pixels predicted at 1 mm or less do not count
-    const gt = Math.min(Math.fround(counted[i] / 1000), maxDepth), pred = Math.min(map[i], maxDepth);
+    if (!counted[i] || (data.drops_tiny && !(map[i] > minDepth))) continue;  // Official quirk of NYU, at 1 mm
+    const gt = Math.min(Math.fround(counted[i] / 1000), maxDepth), pred = Math.max(minDepth, Math.min(map[i], maxDepth));
     const ratio = Math.fround(pred / gt), larger = Math.max(ratio, Math.fround(gt / pred));
     count++;
     if (larger < 1.25 ** 1) within1++;
@@ -470,6 +470,7 @@ function makeWord(k) {
 function makeSettings() {
   const on = (id, event, work) => byId(id).addEventListener(event, work);
   for (const [name, preset] of Object.entries(presets)) {
+    byId(`preset-${name}`).hidden = false;  // those of outdoors are offered where depth is that large
     on(`preset-${name}`, "click", () => {
       Object.assign(state, settingsOf(preset));
       makeWords();

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from calculate_error import MIN_DEPTH, NYU_MAX_DEPTH
+from calculate_error import MIN_DEPTH, NYU, Protocol
 from clip.tokenizer import tokenize
 from datasets import DataError, printable, text_of
-from monoclip import PAPER, Reading, prompt
+from monoclip import PAPER, READINGS, Reading, prompt
 from viewer.colour import COLOUR_MAP, LARGEST_MM, NO_DEPTH_MAP, colour_table, to_millimetres
 
 PAGE_FILE = "depth.html"
@@ -59,8 +59,15 @@ def subset_note(shown: int, total: int) -> str:
     return f"{shown} of the run's {total} pictures" + (", spread evenly over it" if shown > 1 else "")
 
 
-def phrases_for(reading: Reading, path: Path | None = None, count: int | None = PAGE_IMAGES) -> tuple[str, ...]:
-    """What the page offers besides the reading's own words: the paper's, the colour words, and those of a text file.
+def presets_for(protocol: Protocol) -> dict[str, Reading]:
+    """The readings that the page offers as buttons: those whose bins are within what the protocol measures."""
+    return {name: known for name, known in READINGS.items() if max(known.bin_list) < protocol.max_depth}
+
+
+def phrases_for(
+    reading: Reading, path: Path | None = None, count: int | None = PAGE_IMAGES, protocol: Protocol = NYU
+) -> tuple[str, ...]:
+    """What the page offers besides the reading's own words: its presets', the colour words, and those of a text file.
 
     The file, phrases.txt unless `path` names another, has a phrase a line, and headings after `#`. What of ours makes
     too long a prompt in the reading's sentences is left out. Without pictures, by --html's `count`, there are none.
@@ -76,7 +83,8 @@ def phrases_for(reading: Reading, path: Path | None = None, count: int | None = 
     if not 0 < len(own) <= MOST_PHRASES:
         raise DataError(f"{name}: {len(own)} phrases, but 1 to {MOST_PHRASES} are needed, one a line")
     found = []
-    for phrase in dict.fromkeys((*PAPER.depth_classes, *COLOUR_WORDS, *own)):
+    presets = [word for known in presets_for(protocol).values() for word in known.depth_classes]
+    for phrase in dict.fromkeys((*presets, *COLOUR_WORDS, *own)):
         try:
             if any(unicodedata.category(c) in ("Cc", "Cs") for c in phrase.replace("\t", " ")):
                 raise ValueError(f"{printable(phrase[:40])!r} is no text; save the file as UTF-8")
@@ -186,14 +194,14 @@ def build(
     metrics: Mapping[str, Mapping[str, float | None]] | None = None,
     notes: Sequence[str] = (),
     warning: str = "",
-    largest: float = NYU_MAX_DEPTH,
+    protocol: Protocol = NYU,
 ) -> str:
     """The page as text; everything that came from a user stands in it as data or escaped, never as markup.
 
     The controls start at the words, bins and temperature of `reading`; `phrases` are those of the cards. `metrics` is
     the table at the top: for each named row, the value of each column; all rows name the same columns. `notes` are
-    short statements below the title, `warning` one above all else; `largest` is the depth [m] that metrics are clamped
-    to.
+    short statements below the title, `warning` one above all else; `protocol` says how metrics are computed, and which
+    depths the colours span.
     """
     style, script, page = ((SOURCES / f"page.{end}").read_text(encoding="utf-8") for end in ("css", "js", "html"))
     asked = prompt(reading.depth_templates[0], reading.obj_classes[0], "{}").split("{}")  # before and after the word
@@ -205,11 +213,12 @@ def build(
         "title": title,
         "notes": notes,
         "phrases": [*reading.depth_classes, *phrases],
-        "presets": {"run": asdict(reading), "paper": asdict(PAPER), "colour": asdict(colour)},
+        "presets": {n: asdict(r) for n, r in {"run": reading, **presets_for(protocol), "colour": colour}.items()},
         "prompt": asked,
         "more_prompts": len(reading.depth_templates) * len(reading.obj_classes) - 1,
-        "scale": [min(depths), max(depths)],
-        "limits": [MIN_DEPTH, largest],
+        "scale": protocol.drawn or [min(depths), max(depths)],
+        "limits": [MIN_DEPTH, protocol.max_depth],
+        "drops_tiny": protocol.drops_tiny,
         "metrics": {name: dict(row) for name, row in (metrics or {}).items()},
         "colours": {name: pixels_of(colours) for name, colours in COLOUR_MAPS.items()},
         "images": cards,

@@ -47,11 +47,14 @@ def colour_range(examples: Sequence[Example]) -> tuple[float, float]:
     return min(float(depth.min()) for depth in bounds), max(float(depth.max()) for depth in bounds)
 
 
-def draw_strip(path: Path, examples: Sequence[Example], caption: str) -> None:
-    """Writes a PNG with a row for each example: input, ground truth and prediction. Raises OSError."""
+def draw_strip(path: Path, examples: Sequence[Example], caption: str, drawn: tuple[float, float] | None = None) -> None:
+    """Writes a PNG with a row for each example: input, ground truth and prediction.
+
+    Colours span `drawn` [m], or `colour_range`. Raises OSError.
+    """
     from matplotlib.figure import Figure
 
-    near, far = colour_range(examples)
+    near, far = drawn or colour_range(examples)
     heights = [3.07 * height / width for height, width in (example.depth.shape for example in examples)]  # inches
     figure = Figure(figsize=(11, sum(heights) + 0.5), layout="constrained")
     axes = figure.subplots(len(examples), len(COLUMNS_SHOWN), squeeze=False, height_ratios=heights)
@@ -61,12 +64,12 @@ def draw_strip(path: Path, examples: Sequence[Example], caption: str) -> None:
         row[0].text(8, 10, example.name, fontsize=8, va="top", parse_math=False, bbox=label)
         for axis, depth in ((row[1], np.ma.masked_less_equal(example.truth, 0)), (row[2], example.depth)):
             axis.set_facecolor("0.75")
-            drawn = axis.imshow(depth, cmap=COLOUR_MAP, vmin=near, vmax=far)
+            colours = axis.imshow(depth, cmap=COLOUR_MAP, vmin=near, vmax=far)
         for axis in row:
             axis.set(xticks=[], yticks=[])
     for axis, title in zip(axes[0], COLUMNS_SHOWN, strict=True):
         axis.set_title(title)
-    figure.colorbar(drawn, ax=axes[:, 1:], extend="both", label="depth [m]: bright is near, dark is far", shrink=0.9)
+    figure.colorbar(colours, ax=axes[:, 1:], extend="both", label="depth [m]: bright is near, dark is far", shrink=0.9)
     save_figure(figure, path, caption)
 
 
