@@ -1,6 +1,6 @@
 """The method as one would first write it, and as it was released: what the measurements are relative to.
 
-    python -m benchmarks.plain --data_path NYU --clip_path WEIGHTS.pt --limit 8
+    python -m benchmarks.plain --data_path NYU --clip_path WEIGHTS.pt --limit 8 --device cuda
 
 The one other place in Python of the formulas of monoclip.py and calculate_error.py, on purpose without their speed: the
 network is initialised and then filled, prompts are encoded one by one, an image and its mirror are two batches of one,
@@ -36,7 +36,8 @@ def load(path: Path) -> CLIP:
 def words(network: CLIP) -> Tensor:
     """Text features of the paper's seven prompts, (D, 7)."""
     prompts = [PAPER.depth_templates[0].format(PAPER.obj_classes[0], word) for word in PAPER.depth_classes]
-    features = torch.cat([network.encode_text(tokenize([prompt])) for prompt in prompts])  # (7, D)
+    device = network.text_projection.device
+    features = torch.cat([network.encode_text(tokenize([prompt]).to(device)) for prompt in prompts])  # (7, D)
     return (features / features.norm(dim=-1, keepdim=True)).T
 
 
@@ -47,7 +48,7 @@ def depth_of_view(network: CLIP, text_features: Tensor, image: Tensor) -> Tensor
     features = features.flatten(2).transpose(1, 2)  # (1, N, C)
     features = (features / features.norm(dim=-1, keepdim=True))[..., :: features.shape[-1] // len(text_features)]
     logits = PAPER.logit_scale * features @ text_features / PAPER.temperature  # (1, N, K)
-    depth = (logits.softmax(dim=-1) * torch.tensor(PAPER.bin_list)).sum(dim=-1)  # (1, N)
+    depth = (logits.softmax(dim=-1) * logits.new_tensor(PAPER.bin_list)).sum(dim=-1)  # (1, N)
     return depth.reshape(1, 1, height, width)
 
 
@@ -79,7 +80,8 @@ def evaluate(network: CLIP, data_path: Path, limit: int | None = None) -> dict[s
         image = normalise(to_tensor(np.array(Image.open(path))[RGB_CROP]))  # (3, 416, 544)
         millimetres = np.asarray(Image.open(path.with_name(f"sync_depth_{path.stem[-5:]}.png")))
         gt = torch.from_numpy(millimetres.astype(np.float32) / 1000).clamp(0, 10)  # (480, 640)
-        rows.append(metrics_of(gt, predict(network, text_features, image[None])[0, 0]))
+        depth = predict(network, text_features, image[None].to(text_features.device))
+        rows.append(metrics_of(gt, depth[0, 0].cpu()))
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
@@ -88,5 +90,6 @@ if __name__ == "__main__":
     parser.add_argument("--data_path", type=Path, required=True)
     parser.add_argument("--clip_path", type=Path, required=True)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    print(evaluate(load(args.clip_path), args.data_path, args.limit))
+    print(evaluate(load(args.clip_path).to(args.device), args.data_path, args.limit))

@@ -1,6 +1,6 @@
-"""The suite's speed beside a plain implementation (plain.py) on this machine's processor, in about 15 minutes.
+"""The suite's speed beside a plain implementation (plain.py) on this machine, in about 15 minutes on two cores.
 
-    python -m benchmarks.speed              one line for each measurement
+    python -m benchmarks.speed              one line for each measurement, on the processor; --device cuda: on a GPU
     python -m benchmarks.speed --quick      few images, one round: whether it runs, not how fast
 
 Weights are random, of RN50's shape; the images are the demo's, repeated. Whole commands are timed, from start to exit.
@@ -32,9 +32,8 @@ from experiments.published import PUBLISHED
 
 ROOT = Path(__file__).parents[1]
 
-SETTINGS = len(
-    {row.reading for row in PUBLISHED if row.reading and row.data_set == "NYU"}
-)  # 8, in the paper's prompt and bin ablations
+SETTINGS = len({row.reading for row in PUBLISHED if row.reading and row.data_set == "NYU"})  # 8, in its two ablations
+HALF = {"cpu": "bf16", "cuda": "fp16"}  # of which one evaluation is, too
 
 Seconds = Mapping[str, Sequence[float]]  # by name, of each round
 
@@ -42,6 +41,7 @@ Seconds = Mapping[str, Sequence[float]]  # by name, of each round
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = options.new_parser("Measure the suite's speed beside a plain implementation.", "benchmarks.speed")
+    parser.add_argument("--device", choices=HALF, default="cpu", help="where networks run; all in fp32 but one line")
     parser.add_argument("--quick", action="store_true", help="8 images, 16 stored images, 1 round")
     parser.add_argument("--images", type=options.positive, default=96, help="images of a whole evaluation")
     parser.add_argument("--rounds", type=options.positive, default=2, help="rounds of whole commands")
@@ -101,17 +101,17 @@ def command(*arguments: object) -> None:
         raise options.WorkError(f"{' '.join(words[1:])} failed: {said[-1]}")
 
 
-def commands(weights: Path, data: Path, store: Path, images: int) -> dict[str, Callable[[], object]]:
+def commands(weights: Path, data: Path, store: Path, images: int, device: str) -> dict[str, Callable[[], object]]:
     """The whole commands by the names that `command_lines` knows; each call runs one."""
     files = ("--data_path", data, "--clip_path", weights)
-    source = (*files, "--activation", "quickgelu")
+    source = (*files, "--activation", "quickgelu", "--device", device)
     some = (*source, "--limit", images)
-    paper = ("-m", "experiments", "--output", "OUTPUT", "--device", "cpu")
+    paper = ("-m", "experiments", "--output", "OUTPUT", "--precision", "fp32")
     words = ("--depth_classes", "near", "far", "--bin_list", "1", "3")
     return {
-        "plain": partial(command, "-m", "benchmarks.plain", *files, "--limit", images),
-        "eval fp32": partial(command, "eval.py", *some, "--device", "cpu"),
-        "eval bf16": partial(command, "eval.py", *some, "--device", "cpu", "--precision", "bf16"),
+        "plain": partial(command, "-m", "benchmarks.plain", *files, "--limit", images, "--device", device),
+        "eval fp32": partial(command, "eval.py", *some, "--precision", "fp32"),
+        "eval half": partial(command, "eval.py", *some, "--precision", HALF[device]),
         "paper": partial(command, *paper, *some),
         "controls": partial(command, *paper, *some, "--controls"),
         "new words": partial(command, *paper, *source, "--store", store, "--no_paper", *words),
@@ -119,8 +119,8 @@ def commands(weights: Path, data: Path, store: Path, images: int) -> dict[str, C
     }
 
 
-def command_lines(seconds: Seconds, images: int, stored: int) -> list[str]:
-    """What the whole commands took, a line each, with the target beside it."""
+def command_lines(seconds: Seconds, images: int, stored: int, half: str) -> list[str]:
+    """What the whole commands took, a line each, with the target on two cores beside it."""
     median = {name: statistics.median(times) for name, times in seconds.items()}
 
     def compared(text: str, name: str, base: str, of: str, target: str) -> str:
@@ -131,7 +131,7 @@ def command_lines(seconds: Seconds, images: int, stored: int) -> list[str]:
     took = f"{median['paper']:.1f} s against {SETTINGS} x {median['plain']:.1f} s"
     return [
         compared("eval.py, fp32", "eval fp32", "plain", "the plain implementation's time", "0.80"),
-        compared("eval.py, bf16", "eval bf16", "plain", "the plain implementation's time", "0.43"),
+        compared(f"eval.py, {half}", "eval half", "plain", "the plain implementation's time", "0.43"),
         compared("experiments, empty store", "paper", "eval fp32", "eval.py's time", "1.15"),
         compared("experiments --controls, empty store", "controls", "eval fp32", "eval.py's time", "1.90"),
         f"experiments, empty store, {images} images: {faster:.1f} times faster than "
@@ -141,26 +141,27 @@ def command_lines(seconds: Seconds, images: int, stored: int) -> list[str]:
     ]
 
 
-def machine() -> str:
-    """The processor and what computes on it."""
+def machine(device: str) -> str:
+    """The processor and what computes on it, and the GPU, if one is measured."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
     isa = torch.backends.cpu.get_cpu_capability()
-    return f"{name} ({isa}), {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    gpu = f"{torch.cuda.get_device_name()}, " if device == "cuda" else ""
+    return f"{gpu}{name} ({isa}), {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def measure(work: Path, images: int, stored: int, rounds: int) -> None:
-    """Measures everything on files that it writes into `work`, and prints each line as soon as it is there."""
-    print(f"machine: {machine()}; medians of {rounds}; GPU: not run here", flush=True)
+def measure(work: Path, images: int, stored: int, rounds: int, device: str) -> None:
+    """Measures everything on files that it writes into `work`, and prints the lines."""
+    print(f"machine: {machine(device)}; medians of {rounds}", flush=True)
     weights, data, store = (work / name for name in ("random.pt", "nyu", "features"))
     write_weights(weights)
     write_images(data, stored, images)
 
-    source = ("--data_path", data, "--clip_path", weights, "--activation", "quickgelu")
-    command("-m", "experiments", *source, "--store", store, "--output", "OUTPUT")
-    seconds = take_turns(commands(weights, data, store, images), rounds)
-    print("\n".join(command_lines(seconds, images, stored)), flush=True)
+    source = ("--data_path", data, "--clip_path", weights, "--activation", "quickgelu", "--device", device)
+    command("-m", "experiments", *source, "--precision", "fp32", "--store", store, "--output", "OUTPUT")
+    seconds = take_turns(commands(weights, data, store, images, device), rounds)
+    print("\n".join(command_lines(seconds, images, stored, HALF[device])), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -168,9 +169,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def work() -> None:
-        sizes = (8, 16, 1) if args.quick else (args.images, len(TEST_INDICES), args.rounds)
+        images, stored, rounds = (8, 16, 1) if args.quick else (args.images, len(TEST_INDICES), args.rounds)
         with tempfile.TemporaryDirectory() as folder:
-            measure(Path(folder), *sizes)
+            measure(Path(folder), images, stored, rounds, args.device)
 
     return options.run_command("benchmarks.speed", work)
 

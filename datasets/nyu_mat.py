@@ -55,12 +55,16 @@ class LabelledMat:
             reason = "truncated" if "truncated" in str(error) else "not a readable MATLAB v7.3 (HDF5) file"
             raise DataError(f"{path}: {reason} ({error}); bring {MAT_NAME} again") from error
         self.arrays: dict[str, h5py.Dataset] = {}
-        for name, (shape, dtype) in LAYOUT.items():
-            with self._damage(name):
-                self.arrays[name] = self.file[name]
-                found = f"{self.arrays[name].shape} {self.arrays[name].dtype}"
-                if found != f"{shape} {dtype}":
-                    raise ValueError(f"{found}, expected {shape} {dtype}")
+        try:
+            for name, (shape, dtype) in LAYOUT.items():
+                with self._damage(name):
+                    self.arrays[name] = self.file[name]
+                    found = f"{self.arrays[name].shape} {self.arrays[name].dtype}"
+                    if found != f"{shape} {dtype}":
+                        raise ValueError(f"{found}, expected {shape} {dtype}")
+        except DataError:
+            self.file.close()  # else it stays open for as long as the error is looked at
+            raise
 
     def __enter__(self) -> "LabelledMat":
         return self

@@ -50,13 +50,13 @@ def test_images_are_as_many_different_ones_as_asked_for(tmp_path):
 
 
 def test_ratios_by_hand(tmp_path):
-    names = speed.commands(tmp_path, tmp_path, tmp_path, 8)
+    names = speed.commands(tmp_path, tmp_path, tmp_path, 8, "cpu")
     seconds = {name: [1.0, 1.0, 1.0] for name in names} | {
         "plain": [10.0, 20.0, 40.0],
         "eval fp32": [5.0, 16.0, 28.0],
         "paper": [5.0, 20.0, 35.0],
     }
-    fp32, _, paper, _, faster, words, _ = speed.command_lines(seconds, 8, 16)
+    fp32, _, paper, _, faster, words, _ = speed.command_lines(seconds, 8, 16, "bf16")
     # Within rounds 0.5, 0.8, 0.7; then 1, 1.25, 1.25; and 8 / (0.5, 1, 0.875).
     assert fp32 == (
         "eval.py, fp32, 8 images: 0.70 of the plain implementation's time (16.0 s against 20.0 s); target: at most 0.80"

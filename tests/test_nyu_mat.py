@@ -132,7 +132,8 @@ def test_truncated_mat_and_what_is_no_hdf5_file(mat: Path, tmp_path: Path) -> No
 )
 def test_another_layout(tmp_path: Path, name: str, shape: tuple[int, ...], dtype: str) -> None:
     path = write_mat(tmp_path / "x.mat", ["study"], **{name: (shape, dtype)})
-    with pytest.raises(DataError, match=rf"x\.mat: {name} cannot be used .{re.escape(f'{shape} {dtype}')}, expected"):
+    expected = rf"x\.mat: {name} cannot be used .{re.escape(f'{shape} {dtype}')}, expected"
+    with pytest.raises(DataError, match=expected) as _:  # which keeps the error, and all that it holds
         LabelledMat(path)
     with h5py.File(path, "r+") as file:
         del file[name]
