@@ -84,6 +84,11 @@ class Protocol:
         return size_of(self.window(*self.frames[0])) if self.frames else None
 
     @property
+    def label(self) -> str:
+        """What a row names it by: its name, or nothing where its data set has no other."""
+        return "" if self.name == self.data_set else self.name
+
+    @property
     def drawn(self) -> tuple[float, float] | None:
         """The ends [m] of colours and of axes of depth; those of what is drawn, if None."""
         return (0.0, self.max_depth) if self.draws_all else None
@@ -138,7 +143,6 @@ KITTI_ADABINS = replace(
 
 (NYU_FRAME,) = NYU.frames
 NYU_CROP = NYU.window(*NYU_FRAME)
-NYU_MAX_DEPTH, KITTI_MAX_DEPTH = NYU.max_depth, KITTI_BTS.max_depth
 
 AT_ONCE = 2**17  # values of a block of maps and pixels, which a core's cache holds
 
@@ -306,6 +310,8 @@ def compute_errors_per_image(
         ValueError: a shape is another, or gt is not finite.
         UnscorableError: a prediction is not finite, or an image has no pixel that counts.
     """
+    if wrong := [tuple(one.shape) for one in gt if one.ndim != 3]:
+        raise ValueError(f"expected gt of shape (1, H, W), got {wrong[0]}")
     if pred.ndim != 4 or len(pred) != len(gt) or len(gt) == 0:
         raise ValueError(f"expected pred of shape ({len(gt)}, R, h, w), got {tuple(pred.shape)}")
     rows = []
@@ -337,7 +343,7 @@ def compute_errors_NYU(gt: Tensor, pred: Tensor, crop: bool = True) -> dict[str,
     return {name: errors[name].mean().item() for name in NYU_METRICS}
 
 
-def compute_errors(gt: Tensor, pred: Tensor, crop: bool = True, cap: float = KITTI_MAX_DEPTH) -> dict[str, float]:
+def compute_errors(gt: Tensor, pred: Tensor, crop: bool = True, cap: float = KITTI_BTS.max_depth) -> dict[str, float]:
     """Mean metrics over images on KITTI, by name in the order of `KITTI_METRICS`.
 
     A pixel counts if 1e-3 < gt < cap and, with `crop`, it lies in the crop of Garg et al.
@@ -345,11 +351,9 @@ def compute_errors(gt: Tensor, pred: Tensor, crop: bool = True, cap: float = KIT
     gt, 0 = no measurement, and pred are (B, 1, H, W) float [m]; both are clamped to [1e-3, cap]. Raises ValueError and
     UnscorableError as `compute_errors_NYU_per_image` does.
     """
-    height, width = gt.shape[-2:]
-    check_shapes(gt, (height, width), pred, (height, width))
-    protocol = Protocol(
-        "KITTI", "KITTI's metrics", "KITTI", KITTI_METRICS, cap, KITTI_BTS.units_per_metre, "", region=garg
-    )
+    size = tuple(gt.shape[-2:])
+    check_shapes(gt, size, pred, size)  # type: ignore[arg-type]
+    protocol = replace(KITTI_BTS, max_depth=cap, frames=(), window=whole)
     errors = compute_errors_per_image(list(gt), pred[:, :1], protocol, crop=crop)
     return {name: errors[name].mean().item() for name in KITTI_METRICS}
 

@@ -27,7 +27,7 @@ from calculate_error import compute_errors_per_image
 from clip.inference import keep_freed_memory
 from datasets import PROGRESS, counted
 from datasets.pairs import DepthPairs
-from experiments.published import COLUMNS, THIS_RUN, UNIFORM, beside, shown
+from experiments.published import COLUMNS, THIS_RUN, UNIFORM, beside, named_by, shown
 from monoclip import MonoCLIP
 from viewer.strip import Example, draw_strip, example_images
 
@@ -148,9 +148,9 @@ def written(done: Iterable[list[Row]], output: Path | None, metrics: Sequence[st
     return everything
 
 
-def table(rows: Sequence[Row], uniform_depth: float, theirs: Mapping[str, Mapping[str, float | None]]) -> str:
-    """This run, published rows and what the method gives if language says nothing."""
-    lines = {THIS_RUN: mean(rows, THIS_RUN), **theirs, f"{UNIFORM} ({uniform_depth:.3f} m)": mean(rows, UNIFORM)}
+def table(rows: Sequence[Row], own: str, uniform: str, theirs: Mapping[str, Mapping[str, float | None]]) -> str:
+    """This run, published rows and what the method gives if language says nothing, the first and the last by name."""
+    lines = {own: mean(rows, THIS_RUN), **theirs, uniform: mean(rows, UNIFORM)}
     width = max(29, *(len(name) + 2 for name in lines))
     text = [" " * width + "".join(f"{column:>9}" for column in COLUMNS)]
     text += [f"{name:<{width}}" + "".join(f"{shown(line[c]):>9}" for c in COLUMNS) for name, line in lines.items()]
@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if dropped:
             print(f"warning: {dropped:,} more pixels do not count because the predicted depth is at most 1 mm")
         print(released_line(mean(rows, THIS_RUN), protocol.metrics) + "\n")
-        print(table(rows, model.bin_list.mean().item(), theirs))
+        print(table(rows, named_by(THIS_RUN, protocol.label), f"{UNIFORM} ({model.bin_list.mean():.3f} m)", theirs))
         for caveat in caveats:
             print(f"{caveat[0].upper()}{caveat[1:]}.")
 

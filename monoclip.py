@@ -15,9 +15,10 @@ Shapes, here and in all files: B images, H x W pixels, h = H/32 and w = W/32 pat
 (2048), D dimensions of the joint space (1024), K depth classes and bins (7), M sets of bins, L text tokens (77).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,7 +122,7 @@ AUTY = Reading(
     bin_list=(5.715, 17.144, 28.572, 40.0, 51.429, 62.857, 74.286),
 )
 LOG_BINS = Reading(bin_list=tuple(round(5 * 12 ** (i / 6), 2) for i in range(7)))
-READINGS = {"paper": PAPER, "auty": AUTY, "log": LOG_BINS}
+READINGS: Mapping[str, Reading] = MappingProxyType({"paper": PAPER, "auty": AUTY, "log": LOG_BINS})
 
 
 def prompt(template: str, obj: str, depth_class: str) -> str:

@@ -43,14 +43,13 @@ from datasets.nyu import open_nyu
 from datasets.pairs import DepthPairs
 from datasets.rgbd import DEPTH_SCALE, MAX_DEPTH, open_rgbd, own_protocol
 from download import file_sha256, write_whole
-from monoclip import PAPER, READINGS, MonoCLIP, Reading, prompt
+from monoclip import LOG_BINS, PAPER, READINGS, MonoCLIP, Reading, prompt
 
 VERSION = "2.1"
 SCHEMA = 3  # of results.json: raised whenever a key changes its meaning
 DEMO_WEIGHTS = Path(__file__).parent / "demo" / "rooms_clip.pt"
 DEMO_DATA = Path(__file__).parent / "demo" / "sample"
 TOY = "a toy CLIP that was taught distance on rendered rooms: no evidence about the real CLIP or the paper"
-OTHER_IMAGES = NYU.whole_split
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Images at once, and threads that read them, unless the flags say otherwise.
 BATCH_SIZE = {"cpu": 4, "cuda": 32, "mps": 8}
@@ -110,7 +109,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = "NYU Depth V2, KITTI's Eigen test split, or one's own pairs of picture and 16-bit depth"
     data.add_argument("--dataset", choices=("NYU", "KITTI", "rgbd"), default="NYU", help=kinds)
     source = "folder that holds official_splits/test, or nyu_depth_v2_labeled.mat; KITTI's root; a folder of pairs"
-    data.add_argument("--data_path", type=Path, default=default, help=source)
+    data.add_argument("--data_path", type=named_path, default=default, help=source)
     listed = "text file of 'rgb depth' lines, relative to the test split or the folder; KITTI's list of the Eigen split"
     data.add_argument("--list_file", type=Path, help=listed)
     data.add_argument("--protocol", choices=PROTOCOLS, default="bts", help="what of KITTI counts")
@@ -368,8 +367,12 @@ def caveats(official: bool, checkpoint_sha256: str, model: MonoCLIP, protocol: P
     if protocol.seen and (rows, columns) != protocol.seen:
         notes.append(f"images of {height}x{width} px are resized to {rows}x{columns}, whole patches of {patch} px")
     farthest, largest = max(model.reading.bin_list), protocol.max_depth
+    if farthest > largest:
+        notes.append(f"bins beyond {largest:g} m, to which depth is clamped: see --preset and --bin_list")
     if protocol is not NYU and farthest < largest / FAR:
         notes.append(f"no bin is beyond {farthest:g} m, where ground truth goes to {largest:g} m: see --preset")
+    if model.reading.bin_list == LOG_BINS.bin_list:
+        notes.append("bins that are ours, spread in log depth, and published nowhere")
     return [text for text in notes if text]
 
 

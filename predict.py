@@ -57,9 +57,9 @@ NPY, MM_PNG, COLOURED, SIDE_BY_SIDE = "_depth.npy", "_depth_mm.png", "_depth.png
 SIGMA_NPY, SIGMA_PNG, WORDS = "_sigma.npy", "_sigma.png", "_words.png"
 SAVED = {"npy": [NPY], "mm": [MM_PNG], "colour": [COLOURED], "side_by_side": [SIDE_BY_SIDE]}
 SAVED |= {"sigma": [SIGMA_NPY, SIGMA_PNG], "words": [WORDS]}
-# No pictures to read: what this script writes, and the depth maps of NYU's and KITTI's layouts.
+# No pictures to read: what this script writes, and the depth maps of the layouts of NYU and KITTI.
 PASSED_BY = [f"*{kind}" for kinds in SAVED.values() for kind in kinds]
-PASSED_BY += [page.PAGE_FILE, RECORD_FILE, NAME_FILE, "sync_depth_*.png", "proj_depth/groundtruth/*/*.png"]
+PASSED_BY += [page.PAGE_FILE, RECORD_FILE, NAME_FILE, "sync_depth_*.png", "proj_depth/*/*/*.png"]
 ANY_MACHINE = ("device", "threads", "python", "torch")  # what the runs of one folder may differ in
 LARGE = 20_000_000  # pixels of a map, from which on its files take 80 MB and more
 # A device that is full or broken takes no other picture's files either.
@@ -115,6 +115,12 @@ class Job:
         return f"{self.name}, {about.st_size} bytes, modified {about.st_mtime_ns}" if about else "missing"
 
 
+def passed_by(path: Path) -> bool:
+    """Whether a file is no picture to read, by its name; of one's own pairs, `depth/` beside `rgb/` holds none."""
+    own = path.parent.name == "depth" and (path.parent.parent / "rgb").is_dir()
+    return own or any(map(path.match, PASSED_BY))
+
+
 def plan(inputs: Sequence[str], save: Sequence[str]) -> list[Job]:
     """What to write for each picture of `inputs`. Raises DataError: an input is nothing; WorkError: no pictures.
 
@@ -122,7 +128,7 @@ def plan(inputs: Sequence[str], save: Sequence[str]) -> list[Job]:
     whole name. Compared without case, because some file systems do not know it.
     """
     found = find_files(inputs)
-    found = {path: found[path] for path in found if not any(map(path.match, PASSED_BY))}
+    found = {path: found[path] for path in found if not passed_by(path)}
     if not found:
         raise options.WorkError(f"{' '.join(inputs)}: no file there (depth maps and hidden files are passed by)")
     stems = Counter(str(relative.with_suffix("")).casefold() for relative in found.values())

@@ -12,7 +12,7 @@
 #    results/ beside this script (results_paper/, results_demo/, results_demo_paper/).
 set -eu
 root=$(cd "$(dirname "$(readlink -f "$0" 2>/dev/null || echo "$0")")" && pwd)
-demo= paper= verbose= clip_path=${CLIP_PATH:-} data_path=${NYU_PATH:-} no_download=${NO_DOWNLOAD:-} output= given=
+demo= paper= verbose= clip_path=${CLIP_PATH:-} data_path=${NYU_PATH:-} no_download=${NO_DOWNLOAD:-} output= given= other=
 [ "$no_download" != 0 ] || no_download=
 
 fail() { # fail MESSAGE: a wrong argument
@@ -40,6 +40,7 @@ while [ "$left" -gt 0 ]; do
         --clip_path=*) clip_path=${argument#*=} given=$argument ;;
         --data_path=*) data_path=${argument#*=} given=$argument ;;
         --output=*) output=${argument#*=} ;;
+        --dataset | --dataset=*) other=$argument; set -- "$@" "$argument" ;;
         *) set -- "$@" "$argument" ;; # for eval.py, kept in order
     esac
 done
@@ -75,6 +76,7 @@ except CheckpointError as error:
 PYTHON_CODE
 fi
 if [ -z "$data_path" ]; then
+    [ -z "$other" ] || fail "--dataset needs --data_path: only NYU's data are fetched"
     data_path=$root/nyu_depth_v2
     mat=$data_path/nyu_depth_v2_labeled.mat
     if [ ! -d "$data_path/official_splits/test" ] && [ ! -f "$mat" ]; then

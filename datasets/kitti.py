@@ -27,6 +27,7 @@ PICTURE = re.compile(rf"{_DRIVE}/image_02/data{_FRAME}\.(?:png|jpg)$")
 DEPTH = re.compile(rf"{_DRIVE}/proj_depth/groundtruth/image_02{_FRAME}\.png$")
 FORM = "DATE/DRIVE_sync/image_02/data/FRAME.png and DRIVE_sync/proj_depth/groundtruth/image_02/FRAME.png, or None"
 LAYOUT = "in the layout of KITTI"
+MANY = 20  # missing files are not listed one by one
 
 
 class Frame(NamedTuple):
@@ -47,8 +48,8 @@ class KITTI(DepthPairs):
         normalised: Callable[[np.ndarray], Tensor],
         kind: str = LAYOUT,
     ) -> None:
-        split = {(frame.drive, frame.number) for frame in split_frames()}
-        official = kind == LAYOUT and {(pair.scene, pair.index) for pair in pairs} == split
+        split = sorted((frame.drive, frame.number) for frame in split_frames())
+        official = kind == LAYOUT and sorted((pair.scene, pair.index) for pair in pairs) == split
         title = f"all {len(split)} images with depth of the Eigen test split of KITTI"
         said = title if official else f"{counted(len(pairs))} {kind}"
         super().__init__(pairs, protocol, normalised, f"{said} ({protocol.name})", official)
@@ -85,9 +86,14 @@ def open_kitti(
         raise DataError(f"--scene {' '.join(map(printable, unknown))}: no such drive among the frames")
     frames = [frame for frame in frames if not scenes or frame.drive in scenes][:limit]
     pairs = [FilePair(*files_of(root, frame), frame.drive, frame.number, frame.origin) for frame in frames]
-    if pairs and not any(path.exists() for pair in pairs for path in (pair.rgb, pair.depth)):
-        problem = f"holds none of the {len(pairs)} frames, such as {pairs[0].rgb}"
-        raise DataError(f"{root}: {problem}; docs/data.md has the layout")
+    missing = [
+        [path for path in kind if not path.exists()] for kind in ([p.rgb for p in pairs], [p.depth for p in pairs])
+    ]
+    if sum(map(len, missing)) > MANY:
+        kinds = zip(("pictures (or .jpg)", "depth maps (in train/, val/ or here)"), missing, strict=True)
+        said = " and ".join(f"{len(paths)} {kind}, {paths[0]} the first" for kind, paths in kinds if paths)
+        how = "docs/data.md has the layout; --list_file and --scene take some frames"
+        raise DataError(f"{root}: of {len(pairs)} frames it lacks {said}; {how}")
     check_files(pairs, protocol)
     name = name_of(root)
     return KITTI(pairs, protocol, normalised, f"of {name}" if name else LAYOUT)
@@ -130,9 +136,10 @@ def frame_of(path: re.Match[str]) -> tuple[str, int]:
 
 
 def files_of(root: Path, frame: Frame) -> tuple[Path, Path]:
-    """Where a frame's picture and depth are; where they should be, if they are not."""
+    """Where a frame's picture and depth are; where they should be, in the half that has its drive, if they are not."""
     date, stem = frame.drive[: len("2011_09_26")], f"{frame.number:010d}"
     pictures = [root / date / frame.drive / "image_02" / "data" / f"{stem}{suffix}" for suffix in (".png", ".jpg")]
     depth = Path(frame.drive) / "proj_depth" / "groundtruth" / "image_02" / f"{stem}.png"
-    depths = [root / half / depth for half in ("train", "val", "")]
+    halves = sorted(("train", "val", ""), key=lambda half: not (root / half / depth).parent.is_dir())
+    depths = [root / half / depth for half in halves]
     return tuple(next((path for path in paths if path.exists()), paths[0]) for paths in (pictures, depths))  # type: ignore[return-value]

@@ -32,7 +32,7 @@ from datasets.pairs import (
 )
 
 SPLIT = Path("official_splits") / "test"
-SEE = "or see it work now: sh test.sh --demo"  # what who has no data can do
+SEE = "name other data with --dataset, or see it work now: sh test.sh --demo"  # what who has no data can do
 # What images are called: those of the .mat are NYU's, those of a folder may be anything in its layout.
 OF_NYU, LAYOUT = "of NYU Depth V2", "in the layout of NYU Depth V2"
 

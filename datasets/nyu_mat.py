@@ -18,11 +18,10 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from calculate_error import NYU_FRAME
+from calculate_error import NYU, NYU_FRAME
 from datasets import DataError
 
 FRAME = NYU_FRAME  # (H, W) of every RGB and depth image
-DEPTH_UNITS_PER_METRE = 1000  # the PNGs hold millimetres
 MAT_NAME = "nyu_depth_v2_labeled.mat"
 NUM_IMAGES = 1449
 BORDER_FREE = (slice(7, 474), slice(7, 632))  # rows, columns of the RGB image outside of which it is made black
@@ -116,7 +115,7 @@ class LabelledMat:
             low, high = metres.min(), metres.max()
             if not (low >= 0 and high <= LARGEST_DEPTH):  # NaN fails both
                 raise ValueError(f"it spans {low:g} to {high:g} m, expected 0 to {LARGEST_DEPTH:g} m")
-        return np.ascontiguousarray(metres * np.float32(DEPTH_UNITS_PER_METRE)).astype(np.uint16)
+        return np.ascontiguousarray(metres * np.float32(NYU.units_per_metre)).astype(np.uint16)
 
     def png(self, index: int, name: str = "rawDepths") -> bytes:
         """`millimetres` as the bytes of its 16-bit PNG file."""

@@ -195,7 +195,7 @@ def lines_of(
         columns, where = line.split(), f"{list_file}, line {number}"
         if columns and len(columns) not in counts:
             problems.append(f"{where}: {len(columns)} columns, expected {expected}")
-        elif len(columns) == 3 and not re.fullmatch(r"\d+(\.\d*)?", columns[2]):
+        elif len(columns) == 3 and not re.fullmatch(r"[\d.eE+-]+", columns[2]):
             problems.append(f"{where}: {columns[2]!r} is no focal length; expected {expected}")
         elif columns:
             yield number, where, columns
@@ -299,7 +299,7 @@ def depth_in_metres(units: np.ndarray, name: str, protocol: Protocol) -> Tensor:
     """
     largest = units.max() / protocol.units_per_metre
     if largest != 0 and not LEAST_DEPTH < largest < protocol.largest_sane:
-        unit = "millimetres" if protocol.units_per_metre == 1000 else f"{protocol.units_per_metre:g} for each metre"
+        unit = "millimetres" if protocol.units_per_metre == 1000 else f"units of 1/{protocol.units_per_metre:g} m"
         raise DataError(f"{name}: its largest depth is {largest:g} m, so it does not hold {unit}; write it again")
     metres = torch.from_numpy(units.astype(np.float32) / protocol.units_per_metre)
     return metres.clamp(0, protocol.max_depth)[None]

@@ -22,7 +22,7 @@ def own_protocol(depth_scale: float = DEPTH_SCALE, max_depth: float = MAX_DEPTH)
     """Every measured pixel of a whole picture of any size, up to `max_depth` [m]."""
     about = f"one's own pairs: every pixel that is measured, 1e-3 < gt < {max_depth:g} m, mean over images"
     other = "no published metric is over these images"
-    return Protocol("own pairs", about, "own", NYU_METRICS, max_depth, depth_scale, other)
+    return Protocol("own pairs", about, "own pairs", NYU_METRICS, max_depth, depth_scale, other)
 
 
 def open_rgbd(
@@ -47,7 +47,7 @@ def open_rgbd(
 def folder_pairs(root: Path) -> list[FilePair]:
     """All pairs of `rgb/` and `depth/` below a folder, sorted by name. Raises DataError: one has no partner."""
     pictures = sorted(path for path in (root / "rgb").glob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    depths = {path.stem: path for path in sorted((root / "depth").glob("*.png"))}
+    depths = {path.stem: path for path in sorted((root / "depth").glob("*")) if path.suffix.lower() == ".png"}
     problems = [
         f"{path}: its depth map depth/{path.stem}.png is missing" for path in pictures if path.stem not in depths
     ]

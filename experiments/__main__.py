@@ -88,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=options.named_path,
         help="folder of the features (RN50: 3.6 MB an image; default: OUTPUT/features)",
     )
-    run.add_argument("--figures", action="store_true", help="also draw five PNGs")
+    run.add_argument("--figures", action="store_true", help="also draw PNGs: five, four outside NYU")
     options.add_html_argument(run, page.PAGE_FILE, page.PAGE_IMAGES)
     run.add_argument("--gpu_num", default="0", help="index of the GPU that 'auto' and 'cuda' mean")
     return parser
@@ -214,8 +214,8 @@ def draw(output: Path, scored: tables.Scored, store: FeatureStore, text: Tensor,
             plots.draw_response(output / RESPONSE_FILE, examples[0], weights, scored.caption)
     draw_strip(output / STRIP_FILE, examples, scored.caption, dataset.protocol.drawn)
     compared = scored.published_by.items() if scored.official else ()
-    alike = ("", dataset.protocol.name)  # of several protocols
-    theirs = {name: row.by_column() for row, name in compared if row.scene is None and row.protocol in alike}
+    label = dataset.protocol.label
+    theirs = {name: row.by_column() for row, name in compared if row.scene is None and row.protocol == label}
     plots.draw_chart(output / CHART_FILE, scored.results, scored.groups, theirs, scored.caption)
     question = (scored.primary, scored.results, scored.permuted, patches, scored.caption)
     plots.draw_question(output / QUESTION_FILE, *question, dataset.protocol.drawn)

@@ -90,10 +90,11 @@ def draw_question(
             axis, own = axes[f"assignments {row}"], permuted[0, row]
             axis.hist(permuted[1:, row], bins=60, color="tab:gray")
             axis.axvline(own, color="tab:orange", linewidth=2)
-            axis.set_title(f"this run over patches {own:.3f}, p = {contrast.p:.4f}", fontsize=11)
+            axis.set_title(f"this run over patches {own:.3f}, p = {contrast.p:.4f}", fontsize=10)
             axis.set(xlabel=f"{contrast.metric}, over patches", ylabel=f"of {len(permuted) - 1:,} assignments")
     predicted, true = patches
     axis, span = axes["patches"], drawn or (0.0, float(np.ceil(patches.max(initial=1))))
+    true, predicted = np.clip(true, *span), np.clip(predicted, *span)  # as metrics do
     counts = axis.hist2d(true, predicted, bins=60, range=[span, span], cmap="viridis", cmin=1)[3]
     axis.plot(span, span, color="tab:red", linestyle="--", linewidth=1)
     axis.set(aspect="equal", xlabel="true depth of a patch [m]", ylabel="predicted depth [m]")

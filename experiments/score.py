@@ -6,7 +6,8 @@ one depth map for all images. Beside the metrics of the paper, each row of each 
 
     silog                scale-invariant log error (calculate_error.py)
     spearman, pearson    correlation of predicted and true depth over the patches: mean depth of a patch's pixels with
-                         mean counted ground truth, patches with less than half of their pixels counted left out
+                         mean counted ground truth; those of which too little is counted are left out
+                         (`Protocol.measured_share`)
     spearman_pixels      rank correlation over counted pixels, of every fourth row and column
     aurg                 what certainty knows of error: area under the random gain, over the patches; 0 without sigma
     scaled_*             the paper's metrics after the prediction is multiplied by the ratio of (lower) medians
@@ -58,8 +59,6 @@ def metrics_of(protocol: Protocol) -> tuple[str, ...]:
     return (*protocol.scored, *EXTRA_METRICS)
 
 
-METRICS = metrics_of(NYU)
-
 # How random depth is drawn: the paper does not say. All uniform from 0 to the protocol's largest depth, 10 m on NYU.
 PIXEL, GRID, MIRRORED = "random, each pixel", "random, each patch", "random, each patch, mirror average"
 RANDOM_KINDS = (PIXEL, GRID, MIRRORED)
@@ -99,7 +98,7 @@ class RandomDepth:
 
 @dataclass(frozen=True)
 class Rows:
-    """What is scored: settings, random depth, constants [m] by name, and depth maps (416, 544) [m] by name.
+    """What is scored: settings, random depth, constants [m] by name, and depth maps (H, W) [m] by name.
 
     `baselines`: setting -> the constant that it would be if its words said nothing, the mean of its own bins.
     """
@@ -236,7 +235,7 @@ class ImageScores(NamedTuple):
     """What is kept of an image."""
 
     errors: dict[str, np.ndarray]  # metric -> (R + R',), of `score_image`, and "aurg"
-    histogram: np.ndarray  # (10000,), of `histogram`
+    histogram: np.ndarray  # (U,), of `histogram`
     permuted: np.ndarray  # (asked, n, 2), of `permuted_errors`
     patches: np.ndarray  # (2, P) [m], predicted by the first setting and true
     curve: np.ndarray  # (S,), of `sparsification` of the first setting; NaN if no patch is measured
@@ -358,7 +357,7 @@ def score_image(truth: Truth, patches: Tensor, pixels: Tensor, name: str) -> dic
     some = ((places // width % EVERY == 0) & (places % width % EVERY == 0)).nonzero()[:, 0]
     grid, wanted = patches.shape[1:], (*truth.protocol.scored, "silog")
 
-    def errors(pred: Tensor) -> dict[str, Tensor]:  # (r, 416, 544)
+    def errors(pred: Tensor) -> dict[str, Tensor]:  # (r, H, W)
         counted = pred.flatten(1).index_select(1, places)
         found = errors_of_maps(depth, counted, truth.protocol, wanted, name, SCALED)
         means = pooled(pred, grid).flatten(1).index_select(1, truth.patches)  # (r, P)

@@ -308,8 +308,8 @@ def readouts_json(cases: Mapping[Case, Sequence[Contrast]], results: Results, cl
 
 
 def main_table(scored: Scored, constants: Mapping[str, float]) -> Table:
-    """This run and one's own readings between the paper's row and what says nothing."""
-    table, results = Table("This run", "", COLUMNS), scored.results
+    """This run and one's own readings between published rows and what says nothing."""
+    table, results = Table(named_by("This run", scored.protocol.label), "", COLUMNS), scored.results
     table.add(THIS_RUN, OURS, results.mean(THIS_RUN))
     for name, row in beside(scored.protocol.data_set).items() if scored.official else ():
         table.add(name, "", row)
@@ -324,9 +324,10 @@ def main_table(scored: Scored, constants: Mapping[str, float]) -> Table:
 
 
 def paper_tables(scored: Scored) -> list[Table]:
-    """The paper's tables: ours, the paper's and the difference; rows that we cannot measure as published.
+    """The published tables: ours, theirs and the difference; rows that we cannot measure as published.
 
-    Over other images than the paper's, nothing is ranked: no Table 1, and ours and published stand in columns apart.
+    Rows of another protocol have no difference. Over other images than the paper's, nothing is ranked: no Table 1, and
+    ours and published stand in columns apart.
     """
     tables: dict[tuple[str, str | None], Table] = {}
     for row in scored.published if scored.official else (r for r in scored.published if r.table != TABLE_1):
@@ -348,9 +349,10 @@ def paper_tables(scored: Scored) -> list[Table]:
             continue
         for name, mean in ours.items():
             one = row.name if row.reading or row.name == name else f"{row.name}: {name}"
-            table.add(named_by(one, row.protocol and scored.protocol.name), OURS, mean)
+            table.add(named_by(one, row.protocol and scored.protocol.label), OURS, mean)
             table.add(named_by("", row.protocol).strip(), THEIRS, theirs)
-            table.add("", DIFFERENCE, {c: minus(mean[c], theirs[c]) for c in COLUMNS}, sign=True)
+            if row.protocol == scored.protocol.label:
+                table.add("", DIFFERENCE, {c: minus(mean[c], theirs[c]) for c in COLUMNS}, sign=True)
     return list(tables.values())
 
 

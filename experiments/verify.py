@@ -129,10 +129,14 @@ def scored_again(stored: dict[str, Any], folder: Path) -> tables.Scored:
     names_of: dict[Reading, str] = {}
     for row, values in stored["readings"].items():
         names_of.setdefault(Reading(**values), row)
-    protocol = next((known for known in (NYU, KITTI_BTS, KITTI_ADABINS) if known.about == stored["protocol"]), OWN)
+    protocol = next((known for known in (NYU, KITTI_BTS, KITTI_ADABINS) if known.name == stored["protocol_name"]), OWN)
+    about = stored["protocol"] if protocol is OWN else protocol.about
+    if {line["protocol"] for line in lines} != {protocol.name} or about != stored["protocol"]:
+        raise DataError(f"{path}: its protocol is not that of results.json; run python -m experiments again")
     whole = sorted(results.indices) == sorted(TEST_INDICES)
     if protocol is not NYU:
-        whole = set(zip(results.scenes.tolist(), results.indices, strict=True)) == {f[:2] for f in split_frames()}
+        found = zip(results.scenes.tolist(), results.indices, strict=True)
+        whole = sorted(found) == sorted(frame[:2] for frame in split_frames())
     official = whole and protocol.whole_split not in stored["warnings"]
     return tables.Scored(
         results,
@@ -187,10 +191,11 @@ def published_lines(scored: tables.Scored) -> Iterator[tuple[bool | None, str]]:
         paper = f"{named_by('published', row.protocol)} {' '.join(tables.cells_of(theirs, COLUMNS))}"
         paper += f" ({row.note})" if row.note else ""
         ours = [name for name in scored.beside(row) if scored.results.over(row.scene).any()]
-        if not ours or not scored.official:
-            why = "not compared, over other images" if ours else "not measured"
-            yield None, f"-        {name}: {why}; {paper}"
-        for one in ours if scored.official else ():
+        comparable = scored.official and row.protocol == scored.protocol.label
+        if not ours or not comparable:
+            other = "by another protocol" if scored.official else "over other images"
+            yield None, f"-        {name}: {f'not compared, {other}' if ours else 'not measured'}; {paper}"
+        for one in ours if comparable else ():
             yield compared_row(scored, row, name, one, paper)
 
 
@@ -207,8 +212,8 @@ def compared_row(scored: tables.Scored, row: Published, name: str, ours: str, pa
     text = (
         f"ours {' '.join(tables.cells_of(mean, COLUMNS))}; {paper}; at most {off[worst]:+.3f} off ({worst}); {inside}"
     )
-    which = name if row.reading else f"{name} ({ours}; nothing to reproduce exactly)"
     reproducible = row.reading and scored.protocol is NYU  # elsewhere not all that makes a row is published
+    which = name if reproducible else f"{name} ({ours}; nothing to reproduce exactly)"
     return within if reproducible else None, f"{'within ' if within else 'OUTSIDE'}  {which}: {text}"
 
 
@@ -245,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.say(line)
         if problems:
             raise options.WorkError(f"{path}: {'; '.join(problems)}")
-        print(f"OK: {within} published rows are within {CLOSE}" if within else "OK, but nothing published is compared")
+        print(f"OK: {within} published rows are within {CLOSE}" if within else "OK, but no published row is judged")
 
     return options.run_command("experiments.verify", work)
 

@@ -15,12 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 import clip
+from calculate_error import NYU
 from clip.model import CLIP, Architecture
 from datasets.nyu import TEST_INDICES
+from experiments.score import metrics_of
 from monoclip import MonoCLIP
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
+METRICS = metrics_of(NYU)  # of every row of the experiments on NYU
 QUICKGELU = ("--activation", "quickgelu")  # of every checkpoint here; a state dict does not tell it
 
 

@@ -121,7 +121,8 @@ def test_released_command_line_prints_the_released_line_and_the_papers_row_where
     assert re.search(r"delta1 .* abs_rel +log10 +rmse\nthis run .*\nuniform weights \(2\.143 m\) +0\.", out)
     rows = [dict.fromkeys(NYU_METRICS, 0.5) | {"reading": name} for name in ("this run", "uniform weights")]
     assert re.search(
-        r"this run +0\.500.*\npaper, DepthCLIP +0\.394.*\nuniform", evaluation.table(rows, 2, beside("NYU"))
+        r"this run +0\.500.*\npaper, DepthCLIP +0\.394.*\nuniform",
+        evaluation.table(rows, "this run", "uniform", beside("NYU")),
     )
     assert "data: 5 images in the layout of NYU Depth V2\n" in out
     assert out.endswith("The paper's metrics are over the official test split: they do not compare with these.\n")

@@ -28,9 +28,8 @@ from datasets.nyu import TEST_INDICES, open_nyu, training_depths
 from experiments import __main__ as experiments
 from experiments import settings, statistics
 from experiments.features import FeatureStore
-from experiments.score import METRICS
 from monoclip import PAPER, MonoCLIP
-from tests.conftest import GOLDEN, QUICKGELU, ROOT, TINY, random_clip, torchrun, write_pair
+from tests.conftest import GOLDEN, METRICS, QUICKGELU, ROOT, TINY, random_clip, torchrun, write_pair
 from tests.test_eval import BINS_3, PROMPT_2, SOFT
 
 PAPER_ROWS = ["prompt 1", "prompt 2", "prompt 3", *(f"bins class-dependent {i}" for i in (1, 2, 3, 4))]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import clip
-from monoclip import PAPER, MonoCLIP
+from monoclip import PAPER, READINGS, MonoCLIP
 
 ROOT = str(Path(__file__).parents[1])
 
@@ -31,6 +31,10 @@ def test_words_of_ones_own(tiny_checkpoint):
     model = load("monoclip", **checkpoint, depth_classes=["near", "far"], bin_list=[1, 5])
     assert (model.reading.depth_classes, model.reading.bin_list) == (("near", "far"), (1.0, 5.0))
     assert model.text_features.shape == (64, 2)
+    for preset, expected in READINGS.items():
+        assert load("monoclip", **checkpoint, preset=preset).reading == expected
+    with pytest.raises(ValueError, match="preset 'outdoors': there are paper, auty, log"):
+        load("monoclip", **checkpoint, preset="outdoors")
     with pytest.raises(ValueError, match="every depth class needs one bin"):
         load("monoclip", **checkpoint, bin_list=[1.0, 5.0])
     with pytest.raises(clip.CheckpointError, match=r"nothing\.pt"):

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from calculate_error import (
     compute_errors_per_image,
     counted_pixels,
 )
-from datasets import kitti
+from datasets import DataError, kitti
 from datasets.kitti import KITTI, Frame, listed_frames, open_kitti, split_frames
 from datasets.pairs import FilePair
 from experiments.published import beside
@@ -69,7 +70,7 @@ def write_tree(root: Path, halves: bool = True) -> Path:
 
 
 def lines_of(frames: tuple = FRAMES) -> list[str]:
-    return [f"{picture_of(drive, n)} {depth_of(drive, n)} 721.5377" for drive, n, *_ in frames]
+    return [f"{picture_of(f[0], f[1], f[4])} {depth_of(f[0], f[1])} 721.5377" for f in frames]
 
 
 @pytest.fixture(scope="module")
@@ -194,12 +195,47 @@ def test_the_shipped_split_and_a_list_in_the_fields_form_have_652_frames(tmp_pat
     assert {Frame(drive, number) for drive, number, *_ in FRAMES} <= set(shipped)
 
 
+def test_652_are_counted_in_a_whole_tree_with_and_without_the_fields_list(tmp_path):
+    with kitti.SPLIT_FILE.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    val = sorted({row["drive"] for row in rows})[::4]  # a quarter of the drives
+    for i, size in enumerate(SIZES):
+        Image.new("RGB", size[::-1]).save(tmp_path / f"rgb{i}.png")
+        Image.fromarray(np.full(size, 2560, np.uint16)).save(tmp_path / f"depth{i}.png")
+    for row in rows:
+        drive, number = row["drive"], row["frame"]
+        kinds = {"rgb": picture_of(drive, number)}
+        if row["depth"] == "1":
+            kinds["depth"] = f"{'val' if drive in val else 'train'}/{depth_of(drive, number)}"
+        for kind, name in kinds.items():
+            path = tmp_path / "kitti" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.hardlink_to(tmp_path / f"{kind}{int(drive[8:10]) % 5}.png")
+    lines = [f"{picture_of(r['drive'], int(r['frame']))} " for r in rows]
+    depths = [depth_of(r["drive"], r["frame"]) if r["depth"] == "1" else "None" for r in rows]
+    listed = "".join(f"{line}{depth} 721.5377\n" for line, depth in zip(lines, depths, strict=True))
+    (tmp_path / "list.txt").write_text(listed)
+    title = "all 652 images with depth of the Eigen test split of KITTI (KITTI, ADABINS)".replace("ADABINS", "AdaBins")
+    for list_file in (None, tmp_path / "list.txt"):
+        dataset = open_kitti(tmp_path / "kitti", KITTI_ADABINS, PAPER.normalised, list_file)
+        assert (len(dataset), dataset.official, dataset.title) == (652, True, title)
+        assert len(set(dataset.clusters()[0])) == 28
+    shutil.rmtree(tmp_path / "kitti" / "train")
+    with pytest.raises(DataError) as error:
+        open_kitti(tmp_path / "kitti", KITTI_BTS, PAPER.normalised)
+    lacks = (
+        r"\S*kitti: of 652 frames it lacks \d+ depth maps \(in train/, val/ or here\), \S*\d{10}\.png the first; [^\n]*"
+    )
+    assert re.fullmatch(lacks, str(error.value))
+
+
 def test_only_all_frames_of_the_split_are_called_so():
     pairs = [FilePair(Path(), Path(), drive, number) for drive, number, _ in split_frames()]
     for some, kind, title in (
         (pairs[::-1], "in the layout of KITTI", "all 652 images with depth of the Eigen test split of KITTI"),
         (pairs, "of streets", "652 images of streets"),
         (pairs[1:], "in the layout of KITTI", "651 images in the layout of KITTI"),
+        ([*pairs, pairs[0]], "in the layout of KITTI", "653 images in the layout of KITTI"),
     ):
         dataset = KITTI(some, KITTI_BTS, PAPER.normalised, kind)
         assert (dataset.title, dataset.official) == (f"{title} (KITTI, BTS)", title.startswith("all 652"))
@@ -209,7 +245,10 @@ def test_only_all_frames_of_the_split_are_called_so():
 def test_a_list_may_be_padded_or_not_with_none_and_any_line_ends(request, layout, tmp_path):
     root = request.getfixturevalue(layout)
     lines = [line.split() for line in lines_of()]
-    plain = [[re.sub(r"/0+(\d+\.png)", r"/\1", path) for path in line[:2]] for line in lines]  # unpadded, no focal
+    plain = [
+        [re.sub(r"/0+(\d+\.(png|jpg))", r"/\1", path) for path in line[:2]] for line in lines
+    ]  # unpadded, no focal
+    lines[1][0] = lines[1][0].replace(".jpg", ".png")  # as in the field's list, whatever the files are
     none = [picture_of("2011_09_26_drive_0009_sync", 1), "None", "721.5"]  # which need not be there
     text = "\r\n".join(" ".join(line) for line in (plain[5], none, [], lines[1], plain[2]))
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
@@ -271,7 +310,7 @@ def spoil(kind: str, root: Path) -> list[str]:
 
 REFUSED = {
     "missing picture": r"0000000012\.png: no such file",
-    "missing depth": r"groundtruth/image_02/0000000012\.png: no such file",
+    "missing depth": r"kitti/2011\S+groundtruth/image_02/0000000012\.png: no such file",
     "another size": r"0000000012\.png: is 640x480, expected 1224x370 or .* or 1241x376; do not resize",
     "another drive's size": r"0000000012\.png: is 1242x375 where its picture is 1224x370",
     "8-bit depth": r"0000000012\.png: has mode L and format PNG, expected a 16-bit PNG of one channel",
@@ -365,7 +404,7 @@ def test_the_whole_split_needs_no_list_and_has_the_published_rows_beside_it(run,
     assert code == 0, err
     assert "data: all 6 images with depth of the Eigen test split of KITTI (KITTI, BTS)\n" in out
     mfh = r"DepthCLIP, as run in MfH \(protocol not said\) +0\.281 +- +- +0\.473 +- +12\.960"
-    assert re.search(rf"\nthis run .*\n{mfh}\n", out)
+    assert re.search(rf"\nthis run \(KITTI, BTS\) .*\n{mfh}\n", out)
     assert "they do not compare" not in out
     published = json.loads((tmp_path / "out" / "results.json").read_text())["published"]
     assert published == beside("KITTI")

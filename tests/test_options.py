@@ -14,7 +14,7 @@ import torch
 
 import clip
 import options
-from calculate_error import NYU, UnscorableError
+from calculate_error import KITTI_BTS, NYU, UnscorableError
 from clip import CheckpointError
 from datasets import DataError
 from monoclip import AUTY, LOG_BINS, PAPER, MonoCLIP, Reading
@@ -75,7 +75,7 @@ def test_what_is_not_the_papers_is_said(tiny_clip):
     resized = "images of 416x544 px are resized to 420x546, whole patches of 14 px"
     for official, clip_model, changes, notes in (
         (True, tiny_clip, {}, []),
-        (False, tiny_clip, {}, [options.OTHER_IMAGES]),
+        (False, tiny_clip, {}, [NYU.whole_split]),
         (True, tiny_clip, {"readout": "windows"}, [other.format("patch features by windows")]),
         (True, tiny_clip, {"image_mean": clip.CLIP_MEAN}, [other.format("image statistics of other")]),
         (True, vit, {}, [options.INVERTED]),
@@ -88,11 +88,28 @@ def test_what_is_not_the_papers_is_said(tiny_clip):
         (False, random_clip(replace(TINY_VIT, vision_patch_size=14)), {"readout": "maskclip"}, None),
     ):
         model = MonoCLIP(clip_model, replace(PAPER, **changes))
-        expected = (
-            [options.OTHER_IMAGES, other.format("patch features by maskclip"), resized] if notes is None else notes
-        )
+        expected = [NYU.whole_split, other.format("patch features by maskclip"), resized] if notes is None else notes
         assert options.caveats(official, "0" * 64, model) == expected
-        assert options.readout_notes(model) == [n for n in expected if n not in (options.OTHER_IMAGES, resized)]
+        assert options.readout_notes(model) == [n for n in expected if n not in (NYU.whole_split, resized)]
+
+
+@pytest.mark.parametrize(
+    ("bins", "protocol", "said"),
+    [
+        ((7.9,), KITTI_BTS, "no bin is beyond 7.9 m, where ground truth goes to 80 m"),
+        ((8.0,), KITTI_BTS, None),
+        ((80.0,), KITTI_BTS, None),
+        ((81.0,), KITTI_BTS, "bins beyond 80 m, to which depth is clamped"),
+        ((10.5,), NYU, "bins beyond 10 m, to which depth is clamped"),
+        ((0.5,), NYU, None),
+        (LOG_BINS.bin_list, KITTI_BTS, "bins that are ours, spread in log depth, and published nowhere"),
+    ],
+)
+def test_bins_that_do_not_fit_the_data_and_ours_are_said(tiny_clip, bins, protocol, said):
+    reading = replace(PAPER, bin_list=bins, depth_classes=PAPER.depth_classes[: len(bins)])
+    notes = options.caveats(True, "0" * 64, MonoCLIP(tiny_clip, reading), protocol)
+    assert len(notes) == (said is not None)
+    assert all(said in note for note in notes)
 
 
 def test_the_demos_checkpoint_needs_no_activation_whatever_its_name(tmp_path, tiny_checkpoint):

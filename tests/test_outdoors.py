@@ -14,15 +14,18 @@ import torch
 from PIL import Image
 
 import eval as evaluation
+import options
 import predict
 from calculate_error import KITTI_ADABINS, KITTI_BTS, KITTI_METRICS, MIN_DEPTH, counted_pixels
-from datasets.kitti import split_frames
+from datasets import kitti
+from datasets.kitti import Frame, split_frames
 from datasets.rgbd import own_protocol
 from experiments import __main__ as experiments
-from experiments import score, statistics, verify
-from experiments.published import KITTI_ROWS, OUTDOORS, PROMPTS
+from experiments import plots, score, statistics, verify
+from experiments.published import KITTI_ROWS, OUTDOORS, PROMPTS, published_over
 from experiments.score import RANDOM_KINDS, RandomDepth, histogram, metrics_of, random_depth, score_image, truth_of
 from monoclip import AUTY, MonoCLIP
+from options import DEMO_WEIGHTS
 from tests import test_kitti
 from tests.conftest import QUICKGELU, TINY, random_clip, write_pair
 from tests.test_kitti import SIZES, lines_of, picture_of, sparse_depth, window_of, write_tree
@@ -33,6 +36,7 @@ GRID, SEEN = (11, 38), (352, 1216)
 SHARED = ("image", "scene", "index", "protocol", "valid_pixels", "dropped_pixels")
 LOG_SOFT = ("--preset", "log", "--temperature", 2)  # so that a tiny CLIP's depth is not one bin
 PROTOCOLS = {"bts": KITTI_BTS, "adabins": KITTI_ADABINS}
+(DEPTH,) = (row for row in published_over("KITTI") if row.reading)  # Auty's depth words
 
 
 def chosen_frames() -> list[tuple]:
@@ -150,13 +154,97 @@ def test_files_rows_tables_and_page_are_those_of_kitti(whole):
 def test_verify_says_ok_and_finds_an_altered_number(whole, capsys, monkeypatch, tmp_path, out):
     monkeypatch.setattr(statistics, "RESAMPLES", 100)
     assert verify.main([str(whole.folder / out)]) == 0
-    assert "OK, but nothing published is compared" in capsys.readouterr().out
+    assert "OK, but no published row is judged" in capsys.readouterr().out
     shutil.copytree(whole.folder / out, tmp_path, dirs_exist_ok=True)
     header, first, *others = (tmp_path / "per_image.csv").read_text().splitlines()
     head, _, last = first.rpartition(",")
     (tmp_path / "per_image.csv").write_text("\n".join([header, f"{head},{float(last) + 0.01}", *others]))
     assert verify.main([str(tmp_path)]) == 1
     assert re.search(r"[\d,]+ values do not follow from the CSVs", capsys.readouterr().err)
+
+
+def test_the_whole_split_stands_beside_published_rows_of_its_protocol_only(command, monkeypatch, capsys):
+    whole = [Frame(*frame[:2]) for frame in chosen_frames()]
+    for module in (kitti, verify):
+        monkeypatch.setattr(module, "split_frames", lambda: iter(whole))
+    monkeypatch.setattr(statistics, "RESAMPLES", 100)
+    drawn: list = []
+    monkeypatch.setattr(plots, "draw_chart", lambda path, results, groups, theirs, caption: drawn.append(theirs))
+    for protocol in ("bts", "adabins"):
+        assert command("KITTI", f"whole {protocol}", *LOG_SOFT, "--figures", "--protocol", protocol) == 0
+        text, same = (command.folder / f"whole {protocol}" / "tables.md").read_text(), protocol == "adabins"
+        ours = PROTOCOLS[protocol].name
+        main = text[text.index(f"## This run ({ours})") :].split("\n## ")[0]
+        assert "| Auty, size words (KITTI, AdaBins) |" in main
+        assert "| DepthCLIP, as run in MfH (protocol not said) |" in main
+        table = text[text.index(f"## {KITTI_ROWS}") :].split("\n## ")[0]
+        assert re.search(rf"\| Auty, depth words \({ours}\) \| ours .*\n\| \(KITTI, AdaBins\) \| published ", table)
+        assert ("| difference |" in table) == same
+        assert drawn.pop() == ({"Auty's words and bins": DEPTH.by_column()} if same else {})
+        capsys.readouterr()
+        assert verify.main([str(command.folder / f"whole {protocol}")]) == 0
+        out = capsys.readouterr().out
+        assert "the official test split, whole" in out
+        said = "(Auty's words and bins; nothing to reproduce exactly)" if same else "not compared, by another protocol"
+        assert re.search(rf"Auty, depth words.*{re.escape(said)}", out)
+        assert ("OUTSIDE" in out, out.endswith("OK, but no published row is judged\n")) == (same, True)
+    folder = command.folder / "whole bts"
+    stored = json.loads((folder / "results.json").read_text())
+    for changes, message in (
+        ({"protocol": KITTI_ADABINS.about, "protocol_name": KITTI_ADABINS.name}, "its protocol is not that of"),
+        ({"protocol_name": "nonsense"}, "its protocol is not that of"),
+        ({"protocol": KITTI_ADABINS.about}, "its protocol is not that of"),
+    ):
+        (folder / "results.json").write_text(json.dumps(stored | changes))
+        assert verify.main([str(folder)]) == 2
+        assert message in capsys.readouterr().err
+    (folder / "results.json").write_text(json.dumps(stored | {"warnings": [KITTI_BTS.whole_split]}))
+    assert verify.main([str(folder)]) == 0
+    assert "no official test split, or not all of it" in capsys.readouterr().out
+
+
+def test_the_demos_clip_sees_kitti_in_experiments_and_predict(command, tmp_path, capsys):
+    root = command.folder / "KITTI"
+    demo = ("--clip_path", DEMO_WEIGHTS, "--device", "cpu", "--preset", "log")
+    data = ("--dataset", "KITTI", "--data_path", root, "--list_file", command.folder / "list.txt", "--limit", 3)
+    assert experiments.main(list(map(str, [*data, *demo, "--no_paper", "--output", tmp_path / "x"]))) == 0
+    results = json.loads((tmp_path / "x" / "results.json").read_text())
+    assert evaluation.main(list(map(str, [*data, *demo, "--output", tmp_path / "e"]))) == 0
+    same = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]["this run"]["metrics"]
+    found = results["rows"]["this run"]["metrics"]
+    assert {name: found[name] for name in same} == pytest.approx(same, rel=1e-4, abs=1e-5)
+    assert {options.TOY, KITTI_BTS.whole_split} < set(results["warnings"])
+    (drive, number, size, _, suffix), _ = chosen_frames()[0], capsys.readouterr()
+    picture = root / picture_of(drive, number, suffix)
+    assert predict.main(list(map(str, ["-i", picture, "-o", tmp_path / "p", *demo, "--html"]))) == 0
+    depth = np.load(tmp_path / "p" / f"{number:010d}_depth.npy")
+    assert (depth.shape, 5 <= depth.min() <= depth.max() <= 60) == (size, True)
+    text = (tmp_path / "p" / "depth.html").read_text()
+    content = json.loads(re.search(r"<script[^>]*application/json[^>]*>(.*?)</script>", text, re.DOTALL)[1])
+    assert list(content["presets"]) == ["run", "paper", "log", "colour"]  # Auty's bins are beyond these
+
+
+def test_predict_passes_by_the_depth_of_own_pairs_and_of_raw_lidar(command, tmp_path):
+    shutil.copytree(command.folder / "rgbd", tmp_path / "pairs")
+    lidar = tmp_path / "pairs" / "drive" / "proj_depth" / "velodyne_raw" / "image_02"
+    lidar.mkdir(parents=True)
+    shutil.copy(tmp_path / "pairs" / "depth" / "0.png", lidar)
+    (tmp_path / "depth").mkdir()  # without rgb/ beside it, a folder like any other
+    shutil.copy(tmp_path / "pairs" / "rgb" / "0.png", tmp_path / "depth")
+    usual = ("--clip_path", command.weights, *QUICKGELU, "--device", "cpu", "--save", "npy")
+    assert predict.main(list(map(str, ["-i", tmp_path, "-o", tmp_path / "out", *usual]))) == 0
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.npy")}
+    assert found == {"depth/0_depth.npy", "pairs/rgb/0_depth.npy", "pairs/rgb/1_depth.npy"}
+
+
+@pytest.mark.parametrize(("share", "counts"), [(0.03, True), (0.01, False)])
+def test_a_patch_of_lidar_counts_from_a_fiftieth_on(share, counts):
+    gt = torch.zeros(1, *SIZES[3])
+    rows, columns = window_of(*SIZES[3])
+    patch = gt[0, rows, columns][320 - 32 : 320, 320:352]
+    places = np.random.default_rng(0).permutation(32 * 32)[: int(share * 32 * 32)]
+    patch[places // 32, places % 32] = 20
+    assert (len(truth_of(gt, GRID, KITTI_BTS).patches) == 1) == counts
 
 
 def test_both_protocols_share_a_store_and_nyu_has_another(whole):

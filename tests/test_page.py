@@ -467,12 +467,12 @@ def test_one_word_and_metrics_at_ties_and_beyond_the_cap(opened, tmp_path):
 def test_a_page_of_another_protocol(opened, tmp_path):
     words = Reading(depth_classes=("near",), bin_list=(2.4,))
     phrases = page.phrases_for(words, protocol=KITTI_BTS)
-    truths = [np.full(SIZE, depth, np.float32) for depth in (12.0, 75.0, 0.002)]  # of which one is beyond 65.535 m
+    truths = [np.full(SIZE, depth, np.float32) for depth in (12.0, 75.0, 0.002, 264.0)]  # two beyond 65.535 m
     logits = logits_of(0, 1 + len(phrases))
     cards = [page.card("", "", noise(*SIZE), logits, words, phrases, t, {"rmse": 1.5}, t > 0) for t in truths]
     show(opened, tmp_path / "page.html", page.build("KITTI", cards, words, phrases, protocol=KITTI_BTS))
     assert each(opened, "#near, #far") == ["near ≤ 0.00 m", "≥ 80.00 m far"]
-    assert opened.js("cards.map(c => c.image.measured[0])") == [12000, 75000, 2]
+    assert opened.js("cards.map(c => c.image.measured[0])") == [12000, 75000, 2, 264000]
     opened.js("byId('bin-0').min = 0")
     for predicted in (1e-4, 9.0, 90.0):  # none is dropped: all are clamped
         put(opened, "bin-0", predicted)

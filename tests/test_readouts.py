@@ -14,16 +14,15 @@ from PIL import Image
 import clip
 import eval as evaluation
 import options
-from calculate_error import NYU_CROP, NYU_METRICS
+from calculate_error import NYU, NYU_CROP, NYU_METRICS
 from datasets.nyu import TEST_INDICES, open_nyu
 from experiments import __main__ as experiments
 from experiments import statistics
 from experiments.readouts import cases_of
-from experiments.score import METRICS
 from experiments.statistics import COUNTS, PRIMARY, Contrast, Results
 from experiments.tables import readout_table
 from monoclip import PAPER, MonoCLIP
-from tests.conftest import QUICKGELU, TINY, random_clip, write_pair
+from tests.conftest import METRICS, QUICKGELU, TINY, random_clip, write_pair
 from tests.test_calculate_error import naive_metrics
 
 RESNET = replace(TINY, image_resolution=224)
@@ -99,7 +98,7 @@ def test_every_row_and_file_is_there(whole):
     assert not any(row["released"] for row in rows.values())  # with these words
     assert {path.name for path in (whole.folder / "out").iterdir()} == FILES
     assert len(list((whole.folder / "store").iterdir())) == 8
-    warnings = [options.OTHER_IMAGES, f"vit.pt: {options.INVERTED}"]
+    warnings = [NYU.whole_split, f"vit.pt: {options.INVERTED}"]
     assert (results["images"], results["schema"], results["warnings"]) == (10, options.SCHEMA, warnings)
     assert results["made_with"]["vit.pt"]["activation"] == "quickgelu"
     assert " times 10 clusters (runs of consecutive indices" in results["intervals"]
@@ -213,7 +212,7 @@ def test_patches_of_14_pixels_are_said_to_see_resized_images(tmp_path):
     assert command("--readouts", weights=("14.pt",)) == 0
     assert len(command.rows()) == 16
     resized = "14.pt: images of 416x544 px are resized to 420x546, whole patches of 14 px"
-    assert command.json()["warnings"] == [options.OTHER_IMAGES, f"14.pt: {options.INVERTED}", resized]
+    assert command.json()["warnings"] == [NYU.whole_split, f"14.pt: {options.INVERTED}", resized]
     assert resized in (tmp_path / "out" / "readouts.md").read_text()
     assert command.json()["intervals"].startswith("No intervals")
     with np.load(next(tmp_path.glob("store/*/*.npz"))) as file:

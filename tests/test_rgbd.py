@@ -18,6 +18,7 @@ from datasets.rgbd import folder_pairs, listed_pairs, open_rgbd, own_protocol
 from monoclip import PAPER
 from tests.conftest import QUICKGELU
 from tests.test_calculate_error import naive_metrics
+from tests.test_nyu import huge_png
 
 # In the order of their names: (H, W) and suffix of the picture. No size but 64 x 96 is one of whole patches.
 PAIRS = {"a": ((70, 101), "png"), "b": ((64, 96), "jpg"), "c": ((64, 96), "png"), "d": ((97, 50), "JPEG")}
@@ -131,6 +132,17 @@ def test_a_batch_has_one_size(folder):
     assert open_rgbd(folder, protocol, PAPER.normalised).title == "4 images of my garden"
 
 
+def test_pictures_may_have_50_million_pixels_and_no_more(tmp_path):
+    for part in ("rgb", "depth"):
+        (tmp_path / part).mkdir()
+    Image.new("RGB", (2600, 2500)).save(tmp_path / "rgb" / "a.png")  # more than an image of NYU may claim
+    Image.fromarray(np.full((2500, 2600), 2000, np.uint16)).save(tmp_path / "depth" / "a.PNG")
+    assert len(open_rgbd(tmp_path, own_protocol(), PAPER.normalised)) == 1
+    huge_png(tmp_path / "depth" / "a.PNG", 7100)
+    with pytest.raises(DataError, match=r"a\.PNG: claims 7100x7100 pixels, so it is not decoded"):
+        open_rgbd(tmp_path, own_protocol(), PAPER.normalised)
+
+
 # ---- what is refused
 
 
@@ -161,7 +173,7 @@ def spoil(kind: str, root: Path) -> None:
         ("no picture", (), r"depth/c\.png: its picture in rgb/ is missing"),
         ("8-bit depth", (), r"depth/c\.png: has mode L and format PNG, expected a 16-bit PNG of one channel"),
         ("metres", (), r"depth/c\.png: its largest depth is 0\.003 m, so it does not hold millimetres"),
-        ("metres", ("--depth_scale", 50), r"depth/c\.png: its largest depth is 0\.06 m, so .* hold 50 for each metre"),
+        ("metres", ("--depth_scale", 50), r"depth/c\.png: its largest depth is 0\.06 m, so .* hold units of 1/50 m"),
         ("", ("--depth_scale", 0), "--depth_scale must be positive, --max_depth above 0.001 m, and both finite"),
         ("", ("--depth_scale", "nan"), "--depth_scale must be positive, --max_depth above 0.001 m, and both finite"),
         ("", ("--max_depth", "-1"), "--depth_scale must be positive, --max_depth above 0.001 m, and both finite"),

@@ -28,7 +28,6 @@ from experiments import score
 from experiments.published import BIN_SETS, PROMPT_SETS
 from experiments.score import (
     GRID,
-    METRICS,
     MIRRORED,
     PIXEL,
     SCALED,
@@ -51,6 +50,7 @@ from experiments.score import (
     truth_of,
 )
 from monoclip import PAPER, MonoCLIP, Reading, zeroshot_classifier
+from tests.conftest import METRICS
 from tests.test_calculate_error import naive_mask_NYU, naive_metrics
 
 NAME = "kitchen/rgb_00001.jpg"

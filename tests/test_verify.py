@@ -15,11 +15,11 @@ from datasets.prepare_nyu import MAT_SHA256
 from experiments import __main__ as experiments
 from experiments import settings, statistics, tables, verify
 from experiments.published import BEST, COLUMNS, PUBLISHED, THIS_RUN, UNIFORM
-from experiments.score import METRICS, RANDOM_KINDS, RandomDepth
+from experiments.score import RANDOM_KINDS, RandomDepth
 from experiments.settings import assignments
 from experiments.statistics import COUNTS, PRIMARY, Results
 from monoclip import PAPER
-from tests.conftest import QUICKGELU
+from tests.conftest import METRICS, QUICKGELU
 from tests.test_eval import SOFT
 
 SCENES = {"bathroom": 58, "classroom": 23}  # images of the official split; the others are of no scene that is published
@@ -56,7 +56,7 @@ def published_run(folder: Path, off: float = 0.0, count: int = 654, sha: str = C
     results.add_best_constant(BEST, {"rmse": np.array([[0.7] * count, [0.8] * count])})
     permuted = np.array([[0.4, 0.3], [0.3, 0.4], [0.5, 0.2]])
     by = {row: READINGS[row.reading] for row in ROWS if row.reading}
-    caveats = [note for note in (options.OTHER_IMAGES * (count < 654), options.toy_note(sha)) if note]
+    caveats = [note for note in (NYU.whole_split * (count < 654), options.toy_note(sha)) if note]
     scored = tables.Scored(
         results, {"random": [RANDOM]}, by, [RANDOM], count == 654, "T", "", caveats, "captures", permuted
     )
@@ -190,9 +190,9 @@ def test_a_results_json_that_does_not_say_what_made_it_is_damaged(run, tmp_path,
 
 
 def test_images_with_a_name_of_their_own_are_not_the_papers_whatever_their_indices(run, tmp_path, capsys):
-    warned = f'"warnings": ["{options.OTHER_IMAGES}"]'
+    warned = f'"warnings": ["{NYU.whole_split}"]'
     assert verify.main([str(altered(run, tmp_path / "run", "results.json", '"warnings": []', warned))]) == 0
-    assert capsys.readouterr().out.endswith("OK, but nothing published is compared\n")
+    assert capsys.readouterr().out.endswith("OK, but no published row is judged\n")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_a_run_of_the_experiments_agrees_with_itself(nyu_folder, tiny_checkpoint
     assert experiments.main(list(map(str, flags))) == 0
     capsys.readouterr()
     assert verify.main([str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out.endswith("OK, but nothing published is compared\n")
+    assert capsys.readouterr().out.endswith("OK, but no published row is judged\n")
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert stored["question"]["other_assignments"] == 1
     assert [contrast["metric"] for contrast in stored["question"]["primary"]] == list(PRIMARY)

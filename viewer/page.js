@@ -165,6 +165,19 @@ function paint(canvas, values, colours, low, high, blank = false) {
   context.putImageData(sheets.get(size), 0, 0);
 }
 
+// Where few pixels have a value (0 and NaN are none), each spreads to those around it that have none: points can be seen.
+function visible(values, width) {
+  const reach = 2, out = values.slice();
+  if (values.reduce((count, v) => count + (v ? 1 : 0), 0) > values.length / 2) return out;
+  values.forEach((value, i) => {
+    if (!value) return;
+    for (let dx = Math.max(-reach, -(i % width)); dx <= Math.min(reach, width - 1 - (i % width)); dx++) {
+      for (let dy = -reach; dy <= reach; dy++) if (!out[i + dy * width + dx]) out[i + dy * width + dx] = value;
+    }
+  });
+  return out;
+}
+
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -190,7 +203,7 @@ function update(card) {
   paint(card.mapCanvas, card.map, DEPTH, near, far);
   if (image.truth) {
     card.live = metricsOf(image.counted, card.map, card.errors);
-    paint(card.errorCanvas, card.errors, ERROR, -LARGEST_ERROR, LARGEST_ERROR);
+    paint(card.errorCanvas, visible(card.errors, image.size[1]), ERROR, -LARGEST_ERROR, LARGEST_ERROR);
     fill(card.liveRow, card.live);
   }
   drawWords(card);
@@ -576,7 +589,7 @@ async function start() {
   for (const card of cards) {
     const { image } = card;
     await unpack(image);
-    if (image.truth) paint(card.truthCanvas, image.measured, DEPTH, 1000 * near, 1000 * far, true);
+    if (image.truth) paint(card.truthCanvas, visible(image.measured, image.size[1]), DEPTH, 1000 * near, 1000 * far, true);
     card.ready = true;
     update(card);
   }

@@ -11,6 +11,7 @@ import hashlib
 import html
 import io
 import json
+import math
 import re
 import unicodedata
 import zlib
@@ -59,9 +60,10 @@ def subset_note(shown: int, total: int) -> str:
     return f"{shown} of the run's {total} pictures" + (", spread evenly over it" if shown > 1 else "")
 
 
-def presets_for(protocol: Protocol) -> dict[str, Reading]:
-    """The readings that the page offers as buttons: those whose bins are within what the protocol measures."""
-    return {name: known for name, known in READINGS.items() if max(known.bin_list) < protocol.max_depth}
+def presets_for(reading: Reading, protocol: Protocol) -> dict[str, Reading]:
+    """The readings that the page offers as buttons: those with bins within what the run's go to, or the protocol."""
+    largest = max(*reading.bin_list, protocol.max_depth)
+    return {name: known for name, known in READINGS.items() if max(known.bin_list) <= largest}
 
 
 def phrases_for(
@@ -83,7 +85,7 @@ def phrases_for(
     if not 0 < len(own) <= MOST_PHRASES:
         raise DataError(f"{name}: {len(own)} phrases, but 1 to {MOST_PHRASES} are needed, one a line")
     found = []
-    presets = [word for known in presets_for(protocol).values() for word in known.depth_classes]
+    presets = [word for known in presets_for(reading, protocol).values() for word in known.depth_classes]
     for phrase in dict.fromkeys((*presets, *COLOUR_WORDS, *own)):
         try:
             if any(unicodedata.category(c) in ("Cc", "Cs") for c in phrase.replace("\t", " ")):
@@ -153,7 +155,7 @@ def card(
     if truth is not None:
         if counted is None or not truth.shape == counted.shape == pixels.shape[:2]:
             raise ValueError(f"{name}: expected true depth and what counts of it as the picture, {pixels.shape[:2]}")
-        unit = 1 if truth.max(initial=0) * 1000 <= LARGEST_MM else 2  # [mm] of the stored map, beyond 65.535 m
+        unit = max(1, math.ceil(truth.max(initial=0) * 1000 / LARGEST_MM))  # [mm] of the stored map: 2 beyond 65.535 m
         millimetres = to_millimetres(truth / unit)
         span = np.percentile(truth[truth > 0], (2, 98)).tolist() if truth.any() else []  # [m]
         stored["truth"] = {
@@ -213,7 +215,9 @@ def build(
         "title": title,
         "notes": notes,
         "phrases": [*reading.depth_classes, *phrases],
-        "presets": {n: asdict(r) for n, r in {"run": reading, **presets_for(protocol), "colour": colour}.items()},
+        "presets": {
+            n: asdict(r) for n, r in {"run": reading, **presets_for(reading, protocol), "colour": colour}.items()
+        },
         "prompt": asked,
         "more_prompts": len(reading.depth_templates) * len(reading.obj_classes) - 1,
         "scale": protocol.drawn or [min(depths), max(depths)],

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIRST_SCENE = "classroom"  # shown before all others: the paper shows one
+TALLEST = 1.5  # heights of a row for its width
+LEAST_HEIGHT = 2.5  # inches, for the label of the colours
 COLUMNS_SHOWN = ("input", "ground truth (grey: not measured)", "this run")
 
 
@@ -55,8 +57,8 @@ def draw_strip(path: Path, examples: Sequence[Example], caption: str, drawn: tup
     from matplotlib.figure import Figure
 
     near, far = drawn or colour_range(examples)
-    heights = [3.07 * height / width for height, width in (example.depth.shape for example in examples)]  # inches
-    figure = Figure(figsize=(11, sum(heights) + 0.5), layout="constrained")
+    heights = [3.07 * min(height / width, TALLEST) for height, width in (one.depth.shape for one in examples)]  # inches
+    figure = Figure(figsize=(11, max(sum(heights), LEAST_HEIGHT) + 0.5), layout="constrained")
     axes = figure.subplots(len(examples), len(COLUMNS_SHOWN), squeeze=False, height_ratios=heights)
     for row, example in zip(axes, examples, strict=True):
         row[0].imshow(example.pixels)
@@ -64,7 +66,7 @@ def draw_strip(path: Path, examples: Sequence[Example], caption: str, drawn: tup
         row[0].text(8, 10, example.name, fontsize=8, va="top", parse_math=False, bbox=label)
         for axis, depth in ((row[1], np.ma.masked_less_equal(example.truth, 0)), (row[2], example.depth)):
             axis.set_facecolor("0.75")
-            colours = axis.imshow(depth, cmap=COLOUR_MAP, vmin=near, vmax=far)
+            colours = axis.imshow(depth, cmap=COLOUR_MAP, vmin=near, vmax=far, interpolation="nearest")
         for axis in row:
             axis.set(xticks=[], yticks=[])
     for axis, title in zip(axes[0], COLUMNS_SHOWN, strict=True):
