@@ -44,6 +44,7 @@ while [ "$left" -gt 0 ]; do
         *) set -- "$@" "$argument" ;; # for eval.py, kept in order
     esac
 done
+[ -z "$other" ] || [ -n "$data_path$demo" ] || fail "--dataset needs --data_path: only NYU's data are fetched"
 output=${output:-$root/results$demo$paper}
 
 . "$root/environment.sh"
@@ -76,7 +77,6 @@ except CheckpointError as error:
 PYTHON_CODE
 fi
 if [ -z "$data_path" ]; then
-    [ -z "$other" ] || fail "--dataset needs --data_path: only NYU's data are fetched"
     data_path=$root/nyu_depth_v2
     mat=$data_path/nyu_depth_v2_labeled.mat
     if [ ! -d "$data_path/official_splits/test" ] && [ ! -f "$mat" ]; then

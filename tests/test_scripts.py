@@ -100,6 +100,12 @@ def test_who_is_offline_hears_in_one_line_what_to_bring_or_to_see(script, tmp_pa
     assert not (tmp_path / "home" / ".cache" / "clip").exists()
 
 
+def test_other_data_than_nyu_is_not_fetched(script):
+    done = script("--dataset", "KITTI", "--preset", "log")
+    message = "test.sh: --dataset needs --data_path: only NYU's data are fetched; see sh test.sh --help\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+
+
 def test_flags_may_be_written_with_an_equals_sign(script, tmp_path):
     done = script(f"--data_path={tmp_path}/nowhere", f"--clip_path={tmp_path}/none.pt", NO_DOWNLOAD="1")
     assert done.returncode == 2

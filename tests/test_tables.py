@@ -24,7 +24,6 @@ from experiments.published import (
     THIS_RUN,
     UNIFORM,
 )
-from experiments.score import METRICS
 from experiments.statistics import COUNTS, PRIMARY, Results
 from experiments.tables import (
     CERTAIN,
@@ -50,6 +49,7 @@ from experiments.tables import (
     question_table,
 )
 from options import csv_text
+from tests.conftest import METRICS
 
 RANDOM = ("random a", "random b")
 LESS = f"{UNIFORM}, 1.75 m"
