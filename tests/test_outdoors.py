@@ -142,6 +142,7 @@ def test_files_rows_tables_and_page_are_those_of_kitti(whole):
     assert set(lines) == {(drive, drive, number) for drive, number, *_ in chosen_frames()}
     text, content = (folder / "tables.md").read_text(), whole.page("bts")
     assert (f"## {KITTI_ROWS}" in text, PROMPTS in text) == (True, False)
+    assert "size words" not in text  # which is not ours, and over the whole split
     assert re.search(r"\| Auty, depth words \(KITTI, AdaBins\) \| .* 0\.094 \|", text)  # beside ours, in columns apart
     near, far = content["scale"]
     assert (content["limits"], content["drops_tiny"], near, far) == ([MIN_DEPTH, 80], False, 0, 80)
@@ -199,6 +200,10 @@ def test_the_whole_split_stands_beside_published_rows_of_its_protocol_only(comma
         assert verify.main([str(folder)]) == 2
         assert message in capsys.readouterr().err
     (folder / "results.json").write_text(json.dumps(stored | {"warnings": [KITTI_BTS.whole_split]}))
+    assert verify.main([str(folder)]) == 0
+    assert "no official test split, or not all of it" in capsys.readouterr().out
+    (folder / "results.json").write_text(json.dumps(stored))
+    monkeypatch.setattr(verify, "split_frames", lambda: iter([*whole, Frame("2011_09_26_drive_0001_sync", 0)]))
     assert verify.main([str(folder)]) == 0
     assert "no official test split, or not all of it" in capsys.readouterr().out
 

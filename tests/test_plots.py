@@ -102,9 +102,12 @@ def test_the_question_is_drawn_image_by_image_with_all_assignments_and_patches(f
     cells = np.ma.filled(axes["patches"].collections[0].get_array().reshape(60, 60), 0)  # of 4 m / 60, row by row
     assert {(y, x): cells[y, x] for y, x in np.argwhere(np.nan_to_num(cells)).tolist()} == {(18, 15): 2, (37, 58): 1}
     drawn = (0.0, KITTI_BTS.max_depth)  # the protocol's range, whatever the depths
-    draw_question(tmp_path / "q.png", scored.primary, scored.results, permuted, patches, "Over them.", drawn)
+    deep = patches + [[100], [0]]  # predicted, beyond it: drawn at its end, as metrics take it
+    draw_question(tmp_path / "q.png", scored.primary, scored.results, permuted, deep, "Over them.", drawn)
     (axis,) = (axis for axis in figures[1].axes if axis.get_label() == "patches")
     assert axis.get_xlim() == axis.get_ylim() == drawn == KITTI_BTS.drawn
+    cells = np.ma.filled(axis.collections[0].get_array().reshape(60, 60), 0)
+    assert {(y, x): cells[y, x] for y, x in np.argwhere(np.nan_to_num(cells)).tolist()} == {(59, 0): 2, (59, 2): 1}
 
 
 @pytest.mark.parametrize("interval", [(0.01, 0.095), None])
