@@ -102,7 +102,7 @@ def test_the_question_is_drawn_image_by_image_with_all_assignments_and_patches(f
     cells = np.ma.filled(axes["patches"].collections[0].get_array().reshape(60, 60), 0)  # of 4 m / 60, row by row
     assert {(y, x): cells[y, x] for y, x in np.argwhere(np.nan_to_num(cells)).tolist()} == {(18, 15): 2, (37, 58): 1}
     drawn = (0.0, KITTI_BTS.max_depth)  # the protocol's range, whatever the depths
-    deep = patches + [[100], [0]]  # predicted, beyond it: drawn at its end, as metrics take it
+    deep = np.add(patches, [[100], [0]])  # predicted, beyond it: drawn at its end, as metrics take it
     draw_question(tmp_path / "q.png", scored.primary, scored.results, permuted, deep, "Over them.", drawn)
     (axis,) = (axis for axis in figures[1].axes if axis.get_label() == "patches")
     assert axis.get_xlim() == axis.get_ylim() == drawn == KITTI_BTS.drawn
