@@ -247,9 +247,8 @@ def errors_of_maps(
     Raises UnscorableError: a prediction is not finite, or a map has no counted pixel.
     """
     smallest = check_finite(pred, name)
-    kept = (
-        pred > MIN_DEPTH if protocol.drops_tiny and smallest < 2 * MIN_DEPTH else None
-    )  # (R, N); all are kept if None
+    some_tiny = protocol.drops_tiny and smallest < 2 * MIN_DEPTH
+    kept = pred > MIN_DEPTH if some_tiny else None  # (R, N); all are kept if None
     valid = torch.full((len(pred),), len(gt)) if kept is None else kept.sum(1)
     if not len(gt):
         raise UnscorableError(f"{name}: no valid pixel, so it has no metrics; leave the image out")

@@ -114,25 +114,26 @@ def listed_frames(list_file: Path) -> list[Frame]:
     seen: dict[tuple[str, int], int] = {}
     expected = "RGB path, depth path or None, and focal length"
     for number, where, columns in lines_of(list_file, (2, 3), expected, problems):
-        picture, depth = PICTURE.search(columns[0]), DEPTH.search(columns[1])
+        picture, depth = frame_in(columns[0], PICTURE), frame_in(columns[1], DEPTH)
         if not picture or not (depth or columns[1] == "None"):
             problems.append(f"{where}: expected {FORM}")
-        elif depth and frame_of(picture) != frame_of(depth):
+        elif depth and depth != picture:
             problems.append(f"{where}: picture and depth are of different frames")
-        elif depth and frame_of(depth) in seen:
-            problems.append(f"{where}: this frame stands in line {seen[frame_of(depth)]} already")
+        elif depth and depth in seen:
+            problems.append(f"{where}: this frame stands in line {seen[depth]} already")
         elif depth:
-            seen[frame_of(depth)] = number
-            frames.append(Frame(*frame_of(depth), where))
+            seen[depth] = number
+            frames.append(Frame(*depth, where))
     if not frames and not problems:
         problems.append(f"{list_file}: names no frame that has depth")
     raise_problems(problems)
     return frames
 
 
-def frame_of(path: re.Match[str]) -> tuple[str, int]:
-    """The drive and the number in a path of either kind."""
-    return path[1], int(path[2])
+def frame_in(path: str, form: re.Pattern[str]) -> tuple[str, int] | None:
+    """The drive and the number in a path of this form, `PICTURE` or `DEPTH`; None if it has another."""
+    found = form.search(path)
+    return (found[1], int(found[2])) if found else None
 
 
 def files_of(root: Path, frame: Frame) -> tuple[Path, Path]:

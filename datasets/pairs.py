@@ -262,8 +262,8 @@ def check_files(pairs: Sequence[FilePair], protocol: Protocol) -> None:
     """Reads all files once, before a model is built: about 7 ms an image and core.
 
     Raises:
-        DataError: all files that are missing, unreadable, damaged, of a wrong mode or size, or hold no depth, with the
-            lines of the list that name them.
+        DataError: all files that are missing, unreadable, damaged, of a wrong mode or size, or have no depth that
+            counts, with the lines of the list that name them.
     """
 
     def problems_of(pair: FilePair) -> list[str]:
@@ -273,22 +273,23 @@ def check_files(pairs: Sequence[FilePair], protocol: Protocol) -> None:
                 pixels = decode(content_of(path), str(path), mode, protocol.frames, protocol.pictures)
                 sizes.append(pixels.shape[:2])
                 if mode == "I;16":
-                    depth = depth_in_metres(pixels, str(path), protocol)
-                    if not len(counted_pixels(depth, protocol)[0]):
-                        limits = f"{MIN_DEPTH:g} to {protocol.max_depth:g} m in the region that counts"
-                        raise DataError(
-                            f"{path}: no valid pixel, no depth of {limits}; remove the image, or see its unit"
-                        )
+                    check_counted(depth_in_metres(pixels, str(path), protocol), str(path), protocol)
             except DataError as error:
-                problems.append(f"{pair.origin}: {error}" if pair.origin else str(error))
+                problems.append(str(error))
         if len(set(sizes)) > 1:
             (h, w), (own_h, own_w) = sizes
-            where = f"{pair.origin}: " if pair.origin else ""
-            problems.append(f"{where}{pair.depth}: is {own_w}x{own_h} where its picture is {w}x{h}; write it again")
-        return problems
+            problems.append(f"{pair.depth}: is {own_w}x{own_h} where its picture is {w}x{h}; write it again")
+        return [f"{pair.origin}: {problem}" if pair.origin else problem for problem in problems]
 
     with ThreadPoolExecutor() as pool:
         raise_problems([problem for problems in pool.map(problems_of, pairs) for problem in problems])
+
+
+def check_counted(depth: Tensor, name: str, protocol: Protocol) -> None:
+    """Raises DataError: no pixel of a depth map, (1, H, W) [m], counts, so that its image would have no metrics."""
+    if not len(counted_pixels(depth, protocol)[0]):
+        limits = f"{MIN_DEPTH:g} to {protocol.max_depth:g} m in the region that counts"
+        raise DataError(f"{name}: no valid pixel, no depth of {limits}; remove the image, or see its unit")
 
 
 def depth_in_metres(units: np.ndarray, name: str, protocol: Protocol) -> Tensor:

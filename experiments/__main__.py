@@ -361,7 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         clip_model, model, made = load(*args.clip_path)
         say(f"model: {args.clip_path[0]} on {device} in {precision}")
         rows = own_rows(reading, own) if args.no_paper else paper_rows(reading, own, dataset.protocol.data_set)
-        trained = args.controls and rank == 0 and args.dataset == "NYU"
+        trained = args.controls and rank == 0 and dataset.protocol is NYU
         training = training_split(training_depths(args.data_path)) if trained else None
         if args.controls:
             rows = with_controls(rows, thins(model.clip_vis, reading.readout), training and training[0])

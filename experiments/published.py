@@ -187,7 +187,6 @@ PUBLISHED: tuple[Published, ...] = (
     ),
 )
 
-
 # Table 1, row DepthCLIP.
 DEPTHCLIP: Mapping[str, float] = MappingProxyType(dict(zip(COLUMNS, _ORIGINAL, strict=True)))
 

@@ -473,6 +473,10 @@ def test_a_page_of_another_protocol(opened, tmp_path):
     show(opened, tmp_path / "page.html", page.build("KITTI", cards, words, phrases, protocol=KITTI_BTS))
     assert each(opened, "#near, #far") == ["near ≤ 0.00 m", "≥ 80.00 m far"]
     assert opened.js("cards.map(c => c.image.measured[0])") == [12000, 75000, 2, 264000]
+    assert opened.js("[[5, 0, 3, 0], [5, 0, NaN, 0]].map(isSparse)") == [True, True]
+    assert opened.js("[isSparse([5, 0, 3, 1]), cards.map(c => c.image.sparse)]") == [False, [False] * 4]
+    points = [9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7]  # three rows; each reaches two pixels, not round the end of a row
+    assert opened.js(f"[...spread(Float32Array.of(...{points}), 4)]") == [9, 9, 9, 7] * 3
     opened.js("byId('bin-0').min = 0")
     for predicted in (1e-4, 9.0, 90.0):  # none is dropped: all are clamped
         put(opened, "bin-0", predicted)

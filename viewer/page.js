@@ -48,6 +48,7 @@ async function unpack(image) {
   image.measured = Float32Array.from(await unpacked(map, width), (v) => v * unit);  // (H, W) [mm], 0: not measured
   const leftOut = await unpacked(image.truth.left_out, width);
   image.counted = image.measured.map((mm, i) => (leftOut[i] ? 0 : mm));  // (H, W) [mm], 0: does not count
+  image.sparse = isSparse(image.counted);
   const sum = new Float64Array(h * w), count = new Float64Array(h * w);
   image.measured.forEach((mm, i) => {
     if (!mm) return;
@@ -165,10 +166,12 @@ function paint(canvas, values, colours, low, high, blank = false) {
   context.putImageData(sheets.get(size), 0, 0);
 }
 
-// Where few pixels have a value (0 and NaN are none), each spreads to those around it that have none: points can be seen.
-function visible(values, width) {
+// Whether so few pixels have a value (0 and NaN are none) that they are drawn by `spread`.
+const isSparse = (values) => 2 * values.reduce((count, v) => count + (v ? 1 : 0), 0) <= values.length;
+
+// Each value is given to the pixels around it that have none, so that single points can be seen.
+function spread(values, width) {
   const reach = 2, out = values.slice();
-  if (values.reduce((count, v) => count + (v ? 1 : 0), 0) > values.length / 2) return out;
   values.forEach((value, i) => {
     if (!value) return;
     for (let dx = Math.max(-reach, -(i % width)); dx <= Math.min(reach, width - 1 - (i % width)); dx++) {
@@ -203,7 +206,8 @@ function update(card) {
   paint(card.mapCanvas, card.map, DEPTH, near, far);
   if (image.truth) {
     card.live = metricsOf(image.counted, card.map, card.errors);
-    paint(card.errorCanvas, visible(card.errors, image.size[1]), ERROR, -LARGEST_ERROR, LARGEST_ERROR);
+    const errors = image.sparse ? spread(card.errors, image.size[1]) : card.errors;
+    paint(card.errorCanvas, errors, ERROR, -LARGEST_ERROR, LARGEST_ERROR);
     fill(card.liveRow, card.live);
   }
   drawWords(card);
@@ -589,7 +593,10 @@ async function start() {
   for (const card of cards) {
     const { image } = card;
     await unpack(image);
-    if (image.truth) paint(card.truthCanvas, visible(image.measured, image.size[1]), DEPTH, 1000 * near, 1000 * far, true);
+    if (image.truth) {
+      const measured = isSparse(image.measured) ? spread(image.measured, image.size[1]) : image.measured;
+      paint(card.truthCanvas, measured, DEPTH, 1000 * near, 1000 * far, true);
+    }
     card.ready = true;
     update(card);
   }
