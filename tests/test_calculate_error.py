@@ -48,12 +48,16 @@ def one(metrics: dict[str, Tensor], row: int = 0) -> dict[str, float]:
 
 
 def naive_metrics(gt: np.ndarray, pred: np.ndarray, cap: float) -> dict[str, float]:
-    """All metrics over counted pixels, (N,) each, pixel by pixel in double precision."""
+    """All metrics over counted pixels, (N,) each, pixel by pixel in double precision.
+
+    But for ratios, which are those of the nearest fp32: a ratio that is just below 1.25 may round to it, and be no hit.
+    """
     terms: dict[str, list[float]] = {name: [] for name in (*ALL, "s")}
-    for g, p in zip(gt.astype(float).tolist(), pred.astype(float).tolist(), strict=True):
-        g, p = min(max(g, 1e-3), cap), min(max(p, 1e-3), cap)
+    low, high = np.float32(1e-3), np.float32(cap)
+    for g32, p32 in zip(gt.astype(np.float32).clip(low, high), pred.astype(np.float32).clip(low, high), strict=True):
         for i in (1, 2, 3):
-            terms[f"delta{i}"].append(max(g / p, p / g) < 1.25**i)
+            terms[f"delta{i}"].append(bool(max(g32 / p32, p32 / g32) < 1.25**i))
+        g, p = float(g32), float(p32)
         terms["abs_diff"].append(abs(g - p))
         terms["abs_rel"].append(abs(g - p) / g)
         terms["sq_rel"].append((g - p) ** 2 / g)
@@ -259,7 +263,7 @@ def test_kitti_equals_a_naive_loop(crop, cap):
     assert compute_errors(gt, pred, crop, cap) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=SEEDS, pixels=st.integers(1, 400), maps=st.integers(1, 5), cap=st.sampled_from([10.0, 80.0]))
 def test_the_kernel_equals_a_naive_loop(seed, pixels, maps, cap):
     rng = np.random.default_rng(seed)
@@ -274,7 +278,7 @@ def test_the_kernel_equals_a_naive_loop(seed, pixels, maps, cap):
         assert silog_squared(one(errors, r)) == close | {"silog": pytest.approx(expected["silog"], rel=1e-4, abs=1e-4)}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=SEEDS, count=st.integers(1, 70), levels=st.sampled_from([2, 7, 1000]))
 def test_sparsification_equals_a_naive_loop(seed, count, levels):
     rng = np.random.default_rng(seed)
@@ -295,7 +299,7 @@ def test_sparsification_equals_a_naive_loop(seed, count, levels):
 # ---- constants, and ground truth as a histogram
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=SEEDS, images=st.integers(1, 4))
 def test_histograms_of_whole_millimetres_give_what_their_pixels_give(seed, images):
     rng = np.random.default_rng(seed)
@@ -373,7 +377,7 @@ def test_every_image_has_the_same_weight():
     assert compute_errors_NYU(gt, pred)["rmse"] == pytest.approx((0 + 1 + 3) / 3)  # no root over all pixels
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(seed=SEEDS, pixels=st.integers(1, 200), power=st.integers(-2, 2))
 def test_symmetries_and_order(seed, pixels, power):
     rng = np.random.default_rng(seed)
@@ -402,7 +406,7 @@ def test_any_float_is_taken():
 # ---- errors
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     seed=SEEDS,
     count=st.integers(1, 60),

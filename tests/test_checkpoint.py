@@ -24,7 +24,7 @@ import clip
 from clip.archive import CheckpointError, check_torch, is_torchscript, read_state_dict
 from clip.checkpoint import CHECKPOINTS, OPEN_CLIP, Checkpoint, activation_of, locate_checkpoint
 from download import DownloadError, file_sha256
-from tests.conftest import TINY, random_clip
+from tests.conftest import TEN_MINUTES, TINY, random_clip
 from tests.test_model import PAPER_MODELS
 
 ROOT = Path(clip.__file__).parents[1]
@@ -302,7 +302,9 @@ def test_deeply_nested_pickles_do_not_end_the_process(tmp_path: Path, archive: P
         "    except CheckpointError as error: print(error.reason)"
     )
     paths = [str(tmp_path / f"{kind}.pt") for kind in ("zip", "torchscript", "legacy")]
-    child = subprocess.run([sys.executable, "-c", code, *paths], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    child = subprocess.run(
+        [sys.executable, "-c", code, *paths], cwd=ROOT, capture_output=True, text=True, timeout=TEN_MINUTES
+    )
     assert child.returncode == 0, child.stderr
     assert child.stdout == "its pickle is far larger than that of any CLIP\n" * 3
 

@@ -178,7 +178,7 @@ def test_the_trunk_of_a_vision_transformer_is_the_input_of_its_last_block(clips)
 def test_fitted_sizes_and_windows_by_hand():
     assert dense.fitted_size(416, 544, 14) == (420, 546)
     assert dense.fitted_size(416, 544, 32) == (416, 544)
-    assert dense.fitted_size(3, 48, 32) == (32, 64)  # one patch at least; a half is rounded up
+    assert dense.fitted_size(3, 80, 32) == (32, 96)  # one patch at least; a half is rounded up
     starts = [dense.starts(length, 224) for length in (224, 225, 416, 544)]
     assert starts == [[0], [0, 1], [0, 96, 192], [0, 107, 213, 320]]
 
@@ -195,7 +195,11 @@ def test_at_the_own_resolution_the_pool_and_windows_are_the_image_embedding(clip
         found = read(model.visual, small, "windows")
         assert found.shape[2:] == (32 // model.visual.patch_size,) * 2
         assert_close(found, one[..., None, None].expand_as(found), atol=1e-5, rtol=0)
-        assert read(model.visual, noise(48, 80), "windows").isfinite().all()
+        wide = noise(32, 64)  # is enlarged to three times its size
+        large = F.interpolate(wide, (96, 192), mode="bicubic", antialias=True)
+        patches = naive_windows(model.visual, large).T.unflatten(1, (96 // model.visual.patch_size, -1))
+        expected = F.normalize(F.avg_pool2d(patches[None], 3), dim=1).float()
+        assert_close(read(model.visual, wide, "windows"), expected, atol=1e-5, rtol=0)
     visual = clips["resnet"].visual
     tokens = dense.pooled_tokens(visual, visual.forward_trunk(image))
     assert tokens.shape == (3, 10, 64)

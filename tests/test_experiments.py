@@ -4,13 +4,11 @@ import csv
 import itertools
 import json
 import os
-import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +27,7 @@ from experiments import __main__ as experiments
 from experiments import settings, statistics
 from experiments.features import FeatureStore
 from monoclip import PAPER, MonoCLIP
-from tests.conftest import GOLDEN, METRICS, QUICKGELU, ROOT, TINY, random_clip, torchrun, write_pair
+from tests.conftest import GOLDEN, METRICS, QUICKGELU, ROOT, TEN_MINUTES, TINY, random_clip, torchrun, write_pair
 from tests.test_eval import BINS_3, PROMPT_2, SOFT
 
 PAPER_ROWS = ["prompt 1", "prompt 2", "prompt 3", *(f"bins class-dependent {i}" for i in (1, 2, 3, 4))]
@@ -367,24 +365,22 @@ def test_no_damaged_byte_gives_other_features(tiny_clip, nyu_folder, tmp_path, c
 
 
 def test_a_killed_run_goes_on_with_the_same_command(run, tmp_path):
-    script = tmp_path / "slow.py"
-    script.write_text(
-        "import sys, time, monoclip\nfrom experiments.__main__ import main\n"
-        "real = monoclip.MonoCLIP.trunk\n"
-        "monoclip.MonoCLIP.trunk = lambda self, x: time.sleep(0.3) or real(self, x)\n"
-        "sys.exit(main())\n"
+    code = (
+        "import os, sys; from experiments import __main__ as experiments, features\n"
+        "def write(path, write_file, real=features.write_whole, paths=[]):\n"
+        "    paths.append(path)\n"
+        "    real(path, write_file if len(paths) < 4 else stop)\n"  # the third after the store's description
+        "def stop(file): file.write(b'half'); file.flush(); os.write(1, b'half a file\\n'); sys.stdin.read()\n"
+        "features.write_whole = write\n"
+        "sys.exit(experiments.main())"
     )
-    flags = run.arguments("--batch_size", "1")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, str(script), *flags], env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not run.features() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(random.uniform(0, 0.8))
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    stored = len(run.features())
-    assert 1 <= stored < 5
+    command = [sys.executable, "-c", code, *run.arguments("--batch_size", "1")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert b"half a file\n" in process.stdout
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert len(run.features()) == (stored := 2)
+    assert [path.read_bytes() for path in run.output.rglob("*.part")] == [b"half"]
     assert not (run.output / "results.json").exists()
     assert run("--batch_size", "1") == 0
     assert len(run.encoded) == 5 - stored
@@ -400,7 +396,7 @@ def test_several_at_once_share_a_store(run, tmp_path):
         subprocess.Popen([*command, "--output", str(tmp_path / name)], cwd=ROOT, stdout=subprocess.DEVNULL)
         for name in ("one", "two")
     ]
-    assert [process.wait(200) for process in processes] == [0, 0]
+    assert [process.wait(TEN_MINUTES) for process in processes] == [0, 0]
     assert_same(metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two"))
     flags = run.arguments("--batch_size", "1", "--output", tmp_path / "three")
     done = torchrun(2, "-m", "experiments", *flags)

@@ -10,6 +10,7 @@ import torch
 
 import clip
 from monoclip import PAPER, READINGS, MonoCLIP
+from tests.conftest import TEN_MINUTES
 
 ROOT = str(Path(__file__).parents[1])
 
@@ -57,5 +58,7 @@ def test_another_package_of_that_name_is_one_sentence(tmp_path, name, module):
     else:
         (tmp_path / f"{name}.py").write_text("")
     code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import {name}; sys.path[:1] = [{ROOT!r}]; import {module}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=TEN_MINUTES, cwd=tmp_path
+    )
     assert done.stderr.splitlines()[-1].startswith(f"ImportError: another package '{name}' is imported already")

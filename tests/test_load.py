@@ -11,6 +11,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import clip
+from tests.conftest import TEN_MINUTES
 
 
 def test_load_gives_the_model_and_its_preprocessing(tiny_checkpoint, tiny_clip):
@@ -63,5 +64,7 @@ def test_torchvision_is_imported_only_to_preprocess(tiny_checkpoint):
         "print('torchvision' in sys.modules, 'safetensors' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(tiny_checkpoint)]
-    done = subprocess.run(command, cwd=Path(clip.__file__).parents[1], capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        command, cwd=Path(clip.__file__).parents[1], capture_output=True, text=True, timeout=TEN_MINUTES
+    )
     assert done.stdout == "False False\n", done.stderr

@@ -23,7 +23,7 @@ from datasets.nyu import (
     scan_folder,
     training_depths,
 )
-from datasets.pairs import FilePair, check_files
+from datasets.pairs import FilePair, check_files, depth_in_metres
 from monoclip import PAPER
 from tests.conftest import ROOT, write_pair
 
@@ -228,6 +228,19 @@ def test_spoiled_files_are_refused_before_and_while_reading(nyu_folder, kind, mo
     else:
         with pytest.raises(DataError, match=FAULTS[kind]):
             dataset[1]
+
+
+@pytest.mark.parametrize(
+    ("millimetres", "plausible"), [(0, True), (100, False), (101, True), (64_999, True), (65_000, False)]
+)
+def test_the_largest_depth_tells_another_unit(millimetres, plausible):
+    units = np.array([[0, millimetres]], dtype=np.uint16)
+    if plausible:
+        expected = min(millimetres / 1000, 10)
+        assert depth_in_metres(units, "a.png", NYU).flatten().tolist() == pytest.approx([0, expected])
+    else:
+        with pytest.raises(DataError, match=r"a\.png: its largest depth is .* does not hold millimetres"):
+            depth_in_metres(units, "a.png", NYU)
 
 
 def list_of(root: Path, lines: list[str]) -> Path:

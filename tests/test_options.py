@@ -3,6 +3,7 @@
 import argparse
 import errno
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -170,8 +171,14 @@ def test_an_output_that_cannot_be_is_refused_and_nothing_is_made(tmp_path):
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_results_name_the_commit_of_this_checkout_and_of_no_other(tmp_path, monkeypatch):
+    for name in os.environ:
+        if name.startswith("GIT_"):  # another repository, as in a hook
+            monkeypatch.delenv(name)
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):  # somebody's hooks, signatures and names of branches
+        monkeypatch.setenv(name, os.devnull)
+
     def git(*command: str) -> str:
-        who = ("-c", "user.name=a", "-c", "user.email=a@b.example", "-c", "commit.gpgsign=false")
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.example")
         return subprocess.run(
             ["git", "-C", tmp_path, *who, *command], check=True, capture_output=True, text=True
         ).stdout
@@ -184,7 +191,12 @@ def test_results_name_the_commit_of_this_checkout_and_of_no_other(tmp_path, monk
     (tmp_path / "options.py").write_text("")
     (tmp_path / "unpacked").mkdir()
     assert found_in("") == "unknown"
-    for command in (("init",), ("add", "options.py"), ("commit", "-m", "one"), ("tag", "-a", "v1", "-m", "one")):
+    for command in (
+        ("init", "--template="),
+        ("add", "options.py"),
+        ("commit", "-m", "one"),
+        ("tag", "-a", "v1", "-m", "one"),
+    ):
         git(*command)
     head = git("rev-parse", "HEAD").strip()
     assert re.fullmatch("[0-9a-f]{40}", head)

@@ -23,7 +23,7 @@ import predict
 from datasets import pictures
 from datasets.pictures import read_picture, resized
 from monoclip import PAPER, MonoCLIP, Reading, upsampled
-from tests.conftest import QUICKGELU, ROOT
+from tests.conftest import ANY_BYTES_IN_NAMES, QUICKGELU, ROOT, TEN_MINUTES
 from tests.test_pictures import noise, save
 from viewer.colour import coloured
 
@@ -315,6 +315,7 @@ def test_a_picture_whose_files_cannot_be_written_does_not_end_the_others(run, tm
     assert written(run.out) == {"gone", *(f"fine{kind}" for kind in KINDS)}
 
 
+@ANY_BYTES_IN_NAMES
 def test_names_are_bytes_that_people_chose(run, tmp_path):
     names = [b"\xff.png", b"new\nline.png", b"\x1b[31mred.png", "寝室.png".encode()]
     for name in names:
@@ -368,7 +369,7 @@ def test_streams_that_close_early_lose_nothing(tmp_path, streams):
     (tmp_path / "in" / "0.jpg").touch()  # is skipped, which is said on standard error
     command = f"'{sys.executable}' '{ROOT}/predict.py' --demo -i '{tmp_path}/in' -o '{tmp_path}/out' --device cpu"
     script = f"({command}; echo $? > '{tmp_path}/code') {streams}"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=TEN_MINUTES)
     assert "Traceback" not in done.stderr + done.stdout
     assert (tmp_path / "code").read_text() == "0\n"
     assert len(written(tmp_path / "out")) == 9

@@ -5,14 +5,13 @@ import hashlib
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-import datasets
 from datasets import prepare_nyu
 from datasets.prepare_nyu import MAT_NAME, main
+from tests.conftest import ROOT
 from tests.test_download import SHA256, SIZE, serving
 from tests.test_nyu_mat import SCENES, write_mat
 
@@ -52,19 +51,37 @@ def test_places_of_files_and_a_second_run(mat: Path, tmp_path: Path, capsys: pyt
     assert files_below(tmp_path) == whole
 
 
+STOPS_IN_THE_SIXTH_FILE = """
+import os, sys
+from datasets import prepare_nyu
+
+def write(path, write_file, real=prepare_nyu.write_whole, paths=[]):
+    paths.append(path)
+    real(path, write_file if len(paths) < 6 else stop)
+
+def stop(file):
+    file.write(b"half")
+    file.flush()
+    os.write(1, b".")
+    sys.stdin.read()  # until this process is killed
+
+prepare_nyu.NUM_IMAGES, prepare_nyu.write_whole = 60, write
+prepare_nyu.main(sys.argv[1:])
+"""
+
+
 def test_killed_and_continued_extraction_gives_the_same_bytes(mat, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(prepare_nyu, "NUM_IMAGES", 60)
     flags = ["--mat", str(mat), "--no_verify", "--output"]
     assert main([*flags, str(tmp_path / "whole")]) == 0
-    code = "import sys; from datasets import prepare_nyu as p; p.NUM_IMAGES = 60; p.main(sys.argv[1:])"
-    command = [sys.executable, "-c", code, *flags, str(tmp_path / "killed")]
-    child = subprocess.Popen(command, cwd=Path(datasets.__file__).parents[1], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "killed").rglob("*.png"))) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    child.kill()
-    assert child.wait() == -signal.SIGKILL
+    command = [sys.executable, "-c", STOPS_IN_THE_SIXTH_FILE, *flags, str(tmp_path / "killed")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout.read(1) == b"."
+        child.kill()
+    assert child.returncode == -signal.SIGKILL
+    (half,) = (tmp_path / "killed").rglob("*.part")
+    assert half.read_bytes() == b"half"
+    assert len(files_below(tmp_path / "killed")) == 6
     assert main([*flags, str(tmp_path / "killed")]) == 0
     found = {name: data for name, data in files_below(tmp_path / "killed").items() if not name.endswith(".part")}
     assert found == files_below(tmp_path / "whole")

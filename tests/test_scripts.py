@@ -4,6 +4,7 @@ import html
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import torch
 
 from clip.checkpoint import CHECKPOINTS
 from datasets.prepare_nyu import MAT_SHA256, MAT_SIZE, MAT_URLS
-from tests.conftest import QUICKGELU, ROOT
+from tests.conftest import QUICKGELU, ROOT, TEN_MINUTES
 
 
 @pytest.fixture
@@ -37,7 +38,9 @@ def script(tmp_path):
             **variables,
         }
         command = ["sh", str(copy / "test.sh"), *flags]
-        return subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=TEN_MINUTES
+        )
 
     run.copy, run.elsewhere = copy, elsewhere
     return run
@@ -83,9 +86,12 @@ def test_the_mat_beside_the_script_is_evaluated_as_it_is(script, tiny_checkpoint
 
 @pytest.mark.parametrize("flags", [["--no_download"], []])
 def test_who_is_offline_hears_in_one_line_what_to_bring_or_to_see(script, tmp_path, flags):
-    """Either nothing is tried, or a proxy that is not there stands before every address."""
-    dead = dict.fromkeys(("https_proxy", "http_proxy", "HTTPS_PROXY"), "http://no-such-host.invalid:1")
-    done, told = script(*flags, **dead), script(*flags, "--verbose", **dead)
+    """Either nothing is tried, or a proxy that does not listen stands before every address."""
+    with socket.socket() as closed:  # bound, so that nobody else listens there
+        closed.bind(("127.0.0.1", 0))
+        proxy = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        dead = dict.fromkeys(("https_proxy", "http_proxy", "HTTPS_PROXY"), proxy)
+        done, told = script(*flags, **dead), script(*flags, "--verbose", **dead)
     assert (done.returncode, done.stdout, told.returncode) == (1, "", 1)
     *lines, last = done.stderr.splitlines()
     folder = script.copy / "nyu_depth_v2"
@@ -126,7 +132,7 @@ def test_requirements_are_compared_with_what_is_installed(tmp_path, lines, satis
     (tmp_path / "requirements.txt").write_text(lines)
     (tmp_path / "other.txt").write_text("torch>=999\n")
     command = f'. "{ROOT}/environment.sh"; has_requirements "{sys.executable}" "{tmp_path}/requirements.txt"'
-    assert (subprocess.run(["sh", "-c", command], timeout=60).returncode == 0) == satisfied
+    assert (subprocess.run(["sh", "-c", command], timeout=TEN_MINUTES).returncode == 0) == satisfied
 
 
 def test_an_old_python_is_refused(tmp_path):
@@ -136,6 +142,6 @@ def test_an_old_python_is_refused(tmp_path):
     command = f'root="{tmp_path}"; . "{ROOT}/environment.sh"; choose_python "{ROOT}/requirements.txt"'
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": str(old)}
     shutil.copy(old, tmp_path / "python3")
-    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=TEN_MINUTES)
     assert done.returncode == 1
     assert "is not Python 3.11 or newer" in done.stderr

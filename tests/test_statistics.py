@@ -92,6 +92,21 @@ def test_contrasts_by_hand(results):
     assert random_results("rmse", ["a"])[0].contrast("mine", "nothing", "rmse").dz is None
 
 
+@pytest.mark.parametrize(("metric", "sign"), [("delta1", 1), ("rmse", -1)])
+def test_differences_of_rounding_are_none(metric, sign):
+    counts = dict.fromkeys(("valid_pixels", "dropped_pixels"), np.zeros(2, dtype=int))
+
+    def contrast(*differences):
+        each = [{metric: np.array([1 + sign * difference, 1]), **counts} for difference in differences]
+        images = [f"{i}" for i in range(len(each))]
+        found = Results(images, images, images, range(len(each)), ("mine", "nothing"), each, {"mine": "nothing"})
+        return found.contrast("mine", "nothing", metric)
+
+    assert contrast(5e-6, 2e-5, -2e-5).wins == 1  # two pixels of an image's delta are a difference
+    assert contrast(0, 4e-6).dz is None  # the spread is 2.8e-6
+    assert contrast(0, 4e-5).dz == pytest.approx(sign / math.sqrt(2))
+
+
 def test_constants_by_hand(results):
     swept = {"rmse": np.array([[1, 1, 7], [3, 3, 2], [9, 9, 0]]), "delta1": np.array([[0.5, 0, 0.1], [0.2, 0.2, 0.3]])}
     assert best_places(swept) == results.add_best_constant("best", swept) == {"rmse": 1, "delta1": 1}
