@@ -5,6 +5,9 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/environment.sh"
 choose_python "$root/requirements-dev.txt"
 cd "$root"
+if [ ! -w . ]; then # a read-only copy
+    export MYPY_CACHE_DIR=/dev/null RUFF_NO_CACHE=true PYTEST_ADDOPTS="-p no:cacheprovider ${PYTEST_ADDOPTS:-}"
+fi
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
