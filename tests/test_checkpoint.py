@@ -148,7 +148,7 @@ def rewrite(source: Path, target: Path, changes: dict[str, bytes], compress: boo
 @pytest.mark.parametrize("kind", ["torchscript", "zip", "legacy"])
 def test_a_pickle_bomb_is_refused_by_name_and_does_not_go_off(tmp_path: Path, archive: Path, kind: str) -> None:
     marker, path = tmp_path / "executed", tmp_path / "bomb.pt"
-    hostile = {"visual.proj": Bomb(f"touch {marker}")}
+    hostile = {"visual.proj": Bomb(f"touch '{marker}'")}
     content = pickle.dumps(hostile, protocol=2)
     if kind == "torchscript":
         rewrite(archive, path, {"data.pkl": content})

@@ -412,8 +412,8 @@ def test_24_pictures_of_nyu_take_12_mb_and_follow_a_slider(opened, tmp_path):
 def test_the_page_of_predict_begins_and_ends_like_its_arrays(opened, tiny_checkpoint, tmp_path, capsys):
     for i in range(5):
         save(tmp_path / "in" / f"scene{i % 2}" / f"{i}.jpg", noise(100, 140, i))
-    flags = f"-i {tmp_path}/in -o {tmp_path}/out --clip_path {tiny_checkpoint} --device cpu".split()
     path = tmp_path / "out" / "depth.html"
+    flags = ["-i", f"{tmp_path}/in", "-o", str(path.parent), "--clip_path", str(tiny_checkpoint), "--device", "cpu"]
     flags += QUICKGELU
     assert predict.main([*flags, "--html", "2"]) == 0
     assert "2 of the run's 5 pictures" in capsys.readouterr().out
