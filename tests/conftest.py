@@ -29,6 +29,13 @@ QUICKGELU = ("--activation", "quickgelu")  # of every checkpoint here; a state d
 TEN_MINUTES = 600  # [s] for whatever starts another program: it ends a hang, and no slow machine meets it
 ANY_BYTES_IN_NAMES = pytest.mark.skipif(sys.platform == "darwin", reason="macOS takes only UTF-8 in names of files")
 
+for name in (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+):  # of a torchrun that this shell was started by: commands would join it
+    os.environ.pop(name, None)
+
 # The same examples on every machine and in every run, none of them kept from an earlier one.
 settings.register_profile("same everywhere", derandomize=True, database=None, deadline=None)
 settings.load_profile("same everywhere")

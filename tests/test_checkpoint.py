@@ -409,7 +409,7 @@ def test_a_damaged_file_in_the_cache_is_not_used(network: Network, tmp_path: Pat
     assert caught.value.sha256 == hashlib.sha256(b"junk").hexdigest()
     assert target.read_bytes() == b"junk"
     advice = r"bring w\.pt there \(docs/data\.md\), name yours with --clip_path, or see it work now"
-    assert re.search(rf"{target}: no address gave it: HTTP 404; {advice}", str(caught.value))
+    assert re.search(rf"{re.escape(str(target))}: no address gave it: HTTP 404; {advice}", str(caught.value))
     assert caught.value.__cause__.failures == [f"{url}: HTTP 404" for url in KNOWN.urls]
     network.files[KNOWN.urls[0]] = CONTENT
     assert locate_checkpoint("W", tmp_path).read_bytes() == CONTENT

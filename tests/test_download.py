@@ -126,9 +126,11 @@ class Server(ThreadingHTTPServer):
 def serving() -> Iterator[Server]:
     with Server() as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        yield server
-        server.done.set()
-        server.shutdown()
+        try:
+            yield server
+        finally:
+            server.done.set()
+            server.shutdown()
 
 
 @pytest.fixture
@@ -311,7 +313,7 @@ def test_stopped_in_the_middle_and_started_again(server, target, how, code) -> N
         assert process.poll() is None  # it cannot end: the server keeps the rest
         time.sleep(0.02)
     process.send_signal(how)
-    process.communicate()
+    process.communicate(timeout=TEN_MINUTES)
     assert process.returncode == code
     assert not target.exists()
     kept = files_in(target.parent).get("w.bin.part")  # what arrived until then, perhaps not yet all of the half

@@ -91,7 +91,7 @@ def assert_same(one: dict, other: dict) -> None:
     """Metrics of the same rows, up to the last bits of features and words, which may change the order of depths that
     are all but equal: of a tiny CLIP's saturated softmax, those of many pixels.
     """
-    tolerances = {"spearman": 5e-3, "spearman_pixels": 2e-2, "pearson": 5e-3}
+    tolerances = {"spearman": 5e-3, "spearman_pixels": 2e-2, "pearson": 5e-3, "aurg": 5e-3}
     assert one.keys() == other.keys()
     for row, metrics in one.items():
         for name, value in metrics.items():
@@ -204,7 +204,7 @@ def test_this_run_and_uniform_weights_are_those_of_eval(whole):
     command, folder = whole
     ours, evals = metrics_of(command.output), metrics_of(folder / "eval")
     for row in ("this run", "uniform weights"):
-        assert {name: ours[row][name] for name in NYU_METRICS} == pytest.approx(evals[row], abs=1e-6)
+        assert {name: ours[row][name] for name in NYU_METRICS} == pytest.approx(evals[row], abs=1e-5)  # pixels of delta
     assert ours["this run"]["rmse"] != ours["the paper's words and bins"]["rmse"]  # the temperature is another
 
 
@@ -285,7 +285,7 @@ def test_what_is_stored_is_not_encoded_again(run, tmp_path):
     first = metrics_of(run.output)
     assert run("--batch_size", "1") == 0
     assert run.encoded == []
-    assert metrics_of(run.output) == first
+    assert_same(metrics_of(run.output), first)
     assert run("--depth_classes", "near", "far", "--bin_list", "1", "3", "--controls") == 0
     assert run.encoded == []
     assert metrics_of(run.output)["this run"] != first["this run"]

@@ -1,5 +1,6 @@
 """hubconf: MonoCLIP through torch.hub, from a folder."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,8 @@ def test_the_hubs_model_is_the_methods(tiny_checkpoint, tiny_clip):
     model = load("monoclip", clip_path=tiny_checkpoint, activation="quickgelu")
     assert model.reading == PAPER
     assert not model.training
-    np.testing.assert_allclose(model.infer_image(pixels), MonoCLIP(tiny_clip).infer_image(pixels), atol=1e-5)
+    expected = MonoCLIP(tiny_clip).infer_image(pixels)
+    np.testing.assert_allclose(model.infer_image(pixels), expected, atol=1e-4)  # the fast form, at a scale of 1000
 
 
 def test_words_of_ones_own(tiny_checkpoint):
@@ -58,7 +60,8 @@ def test_another_package_of_that_name_is_one_sentence(tmp_path, name, module):
     else:
         (tmp_path / f"{name}.py").write_text("")
     code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import {name}; sys.path[:1] = [{ROOT!r}]; import {module}"
+    plain = os.environ | {"PYTHON_COLORS": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=TEN_MINUTES, cwd=tmp_path
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=TEN_MINUTES, cwd=tmp_path, env=plain
     )
     assert done.stderr.splitlines()[-1].startswith(f"ImportError: another package '{name}' is imported already")

@@ -44,7 +44,7 @@ def test_features_of_a_tiny_resnet_at_any_size(tiny_clip, size):
 def test_depth_of_rn50_is_that_of_the_plain_network(rn50, golden_inputs, golden_prediction):
     with torch.inference_mode():
         depth = MonoCLIP(optimised(rn50)).predict(golden_inputs["x"])
-    assert_close(depth, golden_prediction, rtol=0, atol=1e-5)
+    assert_close(depth, golden_prediction, rtol=0, atol=1e-4)  # at a scale of 1000
 
 
 def test_the_fast_form_is_the_one_that_is_used(tiny_clip, image):

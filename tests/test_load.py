@@ -49,7 +49,7 @@ def test_preprocessing_by_hand(tiny_checkpoint):
     _, preprocess = clip.load(tiny_checkpoint, device="cpu", activation="quickgelu")
     pixels = np.zeros((96, 128, 4), dtype=np.uint8)
     pixels[:, :64, 0] = pixels[:, 64:, 2] = pixels[..., 3] = 255
-    image = preprocess(Image.fromarray(pixels, "RGBA"))
+    image = preprocess(Image.fromarray(pixels))
     assert image.shape == (3, 64, 64)
     assert image.dtype == torch.float32
     mean, std = torch.tensor(clip.CLIP_MEAN), torch.tensor(clip.CLIP_STD)

@@ -278,7 +278,7 @@ def test_many_sets_of_bins_equal_one_by_one_and_depth_lies_within_them(seed, sca
 
 
 def test_mirrored_image_gives_the_mirrored_prediction(model, image):
-    assert_close(model.predict(image.flip(-1)), model.predict(image).flip(-1), atol=1e-5, rtol=0)
+    assert_close(model.predict(image.flip(-1)), model.predict(image).flip(-1), atol=1e-4, rtol=0)
     assert not model.predict(image).allclose(model.predict(image).flip(-1), atol=1e-2)
 
 
@@ -313,7 +313,7 @@ def test_uncertainty_is_of_the_mean_of_image_and_mirror(model, image):
     depth = (weights * bins).sum(1, keepdim=True)
     assert_close(sigma.double(), (weights * (bins - depth) ** 2).sum(1, keepdim=True).sqrt(), atol=1e-4, rtol=0)
     assert_close(entropy.double(), -torch.xlogy(weights, weights).sum(1, keepdim=True), atol=1e-4, rtol=0)
-    assert_close(model.uncertainty(image.flip(-1))[0], sigma.flip(-1), atol=1e-5, rtol=0)
+    assert_close(model.uncertainty(image.flip(-1))[0], sigma.flip(-1), atol=1e-4, rtol=0)
 
 
 def test_every_read_out_gives_another_depth(tiny_clip, image):

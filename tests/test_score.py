@@ -281,8 +281,8 @@ def test_all_metrics_equal_a_naive_loop():
     for r, pred in enumerate(maps):
         expected = naive_scores(gt[0].numpy(), pred.astype(np.float32))
         for name in set(scores) - {"dropped_pixels"}:
-            # Spearman's: two patches that differ by less than a step of the range tie
-            tolerance = {"spearman": 1e-3, "silog": 5e-4}.get(name, 2e-5)
+            # Spearman's: two patches that differ by less than a step of the range tie; delta's: three of 27,000 pixels
+            tolerance = {"spearman": 1e-3, "silog": 5e-4}.get(name, 1e-4 if "delta" in name else 2e-5)
             assert scores[name][r] == pytest.approx(expected[name], abs=tolerance), (name, r)
     assert scores["dropped_pixels"].tolist() == [0, 0, 0, 0, scores["valid_pixels"][0] - scores["valid_pixels"][4], 0]
     assert scores["spearman"][5] == scores["spearman_pixels"][5] == scores["pearson"][5] == 0  # a constant
@@ -299,8 +299,9 @@ def test_scores_do_not_depend_on_what_else_is_scored(monkeypatch):
     alone = score_image(truth_of(gt, PATCHES, NYU), patches[2:3], pixels[:1], NAME)
     for name, values in together.items():
         assert values.shape == (8,)
-        np.testing.assert_allclose(blocks[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
-        np.testing.assert_allclose(alone[name], values[[2, 4]], rtol=1e-5, atol=1e-6, err_msg=name)
+        atol = 3e-5 if name.startswith(("delta", "scaled_delta")) else 1e-6  # five pixels may cross a threshold
+        np.testing.assert_allclose(blocks[name], values, rtol=1e-5, atol=atol, err_msg=name)
+        np.testing.assert_allclose(alone[name], values[[2, 4]], rtol=1e-5, atol=atol, err_msg=name)
 
 
 def test_correlations_by_hand():
