@@ -50,8 +50,8 @@ def chosen_frames() -> list[tuple]:
 class Command:
     """The commands in this process on the tiny CLIP, with one store; `encoded` counts a run's images."""
 
-    def __init__(self, folder: Path, weights: Path) -> None:
-        self.folder, self.weights, self.encoded = folder, weights, 0
+    def __init__(self, folder: Path, weights: Path, store: str = "store") -> None:
+        self.folder, self.weights, self.store, self.encoded = folder, weights, folder / store, 0
 
     def arguments(self, dataset: str, *flags: object) -> list[str]:
         usual = ["--dataset", dataset, "--data_path", self.folder / dataset, "--clip_path", self.weights]
@@ -59,7 +59,7 @@ class Command:
 
     def __call__(self, dataset: str, out: str, *flags: object) -> int:
         real, seen = MonoCLIP.trunk, []
-        places = ("--output", self.folder / out, "--store", self.folder / "store")
+        places = ("--output", self.folder / out, "--store", self.store)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(MonoCLIP, "trunk", lambda model, x: seen.append(len(x)) or real(model, x))
             patch.setattr(statistics, "RESAMPLES", 100)
@@ -113,6 +113,7 @@ def command(tmp_path_factory, tiny_checkpoint) -> Command:
 @pytest.fixture(scope="module")
 def whole(command) -> Command:
     """KITTI with everything by BTS, in "bts", and without controls by AdaBins, in "adabins"."""
+    command = Command(command.folder, command.weights, "store of whole")  # empty, whatever ran before
     listed = ("--list_file", command.folder / "list.txt", *LOG_SOFT)
     bts = command("KITTI", "bts", *listed, "--controls", "--figures", "--html", 3), command.encoded
     adabins = command("KITTI", "adabins", *listed, "--protocol", "adabins", "--no_paper"), command.encoded
@@ -255,13 +256,13 @@ def test_a_patch_of_lidar_counts_from_a_fiftieth_on(share, counts):
 
 
 def test_both_protocols_share_a_store_and_nyu_has_another(whole):
-    (store,) = (whole.folder / "store").iterdir()
+    (store,) = whole.store.iterdir()
     assert len(list(store.glob("*.npz"))) == 12
     flags = ("--list_file", whole.folder / "list.txt", "--preset", "auty", "--no_paper", "--limit", 2)
     assert (whole("KITTI", "again", *flags), whole.encoded) == (0, 0)
-    assert list((whole.folder / "store").iterdir()) == [store]
+    assert list(whole.store.iterdir()) == [store]
     assert (whole("NYU", "nyu", "--no_paper"), whole.encoded) == (0, 1)
-    assert len(list((whole.folder / "store").iterdir())) == 2
+    assert len(list(whole.store.iterdir())) == 2
 
 
 def test_constants_and_histograms_are_those_of_a_naive_search():
