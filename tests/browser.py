@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+TEN_MINUTES = 600  # [s] for an answer: it ends a hang, and no slow machine meets it
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 # Becomes the browser, with its pipe at descriptors 3 and 4, where it is expected.
@@ -47,12 +48,21 @@ class Browser:
         self.buffer, self.number, self.session = b"", 0, None
         self.errors: list[str] = []
         self.requests: list[str] = []
+        try:
+            self.begin()
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def begin(self) -> None:
+        """Opens the tab."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
-    def call(self, method: str, timeout: float = 60, **params: Any) -> dict[str, Any]:
+    def call(self, method: str, timeout: float = TEN_MINUTES, **params: Any) -> dict[str, Any]:
         """Sends one command and returns its result; events on the way are kept."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": params}
@@ -93,7 +103,7 @@ class Browser:
     def open(self, url: str) -> None:
         """Goes to `url` and waits until the page is loaded and has drawn."""
         self.call("Page.navigate", url=url)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + TEN_MINUTES
         while self.receive(deadline).get("method") != "Page.loadEventFired":
             pass
         self.settle()
@@ -138,10 +148,10 @@ class Browser:
         """Ends the browser."""
         try:
             self.session = None
-            self.call("Browser.close", timeout=10)
+            self.call("Browser.close")
         except (RuntimeError, TimeoutError, OSError):
             self.process.kill()
         finally:
             os.close(self.write_end)
             os.close(self.read_end)
-            self.process.wait(timeout=30)
+            self.process.wait(timeout=TEN_MINUTES)

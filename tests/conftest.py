@@ -21,12 +21,12 @@ from clip.model import CLIP, Architecture
 from datasets.nyu import TEST_INDICES
 from experiments.score import metrics_of
 from monoclip import MonoCLIP
+from tests.browser import TEN_MINUTES
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 METRICS = metrics_of(NYU)  # of every row of the experiments on NYU
 QUICKGELU = ("--activation", "quickgelu")  # of every checkpoint here; a state dict does not tell it
-TEN_MINUTES = 600  # [s] for whatever starts another program: it ends a hang, and no slow machine meets it
 ANY_BYTES_IN_NAMES = pytest.mark.skipif(sys.platform == "darwin", reason="macOS takes only UTF-8 in names of files")
 
 for name in (

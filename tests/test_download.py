@@ -130,6 +130,7 @@ def serving() -> Iterator[Server]:
             yield server
         finally:
             server.done.set()
+            server.four.abort()
             server.shutdown()
 
 
@@ -140,6 +141,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             monkeypatch.delenv(name)
     with serving() as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a read of this process's own server does not end on a busy machine."""
+    monkeypatch.setattr(download_module.download, "__defaults__", (None, None, TEN_MINUTES, time.sleep))
 
 
 @pytest.fixture
@@ -246,6 +253,22 @@ def test_every_address_is_listed_and_only_what_may_get_better_is_tried_again(ser
         download(urls, target.parent.parent, SHA256)
 
 
+def test_a_name_that_does_not_resolve_is_not_tried_again(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def getaddrinfo(host: str, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    with pytest.raises(DownloadError, match=r"no connection \(gaierror: .*Name or service not known\)"):
+        download(["http://no-such-host.example/w"], target, SHA256, sleep=lambda _: pytest.fail("waited"))
+    assert asked == ["no-such-host.example"]
+
+
 def test_redirections_never_leave_https() -> None:
     handler, response = download_module._StayOnHttps(), io.BytesIO()
     request = urllib.request.Request("https://example.org/w", headers={"Range": "bytes=5-"})
@@ -308,12 +331,16 @@ def child(url: str, target: Path) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_stopped_in_the_middle_and_started_again(server, target, how, code) -> None:
-    process = child(server.url("stall"), target)
-    while not any(part.stat().st_size for part in target.parent.glob("w.bin.*.part")):
-        assert process.poll() is None  # it cannot end: the server keeps the rest
-        time.sleep(0.02)
-    process.send_signal(how)
-    process.communicate(timeout=TEN_MINUTES)
+    process, deadline = child(server.url("stall"), target), time.monotonic() + TEN_MINUTES
+    try:
+        while not any(part.stat().st_size for part in target.parent.glob("w.bin.*.part")):
+            assert process.poll() is None  # it cannot end: the server keeps the rest
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(how)
+        process.communicate(timeout=TEN_MINUTES)
+    finally:
+        process.kill()
     assert process.returncode == code
     assert not target.exists()
     kept = files_in(target.parent).get("w.bin.part")  # what arrived until then, perhaps not yet all of the half
@@ -328,9 +355,13 @@ def test_four_processes_at_once(server: Server, target: Path) -> None:
     target.parent.mkdir()
     (target.parent / "w.bin.part").write_bytes(CONTENT[:1000])  # one of them takes it
     processes = [child(server.url("together"), target) for _ in range(4)]
-    for process in processes:
-        _, stderr = process.communicate(timeout=TEN_MINUTES)
-        assert process.returncode == 0, stderr.decode()
+    try:
+        for process in processes:
+            _, stderr = process.communicate(timeout=TEN_MINUTES)
+            assert process.returncode == 0, stderr.decode()
+    finally:
+        for process in processes:
+            process.kill()
     assert files_in(target.parent) == {"w.bin": CONTENT}
     assert sorted(asked or "" for _, asked in server.hits) == ["", "", "", "bytes=1000-"]
 

@@ -497,3 +497,4 @@ def test_a_full_standard_output_is_one_sentence(run):
     assert done.returncode == 1
     sentence = "eval.py: standard output: No space left on device; make room or choose another folder"
     assert one_sentence(done.stderr) == sentence
+    assert not (run.output / "results.json").is_file()  # it ends at its first line, before the first image

@@ -285,7 +285,8 @@ def test_what_is_stored_is_not_encoded_again(run, tmp_path):
     first = metrics_of(run.output)
     assert run("--batch_size", "1") == 0
     assert run.encoded == []
-    assert_same(metrics_of(run.output), first)
+    for row, metrics in metrics_of(run.output).items():
+        assert metrics == pytest.approx(first[row], abs=1e-5), row
     assert run("--depth_classes", "near", "far", "--bin_list", "1", "3", "--controls") == 0
     assert run.encoded == []
     assert metrics_of(run.output)["this run"] != first["this run"]
@@ -396,7 +397,11 @@ def test_several_at_once_share_a_store(run, tmp_path):
         subprocess.Popen([*command, "--output", str(tmp_path / name)], cwd=ROOT, stdout=subprocess.DEVNULL)
         for name in ("one", "two")
     ]
-    assert [process.wait(TEN_MINUTES) for process in processes] == [0, 0]
+    try:
+        assert [process.wait(TEN_MINUTES) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
     assert_same(metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two"))
     flags = run.arguments("--batch_size", "1", "--output", tmp_path / "three")
     done = torchrun(2, "-m", "experiments", *flags)

@@ -5,13 +5,14 @@ import hashlib
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from datasets import prepare_nyu
 from datasets.prepare_nyu import MAT_NAME, main
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TEN_MINUTES
 from tests.test_download import SHA256, SIZE, serving
 from tests.test_nyu_mat import SCENES, write_mat
 
@@ -117,6 +118,7 @@ def test_own_mat_is_verified(mat, tmp_path, monkeypatch, capsys) -> None:
 def test_the_mat_is_downloaded_or_it_is_said_how_to_bring_it(tmp_path, monkeypatch, capsys) -> None:
     flags = ["--output", str(tmp_path), "--download_only", "--url"]
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(prepare_nyu, "download", partial(prepare_nyu.download, timeout=TEN_MINUTES))
     with serving() as server:
         assert main([*flags, server.url("missing"), server.url("longer"), "--verbose"]) == 1
         verbose = capsys.readouterr().err

@@ -24,7 +24,6 @@ from experiments.tables import readout_table
 from monoclip import PAPER, MonoCLIP
 from tests.conftest import METRICS, QUICKGELU, TINY, random_clip, write_pair
 from tests.test_calculate_error import naive_metrics
-from tests.test_experiments import assert_same
 
 RESNET = replace(TINY, image_resolution=224)
 VIT = replace(RESNET, vision_layers=2, vision_width=64, vision_patch_size=32)
@@ -146,7 +145,7 @@ def test_a_row_is_what_other_commands_say_of_it(whole, backbone, readout, image_
     assert whole(*flags, "--no_paper", "--controls", weights=weights, out="usual") == 0
     assert whole.encoded == 0
     usual = whole.json("usual", "results.json")
-    assert_same({"this run": usual["rows"]["this run"]["metrics"]}, {"this run": row["metrics"]})
+    assert usual["rows"]["this run"]["metrics"] == pytest.approx(row["metrics"], abs=2e-5)
     for ours, theirs in zip(row["less_uniform"], usual["question"]["primary"], strict=True):
         for key in ("difference", "interval_95", "wins", "dz", "p"):
             assert ours[key] == pytest.approx(theirs[key], abs=1e-5, rel=1e-3), key
@@ -184,7 +183,9 @@ def test_a_second_run_encodes_nothing_and_says_the_same(whole, capsys):
     assert whole("--readouts", out="again") == 0
     assert whole.encoded == 0
     first, again = whole.json(), whole.json("again")
-    assert again | {"seconds": first["seconds"]} == first
+    assert first.pop("seconds") >= 0
+    assert again.pop("seconds") >= 0
+    assert again == first
     out = capsys.readouterr().out
     assert "Read-outs and backbones" in out
     assert RELEASED not in out

@@ -215,6 +215,11 @@ def test_random_depth_depends_on_name_and_seed_alone(kind):
     assert not first.equal(other_name)
 
 
+def test_random_numbers_depend_on_seed_and_name_alone(monkeypatch):
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: seed)
+    assert score.generator("abc", 7) == [7, 0x352441C2]  # the CRC-32 of "abc"
+
+
 def test_random_depth_by_hand(monkeypatch):
     draws = [np.array([[0.25, 0.5]], dtype=np.float32), np.array([[0.75, 0]], dtype=np.float32)]
     for kind, expected in ((GRID, [2.5, 5]), (MIRRORED, [5, 2.5])):  # the second is drawn anew
