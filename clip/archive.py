@@ -1,25 +1,23 @@
 """Reads the weights in a checkpoint file into CPU tensors, and runs nothing that is in the file.
 
 Its first bytes tell the kind of a file. Zips are OpenAI's TorchScript archives and what torch.save writes; both hold
-`{name}/data.pkl` and, for each storage, an entry `{name}/data/{i}`. torch.jit would run the code in an archive and does
-not notice a flipped bit: here `data.pkl` goes through an unpickler that knows tensors and modules' attributes and
-nothing else, and checksums are compared. Bare pickles, of torch before 1.6, go through `torch.load(weights_only=True)`
-and `.safetensors` through their package; they have no checksum, so the caller's check of names, shapes and values is
-all that stands against damage.
+`{name}/data.pkl` and, for each storage, an entry `{name}/data/{i}`. torch.jit would run the code in an archive, and
+torch.load refuses it; neither notices a flipped bit. Here `data.pkl` goes through an unpickler that knows tensors and
+modules' attributes and nothing else, and zipfile compares checksums. Bare pickles, of torch before 1.6, go through
+`torch.load(weights_only=True)` and `.safetensors` through their package; they have no checksum, so the caller's check
+of names, shapes and values is all that stands against damage.
 """
 
 import io
-import math
 import pickle
-import pickletools
 import re
-import stat
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,21 +26,10 @@ from torch.torch_version import TorchVersion
 from download import file_sha256
 
 MIN_TORCH = "2.10"  # before, a file made for it gets past weights_only=True (CVE-2025-32434, CVE-2026-24747)
-ZIP = b"PK\x03\x04"  # how such a file begins
 # OpenAI's archives hold these sizes beside the weights; `clip.model` infers them from the shapes.
 SIZES = ("input_resolution", "context_length", "vocab_size")
-STORAGES = {
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "IntStorage": torch.int32,
-    "LongStorage": torch.int64,
-}
-# The largest CLIP has about 2,000 tensors and modules, each with four or five tuples in the pickle.
-MAX_ENTRIES = 10_000
-MAX_TUPLES = 50_000
-MAX_MEMO = 1_000_000  # objects that a pickle refers back to
+NUMBERS = ("Half", "BFloat16", "Float", "Double", "Int", "Long")
+STORAGES = {f"{number}Storage": getattr(torch, number.lower()) for number in NUMBERS}  # "HalfStorage": torch.half, ...
 
 
 def check_torch(version: str) -> None:
@@ -63,9 +50,6 @@ class CheckpointError(RuntimeError):
         found = f" (the file there has sha256 {sha256})" if sha256 else ""
         super().__init__(f"cannot use the checkpoint {path}: {reason}{found}")
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.reason, self.sha256)
-
 
 class _FormatError(Exception):
     """What is wrong with a file, as the reason of a CheckpointError."""
@@ -74,15 +58,14 @@ class _FormatError(Exception):
 def require_file(path: Path) -> None:
     """Raises CheckpointError unless `path` is a regular file: a pipe or a device might be read for ever."""
     try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(path, "there is no such file") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(path, f"it cannot be read ({getattr(error, 'strerror', error)})") from error
-    if stat.S_ISDIR(mode):
-        raise CheckpointError(path, "it is a directory; name the file in it")
-    if not stat.S_ISREG(mode):
-        raise CheckpointError(path, "it is not a regular file")
+        if path.is_file():
+            return
+        reason = "it is not a regular file" if path.exists() else "there is no such file"
+        if path.is_dir():
+            reason = "it is a directory; name the file in it"
+    except OSError as error:
+        reason = f"it cannot be read ({error.strerror})"
+    raise CheckpointError(path, reason)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -101,20 +84,19 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(path, str(error), file_sha256(path)) from error
     except OSError as error:
         raise CheckpointError(path, f"it cannot be read: {error.strerror or error}") from error
-    # Bytes that were damaged or made to harm can raise nearly anything in a reader of zips or pickles.
-    except Exception as error:
+    except Exception as error:  # damaged bytes can raise nearly anything in a reader of zips or pickles
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CheckpointError(path, f"it is damaged or was not written by torch ({what})", file_sha256(path)) from error
+        reason = f"it is truncated, damaged or was not written by torch ({what}); fetch it again"
+        raise CheckpointError(path, reason, file_sha256(path)) from error
     return {name: tensor for name, tensor in state_dict.items() if name not in SIZES}
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file that `read_state_dict` takes is a TorchScript archive, as OpenAI ships: modules, not a dict."""
-    with path.open("rb") as file:
-        if file.read(4) != ZIP:
-            return False
+    """Whether a file that `read_state_dict` takes is a TorchScript archive, as OpenAI ships, with its constants."""
+    if not zipfile.is_zipfile(path):
+        return False
     with zipfile.ZipFile(path) as archive:
-        return isinstance(_saved(archive)[1], _Module)
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -123,12 +105,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         start = file.read(1024)
     if not start:
         raise _FormatError("it is empty; fetch it again")
-    if start.startswith(ZIP):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return _read_zip(archive, path.stat().st_size)
-        except zipfile.BadZipFile as error:
-            raise _FormatError(f"it is truncated or damaged ({error}); fetch it again") from error
+    if start.startswith(b"PK\x03\x04"):
+        return _read_zip(path)
     if start.startswith(b"\x80"):
         return _read_bare_pickle(path)
     if start[8:9] == b"{":
@@ -148,110 +126,70 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def _read_bare_pickle(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        for _ in range(5):  # torch's magic number, its version, the machine, the state dict, the storages' names
-            if file.peek(1):
-                _check_pickle(file)
-        file.seek(0)
-        try:
-            found = _state_dict(torch.load(file, map_location="cpu", weights_only=True), Tensor)
-        except pickle.UnpicklingError as error:
-            unsafe = re.search(r"GLOBAL (\S+)", str(error))
-            asks = f"asks to run {unsafe[1]}" if unsafe else "is damaged or holds more than tensors"
-            raise _FormatError(f"it {asks}; nothing was run") from error
-    for name, tensor in found.items():
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise _FormatError(f"{name} is not a plain tensor")
-    return found
+def _read_bare_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        return _state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except pickle.UnpicklingError as error:
+        unsafe = re.search(r"GLOBAL (\S+)", str(error))
+        asks = f"asks to run {unsafe[1]}" if unsafe else "is damaged or holds more than tensors"
+        raise _FormatError(f"it {asks}; nothing was run") from error
 
 
-def _state_dict(loaded: object, kind: type) -> dict[str, Any]:
-    """`loaded` as a flat mapping from names to values of this kind, without the wrappings of training scripts."""
+def _state_dict(loaded: object) -> dict[str, Tensor]:
+    """`loaded` as a flat mapping from names to tensors, without the wrappings of training scripts."""
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not loaded:
         raise _FormatError(f"it holds a {type(loaded).__name__}, not a state dict")
     for name, value in loaded.items():
-        if not isinstance(name, str) or not isinstance(value, kind):
+        if not isinstance(name, str) or not isinstance(value, Tensor):
             raise _FormatError(f"it holds a {type(value).__name__} under {name!r}, so it is not a state dict")
     wrapped = all(name.startswith("module.") for name in loaded)
     return {name.removeprefix("module.") if wrapped else name: value for name, value in loaded.items()}
 
 
-def _check_pickle(file: IO[bytes]) -> None:
-    """Reads one pickle, to its end, and runs nothing; what would overrun the stack or fill the memory is refused.
-
-    The hash of 200,000 tuples in each other overruns the stack, and a memo is as long as the largest place in it.
-    """
-    tuples = 0
-    for opcode, argument, _ in pickletools.genops(file):
-        tuples += opcode.name.startswith("TUPLE")
-        if tuples > MAX_TUPLES or ("PUT" in opcode.name and (argument or 0) > MAX_MEMO):
-            raise _FormatError("its pickle is far larger than that of any CLIP")
+def _read_zip(path: Path) -> dict[str, Tensor]:
+    """The tensors in a zip: the attributes of the modules in its data.pkl, or of a state dict."""
+    with zipfile.ZipFile(path) as archive:
+        roots = [root for root, _, file in (name.partition("/") for name in archive.namelist()) if file == "data.pkl"]
+        if len(roots) != 1:
+            raise _FormatError("it is a zip without a data.pkl, so not written by torch")
+        top = _Unpickler(archive, roots[0]).load()
+    return dict(_tensors(top)) if isinstance(top, SimpleNamespace) else _state_dict(top)
 
 
-def _read_zip(archive: zipfile.ZipFile, size: int) -> dict[str, Tensor]:
-    """The tensors in a zip of `size` bytes: the attributes of the modules in its data.pkl, or of a state dict."""
-    # Only code is compressed in these files. More than that is a bomb, or entries that lie on top of each other.
-    if sum(info.file_size for info in archive.infolist()) > 2 * size + 2**24:
-        raise _FormatError("its zip unpacks to far more than its own size")
-    root, top = _saved(archive)
-    saved = dict(_attributes(top)) if isinstance(top, _Module) else _state_dict(top, _SavedTensor)
-    storages = {key: bytearray(archive.read(f"{root}/data/{key}")) for key in {v.key for v in saved.values()}}
-    return {name: value.on(storages[value.key]) for name, value in saved.items()}
-
-
-def _saved(archive: zipfile.ZipFile) -> tuple[str, Any]:
-    """The folder in a zip that holds data.pkl, and what that holds: a `_Module`, or a dict; no storage is read."""
-    roots = [name.removesuffix("/data.pkl") for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
-    if len(roots) != 1:
-        raise _FormatError("it is a zip without a data.pkl, so not written by torch")
-    data = io.BytesIO(archive.read(f"{roots[0]}/data.pkl"))  # BadZipFile where a checksum does not agree
-    _check_pickle(data)
-    data.seek(0)
-    return roots[0], _Unpickler(data).load()
-
-
-class _Module:
-    """Stands for any class of the archive's code; its attributes are those that were saved."""
-
-
-@dataclass(eq=False)  # so that a pickle's tensors in each other cannot overrun the stack when they are hashed
-class _SavedTensor:
-    """A tensor as the pickle describes it; offset, size and stride count elements. Nothing in it is checked yet."""
-
-    storage: Any  # its name in the zip and its dtype
-    offset: Any
-    size: Any
-    stride: Any
-
-    @property
-    def key(self) -> str:
-        """Name of the storage."""
-        return self.storage[0]
-
-    def on(self, content: bytearray) -> Tensor:
-        """The tensor, on the bytes of its storage. torch raises RuntimeError where it would reach beyond them."""
-        flat = torch.frombuffer(content, dtype=self.storage[1])  # torch wants memory that may be written to
-        if math.prod(self.size) > len(flat):  # one number, a terabyte of them
-            raise _FormatError("one of its tensors reaches beyond its storage")
-        return flat.as_strided(self.size, self.stride, self.offset)
+def _tensors(module: SimpleNamespace, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors among the attributes of modules: parameters, buffers, and others that no CLIP has."""
+    for name, value in vars(module).items():
+        if isinstance(value, SimpleNamespace):
+            yield from _tensors(value, f"{prefix}{name}.")
+        elif isinstance(value, Tensor):
+            yield f"{prefix}{name}", value
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickles a tree of `_Module`, or dicts, with `_SavedTensor` in it; any other class or function is refused.
+    """Unpickles modules, as bare attributes, or dicts, with tensors in them; refuses any other class or function.
 
-    What `find_class` hands out is new each time or a type of C, so a pickle cannot change it for a later file.
+    What `find_class` hands out is new each time or a type of C, so a pickle cannot change it for a later file. torch
+    itself refuses to let a tensor leave its storage, in `as_strided` and where a pickle sets the state of one.
     """
+
+    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))  # BadZipFile where a checksum does not agree
+        # Tensors may share a storage; torch wants memory that may be written to.
+        self.storage = cache(lambda key: bytearray(archive.read(f"{root}/data/{key}")))
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        _kind, dtype, key, _device, _count = pid
+        return torch.frombuffer(self.storage(key), dtype=dtype)
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "__torch__":
-            return type("Module", (_Module,), {})
+            return SimpleNamespace
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda *arguments: _SavedTensor(*arguments[:4])
+            return lambda flat, offset, size, stride, *_: flat.as_strided(size, stride, offset)
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda data, *_: data
         if (module, name) == ("collections", "OrderedDict"):
@@ -259,24 +197,3 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch.jit._pickle" or (module, name) == ("torch", "device"):
             return lambda *_: None  # lists of numbers and devices among the attributes of modules
         raise _FormatError(f"it asks to run {module}.{name}, which no weights need; nothing was run")
-
-    def persistent_load(self, pid: Any) -> tuple[str, torch.dtype]:
-        _kind, dtype, key, _device, _count = pid
-        return key, dtype
-
-
-def _attributes(top: _Module) -> Iterator[tuple[str, _SavedTensor]]:
-    """All tensors among the attributes of modules, with their names.
-
-    These are the parameters and buffers, which torch.jit calls the state dict, and, if a module has any, tensors that
-    are neither; the caller finds those to be unexpected.
-    """
-    pending = [("", top)]
-    for prefix, module in pending:
-        for name, value in vars(module).items():
-            if isinstance(value, _Module):
-                pending.append((f"{prefix}{name}.", value))
-            elif isinstance(value, _SavedTensor):
-                yield f"{prefix}{name}", value
-        if len(pending) > MAX_ENTRIES or len(prefix) > 1000:
-            raise _FormatError("its modules hold each other, or far more of them than any CLIP")

@@ -7,7 +7,6 @@ import pickle
 import re
 import socket
 import struct
-import subprocess
 import sys
 import warnings
 import zipfile
@@ -22,12 +21,10 @@ from torch import Tensor, nn
 
 import clip
 from clip.archive import CheckpointError, check_torch, is_torchscript, read_state_dict
-from clip.checkpoint import CHECKPOINTS, OPEN_CLIP, Checkpoint, activation_of, locate_checkpoint
+from clip.checkpoint import CHECKPOINTS, Checkpoint, activation_of, locate_checkpoint
 from download import DownloadError, file_sha256
-from tests.conftest import TEN_MINUTES, TINY, random_clip
+from tests.conftest import TINY, random_clip
 from tests.test_model import PAPER_MODELS
-
-ROOT = Path(clip.__file__).parents[1]
 
 SIZES = {"input_resolution": 64, "context_length": 77, "vocab_size": 49408}
 
@@ -110,18 +107,13 @@ def test_round_trip(tmp_path: Path, archive: Path, weights: dict[str, Tensor], k
 
 
 def test_wrappings_of_training_scripts_and_sizes_are_dropped(tmp_path: Path, weights: dict[str, Tensor]) -> None:
-    parameter = nn.Parameter(torch.ones(3))
-    parameter.grad = torch.ones(3)
-    optimizer = torch.optim.AdamW([parameter], betas=(0.9, 0.98))
-    optimizer.step()
-    assert optimizer.state_dict()["state"][0]["exp_avg"].shape == (3,)
-    beside = {"epoch": 3, "name": "a run", "optimizer": optimizer.state_dict(), "scaler": {"scale": 65536.0}}
-    wrapped = {**beside, "state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}
-    for new in (True, False):
-        torch.save(wrapped, tmp_path / "wrapped.pt", _use_new_zipfile_serialization=new)
-        assert_same(read_state_dict(tmp_path / "wrapped.pt"), weights)
-    torch.save(weights | {name: torch.tensor(value) for name, value in SIZES.items()}, tmp_path / "sizes.pt")
-    assert_same(read_state_dict(tmp_path / "sizes.pt"), weights)
+    optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"betas": (0.9, 0.98)}]}
+    wrapped = {"epoch": 3, "name": "a run", "optimizer": optimizer, "scaler": {"scale": 65536.0}}
+    wrapped["state_dict"] = {f"module.{name}": tensor for name, tensor in weights.items()}
+    sized = weights | {name: torch.tensor(value) for name, value in SIZES.items()}
+    for content, new in ((wrapped, True), (wrapped, False), (sized, True)):
+        torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=new)
+        assert_same(read_state_dict(tmp_path / "x.pt"), weights)
 
 
 class Bomb(str):
@@ -131,13 +123,12 @@ class Bomb(str):
         return os.system, (str(self),)
 
 
-def rewrite(source: Path, target: Path, changes: dict[str, bytes], compress: bool = False) -> None:
+def rewrite(source: Path, target: Path, changes: dict[str, bytes]) -> None:
     """Copies a zip with entries added or replaced; the names in `changes` are relative to the archive's folder."""
     with zipfile.ZipFile(source) as old:
         root = old.namelist()[0].split("/")[0]
         changes = {f"{root}/{name}": content for name, content in changes.items()}
-        method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
-        with zipfile.ZipFile(target, "w", method) as new:
+        with zipfile.ZipFile(target, "w") as new:
             for info in old.infolist():
                 if info.filename not in changes:
                     new.writestr(info.filename, old.read(info))
@@ -168,8 +159,7 @@ def test_a_pickle_bomb_is_refused_by_name_and_does_not_go_off(tmp_path: Path, ar
         (b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x011\x85R.", "asks to run builtins.eval"),  # STACK_GLOBAL
         (b"\x80\x02ctorch.serialization\nload\n.", "asks to run torch.serialization.load"),
         (b"\x80\x02\x82\x01.", "damaged"),  # the registry of extensions
-        (b"\x80\x02Nr\xff\xff\xff\x7f.", "far larger"),  # a memo of 2**31 entries
-        (b"\x80\x02c__torch__.M\nM\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb.", "hold each other"),  # holds itself
+        (b"\x80\x02c__torch__.M\nM\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb.", "RecursionError"),  # holds itself
     ],
 )
 def test_other_pickles_in_an_archive_are_refused(tmp_path: Path, archive: Path, opcodes: bytes, problem: str) -> None:
@@ -179,10 +169,12 @@ def test_other_pickles_in_an_archive_are_refused(tmp_path: Path, archive: Path, 
 
 
 class Described(tuple):
-    """Pickles as torch's tensors do: storage, offset, size, stride."""
+    """Pickles as torch's tensors do."""
+
+    state: tuple[object, ...] | None
 
     def __reduce__(self) -> tuple[object, ...]:
-        return torch._utils._rebuild_tensor_v2, (*self, False, OrderedDict())
+        return torch._utils._rebuild_tensor_v2, (*self, False, OrderedDict()), self.state
 
 
 class TensorPickler(pickle.Pickler):
@@ -190,40 +182,41 @@ class TensorPickler(pickle.Pickler):
         return ("storage", torch.HalfStorage, obj.name, "cuda:0", 4) if isinstance(obj, Path) else None
 
 
-def tensor_pickle(offset: int, size: tuple[int, ...], stride: tuple[int, ...], key: Path = Path("0")) -> bytes:
-    """A data.pkl of one fp16 tensor `w`, on the storage of this name."""
-    file = io.BytesIO()
-    TensorPickler(file, protocol=2).dump({"w": Described((key, offset, size, stride))})
+def tensor_pickle(*described: object, state: tuple[object, ...] | None = None) -> bytes:
+    """A data.pkl of one fp16 tensor `w`: storage, offset, size, stride; `state` is what the pickle then sets it to."""
+    tensor, file = Described(described), io.BytesIO()
+    tensor.state = state
+    TensorPickler(file, protocol=2).dump({"w": tensor})
     return file.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("offset", "size", "stride", "problem"),
+    ("offset", "size", "stride", "problem", "problem_of_state"),
     [
-        (2, (3,), (1,), "out of bounds"),
-        (0, (2**40,), (0,), "beyond its storage"),  # one number, a terabyte of them
-        (-1, (2,), (1,), "invalid storage offset"),
-        (3, (4,), (-1,), "Negative strides"),
-        (2**62, (2,), (2**62,), "overflowed"),
+        (2, (3,), (1,), "out of bounds", "resize storage that is not resizable"),
+        (-1, (2,), (1,), "invalid storage offset", "invalid storage offset"),
+        (3, (4,), (-1,), "Negative strides", "overflowed"),
+        (2**62, (2,), (2**62,), "overflowed", "overflowed"),
     ],
 )
-def test_a_tensor_outside_its_storage_is_refused(tmp_path, archive, offset, size, stride, problem) -> None:
-    storage, path = struct.pack("<4e", 1, 2, 3, 4), tmp_path / "x.pt"
-    rewrite(archive, path, {"data/0": storage, "data.pkl": tensor_pickle(1, (3,), (1,))})
+def test_a_tensor_outside_its_storage_is_refused(
+    tmp_path, archive, offset, size, stride, problem, problem_of_state
+) -> None:
+    storage, path, key = struct.pack("<4e", 1, 2, 3, 4), tmp_path / "x.pt", Path("0")
+    rewrite(archive, path, {"data/0": storage, "data.pkl": tensor_pickle(key, 1, (3,), (1,))})
     assert read_state_dict(path)["w"].tolist() == [2, 3, 4]
-    rewrite(archive, path, {"data/0": storage, "data.pkl": tensor_pickle(offset, size, stride)})
-    with pytest.raises(CheckpointError, match=problem):
-        read_state_dict(path)
+    outside = (key, offset, size, stride)
+    moved = tensor_pickle(key, 0, (1,), (1,), state=outside)
+    for content, reason in ((tensor_pickle(*outside), problem), (moved, problem_of_state)):
+        rewrite(archive, path, {"data/0": storage, "data.pkl": content})
+        with pytest.raises(CheckpointError, match=reason):
+            read_state_dict(path)
 
 
-def test_entries_that_are_not_there_and_zip_bombs_are_refused(tmp_path: Path, archive: Path) -> None:
-    path = tmp_path / "x.pt"
-    rewrite(archive, path, {"data.pkl": tensor_pickle(0, (1,), (1,), key=Path("/etc/passwd"))})
+def test_an_entry_that_is_not_there_is_refused(tmp_path: Path, archive: Path) -> None:
+    rewrite(archive, tmp_path / "x.pt", {"data.pkl": tensor_pickle(Path("/etc/passwd"), 0, (1,), (1,))})
     with pytest.raises(CheckpointError, match="data/passwd"):
-        read_state_dict(path)
-    rewrite(archive, path, {"data/0": bytes(64 * 2**20)}, compress=True)
-    with pytest.raises(CheckpointError, match="far more than its own size"):
-        read_state_dict(path)
+        read_state_dict(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("kind", ["torchscript", "zip", "legacy", "safetensors"])
@@ -259,7 +252,6 @@ def test_one_flipped_bit(tmp_path: Path, archive: Path, weights: dict[str, Tenso
         (b"weights", "no TorchScript archive"),
         ([torch.zeros(2)], "holds a list, not a state dict"),
         ({"a": 1}, "holds a int under 'a'"),
-        ({"a": torch.zeros(2, device="meta")}, "meta_tensor|plain tensor"),
     ],
 )
 def test_files_of_another_kind(tmp_path: Path, content: object, problem: str) -> None:
@@ -286,29 +278,6 @@ def test_not_everything_under_a_path_is_opened(tmp_path: Path) -> None:
         locate_checkpoint("RN51")
 
 
-def test_deeply_nested_pickles_do_not_end_the_process(tmp_path: Path, archive: Path) -> None:
-    deep = b"\x80\x02})" + b"\x85" * 400_000 + b"Ns."  # a key so deep that its hash overruns the stack
-    torch.save({}, tmp_path / "plain.pt")
-    rewrite(tmp_path / "plain.pt", tmp_path / "zip.pt", {"data.pkl": deep})
-    rewrite(archive, tmp_path / "torchscript.pt", {"data.pkl": deep})
-    torch.save({}, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
-    content, empty = (tmp_path / "legacy.pt").read_bytes(), b"\x80\x02}q\x00."  # after torch's three small pickles
-    assert content.count(empty) == 1
-    (tmp_path / "legacy.pt").write_bytes(content.replace(empty, deep))
-    code = (
-        "import sys; from clip.archive import CheckpointError, read_state_dict\n"
-        "for path in sys.argv[1:]:\n"
-        "    try: read_state_dict(path)\n"
-        "    except CheckpointError as error: print(error.reason)"
-    )
-    paths = [str(tmp_path / f"{kind}.pt") for kind in ("zip", "torchscript", "legacy")]
-    child = subprocess.run(
-        [sys.executable, "-c", code, *paths], cwd=ROOT, capture_output=True, text=True, timeout=TEN_MINUTES
-    )
-    assert child.returncode == 0, child.stderr
-    assert child.stdout == "its pickle is far larger than that of any CLIP\n" * 3
-
-
 def test_what_is_not_clip_has_the_files_name_and_hash_in_its_error(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     torch.save(weights | {"extra": torch.zeros(1)}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=r"x\.pt: 1 entries are unexpected: extra") as caught:
@@ -327,11 +296,11 @@ def test_the_form_tells_openais_archives_from_state_dicts(tmp_path, archive, wei
         with pytest.raises(CheckpointError, match="a state dict does not tell QuickGELU from GELU") as caught:
             activation_of(path, path)
         assert caught.value.sha256 == file_sha256(path)
-        for part in (
-            "this file is not OpenAI's by its hash or its form; pass --activation quickgelu (OpenAI's, MetaCLIP, DFN",
-            "yfcc15m, RN50 cc12m, ViT-B/32 laion400m) or --activation gelu (LAION-2B, DataComp, ViT-B/16 laion400m)",
-        ):
-            assert part in caught.value.reason
+        assert caught.value.reason.endswith(
+            "this file is not OpenAI's by its hash or its form; pass --activation quickgelu (OpenAI's, MetaCLIP, DFN, "
+            "RN50 and RN101 yfcc15m, RN50 cc12m, ViT-B/32 laion400m) or --activation gelu (LAION-2B, DataComp, "
+            "ViT-B/16 laion400m)"
+        )
     for given in ("quickgelu", "gelu"):
         assert activation_of(path, path, given) == given
 
@@ -425,8 +394,13 @@ def test_offline_no_socket_is_opened(network: Network, tmp_path: Path, monkeypat
         locate_checkpoint("W", tmp_path)
     for part in (f"{tmp_path / 'w.pt'}: ", "; bring w.pt there (docs/data.md)", "--clip_path"):
         assert part in str(caught.value)
-    (tmp_path / "w.pt").write_bytes(CONTENT)
-    assert locate_checkpoint("W", tmp_path) == tmp_path / "w.pt"
+    monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"W": KNOWN, "P": Checkpoint("w.pt", KNOWN.sha256[:8])})
+    for name in ("W", "P"):  # of the one the whole SHA-256 is known, of the other its first digits
+        (tmp_path / "w.pt").write_bytes(CONTENT + b" ")
+        with pytest.raises(CheckpointError, match="the file there has other bytes"):
+            locate_checkpoint(name, tmp_path)
+        (tmp_path / "w.pt").write_bytes(CONTENT)
+        assert locate_checkpoint(name, tmp_path) == tmp_path / "w.pt"
     assert network == []
 
 
@@ -449,20 +423,6 @@ def test_the_hubs_file_is_the_last_source_and_has_its_own_name(network, tmp_path
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(CheckpointError, match="needs a package: pip install safetensors"):
         read_state_dict(tmp_path / "good")
-
-
-def test_of_a_hash_a_beginning_may_be_known(network: Network, tmp_path: Path, monkeypatch) -> None:
-    part = Checkpoint("p.pt", KNOWN.sha256[:8], addresses=OPEN_CLIP)
-    assert part.matches(KNOWN.sha256)
-    assert not part.matches(KNOWN.sha256[1:])
-    assert not KNOWN.matches(KNOWN.sha256[:8] + "0" * 56)
-    monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"P": part})
-    monkeypatch.setenv("CLIP_OFFLINE", "1")
-    (tmp_path / "p.pt").write_bytes(CONTENT)
-    assert locate_checkpoint("P", tmp_path) == tmp_path / "p.pt"
-    (tmp_path / "p.pt").write_bytes(CONTENT + b" ")
-    with pytest.raises(CheckpointError, match="the file there has other bytes"):
-        locate_checkpoint("P", tmp_path)
 
 
 def test_table_of_checkpoints_is_complete() -> None:

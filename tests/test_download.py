@@ -70,6 +70,12 @@ class Handler(BaseHTTPRequestHandler):
             where = f"bytes {start}-{len(content) - 1}/{len(content)}"
             self.answer(206, content[start:], len(content) - start, Content_Range=where)
 
+    def next_part(self) -> None:
+        """A sixth of the file from where it was asked for, and the end of the connection."""
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        where = f"bytes {start}-{SIZE - 1}/{SIZE}"
+        self.answer(206 if start else 200, CONTENT[start:][: SIZE // 6], SIZE - start, Content_Range=where)
+
     def half(self) -> None:
         self.answer(200, CONTENT[:HALF], SIZE)
 
@@ -98,6 +104,7 @@ ANSWERS: dict[str, Callable[[Handler], None]] = {
     "half_then_rest": lambda to: to.half() if to.first else to.rest(),
     "half_then_all": lambda to: to.half() if to.first else to.answer(200, CONTENT, SIZE),
     "half_then_elsewhere": lambda to: to.half() if to.first else to.rest(shift=-100),
+    "sixths": lambda to: to.next_part(),
     "stall": lambda to: to.stall(),
     "together": lambda to: to.together(),
     "moved": lambda to: to.answer(302, b"", 0, Location="/half_then_rest/w.bin"),
@@ -135,18 +142,21 @@ def serving() -> Iterator[Server]:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that `download` would have slept."""
+    slept: list[float] = []
+    monkeypatch.setattr(download_module, "sleep", slept.append)
+    return slept
+
+
+@pytest.fixture
+def server(slept: list[float], monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(download_module, "TIMEOUT", TEN_MINUTES)
     for name in list(os.environ):
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     with serving() as server:
         yield server
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a read of this process's own server does not end on a busy machine."""
-    monkeypatch.setattr(download_module.download, "__defaults__", (None, None, TEN_MINUTES, time.sleep))
 
 
 @pytest.fixture
@@ -155,15 +165,12 @@ def target(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fetch(server: Server, target: Path) -> Callable[..., list[float]]:
-    """`fetch("half", "good")` downloads from these modes and returns the seconds that it would have slept."""
+def fetch(server: Server, target: Path) -> Callable[..., None]:
+    """`fetch("half", "good")` downloads from these modes."""
 
-    def run(*modes: str, size: int | None = SIZE) -> list[float]:
-        slept: list[float] = []
-        urls = [server.url(mode) for mode in modes]
-        assert download(urls, target, SHA256, size, timeout=TEN_MINUTES, sleep=slept.append) == target
+    def run(*modes: str, size: int | None = SIZE) -> None:
+        assert download([server.url(mode) for mode in modes], target, SHA256, size) == target
         assert files_in(target.parent) == {"w.bin": CONTENT}
-        return slept
 
     return run
 
@@ -174,7 +181,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("size", [None, SIZE])
 @pytest.mark.parametrize(
-    ("modes", "hits", "slept"),  # + : from the middle on
+    ("modes", "hits", "waits"),  # + : from the middle on
     [
         ("good", "good", []),
         ("no_length", "no_length", []),
@@ -187,20 +194,26 @@ def files_in(folder: Path) -> dict[str, bytes]:
         ("half_then_elsewhere good", "half_then_elsewhere half_then_elsewhere+ good+", [1]),
     ],
 )
-def test_download_ends_with_the_right_bytes(server, fetch, size, modes, hits, slept) -> None:
-    assert fetch(*modes.split(), size=size) == slept
+def test_download_ends_with_the_right_bytes(server, fetch, slept, size, modes, hits, waits) -> None:
+    fetch(*modes.split(), size=size)
+    assert slept == waits
     assert server.hits == [(hit.rstrip("+"), CONTINUED if "+" in hit else None) for hit in hits.split()]
 
 
-def test_a_read_that_takes_too_long_is_tried_again_from_there(server, fetch, monkeypatch) -> None:
+def test_what_brings_the_file_further_is_tried_as_often_as_it_takes(server, fetch, slept) -> None:
+    fetch("sixths")
+    assert slept == [1] * 5  # more than RETRIES
+
+
+def test_a_read_that_takes_too_long_is_tried_again_from_there(server, fetch, slept, monkeypatch) -> None:
     """As if the server stalled in the middle, once: no clock is waited for."""
-    got, read1, real_open, timeouts = [], http.client.HTTPResponse.read1, urllib.request.OpenerDirector.open, []
+    answers, timeouts = [HALF, TimeoutError("timed out"), SIZE, SIZE], []
+    real_open = urllib.request.OpenerDirector.open
 
     def read(response: http.client.HTTPResponse, size: int) -> bytes:
-        if sum(got) == HALF and len(timeouts) == 1:
-            raise TimeoutError("timed out")
-        got.append(len(block := read1(response, min(size, HALF - sum(got) % HALF))))
-        return block
+        if isinstance(answer := answers.pop(0), TimeoutError):
+            raise answer
+        return response.read(answer)
 
     def opened(*arguments: object, timeout: float) -> object:
         timeouts.append(timeout)
@@ -208,7 +221,8 @@ def test_a_read_that_takes_too_long_is_tried_again_from_there(server, fetch, mon
 
     monkeypatch.setattr(http.client.HTTPResponse, "read1", read)
     monkeypatch.setattr(urllib.request.OpenerDirector, "open", opened)
-    assert fetch("good") == [1]
+    fetch("good")
+    assert slept == [1]
     assert server.hits == [("good", None), ("good", CONTINUED)]
     assert timeouts == [TEN_MINUTES, TEN_MINUTES]
 
@@ -234,16 +248,38 @@ def test_wrong_bytes_never_get_the_final_name(server, fetch, target, mode, size,
     assert files_in(target.parent) == (left | {"w.bin.part": CONTENT[:HALF]} if kept else left)
 
 
-def test_every_address_is_listed_and_only_what_may_get_better_is_tried_again(server: Server, target: Path) -> None:
-    slept: list[float] = []
+def test_every_address_is_listed_and_only_what_may_get_better_is_tried_again(
+    server, target, slept, monkeypatch
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *arguments: object, **keywords: object) -> object:
+        if host == "nowhere":
+            raise socket.gaierror("Name or service not known")
+        return resolve(host, *arguments, **keywords)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     with socket.socket() as unused:  # bound but not listening
         unused.bind(("127.0.0.1", 0))
         refused = f"http://127.0.0.1:{unused.getsockname()[1]}/w"
-        urls = [server.url("missing"), refused, "file:///etc/passwd", "http://[half/w", "http://a b/w"]
+        urls = [
+            server.url("missing"),
+            refused,
+            "file:///etc/passwd",
+            "http://nowhere/w",
+            "http://[half/w",
+            "http://a b/w",
+        ]
         with pytest.raises(DownloadError) as caught:
-            download(urls, target, SHA256, SIZE, sleep=slept.append)
-    expected = ["HTTP 404", "no connection (ConnectionRefusedError", "is not an http", *["is no valid address"] * 2]
-    assert len(caught.value.failures) == 5
+            download(urls, target, SHA256, SIZE)
+    expected = [
+        "HTTP 404",
+        "the connection failed (ConnectionRefusedError",
+        "is not an http",
+        "the connection failed (gaierror",
+        *["is no valid address"] * 2,
+    ]
+    assert len(caught.value.failures) == 6
     for failure, url, reason in zip(caught.value.failures, urls, expected, strict=True):
         assert failure.startswith(f"{url}: {reason}")
     assert "//" not in str(caught.value)  # what they did, without the addresses
@@ -253,7 +289,7 @@ def test_every_address_is_listed_and_only_what_may_get_better_is_tried_again(ser
         download(urls, target.parent.parent, SHA256)
 
 
-def test_a_name_that_does_not_resolve_is_not_tried_again(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_does_not_resolve_is_not_tried_again(slept, target: Path, monkeypatch) -> None:
     asked: list[object] = []
 
     def getaddrinfo(host: str, *_: object, **__: object) -> None:
@@ -264,9 +300,9 @@ def test_a_name_that_does_not_resolve_is_not_tried_again(target: Path, monkeypat
     for name in list(os.environ):
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
-    with pytest.raises(DownloadError, match=r"no connection \(gaierror: .*Name or service not known\)"):
-        download(["http://no-such-host.example/w"], target, SHA256, sleep=lambda _: pytest.fail("waited"))
-    assert asked == ["no-such-host.example"]
+    with pytest.raises(DownloadError, match=r"the connection failed \(gaierror: .*Name or service not known\)"):
+        download(["http://no-such-host.example/w"], target, SHA256)
+    assert (asked, slept) == (["no-such-host.example"], [])
 
 
 def test_redirections_never_leave_https() -> None:
@@ -274,7 +310,6 @@ def test_redirections_never_leave_https() -> None:
     request = urllib.request.Request("https://example.org/w", headers={"Range": "bytes=5-"})
     with pytest.raises(download_module._RefusedError, match=r"from https to http://example\.org"):
         handler.redirect_request(request, response, 302, "Found", {}, "http://example.org/w")
-    assert response.closed
     followed = handler.redirect_request(request, response, 302, "Found", {}, "https://example.com/w")
     assert followed is not None
     assert followed.get_header("Range") == "bytes=5-"
@@ -287,16 +322,15 @@ def test_a_file_without_known_hash_is_checked_by_the_caller(server: Server, targ
 
     for mode, reason in (("flipped", "holds something else"), ("half", "ended after")):
         with pytest.raises(DownloadError, match=reason):
-            download([server.url(mode)], target, None, check=check, sleep=lambda _: None)
+            download([server.url(mode)], target, None, check=check)
     assert not target.parent.exists()  # nothing would notice that the next call mixes two files
     assert download([server.url("good")], target, None, check=check).read_bytes() == CONTENT
 
 
 def test_of_a_hash_the_first_digits_may_be_known(server: Server, target: Path) -> None:
-    with pytest.raises(DownloadError, match=f"sent a file with sha256 {SHA256}, expected {SHA256[1:9]}"):
-        download([server.url("good")], target, SHA256[1:9])
-    with pytest.raises(DownloadError, match=f"expected {SHA256[:8]}"):
-        download([server.url("flipped")], target, SHA256[:8])
+    for mode, digits in (("good", SHA256[1:9]), ("flipped", SHA256[:8])):
+        with pytest.raises(DownloadError, match=f"sent a file with sha256 [0-9a-f]{{64}}, expected {digits}"):
+            download([server.url(mode)], target, digits)
     assert download([server.url("good")], target, SHA256[:8]).read_bytes() == CONTENT
 
 
@@ -316,10 +350,19 @@ def test_what_an_earlier_run_left_is_continued_if_it_is_right(server, fetch, tar
     assert [start for _, start in server.hits] == starts
 
 
+def test_what_an_earlier_run_left_is_dropped_if_the_whole_is_wrong(server, fetch, target) -> None:
+    target.parent.mkdir()
+    (target.parent / "w.bin.part").write_bytes(CONTENT[:1000])
+    with pytest.raises(DownloadError, match="sent a file with sha256"):
+        fetch("flipped")
+    assert [start for _, start in server.hits] == ["bytes=1000-", None]
+    assert files_in(target.parent) == {}
+
+
 CHILD = (
-    "import signal, sys; from pathlib import Path; from download import download\n"
+    f"import download, signal, sys; from pathlib import Path; download.TIMEOUT = {TEN_MINUTES}\n"
     "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job would ignore it
-    f"try: download([sys.argv[1]], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), timeout={TEN_MINUTES})\n"
+    "try: download.download([sys.argv[1]], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))\n"
     "except KeyboardInterrupt: sys.exit(130)"
 )
 
@@ -370,7 +413,7 @@ def test_proxies_come_from_the_environment(server: Server, fetch: Callable, monk
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{unused.getsockname()[1]}")
-        with pytest.raises(DownloadError, match="no connection"):
+        with pytest.raises(DownloadError, match="the connection failed"):
             fetch("good")
         assert server.hits == []
         monkeypatch.setenv("no_proxy", "127.0.0.1")

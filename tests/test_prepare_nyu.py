@@ -5,11 +5,11 @@ import hashlib
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
 
+import download
 from datasets import prepare_nyu
 from datasets.prepare_nyu import MAT_NAME, main
 from tests.conftest import ROOT, TEN_MINUTES
@@ -54,6 +54,7 @@ def test_places_of_files_and_a_second_run(mat: Path, tmp_path: Path, capsys: pyt
 
 STOPS_IN_THE_SIXTH_FILE = """
 import os, sys
+import download
 from datasets import prepare_nyu
 
 def write(path, write_file, real=prepare_nyu.write_whole, paths=[]):
@@ -118,7 +119,7 @@ def test_own_mat_is_verified(mat, tmp_path, monkeypatch, capsys) -> None:
 def test_the_mat_is_downloaded_or_it_is_said_how_to_bring_it(tmp_path, monkeypatch, capsys) -> None:
     flags = ["--output", str(tmp_path), "--download_only", "--url"]
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(prepare_nyu, "download", partial(prepare_nyu.download, timeout=TEN_MINUTES))
+    monkeypatch.setattr(download, "TIMEOUT", TEN_MINUTES)
     with serving() as server:
         assert main([*flags, server.url("missing"), server.url("longer"), "--verbose"]) == 1
         verbose = capsys.readouterr().err
