@@ -26,7 +26,6 @@ MIN_DEPTH = 1e-3  # [m] gt and pred at or below it do not count; both are clampe
 NYU_METRICS = ("abs_diff", "delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")  # in the released line's order
 KITTI_METRICS = ("abs_diff", "abs_rel", "sq_rel", "delta1", "delta2", "delta3", "rmse", "rmse_log")
 HIGHER_IS_BETTER = frozenset({"delta1", "delta2", "delta3"})
-SHARES = 20  # of the most certain predictions, at which a sparsification curve is taken
 Size = tuple[int, int]  # (H, W) [px]
 Crop = tuple[slice, slice]  # rows, columns
 Region = Callable[[int, int], Crop]  # the part of a map of H x W
@@ -355,28 +354,6 @@ def compute_errors(gt: Tensor, pred: Tensor, crop: bool = True, cap: float = KIT
     protocol = replace(KITTI_BTS, max_depth=cap, frames=(), window=whole)
     errors = compute_errors_per_image(list(gt), pred[:, :1], protocol, crop=crop)
     return {name: errors[name].mean().item() for name in KITTI_METRICS}
-
-
-def sparsification(errors: Tensor, uncertainty: Tensor) -> Tensor:
-    """Mean error of the most certain share, for shares of 1 / `SHARES`, 2 / `SHARES`, ... 1: (R, N), (R, N) -> (R, S).
-
-    Equal uncertainties share their mean error. NaN where N = 0. What order knows of error, `gain_over_random` says.
-    """
-    rows, n = [], errors.shape[1]
-    ends = [-(-n * i // SHARES) for i in range(1, SHARES + 1)]  # rounded up
-    for error, sigma in zip(errors.double().cpu().numpy(), uncertainty.cpu().numpy(), strict=True):
-        _, place, count = np.unique(sigma, return_inverse=True, return_counts=True)
-        sums = np.cumsum(np.repeat(np.bincount(place, error) / count, count)) if n else np.full(1, np.nan)
-        rows.append([sums[end - 1] / max(end, 1) for end in ends])
-    return torch.tensor(rows, dtype=torch.float64).view(len(rows), SHARES)
-
-
-def gain_over_random(curves: Tensor) -> Tensor:
-    """Area between a random order's curve, which is flat, and those of `sparsification`: (..., S) -> (...).
-
-    Positive if certain predictions are better ones. Source: the area under the random gain, Poggi et al., CVPR 2020.
-    """
-    return (curves[..., -1] - curves.mean(dim=-1)).round(decimals=12) + 0.0  # flat ones are 0, and not -0
 
 
 def size_of(crop: tuple[slice, slice]) -> tuple[int, int]:

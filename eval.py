@@ -5,25 +5,24 @@
     python eval.py --dataset KITTI --data_path ROOT --preset auty                         outdoors
     torchrun --nproc_per_node 8 eval.py ...                                               images shared by 8 GPUs
 
-`evaluate` is the loop; `python -m experiments` has the whole paper and its controls. The flags of the release are
-accepted. Everything that can be wrong with the input is looked for before the model is built. Exit code 0: done; 1: the
-evaluation could not be finished; 2: wrong arguments or unusable input; 130: interrupted.
+`evaluate` is the loop; `python -m experiments` has the whole paper and its controls. Exit code 0: done; 1: it could not
+be finished; 2: wrong arguments or unusable input, found before the model is built; 130: interrupted.
 """
 
 import argparse
 import csv
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 from tqdm import tqdm
 
 import options
-from calculate_error import compute_errors_per_image
+from calculate_error import compute_errors_per_image, size_of
 from clip.inference import keep_freed_memory
 from datasets import PROGRESS, counted
 from datasets.pairs import DepthPairs
@@ -44,9 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_model_arguments(parser)
     options.add_reading_arguments(parser)
     run = options.add_batch_arguments(parser)
-    run.add_argument(
-        "--output", type=options.named_path, help="folder for results.json and per_image.csv; none: print only"
-    )
+    folder = "folder for results.json and per_image.csv; none: print only"
+    run.add_argument("--output", type=options.named_path, help=folder)
     run.add_argument("--figures", action="store_true", help="also draw qualitative.png into --output")
     released = parser.add_argument_group("flags of the release")
     released.add_argument("--evaluate", action="store_true", help="accepted; evaluation is all there is")
@@ -60,48 +58,47 @@ def build_parser() -> argparse.ArgumentParser:
 def evaluate(
     model: MonoCLIP,
     dataset: DepthPairs,
-    device: torch.device,
-    batch_size: int = 4,
+    parts: Sequence[Sequence[int]],
     workers: int = 1,
-    items: Sequence[int] | None = None,
-) -> Iterator[list[Row]]:
-    """The evaluation: every image through the method and the metrics.
+    write: Callable[[list[Row]], object] = lambda rows: None,
+    quiet: bool = False,
+) -> tuple[list[Row], list[Row]]:
+    """The evaluation: every image through the method and the metrics; its rows, and those of uniform weights.
 
-    Args:
-        model: on `device`.
-        dataset: the images, and the protocol by which they are scored.
-        device: where depth is predicted.
-        batch_size: images at once; their mirrors come on top.
-        workers: threads that read images.
-        items: places of the images; all if None.
+    Uniform weights say nothing: the mean of the bins everywhere. `parts` are the places of the images of each batch, to
+    which their mirrors come; `workers` threads read; `write` gets the model's rows as soon as they are there.
 
-    Yields:
-        For each batch, two rows for each image: of the model, and of uniform weights, which say nothing.
-
-    Raises:
-        DataError: a file is damaged.
-        UnscorableError: a prediction is not finite, or an image has no valid pixel.
+    Raises DataError: a file is damaged; UnscorableError: a prediction is not finite, or an image has no valid pixel.
     """
-    items = range(len(dataset)) if items is None else items
-    for batch in dataset.batches(items, batch_size, workers):
-        depth = model.predict(batch.image.to(device)).cpu()  # (B, 1, h, w) [m], image and mirror in one batch
-        uniform = torch.full_like(depth, model.bin_list.mean().item())  # the same for every image
+    dataset, protocol = dataset.prepared_by(model.prepare), dataset.protocol
+    rows, uniform = list[Row](), list[Row]()
+    loader = dataset.batches(parts, workers)
+    for batch in tqdm(loader, total=len(parts), unit=" batches", bar_format=PROGRESS, disable=quiet):
+        size = size_of(protocol.window(*batch.depth[0].shape[1:]))
+        depth = model.predict(batch.image.to(model.bin_list.device), size).cpu()  # (B, 1, h, w) [m]
+        both = torch.cat([depth, torch.full_like(depth, model.bin_list.mean().item())], dim=1)
         names = [dataset.names[item] for item in batch.items]
-        protocol, both = dataset.protocol, torch.cat([depth, uniform], 1)
-        metrics = compute_errors_per_image(batch.depth, both, protocol, names)  # (B, 2) each
-        yield [
-            {"image": names[i], "scene": dataset.scenes[item], "index": dataset.indices[item]}
-            | {"protocol": protocol.name, "reading": reading}
-            | {metric: values[i, place].item() for metric, values in metrics.items()}
-            for i, item in enumerate(batch.items)
-            for place, reading in enumerate((THIS_RUN, UNIFORM))
-        ]
+        errors = compute_errors_per_image(batch.depth, both, protocol, names)  # metric -> (B, 2)
+        own, constant = (records(dataset, batch.items, errors, place) for place in (0, 1))
+        write(own)
+        rows += own
+        uniform += constant
+    return rows, uniform
 
 
-def mean(rows: Sequence[Row], reading: str) -> dict[str, float]:
-    """Mean metrics of a reading over images, every image with the same weight (the release: every batch)."""
-    own = [row for row in rows if row["reading"] == reading]
-    return {name: sum(row[name] for row in own) / len(own) for name in own[0] if name not in (*NAMES, *COUNTS)}
+def records(dataset: DepthPairs, items: Sequence[int], errors: Mapping[str, Tensor], place: int) -> list[Row]:
+    """The rows of a batch's images by one of the two readings, from metric -> (B, 2)."""
+    return [
+        {"image": dataset.names[item], "scene": dataset.scenes[item], "index": dataset.indices[item]}
+        | {"protocol": dataset.protocol.name, "reading": (THIS_RUN, UNIFORM)[place]}
+        | {metric: values[i, place].item() for metric, values in errors.items()}
+        for i, item in enumerate(items)
+    ]
+
+
+def mean(rows: Sequence[Row]) -> dict[str, float]:
+    """Mean metrics over images, every image with the same weight (the release: every batch)."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if name not in (*NAMES, *COUNTS)}
 
 
 def released_line(metrics: Mapping[str, float], order: Sequence[str]) -> str:
@@ -109,48 +106,36 @@ def released_line(metrics: Mapping[str, float], order: Sequence[str]) -> str:
     return " * Avg " + ", ".join(f"{name.replace('delta', 'a')} : {metrics[name]:.3f}" for name in order)
 
 
-def gathered(rows: list[Row], rank: int, count: int) -> list[Row]:
-    """The rows of all processes in the order of the data, in the first of them: process r has images r, r + n, ..."""
+def gather_rows(rows: list[Row], rank: int, count: int) -> list[Row]:
+    """Collects the rows of all processes in the first, in the order of the data: process r has images r, r + n, ..."""
     if count == 1:
         return rows
     parts: list[Any] | None = [None] * count if rank == 0 else None
     distributed.gather_object(rows, parts)
-    images = len(parts[0]) // 2 if parts else 0
-    return [row for i in range(images) for part in parts or () for row in part[2 * i : 2 * i + 2]]
+    return [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)] if parts else []
 
 
-def with_progress(done: Iterable[list[Row]], images: int, rank: int) -> Iterator[list[Row]]:
-    """The batches of rows, with progress in images a second on stderr, in the first process."""
-    with tqdm(total=images, unit=" images", bar_format=PROGRESS, disable=rank > 0) as bar:
-        for rows in done:
-            yield rows
-            bar.update(len(rows) // 2)
+def start_rows(folder: Path) -> Callable[[list[Row]], None]:
+    """Removes an earlier run's files and returns what appends rows to per_image.csv. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (RESULTS_FILE, ROWS_FILE, STRIP_FILE):  # they would not belong to these rows
+        (folder / name).unlink(missing_ok=True)
 
-
-def written(done: Iterable[list[Row]], output: Path | None, metrics: Sequence[str]) -> list[Row]:
-    """All rows; with `output`, each stands in its per_image.csv as soon as its image is done (by one process)."""
-    if output is None:
-        return [row for rows in done for row in rows]
-    output.mkdir(parents=True, exist_ok=True)
-    for name in (RESULTS_FILE, ROWS_FILE, STRIP_FILE):  # of an earlier run: they would not belong to these rows
-        (output / name).unlink(missing_ok=True)
-    everything, path = [], output / ROWS_FILE
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, (*NAMES, *metrics, *COUNTS), lineterminator="\n")
-            writer.writeheader()
-            for rows in done:
+    def append(rows: list[Row]) -> None:
+        try:
+            with (folder / ROWS_FILE).open("a", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+                if file.tell() == 0:
+                    writer.writeheader()
                 writer.writerows([row | {k: options.csv_text(row[k]) for k in ("image", "scene")} for row in rows])
-                file.flush()
-                everything += rows
-    except OSError as error:  # that of a full disk does not name the file
-        raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
-    return everything
+        except OSError as error:  # that of a full disk does not name the file
+            raise OSError(error.errno, error.strerror, str(folder / ROWS_FILE)) from error
+
+    return append
 
 
-def table(rows: Sequence[Row], own: str, uniform: str, theirs: Mapping[str, Mapping[str, float | None]]) -> str:
-    """This run, published rows and what the method gives if language says nothing, the first and the last by name."""
-    lines = {own: mean(rows, THIS_RUN), **theirs, uniform: mean(rows, UNIFORM)}
+def table(lines: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Metrics by the name of their line, in the paper's columns."""
     width = max(29, *(len(name) + 2 for name in lines))
     text = [" " * width + "".join(f"{column:>9}" for column in COLUMNS)]
     text += [f"{name:<{width}}" + "".join(f"{shown(line[c]):>9}" for c in COLUMNS) for name, line in lines.items()]
@@ -158,10 +143,11 @@ def table(rows: Sequence[Row], own: str, uniform: str, theirs: Mapping[str, Mapp
 
 
 @torch.inference_mode()
-def example(model: MonoCLIP, dataset: DepthPairs, item: int, device: torch.device) -> Example:
+def example(model: MonoCLIP, dataset: DepthPairs, item: int) -> Example:
     """An image of the qualitative strip, with its true and its predicted depth."""
-    depth = model.predict(dataset[item][0][None].to(device))[0, 0].cpu().numpy()
-    return Example(dataset.names[item], dataset.pixels(item), dataset.truth(item), depth)
+    image, truth = dataset.prepared_by(model.prepare)[item][0], dataset.truth(item)
+    depth = model.predict(image[None].to(model.bin_list.device), truth.shape)[0, 0].cpu().numpy()
+    return Example(dataset.names[item], dataset.pixels(item), truth, depth)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -182,33 +168,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         clip_model, model = options.load_model(args.clip_path, device, precision, reading, args.exact, args.activation)
         say(f"model: {args.clip_path} on {device} in {precision}")
 
-        batch_size = args.batch_size or options.BATCH_SIZE[device.type]
+        start = time.perf_counter()
+        parts = dataset.parts(range(rank, len(dataset), count), args.batch_size or options.BATCH_SIZE[device.type])
         workers = args.workers or options.WORKERS[device.type]
-        items, start = range(rank, len(dataset), count), time.perf_counter()
-        done = with_progress(evaluate(model, dataset, device, batch_size, workers, items), len(items), rank)
-        if count > 1:
-            done = iter([gathered([row for rows in done for row in rows], rank, count)])
+        write = start_rows(args.output) if args.output and rank == 0 else lambda rows: None
+        found = evaluate(model, dataset, parts, workers, write if count == 1 else lambda rows: None, quiet=rank > 0)
+        rows, uniform = (gather_rows(part, rank, count) for part in found)
         if rank > 0:
             return
-        rows = written(done, args.output, protocol.scored)
+        write(uniform if count == 1 else rows + uniform)
         seconds = time.perf_counter() - start
+
+        means = {THIS_RUN: mean(rows), UNIFORM: mean(uniform)}
         made = options.made_with(args.clip_path, device, precision, args.exact, reading, clip_model.activation)
         caveats = options.caveats(dataset.official, made["checkpoint_sha256"], model, protocol)
         theirs = beside(protocol.data_set) if dataset.official else {}
         if args.output:
-            means = {name: {"metrics": mean(rows, name)} for name in (THIS_RUN, UNIFORM)}
             about = {"images": len(dataset), "data": dataset.title, "warnings": caveats, "seconds": round(seconds, 3)}
-            about |= {"rows": means, "published": theirs, "made_with": made}
+            about |= {"rows": {name: {"metrics": metrics} for name, metrics in means.items()}}
+            about |= {"published": theirs, "made_with": made}
             options.write_json(args.output / RESULTS_FILE, options.identified(protocol) | about)
-            if args.figures:
-                examples = [example(model, dataset, i, device) for i in example_images(dataset.scenes)]
-                draw_strip(args.output / STRIP_FILE, examples, options.caption(dataset.title, caveats), protocol.drawn)
-        valid, dropped = (sum(row[key] for row in rows if row["reading"] == THIS_RUN) for key in COUNTS)
+        if args.figures:
+            examples = [example(model, dataset, item) for item in example_images(dataset.scenes)]
+            draw_strip(args.output / STRIP_FILE, examples, options.caption(dataset.title, caveats), protocol.drawn)
+
+        valid, dropped = (sum(row[key] for row in rows) for key in COUNTS)
         print(f"counted: {counted(len(dataset))}, {valid:,} valid pixels, {len(dataset) / seconds:.2f} images/s")
         if dropped:
             print(f"warning: {dropped:,} more pixels do not count because the predicted depth is at most 1 mm")
-        print(released_line(mean(rows, THIS_RUN), protocol.metrics) + "\n")
-        print(table(rows, named_by(THIS_RUN, protocol.label), f"{UNIFORM} ({model.bin_list.mean():.3f} m)", theirs))
+        print(released_line(means[THIS_RUN], protocol.metrics) + "\n")
+        uniform_name = f"{UNIFORM} ({model.bin_list.mean():.3f} m)"
+        print(table({named_by(THIS_RUN, protocol.label): means[THIS_RUN], **theirs, uniform_name: means[UNIFORM]}))
         for caveat in caveats:
             print(f"{caveat[0].upper()}{caveat[1:]}.")
 

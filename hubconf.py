@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import options  # first: it refuses another `clip` or `datasets`
-from monoclip import READINGS, MonoCLIP
+from monoclip import PAPER, MonoCLIP
 
 dependencies = ["torch", "numpy", "PIL", "ftfy", "regex", "tqdm"]
 
@@ -35,7 +35,7 @@ def monoclip(
         exact: keep the plain network, bit for bit, instead of the form of `clip.optimize_for_inference`.
         activation: "quickgelu" or "gelu", where the checkpoint is neither OpenAI's nor of a known name.
         image_statistics: "imagenet", as in the paper, or "clip", which CLIP was trained with.
-        preset: of `monoclip.READINGS`; "auty" and "log" are for KITTI. What `reading` has replaces its words and bins.
+        preset: of `options.READINGS`; "auty" and "log" are for KITTI. What `reading` has replaces its words and bins.
         reading: `depth_classes`, `bin_list`, `temperature`, `readout` and the other fields of `monoclip.Reading`.
 
     Raises:
@@ -44,13 +44,14 @@ def monoclip(
     """
     for name, value, known in (
         ("image_statistics", image_statistics, options.IMAGE_STATISTICS),
-        ("preset", preset, READINGS),
+        ("preset", preset, options.READINGS),
     ):
         if value not in known:
             raise ValueError(f"{name} {value!r}: there are {', '.join(known)}")
     chosen = options.choose_device(str(device or "auto"))
     precision = options.choose_precision("auto", chosen)
-    read = replace(options.with_statistics(READINGS[preset], image_statistics), **reading)
+    given = {name: options.field_of(name, value) for name, value in reading.items() if hasattr(PAPER, name)}
+    read = replace(options.with_statistics(options.READINGS[preset], image_statistics), **(reading | given))
     _, model = options.load_model(clip_path, chosen, precision, read, exact, activation)
     return model.eval()
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, replace
 from datetime import timedelta
+from numbers import Real
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -39,15 +40,15 @@ from clip.checkpoint import locate_checkpoint
 from clip.dense import READOUTS, fitted_size
 from clip.model import VisionTransformer, convert_weights
 from datasets import DataError, printable
-from datasets.kitti import open_kitti
+from datasets.kitti import PRESETS, open_kitti
 from datasets.nyu import open_nyu
 from datasets.pairs import DepthPairs
 from datasets.rgbd import DEPTH_SCALE, MAX_DEPTH, open_rgbd, own_protocol
 from download import file_sha256, write_whole
-from monoclip import LOG_BINS, PAPER, READINGS, MonoCLIP, Reading, prompt
+from monoclip import PAPER, MonoCLIP, Reading, prompt
 
 VERSION = "2.1"
-SCHEMA = 3  # of results.json: raised whenever a key changes its meaning
+SCHEMA = 4  # of results.json: raised whenever a key changes its meaning
 DEMO_WEIGHTS = Path(__file__).parent / "demo" / "rooms_clip.pt"
 DEMO_DATA = Path(__file__).parent / "demo" / "sample"
 TOY = "a toy CLIP that was taught distance on rendered rooms: no evidence about the real CLIP or the paper"
@@ -59,10 +60,13 @@ PROTOCOLS = {"bts": KITTI_BTS, "adabins": KITTI_ADABINS}
 DATA_FOLDERS = (Path("nyu_depth_v2"), Path("datasets") / "NYU_Depth_V2")  # the second is the release's place
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a device without room says
 NO_MEMORY = "not enough memory; use smaller batches or pictures, or another --device"
+# What --preset names: the paper's reading, and those for outdoors.
+READINGS = {"paper": PAPER} | {name: replace(PAPER, **fields) for name, fields in PRESETS.items()}
 READING_FLAGS = ("depth_templates", "obj_classes", "depth_classes", "bin_list", "temperature")
 # What images are normalised with: mean and standard deviation, RGB in [0, 1].
 IMAGE_STATISTICS = {"imagenet": (PAPER.image_mean, PAPER.image_std), "clip": (clip.CLIP_MEAN, clip.CLIP_STD)}
 FAR = 10  # a largest bin below this part of the largest depth is worth a word
+SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max  # that fp32 holds fully
 INVERTED = "raw patch tokens of a vision transformer, whose maps are reported as inverted (arXiv 2304.05653)"
 
 
@@ -225,12 +229,34 @@ def checked_reading(values: dict[str, Any], default: Reading = PAPER, where: str
         known = ", ".join(READING_FLAGS)
         raise UsageError(f"{where}unknown field {', '.join(unknown)}; known are {known}")
     try:
-        reading = replace(default, **values)
+        reading = replace(default, **{name: field_of(name, value) for name, value in values.items()})
         for template in reading.depth_templates:
             clip.tokenize([prompt(template, o, c) for o in reading.obj_classes for c in reading.depth_classes])
     except (ValueError, RuntimeError, OverflowError) as error:  # the last: JSON knows whole numbers of any size
         raise UsageError(f"{where}{error}") from error
     return reading
+
+
+def field_of(name: str, value: Any) -> Any:
+    """A field of a `Reading` from what a person gave: words as they are, numbers as floats, lists as tuples.
+
+    Raises ValueError: a value of another kind, an empty word or list, or a number that fp32 does not hold.
+    """
+    example = getattr(PAPER, name)
+    many = isinstance(example, tuple)
+    kind = str if isinstance(example[0] if many else example, str) else Real
+    items = value if many else [value]
+    if not isinstance(items, list | tuple) or not all(isinstance(v, kind) and not isinstance(v, bool) for v in items):
+        wanted = "a list of " * many + ("words" if kind is str else "numbers" if many else "a number")
+        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
+    if not items:
+        raise ValueError(f"{name} has no word or number")
+    if kind is str and not all(v.strip() for v in items):
+        raise ValueError(f"{name} has an empty word: {value!r}")
+    if kind is Real and not all(SMALLEST < v <= LARGEST for v in items):
+        raise ValueError(f"{name} must be positive and finite, as fp32 holds it, got {value!r}")
+    items = tuple(items) if kind is str else tuple(map(float, items))
+    return items if many else items[0]
 
 
 def choose_device(name: str, gpu: int | str = 0) -> torch.device:
@@ -371,7 +397,7 @@ def caveats(official: bool, checkpoint_sha256: str, model: MonoCLIP, protocol: P
         notes.append(f"bins beyond {largest:g} m, to which depth is clamped: see --preset and --bin_list")
     if protocol is not NYU and farthest < largest / FAR:
         notes.append(f"no bin is beyond {farthest:g} m, where ground truth goes to {largest:g} m: see --preset")
-    if model.reading.bin_list == LOG_BINS.bin_list:
+    if model.reading.bin_list == READINGS["log"].bin_list:
         notes.append("bins that are ours, spread in log depth, and published nowhere")
     return [text for text in notes if text]
 

@@ -29,13 +29,12 @@ import errno
 import io
 import json
 import os
-import stat
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,11 +43,12 @@ from PIL import Image
 from torch import Tensor
 
 import options
+from clip.dense import encode
 from clip.inference import keep_freed_memory
 from datasets import NAME_FILE, DataError, counted, name_of, printable, text_of
 from datasets.pictures import find_files, read_picture, resized
-from download import write_whole
-from monoclip import Answers, MonoCLIP, Reading, logits_of, upsampled, zeroshot_classifier
+from download import file_sha256, write_whole
+from monoclip import MonoCLIP, Reading, depth_of, logits_of, mirror_average, upsampled, with_mirror, zeroshot_classifier
 from viewer import colour, page
 
 DEMO_PICTURES = options.DEMO_DATA / "official_splits" / "test"
@@ -108,11 +108,7 @@ class Job:
     name: str
     data_set: str  # by `name_of`; "" for most
     files: dict[str, str]  # by kind, relative to OUT
-
-    def stamp(self) -> str:
-        """What tells the picture from another one, or from an older one, of the same name."""
-        about = os.stat(self.path) if os.path.exists(self.path) else None
-        return f"{self.name}, {about.st_size} bytes, modified {about.st_mtime_ns}" if about else "missing"
+    sha256: str  # of the picture; "" if it cannot be read
 
 
 def passed_by(path: Path) -> bool:
@@ -139,19 +135,20 @@ def plan(inputs: Sequence[str], save: Sequence[str]) -> list[Job]:
         others = stems[str(stem).casefold()] - 1 + names[str(stem).casefold()] - (stem == relative)
         start = (relative if others else stem).as_posix()
         files = {kind: start + kind for choice in SAVED if choice in save for kind in SAVED[choice]}
-        jobs.append(Job(path, printable(relative.as_posix()), name_of(path), files))
+        sha256 = file_sha256(path) if path.is_file() and os.access(path, os.R_OK) else ""
+        jobs.append(Job(path, printable(relative.as_posix()), name_of(path), files, sha256))
     return jobs
 
 
 class OutputFolder:
     """The folder OUT and its predict.json: with what its files were made, and of which pictures.
 
-    Files of an earlier run with other settings stay until they are written again, but are not listed any more.
+    predict.json is written before the first file and after the last, so what it lists and what is there is of these
+    settings and pictures: a file appears whole, and what stood in its place of others is removed first.
 
     Attributes:
-        files: the stamp of its picture for each file that was made with the settings of this run.
+        files: file -> SHA-256 of its picture.
         differing: the names of the settings that an earlier run, if there was one, does not share.
-        left: the files of that run, then.
     """
 
     def __init__(self, path: Path, made_with: dict[str, Any]) -> None:
@@ -159,25 +156,37 @@ class OutputFolder:
         new = json.loads(json.dumps({**made_with, **made_with["reading"]}))
         try:
             content = json.loads(text_of(path / RECORD_FILE))
-            old, files = {**content["made_with"], **content["made_with"]["reading"]}, {**content["files"]}
+            old, self.files = {**content["made_with"], **content["made_with"]["reading"]}, {**content["files"]}
         except (ValueError, LookupError, TypeError, RecursionError):  # none, or not ours
-            old, files = {}, {}
+            old, self.files = {}, {}
         self.known = bool(old)
-        self.mark = 0  # when this run last wrote the record; 0: not yet
         names = sorted({*old, *new} - {"reading", *ANY_MACHINE})
         self.differing = [name for name in names if old.get(name) != new.get(name)] if old else []
-        self.files, self.left = ({}, set(files)) if self.differing else (files, set())
+        if self.differing:
+            self.files = {}
 
-    def remaining(self, job: Job) -> Job:
-        """The job without the files that are there. Raises UsageError: they are not known to be of these settings."""
-        there = [file for file in job.files.values() if os.path.lexists(self.path / file)]
-        if self.differing or (there and not self.known):
+    def start(self, jobs: Sequence[Job], skip_existing: bool) -> list[Job]:
+        """Writes predict.json and returns the jobs without the files that are kept.
+
+        Raises UsageError: files are to be kept, but are not known to be of these settings; OSError.
+        """
+        some = any(os.path.lexists(self.path / file) for job in jobs for file in job.files.values())
+        if skip_existing and (self.differing or (some and not self.known)):
             what = f"has other {', '.join(self.differing)}" if self.known else f"has results, but no {RECORD_FILE}"
             advice = "choose another folder, or compute all again without --skip_existing"
             raise options.UsageError(f"--skip_existing: {self.path} {what}; {advice}")
-        whole = [file for file in there if stat.S_ISREG((self.path / file).lstat().st_mode)]
-        kept = [file for file in whole if self.files.get(file) == job.stamp()]
-        return replace(job, files={kind: file for kind, file in job.files.items() if file not in kept})
+        remaining = []
+        for job in jobs:
+            there = [file for file in job.files.values() if os.path.isfile(self.path / file)]
+            own = [file for file in there if self.files.get(file) == job.sha256]
+            for file in set(there) - set(own):
+                (self.path / file).unlink()
+            files = {kind: file for kind, file in job.files.items() if not skip_existing or file not in own}
+            remaining.append(replace(job, files=files))
+            self.files |= dict.fromkeys(job.files.values(), job.sha256)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.record()
+        return remaining
 
     def write(self, file: str, content: memoryview) -> None:
         """Writes a file, whole or not at all. Raises OSError: it cannot be, or a link leads out of the folder."""
@@ -187,20 +196,28 @@ class OutputFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda opened: opened.write(content))
 
-    def record(self, done: Mapping[str, str]) -> None:
-        """Writes predict.json if it is new or there are stamps of files that are done.
+    def record(self) -> None:
+        """Writes predict.json with the files that are there or, before they are, planned. Raises OSError."""
+        options.write_json(self.path / RECORD_FILE, {"made_with": self.made_with, "files": self.files})
 
-        Raises WorkError: another run has written it.
-        """
-        path = self.path / RECORD_FILE
-        if self.mark and (not path.exists() or self.mark != path.stat().st_mtime_ns):
-            advice = "give each run a folder of its own"
-            raise options.WorkError(f"{path}: was changed or removed by somebody else; {advice}")
-        if done or not self.mark:
-            self.files |= done
-            self.path.mkdir(parents=True, exist_ok=True)
-            options.write_json(path, {"made_with": self.made_with, "files": self.files})
-            self.mark = path.stat().st_mtime_ns
+
+class Answers(NamedTuple):
+    """What is read out of one picture of H x W pixels and h x w patches; all float32."""
+
+    depth: np.ndarray  # (H, W) [m]
+    weights: np.ndarray  # (K, h, w), how strongly each depth class is answered to; their sum over K is 1
+    sigma: np.ndarray  # (h, w) [m], by `colour.sigma_of`
+    entropy: np.ndarray  # (h, w) [nats], by `colour.entropy_of`
+
+
+def answers_of(model: MonoCLIP, features: Tensor, size: Sequence[int]) -> Answers:
+    """What the words say of a picture of `size` (H, W): features (2, D, h, w) of it and its mirror, or (1, D, h, w)."""
+    weights = logits_of(features, model.text_features, model.reading).softmax(dim=1)
+    weights = mirror_average(weights) if len(features) == 2 else weights  # (1, K, h, w)
+    depth = depth_of(weights, model.bin_list[None])  # (1, 1, h, w)
+    sigma, entropy = colour.sigma_of(weights, model.bin_list[None], depth), colour.entropy_of(weights)
+    found = (upsampled(depth, size)[0, 0], weights[0], sigma[0, 0], entropy[0, 0])
+    return Answers(*(maps.cpu().numpy() for maps in found))
 
 
 def file_content(
@@ -241,23 +258,21 @@ def predict_one(
     Depth is as `MonoCLIP.infer_image` gives it, but of at most the settings' `max_side` px a side. V is 2, the picture
     and its mirror, or 1 without the mirror.
 
-    Raises DataError: no picture; OSError: a file cannot be written; WorkError: a prediction is not finite, or another
-    run writes into the folder.
+    Raises DataError: no picture; OSError: a file cannot be written; WorkError: a prediction is not finite.
     """
-    stamp, pixels = job.stamp(), read_picture(job.path)
+    pixels = read_picture(job.path)
     height, width = pixels.shape[:2]
     scale = min(1.0, (settings.max_side or np.inf) / max(height, width))
-    features = model.patch_features(model.trunk(model.prepare(pixels), settings.mirror))  # (V, D, h, w)
-    answers = model.answers(features, [max(1, round(side * scale)) for side in (height, width)])
+    view = model.prepare(pixels)[None].to(model.bin_list.device)
+    features = model.features(encode(model.clip_vis, with_mirror(view) if settings.mirror else view))  # (V, D, h, w)
+    answers = answers_of(model, features, [max(1, round(side * scale)) for side in (height, width)])
     if not np.isfinite(answers.depth).all():
         advice = "" if output.made_with["precision"] == "fp32" else "; use --precision fp32"
         raise options.WorkError(f"{job.name}: NaN or infinite depth predicted{advice}")
-    output.record({})  # before its files, which must not pass for some of the earlier settings, or of another run
     toy = "toy CLIP: says nothing about the real one" if settings.note else ""
     note = "; ".join(filter(None, (toy, job.data_set)))
     for kind, file in job.files.items():
         output.write(file, file_content(kind, pixels, answers, model.reading, settings, note))
-    output.record(dict.fromkeys(job.files.values(), stamp))
     return pixels, answers.depth, features
 
 
@@ -322,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         toy = options.toy_note(made["checkpoint_sha256"])
         settings = Settings(not args.no_mirror, args.max_side, args.colour_map, args.range, toy)
         output = OutputFolder(path, made | asdict(settings))
-        jobs = [output.remaining(job) for job in jobs] if args.skip_existing else jobs
+        jobs = output.start(jobs, args.skip_existing)
         warnings = [toy] * bool(toy) + options.readout_notes(model)
         for name, count in Counter(job.data_set for job in jobs if job.data_set).items():
             warnings.append(f"{count} of {counted(len(jobs))}: {name}")
@@ -354,11 +369,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             notes = [f"{made['checkpoint']} in {precision}", page.subset_note(len(cards), done), *unread]
             text = page.build("Depth from words", cards, reading, phrases, notes=notes, warning="; ".join(warnings))
             options.write_text(path / page.PAGE_FILE, text)
-            output.record({page.PAGE_FILE: notes[1]})
             options.say(f"page: {path / page.PAGE_FILE}, {notes[1]}")
-        if left := sorted(file for file in output.left - output.files.keys() if (path / file).exists()):
-            what = f"{len(left)} of the files there, {left[0]} among them, "
-            options.say(f"note: {what}are of an earlier run with other {', '.join(output.differing)}")
+        output.files = {file: sha256 for file, sha256 in output.files.items() if os.path.isfile(path / file)}
+        output.record()
         options.say(f"done: {done} of {counted(len(jobs))} in {path}, depth in metres; {RECORD_FILE} lists the files")
 
     return options.run_command("predict.py", work)

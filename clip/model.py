@@ -319,10 +319,12 @@ class CLIP(nn.Module):
     def encode_text(self, text: Tensor) -> Tensor:
         """Joint embedding, not normalised, read at the end-of-text token (the largest id): (B, L) int -> (B, D).
 
-        Raises ValueError: `text` is not (B, L) with L = `context_length`.
+        Raises ValueError: `text` is not (B, L) with L = `context_length`, or has tokens that it does not know.
         """
         if text.ndim != 2 or text.shape[1] != self.context_length:
             raise ValueError(f"expected tokens of shape (B, {self.context_length}), got {tuple(text.shape)}")
+        if text.numel() and int(text.max()) >= (known := self.token_embedding.num_embeddings):
+            raise ValueError(f"a text encoder of {known} tokens, where CLIP's tokenizer has more")
         length, dtype = self.context_length, self.text_projection.dtype
         causal = torch.full((length, length), float("-inf"), dtype=dtype, device=text.device).triu(1)
         x = self.token_embedding(text).to(dtype) + self.positional_embedding.to(dtype)  # (B, L, width)

@@ -11,7 +11,7 @@ import csv
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -27,6 +27,24 @@ PICTURE = re.compile(rf"{_DRIVE}/image_02/data{_FRAME}\.(?:png|jpg)$")
 DEPTH = re.compile(rf"{_DRIVE}/proj_depth/groundtruth/image_02{_FRAME}\.png$")
 FORM = "DATE/DRIVE_sync/image_02/data/FRAME.png and DRIVE_sync/proj_depth/groundtruth/image_02/FRAME.png, or None"
 LAYOUT = "in the layout of KITTI"
+# Words and bins for outdoors, where the paper's own bins are published nowhere: Auty and Mikolajczyk's (ICCV-W 2023),
+# and ours, declared as such: the paper's words, with bins spread evenly in log depth over 5 to 60 m.
+PRESETS: dict[str, dict[str, Any]] = {
+    "auty": {
+        "depth_templates": ("This object appears to be {}",),
+        "depth_classes": (
+            "very close",
+            "close",
+            "slightly close",
+            "neither close nor distant",
+            "slightly distant",
+            "distant",
+            "very distant",
+        ),
+        "bin_list": (5.715, 17.144, 28.572, 40.0, 51.429, 62.857, 74.286),
+    },
+    "log": {"bin_list": tuple(round(5 * 12 ** (i / 6), 2) for i in range(7))},
+}
 MANY = 20  # missing files are not listed one by one
 
 

@@ -116,6 +116,10 @@ class DepthPairs:
         other.normalised = normalised
         return other
 
+    def prepared_by(self, prepare: Callable[[np.ndarray], Tensor]) -> "DepthPairs":
+        """The same images as `MonoCLIP.prepare` makes them; those of known sizes stay as they are."""
+        return self if self.protocol.frames else self.normalised_by(prepare)
+
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
         """Image (3, h, w) float32, normalised, and depth (1, H, W) float32 [m].
 
@@ -151,23 +155,26 @@ class DepthPairs:
         """What images have in common that keeps them from being independent: a label of each, and it in words."""
         return self.names, "images"
 
-    def batches(self, items: Sequence[int], batch_size: int, workers: int = 1) -> Iterator[Batch]:
-        """The images at the places `items`, in that order, at most `batch_size` of one size at once.
-
-        `workers` threads read the next batch while the caller works on one. Raises DataError: a file is damaged.
-        """
+    def parts(self, items: Sequence[int], batch_size: int) -> list[list[int]]:
+        """The places `items`, in that order, in parts of at most `batch_size` images of one size."""
         of_one_size = [list(items)]
         if not self.protocol.frames:
             of_one_size = [list(group) for _, group in groupby(items, self.frame)]
-        parts = [
+        return [
             group[start : start + batch_size] for group in of_one_size for start in range(0, len(group), batch_size)
         ]
+
+    def batches(self, parts: Sequence[Sequence[int]], workers: int = 1) -> Iterator[Batch]:
+        """The images of each of the `parts`.
+
+        `workers` threads read the next batch while the caller works on one. Raises DataError: a file is damaged.
+        """
         with ThreadPoolExecutor(workers) as pool:
             following = [pool.map(self.__getitem__, part) for part in parts[:1]]
             for part, after in zip(parts, [*parts[1:], []], strict=False):  # no part at all, none after it
                 image, depth = zip(*following.pop(), strict=True)
                 following.append(pool.map(self.__getitem__, after))
-                yield Batch(part, torch.stack(image), list(depth))
+                yield Batch(list(part), torch.stack(image), list(depth))
 
 
 def unsafe_path(text: str, folder: Path) -> str | None:

@@ -2,7 +2,7 @@
 
 Either a list of `rgb depth` lines, relative to a folder, or a folder with `rgb/NAME.png` (or .jpg) and
 `depth/NAME.png`, depth of 16 bits with `--depth_scale` units in a metre, 0 = no measurement. Every measured pixel
-nearer than `--max_depth` counts; pictures are resized to whole patches, and predictions back.
+nearer than `--max_depth` counts; pictures are resized as `pictures.working_size` says, and predictions back.
 """
 
 from collections.abc import Callable

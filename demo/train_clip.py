@@ -32,8 +32,8 @@ from calculate_error import HIGHER_IS_BETTER, NYU, NYU_CROP, NYU_METRICS, comput
 from clip.model import CLIP, Architecture
 from datasets.nyu import open_nyu
 from demo.rooms import render_scene, write_split
-from experiments.score import correlations
-from monoclip import PAPER, MonoCLIP, depth_of, mirror_average, upsampled
+from experiments.score import rank_correlations
+from monoclip import PAPER, MonoCLIP, depth_of, logits_of, upsampled
 
 HELD_OUT_SEED = 64_000  # the pictures that training is judged by
 SAMPLE_SEED = 16_000  # the pictures in demo/sample
@@ -214,7 +214,7 @@ def train(model: CLIP, pictures: Pictures, steps: int, batch_size: int, seed: in
 
         reader.text_features = F.normalize(model.encode_text(tokens), dim=-1).T  # (D, K), with its gradient
         trunk = model.visual.forward_trunk(image.contiguous(memory_format=torch.channels_last))
-        logits = sharpness * reader.logits(reader.patch_features(trunk))
+        logits = sharpness * logits_of(reader.features(trunk), reader.text_features, PAPER)
         loss = patch_loss(logits, depth, measured, reader.bin_list)
 
         top, left = rng.integers(depth.shape[1] - window + 1), rng.integers(depth.shape[2] - window + 1)
@@ -271,16 +271,14 @@ def measure(model: CLIP, root: Path, seed: int = 0) -> tuple[dict[str, dict[str,
     dataset = open_nyu(root, PAPER.normalised)
     for image, depth in (dataset[i] for i in range(len(dataset))):
         image = image[None]
-        logits = reader.logits(reader.patch_features(reader.trunk(image)))  # (2, K, h, w), of the image and its mirror
-        read = mirror_average(depth_of(logits, torch.stack([bins, *permuted])))  # (1, 1 + 20, h, w)
+        read = depth_of(reader(image), torch.stack([bins, *permuted]))  # (1, 1 + 20, h, w)
         flat = constants.view(1, -1, 1, 1).expand(-1, -1, *image.shape[2:])
         # (1, R, 416, 544): the model, 20 permutations, uniform weights, 16 constants
         pred = torch.cat([upsampled(read, image.shape[2:]), flat], dim=1)
         errors = compute_errors_NYU_per_image(depth[None], pred)
         rows.append(torch.cat([errors[name] for name in NYU_METRICS]))  # (metrics, R)
         places, gt = counted_pixels(depth, NYU)
-        spearman, _ = correlations(pred[:, 0].flatten(1)[:, places], gt)
-        ranked.append(spearman.item())
+        ranked.append(rank_correlations(pred[:, 0].flatten(1)[:, places], gt).item())
     means = torch.stack(rows).mean(0)  # (metrics, R)
     groups = {
         "embedded CLIP": slice(0, 1),

@@ -1,12 +1,12 @@
 """Step 1 of the experiments: images -> the feature store, the only step that is expensive.
 
 One file an image holds what CLIP's image trunk sees of it and of its mirror, a `Trunk` of float32, before anything is
-read out of it, so that every read-out but `windows`, which has an encoding of its own, comes from one file. Its folder
-is named by a hash of what it depends on (weights, precision, form of the network, normalisation, crop, encoding), and
-it by the hash of the image. A file is there whole or not at all, and what is there is not computed again. So the store
-is at once what a stopped run goes on from, the cache for other words, and how processes share the work, on one machine
-or over a shared file system; another checkpoint is another name, never a conflict. Files are .npz, whose CRC-32 is
-checked whenever they are read; a damaged one is computed again, and said.
+read out of it, so that every read-out comes from one file. Its folder is named by a hash of what it depends on
+(weights, precision, form of the network, normalisation, crop), and it by the hash of the image. A file is there whole
+or not at all, and what is there is not computed again. So the store is at once what a stopped run goes on from, the
+cache for other words, and how processes share the work, on one machine or over a shared file system; another checkpoint
+is another name, never a conflict. Files are .npz, whose CRC-32 is checked whenever they are read; a damaged one is
+computed again, and said.
 """
 
 import errno
@@ -18,15 +18,17 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
 from tqdm import tqdm
 
-from clip.dense import encoding_of, fitted_size
+from clip.dense import fitted_size
 from clip.model import Trunk
 from datasets import PROGRESS
 from datasets.pairs import DepthPairs
@@ -34,6 +36,7 @@ from download import write_whole
 from monoclip import MonoCLIP
 
 DESCRIPTION = "made_with.json"
+STORED_WITH = ("checkpoint_sha256", "activation", "precision", "network", "depthclip")  # that features depend on
 # What damaged bytes lead the readers of zip and npy to.
 DAMAGE = (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, OSError)
 
@@ -49,12 +52,13 @@ class FeatureStore:
     """
 
     def __init__(self, root: Path, model: MonoCLIP, dataset: DepthPairs, depends_on: Mapping[str, Any]) -> None:
-        self.model, self.dataset = model, dataset
+        self.model, self.dataset = model, dataset.prepared_by(model.prepare)
         frames = dataset.protocol.frames
-        crop = [[side.start, side.stop] for side in dataset.protocol.window(*frames[0])] if frames else "all"
+        crop: Any = "all, at the working size"
+        if frames:
+            crop = [[side.start, side.stop] for side in dataset.protocol.window(*frames[0])]
         reading = model.reading
         about = {**depends_on, "image_mean": reading.image_mean, "image_std": reading.image_std, "crop": crop}
-        about["encoding"] = encoding_of(reading.readout)
         described = json.dumps(about, indent=1, sort_keys=True).encode()
         self.folder = root / hashlib.sha256(described).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -82,11 +86,10 @@ class FeatureStore:
     def check_space(self, missing: Sequence[int]) -> None:
         """Raises OSError: the disk does not hold these images, too."""
         visual, seen = self.model.clip_vis, self.dataset.protocol.seen
-        channels = visual.joint_dim if encoding_of(self.model.reading.readout) == "windows" else visual.patch_dim
         needed = 0
         for item in missing:
             size = fitted_size(*(seen or self.dataset.frame(item)), visual.patch_size)
-            needed += 2 * channels * (math.prod(side // visual.patch_size for side in size) + 1) * 4
+            needed += 2 * visual.patch_dim * (math.prod(side // visual.patch_size for side in size) + 1) * 4
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             room = f"the features need {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
@@ -98,7 +101,7 @@ class FeatureStore:
 
         Raises DataError: an image is damaged; OSError: a file cannot be written.
         """
-        for batch in self.dataset.batches(items, batch_size, workers):
+        for batch in self.dataset.batches(self.dataset.parts(items, batch_size), workers):
             trunk = self.model.trunk(batch.image.to(self.model.bin_list.device))
             parts = [part.cpu().unflatten(0, (2, -1)).transpose(0, 1).numpy() for part in trunk]  # (B, 2, ...)
             for item, patches, cls in zip(batch.items, *parts, strict=True):
@@ -125,3 +128,25 @@ class FeatureStore:
         except DAMAGE as error:
             print(f"{path}: damaged ({error}); computed again", file=sys.stderr)
         return None
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Step 1 as one process, `rank` of `count`, does it: every count-th image is its own."""
+
+    root: Path  # the folder of all stores
+    batch_size: int
+    workers: int
+    rank: int = 0
+    count: int = 1
+
+    def fill_store(self, model: MonoCLIP, dataset: DepthPairs, made_with: Mapping[str, Any]) -> FeatureStore:
+        """The store of a model's features, once all processes have put theirs there.
+
+        Raises OSError and DataError as `FeatureStore.fill`.
+        """
+        store = FeatureStore(self.root, model, dataset, {key: made_with[key] for key in STORED_WITH})
+        store.fill(range(self.rank, len(dataset), self.count), self.batch_size, self.workers, self.rank > 0)
+        if self.count > 1:
+            distributed.barrier()
+        return store

@@ -5,7 +5,6 @@ Imported only by a run that draws: matplotlib takes a second.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from datasets import printable
 from experiments.published import BIN_RESPONSE, BIN_RESPONSE_DEPTHS, THIS_RUN, UNIFORM
-from experiments.statistics import HIGHER, PRIMARY, Case, Contrast, Results
+from experiments.statistics import HIGHER, PRIMARY, Case, Contrast, Findings, Interval, Results
 from viewer.strip import Example, save_figure
 
 CHARTED = {"delta1": "higher", "abs_rel": "lower", "rmse": "lower", "spearman": "higher"}  # is better
@@ -53,17 +52,15 @@ def draw_response(path: Path, example: Example, weights: np.ndarray, caption: st
 def draw_question(
     path: Path,
     contrasts: Sequence[Contrast],
-    results: Results,
-    permuted: np.ndarray | None,
-    patches: np.ndarray,
+    findings: Findings,
     caption: str,
     drawn: tuple[float, float] | None = None,
 ) -> None:
     """The primary contrasts, image by image; all assignments of bins to words; depth of each patch, true and predicted.
 
-    permuted: (n, 2), mean metrics of the assignments in the order of `PRIMARY`, this run's first; patches: (2, N) [m];
-    drawn: ends of the axes of depth [m], of 0 and all patches if None.
+    drawn: ends of the axes of depth [m]; of 0 and all patches if None.
     """
+    permuted, results = findings.permuted, findings.results
     figure = Figure(figsize=(12, 6.4), layout="constrained")
     columns = ["differences", "assignments", "patches"] if permuted is not None else ["differences", "patches"]
     names = [
@@ -79,7 +76,7 @@ def draw_question(
         better = "above" if contrast.metric in HIGHER else "below"
         axis.bar(range(len(differences)), differences, width=0.8 if len(differences) < FINE else 1, color="tab:blue")
         axis.axhline(0, color="black", linewidth=1)
-        axis.axhline(contrast.difference, color="tab:orange", linewidth=2)
+        axis.axhline(differences.mean(), color="tab:orange", linewidth=2)
         interval = "no interval"
         if contrast.interval_95:
             axis.axhspan(*contrast.interval_95, color="tab:orange", alpha=0.25, linewidth=0)
@@ -92,7 +89,7 @@ def draw_question(
             axis.axvline(own, color="tab:orange", linewidth=2)
             axis.set_title(f"this run over patches {own:.3f}, p = {contrast.p:.4f}", fontsize=10)
             axis.set(xlabel=f"{contrast.metric}, over patches", ylabel=f"of {len(permuted) - 1:,} assignments")
-    predicted, true = patches
+    predicted, true = patches = findings.patches
     axis, span = axes["patches"], drawn or (0.0, float(np.ceil(patches.max(initial=1))))
     true, predicted = np.clip(true, *span), np.clip(predicted, *span)  # as metrics do
     counts = axis.hist2d(true, predicted, bins=60, range=[span, span], cmap="viridis", cmin=1)[3]
@@ -135,7 +132,7 @@ def draw_readouts(path: Path, cases: Mapping[Case, Sequence[Contrast]], caption:
             colour, y = "tab:orange" if case.released else "tab:blue", len(labels)
             if contrast.interval_95:
                 axis.hlines(y, *contrast.interval_95, color=colour, linewidth=1.5)
-            axis.plot(contrast.difference, y, "D" if case.released else "o", color=colour, markersize=5)
+            axis.plot(float(contrast.difference or 0), y, "D" if case.released else "o", color=colour, markersize=5)
             labels.append(
                 f"{case.backbone[:LONGEST]}, {case.statistics}, {case.temperature:g}" + " (released)" * case.released
             )
@@ -171,47 +168,34 @@ def near_and_far(truth: np.ndarray, grid: Sequence[int]) -> list[tuple[int, int,
     return [(*divmod(int(usable[i]), w), float(depth[i])) for i in chosen]
 
 
-def draw_chart(
-    path: Path,
-    results: Results,
-    groups: Mapping[str, Sequence[str]],
-    published: Mapping[str, Mapping[str, float | None]],
-    caption: str,
-) -> None:
-    """All rows: means with 95 % intervals, groups as median with minimum and maximum, published metrics beside.
-
-    groups: group -> rows that are drawn together; published: row -> metrics, where they compare.
-    """
-    rows = results.single_rows(groups)
-    intervals = results.intervals(rows)
-    labels = [*rows, *(f"{group} ({len(members)})" for group, members in groups.items())]
-    figure = Figure(figsize=(15, 1.6 + 0.27 * len(labels)), layout="constrained")
+def draw_chart(path: Path, results: Results, published: Mapping[str, Mapping[str, float | None]], caption: str) -> None:
+    """All rows: means with 95 % intervals, and published metrics beside (row -> metrics, where they compare)."""
+    rows = list(results.metrics)
+    intervals = {row: results.intervals(row)[0] for row in rows}
+    figure = Figure(figsize=(15, 1.6 + 0.27 * len(rows)), layout="constrained")
     axes = figure.subplots(1, len(CHARTED), sharey=True)
     for axis, (metric, better) in zip(axes, CHARTED.items(), strict=True):
         for y, row in enumerate(rows):
             colour = "tab:green" if row == THIS_RUN else "tab:blue"
-            draw_bar(axis, y, results.mean(row), metric, intervals[row][0][metric], colour)
+            draw_bar(axis, y, results.mean(row)[metric], intervals[row][metric], colour)
             value = published.get(row, {}).get(metric)
             if value is not None:
                 axis.plot(value, y, "D", color="black", markersize=5)
-        for y, members in enumerate(groups.values(), len(rows)):
-            spread = results.ranges(members)
-            draw_bar(axis, y, spread["median"], metric, (spread["min"][metric], spread["max"][metric]), "tab:gray")
-        axis.axvline(results.mean(UNIFORM)[metric], color="tab:red", linestyle="--", linewidth=1)
+        axis.axvline(results.mean(UNIFORM)[metric] or 0, color="tab:red", linestyle="--", linewidth=1)
         axis.set_title(f"{metric} ({better} is better{', m' if metric == 'rmse' else ''})", fontsize=10)
         axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(range(len(labels)), map(printable, labels), fontsize=8, parse_math=False)
-    axes[0].set_ylim(len(labels) - 0.4, -0.6)
-    note = "Whiskers: 95 % intervals, as in tables.md"
-    note += "; grey: median, minimum and maximum of a group" if groups else ""
-    note += f". Dashed: {UNIFORM}" + (". Diamond: published." if published else ".")
-    figure.suptitle(note, fontsize=10)
+    axes[0].set_yticks(range(len(rows)), map(printable, rows), fontsize=8, parse_math=False)
+    axes[0].set_ylim(len(rows) - 0.4, -0.6)
+    note = f"Whiskers: 95 % intervals, as in tables.md. Dashed: {UNIFORM}, or 0 where these have no order."
+    figure.suptitle(note + " Diamond: published." * bool(published), fontsize=10)
     save_figure(figure, path, caption)
 
 
-def draw_bar(axis: Axes, y: int, means: Mapping[str, Any], metric: str, interval: Any, colour: str) -> None:
-    """One horizontal bar, with whiskers where there is an interval."""
-    axis.barh(y, means[metric], color=colour, height=0.7, alpha=0.85)
+def draw_bar(axis: Axes, y: int, mean: float | None, interval: Interval, colour: str) -> None:
+    """One horizontal bar, with whiskers where there is an interval; none for a metric that the row does not have."""
+    if mean is None:
+        return
+    axis.barh(y, mean, color=colour, height=0.7, alpha=0.85)
     if interval and interval[0] < interval[1]:
         axis.hlines(y, *interval, color="black", linewidth=1)
         axis.vlines(interval, y - 0.2, y + 0.2, color="black", linewidth=1)

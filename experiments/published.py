@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from monoclip import AUTY, LOG_BINS, PAPER, Reading
+from datasets.kitti import PRESETS
+from monoclip import PAPER, Reading
 
+AUTY, LOG_BINS = (replace(PAPER, **PRESETS[name]) for name in ("auty", "log"))
 COLUMNS = ("delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")  # of the paper's tables
 
 PAPER_ROW = "paper, DepthCLIP"

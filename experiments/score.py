@@ -1,19 +1,17 @@
 """Step 2 of the experiments: features x settings -> metrics. Nothing is learnt, and no image is looked at any more.
 
-A row is the depth of every image by one rule: a `Setting` reads depth out of the features as the method does, with
-other words, bins, channels or patches; `RandomDepth` ignores the image; a constant is one depth everywhere; a map is
-one depth map for all images. Beside the metrics of the paper, each row of each image has what a constant cannot fake:
+A row is the depth of every image by one rule. A `Setting` reads depth out of the features as the method does, with
+other words, bins or channels; random depth ignores the image; a constant is one depth everywhere; a map is one depth
+map for all images. Beside the metrics of the paper, each row of each image has what a constant cannot fake:
 
-    silog                scale-invariant log error (calculate_error.py)
-    spearman, pearson    correlation of predicted and true depth over the patches: mean depth of a patch's pixels with
-                         mean counted ground truth; those of which too little is counted are left out
-                         (`Protocol.measured_share`)
-    spearman_pixels      rank correlation over counted pixels, of every fourth row and column
-    aurg                 what certainty knows of error: area under the random gain, over the patches; 0 without sigma
-    scaled_*             the paper's metrics after the prediction is multiplied by the ratio of (lower) medians
+    silog       scale-invariant log error (calculate_error.py)
+    spearman    rank correlation of predicted and true depth over the patches: mean depth of a patch's pixels with mean
+                counted ground truth; patches of which too little is counted are left out (`Protocol.measured_share`).
+                NaN where the prediction spans less than 1 cm: what order it has is rounding
+    aurg        what certainty knows of error: area under the random gain, over the patches; 0 without sigma
+    scaled_*    the paper's metrics after the prediction is multiplied by the ratio of (lower) medians
 
-Correlations compare steps of a 65,536th of the range, on both sides, and so does the order of sigma; equal values
-share their mean rank, or error; 0 where either side is constant.
+Ranks, also those of sigma, compare steps of a 65,536th of the range; equal values share their mean rank, or error.
 """
 
 import math
@@ -33,25 +31,23 @@ from calculate_error import (
     MIN_DEPTH,
     NYU,
     NYU_CROP,
-    NYU_METRICS,
     Protocol,
     Size,
     counted_pixels,
     errors_of_maps,
-    gain_over_random,
     mean_errors,
     pixel_errors,
     size_of,
-    sparsification,
 )
-from clip.dense import read, unit
 from clip.model import Trunk
 from datasets import PROGRESS
+from datasets.pairs import DepthPairs
 from experiments.statistics import COUNTS, PRIMARY
-from monoclip import MonoCLIP, Reading, logits_of, mirror_average, sigma_of, upsampled, weighted
+from monoclip import MonoCLIP, Reading, depth_of, logits_of, mirror_average, upsampled
+from viewer.colour import sigma_of
 
-SCALED = NYU_METRICS[1:]  # the paper's columns
-EXTRA_METRICS = ("spearman", "spearman_pixels", "pearson", "aurg", "silog", *(f"scaled_{metric}" for metric in SCALED))
+SCALED = ("delta1", "abs_rel")
+EXTRA_METRICS = ("spearman", "aurg", "silog", *(f"scaled_{metric}" for metric in SCALED))
 
 
 def metrics_of(protocol: Protocol) -> tuple[str, ...]:
@@ -59,16 +55,20 @@ def metrics_of(protocol: Protocol) -> tuple[str, ...]:
     return (*protocol.scored, *EXTRA_METRICS)
 
 
-# How random depth is drawn: the paper does not say. All uniform from 0 to the protocol's largest depth, 10 m on NYU.
-PIXEL, GRID, MIRRORED = "random, each pixel", "random, each patch", "random, each patch, mirror average"
-RANDOM_KINDS = (PIXEL, GRID, MIRRORED)
+# Rows of random depth. The paper does not say how its own is drawn. All are uniform from 0 to the protocol's largest
+# depth, 10 m on NYU.
+PIXEL, GRID = "random, each pixel, seed 0", "random, each patch, seed 0"
+MIRRORED = "random, each patch, mirror average, seed 0"
+RANDOM_ROWS = (PIXEL, GRID, MIRRORED)
 
 MAPS_AT_ONCE = 16  # of an image, so that few of their pixels are in memory
 CONSTANTS_AT_ONCE = 256  # of the sweep, so that histograms are read a few times only
-SWEPT = 2000  # steps from 0 to the protocol's largest depth, at which constants are tried: 5 mm apart on NYU
+SWEPT = 2000  # constants that are tried, from 0 to the protocol's largest depth: 5 mm apart on NYU
+OFF_THRESHOLDS = 0.0011  # [m] added to each: no ratio of 5 k + 1.1 mm to whole millimetres is 1.25, 1.25^2 or 1.25^3
+SHARES = 20  # of the most certain predictions, at which a sparsification curve is taken
 STEPS = 2**16 + 1  # of the range, in which depths are ranked: rounding of fp32 must not order equal ones
 SMALLEST_STEP = 1e-5  # [m] what is nearer than this is equal, whatever the range
-EVERY = 4  # row and column of the crop, whose pixels the rank correlation over pixels takes
+LEAST_SPAN = 0.01  # [m] a prediction that spans less has no order
 
 
 @dataclass(frozen=True)
@@ -77,34 +77,18 @@ class Setting:
 
     name: str
     reading: Reading
-    group: str = ""  # rows of one group are reported together, as minimum, median and maximum
     channels: int | None = None  # seed of a random choice of D of the C channels, in place of every second
-    ordered: bool = True  # whether those channels stay in their order
-    shuffle: int | None = None  # seed of a random order of the patches' depths, another for each image
-
-
-@dataclass(frozen=True)
-class RandomDepth:
-    """A row of random depth; `kind` is one of `RANDOM_KINDS`, which is also its group."""
-
-    kind: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """The row's name."""
-        return f"{self.kind}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What is scored: settings, random depth, constants [m] by name, and depth maps (H, W) [m] by name.
+    """What is scored: settings, `RANDOM_ROWS`, constants [m] by name, and depth maps (H, W) [m] by name.
 
     `baselines`: setting -> the constant that it would be if its words said nothing, the mean of its own bins.
     """
 
     settings: tuple[Setting, ...]
-    randoms: tuple[RandomDepth, ...] = ()
+    randoms: tuple[str, ...] = ()
     constants: Mapping[str, float] = field(default_factory=dict)
     maps: Mapping[str, Tensor] = field(default_factory=dict)
     baselines: Mapping[str, str] = field(default_factory=dict)
@@ -112,28 +96,15 @@ class Rows:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all rows: settings, random depth of patches, then what is of pixels."""
-        patches = [row.name for row in self.randoms if row.kind != PIXEL]
-        pixels = [row.name for row in self.randoms if row.kind == PIXEL]
-        return (*(setting.name for setting in self.settings), *patches, *pixels, *self.maps, *self.constants)
-
-    @property
-    def groups(self) -> dict[str, list[str]]:
-        """Group -> names of its rows."""
-        found: dict[str, list[str]] = {}
-        for group, name in [(s.group, s.name) for s in self.settings] + [(r.kind, r.name) for r in self.randoms]:
-            if group:
-                found.setdefault(group, []).append(name)
-        return found
+        randoms = sorted(self.randoms, key=lambda row: row == PIXEL)
+        return (*(setting.name for setting in self.settings), *randoms, *self.maps, *self.constants)
 
     def row_of(self, reading: Reading) -> str | None:
         """Name of the row that is this reading and nothing else."""
-        for s in self.settings:
-            if s.reading == reading and s.channels is None and s.shuffle is None and not s.group:
-                return s.name
-        return None
+        return next((s.name for s in self.settings if s.reading == reading and s.channels is None), None)
 
 
-class Read(NamedTuple):
+class PatchAnswers(NamedTuple):
     """What R settings read out of an image, in the mean of it and its mirror; all on the CPU, float32."""
 
     depth: Tensor  # (R, h, w) [m]
@@ -141,7 +112,7 @@ class Read(NamedTuple):
     weights: Tensor  # (asked, K, h, w), of the words of the first settings
 
 
-class Readouts:
+class SettingsReader:
     """Every setting's depth by the functions of monoclip.py; those of the same words and features share one softmax.
 
     Args:
@@ -160,7 +131,7 @@ class Readouts:
         self.softmaxes: dict[tuple[object, ...], list[int]] = {}
         for i, s in enumerate(settings):
             r = s.reading
-            key = (r.words, r.temperature, r.logit_scale, r.readout, s.channels, s.ordered)
+            key = (r.words, r.temperature, r.logit_scale, r.readout, s.channels)
             self.softmaxes.setdefault(key, []).append(i)
             self.text_features(r.words)
 
@@ -170,63 +141,56 @@ class Readouts:
             self.text[words] = self.encode_prompts(*words).cpu()
         return self.text[words]
 
-    def __call__(self, trunk: Trunk, name: str) -> Read:
-        """What all settings read of an image's trunk, as from `FeatureStore.get`.
-
-        The order of shuffled patches depends on the image's name.
-        """
+    def __call__(self, trunk: Trunk) -> PatchAnswers:
+        """What all settings read of an image's trunk, as from `FeatureStore.get`."""
         names = dict.fromkeys(setting.reading.readout for setting in self.settings)
-        by_readout = {name: read(self.model.clip_vis, trunk, name).cpu() for name in names}  # (2, D, h, w) each
-        channels = unit(trunk.patches) if any(s.channels is not None for s in self.settings) else trunk.patches
+        by_readout = {name: self.model.features(trunk, name).cpu() for name in names}  # (2, D, h, w) each
+        channels = F.normalize(trunk.patches, dim=1) if any(s.channels is not None for s in self.settings) else None
         depth = trunk.patches.new_empty(len(self.settings), *trunk.patches.shape[2:])
         sigma = torch.empty_like(depth)
         weights: dict[int, Tensor] = {}
         for members in self.softmaxes.values():
             first = self.settings[members[0]]
             features = by_readout[first.reading.readout]
-            if first.channels is not None:
-                features = channels[:, self.chosen_channels(channels.shape[1], first)]
-            views = logits_of(features, self.text[first.reading.words], first.reading).softmax(1)  # (2, K, h, w)
+            if channels is not None and first.channels is not None:
+                features = channels[:, random_channels(channels.shape[1], self.joint, first.channels)]
+            logits = logits_of(features, self.text[first.reading.words], first.reading)  # (2, K, h, w)
+            mean = mirror_average(logits.softmax(dim=1))  # (1, K, h, w)
             bins = torch.tensor([self.settings[i].reading.bin_list for i in members])  # (M, K)
-            found, mean = mirror_average(weighted(views, bins)), mirror_average(views)
+            found = depth_of(mean, bins)
             depth[members], sigma[members] = found[0], sigma_of(mean, bins, found)[0]  # (M, h, w)
             weights |= {i: mean[0] for i in members if i < self.asked}
-        for i, setting in enumerate(self.settings):
-            if setting.shuffle is not None:
-                order = torch.from_numpy(generator(name, setting.shuffle).permutation(depth[i].numel()))
-                for maps in (depth, sigma):
-                    maps[i] = maps[i].flatten()[order].view_as(maps[i])
-        return Read(depth, sigma, torch.stack([weights[i] for i in range(self.asked)]))
-
-    def chosen_channels(self, channels: int, setting: Setting) -> Tensor:
-        """D of the C channels, as a setting with random channels has them."""
-        chosen = np.random.default_rng(setting.channels).choice(channels, self.joint, replace=False)
-        return torch.from_numpy(np.sort(chosen) if setting.ordered else chosen)
+        return PatchAnswers(depth, sigma, torch.stack([weights[i] for i in range(self.asked)]))
 
 
-def generator(name: str, seed: int) -> np.random.Generator:
-    """Random numbers that depend on an image's name and a seed, whatever else is evaluated."""
-    return np.random.default_rng([seed, zlib.crc32(name.encode())])
+def random_channels(channels: int, joint: int, seed: int) -> Tensor:
+    """`joint` of the channels, in a random order: sorted ones would meet some dimensions of every second channel."""
+    return torch.from_numpy(np.random.default_rng(seed).choice(channels, joint, replace=False))
 
 
-def random_depth(row: RandomDepth, name: str, grid: tuple[int, ...], size: Size, largest: float) -> Tensor:
+def generator(name: str) -> np.random.Generator:
+    """Random numbers that depend on an image's name, whatever else is evaluated."""
+    return np.random.default_rng([0, zlib.crc32(name.encode())])
+
+
+def random_depth(row: str, name: str, grid: tuple[int, ...], size: Size, largest: float) -> Tensor:
     """A map of random depth for one image, from 0 to `largest` [m]: (h, w) [m]; for each pixel, `size`."""
-    rng = generator(name, row.seed)
+    rng = generator(name)
 
     def drawn(size: tuple[int, ...]) -> np.ndarray:
         return rng.random(size, dtype=np.float32) * np.float32(largest)
 
-    if row.kind == PIXEL:
+    if row == PIXEL:
         return torch.from_numpy(drawn(size))
     first = drawn(grid)
-    return torch.from_numpy(first if row.kind == GRID else (first + drawn(grid)) / 2)
+    return torch.from_numpy(first if row == GRID else (first + drawn(grid)) / 2)
 
 
 def other_maps(rows: Rows, name: str, truth: "Truth", grid: tuple[int, ...]) -> tuple[list[Tensor], Tensor]:
     """The depth of one image by rows that are no settings: of each patch, (h, w) [m], of each pixel, (R', H, W) [m]."""
     size, largest = truth.size, truth.protocol.max_depth
-    patches = [random_depth(row, name, grid, size, largest) for row in rows.randoms if row.kind != PIXEL]
-    pixels = [random_depth(row, name, grid, size, largest) for row in rows.randoms if row.kind == PIXEL]
+    patches = [random_depth(row, name, grid, size, largest) for row in rows.randoms if row != PIXEL]
+    pixels = [random_depth(row, name, grid, size, largest) for row in rows.randoms if row == PIXEL]
     pixels += [*rows.maps.values(), *(torch.tensor(depth).expand(size) for depth in rows.constants.values())]
     return patches, torch.stack(pixels)
 
@@ -234,65 +198,70 @@ def other_maps(rows: Rows, name: str, truth: "Truth", grid: tuple[int, ...]) -> 
 class ImageScores(NamedTuple):
     """What is kept of an image."""
 
-    errors: dict[str, np.ndarray]  # metric -> (R + R',), of `score_image`, and "aurg"
+    errors: dict[str, np.ndarray]  # metric -> (R + R',), of `errors_of_rows`, and "aurg"
     histogram: np.ndarray  # (U,), of `histogram`
     permuted: np.ndarray  # (asked, n, 2), of `permuted_errors`
     patches: np.ndarray  # (2, P) [m], predicted by the first setting and true
     curve: np.ndarray  # (S,), of `sparsification` of the first setting; NaN if no patch is measured
 
 
-@torch.inference_mode()
-def score_all(
-    gt: Tensor, trunk: Trunk, name: str, rows: Rows, readouts: Readouts, bins: Tensor, protocol: Protocol
-) -> ImageScores:
-    """Every row's metrics of one image, and what is told of its first settings besides.
+@dataclass(frozen=True)
+class Scorer:
+    """Scores images by all rows.
 
-    From gt, a whole frame (1, H, W) [m]; the trunk of the image and its mirror; and bins (n, K) [m], assignments of
-    bins to words. Raises UnscorableError as `score_image` does.
-    """
-    answers = readouts(trunk, name)
-    grid = tuple(answers.depth.shape[1:])
-    truth = truth_of(gt, grid, protocol)
-    patches, pixels = other_maps(rows, name, truth, grid)
-    errors = score_image(truth, torch.cat([answers.depth, *(depth[None] for depth in patches)]), pixels, name)
-    depth, sigma = (maps.flatten(1)[:, truth.patches] for maps in (answers.depth, answers.sigma))  # (R, P)
-    true, predicted = (maps.float().clamp(MIN_DEPTH, protocol.max_depth) for maps in (truth.patch_depth, depth))
-    uncertain = torch.from_numpy(np.stack([steps(row) for row in sigma.numpy()]))
-    curves = sparsification(pixel_errors(true, predicted, ("abs_rel",))["abs_rel"], uncertain)
-    aurg = np.zeros_like(errors["spearman"])
-    aurg[: len(curves)] = gain_over_random(curves).nan_to_num()
-    errors = {metric: aurg if metric == "aurg" else errors[metric] for metric in (*metrics_of(protocol), *COUNTS)}
-    permuted = np.stack([permuted_errors(weights, bins, truth) for weights in answers.weights])
-    both = np.stack([depth[0].double().numpy(), truth.patch_depth.numpy()])
-    return ImageScores(errors, histogram(truth.depth, protocol), permuted, both, curves[0].numpy())
-
-
-def score_images(
-    depths: Callable[[int], Tensor],
-    trunks: Callable[[int], Trunk],
-    names: Sequence[str],
-    rows: Rows,
-    readouts: Readouts,
-    bins: Tensor,
-    protocol: Protocol,
-) -> list[ImageScores]:
-    """`score_all` of every image, of which `depths` and `trunks` give the ground truth and the trunk by its place.
-
-    Raises UnscorableError: a prediction is not finite, or an image has no valid pixel; DataError: damaged depth.
+    Args:
+        rows: what is scored.
+        reader: of the settings among the rows.
+        bins: (n, K) [m], assignments of the first reading's bins to its words, its own first.
+        protocol: of the data set.
     """
 
-    def one(item: int) -> ImageScores:
-        return score_all(depths(item), trunks(item), names[item], rows, readouts, bins, protocol)
+    rows: Rows
+    reader: SettingsReader
+    bins: Tensor
+    protocol: Protocol
 
-    # A thread for each image at a time, in which torch computes alone: threads that share a step wait for each other
-    # at the end of each of thousands, and metrics do not depend on how many there are.
-    threads, count = torch.get_num_threads(), len(names)
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            return list(tqdm(pool.map(one, range(count)), "score", count, unit=" images", bar_format=PROGRESS))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    @torch.inference_mode()
+    def score_image(self, gt: Tensor, trunk: Trunk, name: str) -> ImageScores:
+        """Every row's metrics of one image, and what its first settings tell besides.
+
+        From gt, a whole frame (1, H, W) [m], and the trunk of the image and its mirror. Raises UnscorableError as
+        `errors_of_rows` does.
+        """
+        protocol, answers = self.protocol, self.reader(trunk)
+        grid = tuple(answers.depth.shape[1:])
+        truth = truth_of(gt, grid, protocol)
+        patches, pixels = other_maps(self.rows, name, truth, grid)
+        errors = errors_of_rows(truth, torch.cat([answers.depth, *(depth[None] for depth in patches)]), pixels, name)
+        depth, sigma = (maps.flatten(1)[:, truth.patches] for maps in (answers.depth, answers.sigma))  # (R, P)
+        true, predicted = (maps.float().clamp(MIN_DEPTH, protocol.max_depth) for maps in (truth.patch_depth, depth))
+        uncertain = torch.from_numpy(np.stack([steps(row) for row in sigma.numpy()]))
+        curves = sparsification(pixel_errors(true, predicted, ("abs_rel",))["abs_rel"], uncertain)
+        aurg = np.zeros_like(errors["spearman"])
+        aurg[: len(curves)] = gain_over_random(curves).nan_to_num()
+        errors = {metric: aurg if metric == "aurg" else errors[metric] for metric in (*metrics_of(protocol), *COUNTS)}
+        permuted = np.stack([permuted_errors(weights, self.bins, truth) for weights in answers.weights])
+        both = np.stack([depth[0].double().numpy(), truth.patch_depth.numpy()])
+        return ImageScores(errors, histogram(truth.depth, protocol), permuted, both, curves[0].numpy())
+
+    def score_images(self, data: DepthPairs, trunk_of: Callable[[int], Trunk]) -> list[ImageScores]:
+        """`score_image` of every image, whose trunk `trunk_of` gives by its place.
+
+        Raises UnscorableError: a prediction is not finite, or an image has no valid pixel; DataError: damaged depth.
+        """
+        count = len(data)
+
+        def one(item: int) -> ImageScores:
+            return self.score_image(data.depth(item), trunk_of(item), data.names[item])
+
+        # A thread for each image at a time, in which torch computes alone: threads that share a step wait for each
+        # other at the end of each of thousands, and metrics do not depend on how many there are.
+        with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                return list(tqdm(pool.map(one, range(count)), "score", count, unit=" images", bar_format=PROGRESS))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
 def mean_permuted(images: Sequence[ImageScores], place: int = 0) -> np.ndarray | None:
@@ -313,6 +282,28 @@ class Truth(NamedTuple):
     patch_depth: Tensor  # (P,) float64 [m], mean over a patch's counted pixels
     size: Size  # of what the method sees
     protocol: Protocol
+
+
+def sparsification(errors: Tensor, uncertainty: Tensor) -> Tensor:
+    """Mean error of the most certain share, for shares of 1 / `SHARES`, 2 / `SHARES`, ... 1: (R, N), (R, N) -> (R, S).
+
+    Equal uncertainties share their mean error. NaN where N = 0. What order knows of error, `gain_over_random` says.
+    """
+    rows, n = [], errors.shape[1]
+    ends = [-(-n * i // SHARES) for i in range(1, SHARES + 1)]  # rounded up
+    for error, sigma in zip(errors.double().cpu().numpy(), uncertainty.cpu().numpy(), strict=True):
+        _, place, count = np.unique(sigma, return_inverse=True, return_counts=True)
+        sums = np.cumsum(np.repeat(np.bincount(place, error) / count, count)) if n else np.full(1, np.nan)
+        rows.append([sums[end - 1] / max(end, 1) for end in ends])
+    return torch.tensor(rows, dtype=torch.float64).view(len(rows), SHARES)
+
+
+def gain_over_random(curves: Tensor) -> Tensor:
+    """Area between a random order's curve, which is flat, and those of `sparsification`: (..., S) -> (...).
+
+    Positive if certain predictions are better ones. Source: the area under the random gain, Poggi et al., CVPR 2020.
+    """
+    return (curves[..., -1] - curves.mean(dim=-1)).round(decimals=12) + 0.0  # flat ones are 0, and not -0
 
 
 def pooled(maps: Tensor, grid: Sequence[int]) -> Tensor:
@@ -342,28 +333,24 @@ def truth_of(gt: Tensor, grid: Sequence[int], protocol: Protocol) -> Truth:
 
 
 @torch.inference_mode()
-def score_image(truth: Truth, patches: Tensor, pixels: Tensor, name: str) -> dict[str, np.ndarray]:
+def errors_of_rows(truth: Truth, patches: Tensor, pixels: Tensor, name: str) -> dict[str, np.ndarray]:
     """All metrics of every row for one image.
 
     From its ground truth; patches (R, h, w) [m], depth maps that are resized as the method's; and pixels
     (R', H, W) [m], depth maps as they are.
 
     Returns:
-        Each of `METRICS` but aurg, `valid_pixels` and `dropped_pixels` -> (R + R',).
+        Each of `metrics_of` but aurg, `valid_pixels` and `dropped_pixels` -> (R + R',).
 
     Raises UnscorableError: a prediction is not finite, or no pixel counts.
     """
-    places, depth, width = truth.places, truth.depth, truth.size[1]
-    some = ((places // width % EVERY == 0) & (places % width % EVERY == 0)).nonzero()[:, 0]
     grid, wanted = patches.shape[1:], (*truth.protocol.scored, "silog")
 
     def errors(pred: Tensor) -> dict[str, Tensor]:  # (r, H, W)
-        counted = pred.flatten(1).index_select(1, places)
-        found = errors_of_maps(depth, counted, truth.protocol, wanted, name, SCALED)
+        counted = pred.flatten(1).index_select(1, truth.places)
+        found = errors_of_maps(truth.depth, counted, truth.protocol, wanted, name, SCALED)
         means = pooled(pred, grid).flatten(1).index_select(1, truth.patches)  # (r, P)
-        found["spearman"], found["pearson"] = correlations(means, truth.patch_depth)
-        found["spearman_pixels"], _ = correlations(counted[:, some], depth[some])
-        return found
+        return found | {"spearman": rank_correlations(means, truth.patch_depth)}
 
     parts = [errors(upsampled(part[None], truth.size)[0]) for part in patches.split(MAPS_AT_ONCE)]
     parts += [errors(part) for part in pixels.split(MAPS_AT_ONCE)]
@@ -382,13 +369,17 @@ def permuted_errors(weights: Tensor, bins: Tensor, truth: Truth) -> np.ndarray:
     return np.stack([found[metric].numpy() for metric in PRIMARY], axis=1)
 
 
-def correlations(pred: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Spearman's and Pearson's correlation of R predictions with the truth: (R, N), (N,) [m] -> (R,) float64 each."""
-    true = steps(truth.numpy())
-    true_ranks, rows = ranks(true), [steps(row) for row in pred.numpy()]
-    found = [(correlation(ranks(row), true_ranks), correlation(row, true)) for row in rows]
-    spearman, pearson = torch.tensor(found, dtype=torch.float64).unbind(1)
-    return spearman, pearson
+def rank_correlations(pred: Tensor, truth: Tensor) -> Tensor:
+    """Spearman's correlation of R predictions with the truth: (R, N), (N,) [m] -> (R,) float64.
+
+    NaN for a prediction that spans less than `LEAST_SPAN`, and where the truth is constant.
+    """
+    true = ranks(steps(truth.numpy()))
+    found = [
+        correlation(ranks(steps(row)), true) if row.size and np.ptp(row) >= LEAST_SPAN else math.nan
+        for row in pred.numpy()
+    ]
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def steps(values: np.ndarray) -> np.ndarray:
@@ -404,12 +395,10 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's correlation, (N,) each; 0 where either is constant."""
-    if not len(a):
-        return 0.0
+    """Pearson's correlation, (N,) each; NaN where either is constant."""
     a, b = a - a.mean(), b - b.mean()
     norm = math.sqrt((a * a).sum() * (b * b).sum())  # not `@`, whose own threads would wait for each other here
-    return float((a * b).sum() / norm) if norm > 0 else 0.0
+    return float((a * b).sum() / norm) if norm > 0 else math.nan
 
 
 def depths_of(protocol: Protocol) -> Tensor:
@@ -427,7 +416,8 @@ def histogram(depth: Tensor, protocol: Protocol) -> np.ndarray:
 
 def sweep_of(protocol: Protocol) -> tuple[float, ...]:
     """The constants [m] that are tried."""
-    return tuple(i * protocol.max_depth / SWEPT for i in range(1, SWEPT))
+    tried = (k * protocol.max_depth / SWEPT + OFF_THRESHOLDS for k in range(SWEPT))
+    return tuple(depth for depth in tried if depth < protocol.max_depth)
 
 
 def swept_constants(shares: Tensor, protocol: Protocol) -> dict[str, np.ndarray]:

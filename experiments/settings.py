@@ -10,14 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from experiments import published
-from experiments.score import RANDOM_KINDS, RandomDepth, Rows, Setting
+from experiments.score import RANDOM_ROWS, Rows, Setting
 from monoclip import Reading
 from viewer.page import COLOUR_WORDS, spread_words
 
-PERMUTATIONS, SHUFFLES, CHANNEL_SUBSETS, RANDOM_SEEDS = 100, 5, 20, 5
+CHANNEL_SUBSETS = 5  # draws of random channels
 ASSIGNMENTS = 5040  # of bins to words, at most: seven different bins have so many
-# Sorted, a few channels still meet the dimension of every second one; unsorted, none but by chance.
-RANDOM_CHANNELS = {"random channels, sorted": True, "random channels, unsorted": False}
 # Seven words that vary in nothing, where `COLOUR_WORDS` vary as the depth classes do, but not in distance.
 UNRELATED_WORDS = ("banana", "parliament", "violin", "Tuesday", "umbrella", "arithmetic", "giraffe")
 
@@ -28,7 +26,7 @@ def own_rows(reading: Reading, own: Mapping[str, Reading]) -> Rows:
 
 
 def with_baselines(rows: Rows) -> Rows:
-    """Adds the constant that each setting is if its words say nothing, and which constant is whose."""
+    """Add each setting's baseline: uniform weights over its own bins."""
     means = {s.name: math.fsum(s.reading.bin_list) / len(s.reading.bin_list) for s in rows.settings}
     names = {setting: f"{published.UNIFORM}, {mean:g} m" for setting, mean in means.items()}
     first = names[rows.settings[0].name]
@@ -40,15 +38,15 @@ def with_baselines(rows: Rows) -> Rows:
 
 
 def read_alike(theirs: Reading, reading: Reading) -> Reading:
-    """The words and bins of one reading, read out of the images as the other says."""
+    """The words and bins of one reading with the read-out and image statistics of the other."""
     return replace(theirs, readout=reading.readout, image_mean=reading.image_mean, image_std=reading.image_std)
 
 
 def paper_rows(reading: Reading, own: Mapping[str, Reading], dataset: str = "NYU") -> Rows:
     """`own_rows`, all words and bins that are published for a data set, and the Lower Bound in three kinds of random.
 
-    Outside NYU these are `published.OUTDOORS`, ours among them. All are read out of the images as `reading` is; only if
-    that is the release's way, the rows are the published ones.
+    Outside NYU these are `published.OUTDOORS`, ours among them. All have the read-out and image statistics of
+    `reading`: only if these are the release's, the rows are the published ones.
     """
     rows = own_rows(reading, own)
     settings = list(rows.settings)
@@ -66,40 +64,23 @@ def paper_rows(reading: Reading, own: Mapping[str, Reading], dataset: str = "NYU
     else:
         for name, theirs in published.OUTDOORS.items():
             add(name, theirs)
-    randoms = tuple(RandomDepth(kind, 0) for kind in RANDOM_KINDS)
-    return with_baselines(replace(rows, settings=tuple(settings), randoms=randoms))
+    return with_baselines(replace(rows, settings=tuple(settings), randoms=RANDOM_ROWS))
 
 
 def with_controls(rows: Rows, channels: bool, mean_image: Tensor | None) -> Rows:
-    """Adds what tells how much of the first reading's metrics is due to language and to sight.
+    """Add what tells how much of the first reading's metrics is due to language and to sight.
 
     The first of `rows` is what is controlled; `channels` says whether the encoder has channels to choose from;
     `mean_image` is the mean depth of a training split, (416, 544) [m], if there is one.
     """
-    reading = rows.settings[0].reading
-    bins = reading.bin_list
-    settings = list(rows.settings)
-    if len(bins) > 1:
-        settings.append(Setting("reversed bins", replace(reading, bin_list=bins[::-1])))
-    for i, order in enumerate(assignments(bins)[0][1 : 1 + PERMUTATIONS]):
-        permuted = Setting(f"permutation {i}", replace(reading, bin_list=order), "other assignments of bins to words")
-        settings.append(permuted)
+    reading, settings = rows.settings[0].reading, list(rows.settings)
     for name, words in (("colour words", COLOUR_WORDS), ("unrelated words", UNRELATED_WORDS)):
-        if chosen := spread_words(words, len(bins)):
+        if chosen := spread_words(words, len(reading.bin_list)):
             settings.append(Setting(name, replace(reading, depth_classes=chosen)))
-    settings += [Setting(f"shuffled patches {i}", reading, "shuffled patches", shuffle=i) for i in range(SHUFFLES)]
-    for group, ordered in RANDOM_CHANNELS.items() if channels else ():
-        seeds = range(CHANNEL_SUBSETS)
-        settings += [Setting(f"{group} {i}", reading, group, channels=i, ordered=ordered) for i in seeds]
-    alone = {f"bin {depth:g} m alone": depth for depth in dict.fromkeys(bins)}
-    return with_baselines(
-        Rows(
-            tuple(settings),
-            tuple(RandomDepth(kind, seed) for kind in RANDOM_KINDS for seed in range(RANDOM_SEEDS)),
-            {**rows.constants, **alone},
-            {published.MEAN_IMAGE: mean_image} if mean_image is not None else {},
-        )
-    )
+    seeds = range(CHANNEL_SUBSETS if channels else 0)
+    settings += [Setting(f"random channels, unsorted {seed}", reading, seed) for seed in seeds]
+    maps = {published.MEAN_IMAGE: mean_image} if mean_image is not None else {}
+    return with_baselines(replace(rows, settings=tuple(settings), randoms=RANDOM_ROWS, maps=maps))
 
 
 @cache

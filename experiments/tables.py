@@ -1,11 +1,11 @@
-"""Step 3 of the experiments, in words and numbers: tables for the terminal, Markdown and LaTeX, CSV and JSON.
+"""Step 3 of the experiments, in words and numbers: tables for the terminal and Markdown, CSV and JSON.
 
-Every number is a view on `statistics.Results`. Tables are built once, as `Table`s, and written in three forms.
+Every number is a view on `statistics.Results`. Tables are built once, as `Table`s, and written in both forms.
 """
 
 import csv
 import io
-import re
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from calculate_error import NYU, SHARES, Protocol, gain_over_random
+from calculate_error import NYU, Protocol
 from datasets import counted, printable
 from experiments.published import (
     BEST,
@@ -35,13 +35,11 @@ from experiments.published import (
     named_by,
     published_over,
 )
+from experiments.score import SHARES, gain_over_random
 from experiments.statistics import (
     COUNTS,
     HIGHER,
-    MIN_CLUSTERS,
     PRIMARY,
-    RESAMPLES,
-    Case,
     Contrast,
     Interval,
     Intervals,
@@ -50,8 +48,9 @@ from experiments.statistics import (
     p_value,
 )
 
-RESULTS_FILE, ROWS_FILE, PERMUTED_FILE = "results.json", "per_image.csv", "permutations.csv"
+RESULTS_FILE, ROWS_FILE = "results.json", "per_image.csv"
 OURS, THEIRS, DIFFERENCE = "ours", "published", "difference"
+CLOSE, REPRODUCED = 0.005, "difference, within .005"  # of all metrics of a row, with the paper's weights and images
 APART = ("ours:", *COLUMNS, "published:", *COLUMNS)  # columns where ours and the paper's do not compare
 NOT_MEASURED = "as published, not measured here"
 EXPLORATORY = "Exploratory, unadjusted."
@@ -70,17 +69,17 @@ ANSWER = (
     "well, and a small p (docs/statistics.md)."
 )
 CONTRAST_MEANING = (
-    "wins: images for which this run is better. dz: mean difference / its standard deviation over images."
+    "wins: images for which this run is better. dz: mean difference / its standard deviation over images. spearman: "
+    "minus 0, as a constant has no order."
 )
 CONTRAST_COLUMNS = ("difference", "95 % interval", "wins", "dz", "p")
 SCENE_MEANING = "A scene is a room type."
-GROUP_MEANING = "A group's minimum, median and maximum are over its rows, each metric for itself."
 EXTRA_MEANING = (
-    "spearman, pearson: correlation over each image's patches of which half is measured (outside NYU, a fiftieth); "
-    "spearman_pixels: over its counted pixels, every fourth row and column; 0 for any constant. aurg: what sigma, how "
-    "far apart the answers lie, knows of abs_rel (docs/readouts.md); 0 for any constant. silog: scale-invariant "
-    "log error, not times 100. scaled: after multiplying each prediction by the ratio of medians, the lower ones of "
-    "even numbers of pixels. Uniform weights stand for all constants."
+    "spearman: rank correlation over each image's patches of which half is measured (outside NYU, a fiftieth), - for "
+    "maps that span less than 1 cm. aurg: what sigma, how far apart the answers lie, knows of abs_rel "
+    "(docs/readouts.md), 0 for any constant. silog: scale-invariant log error, not times 100. scaled: after "
+    "multiplying each prediction by the ratio of medians, the lower ones of even numbers of pixels. Uniform weights "
+    "stand for all constants."
 )
 CERTAIN = "Does CLIP know when it is wrong?"
 CERTAIN_MEANING = (
@@ -88,35 +87,21 @@ CERTAIN_MEANING = (
     "images. aurg: area between this curve and a random order's, which is flat; positive if certain patches are better."
 )
 CERTAIN_SHARES = (1, 2, 5, 10, 15, SHARES)  # of SHARES, in the table
-READOUTS = "Read-outs and backbones"
-READOUT_COLUMNS = ["delta1", "less uniform", "95 %", "abs_rel", "less uniform", "95 %"]
-READOUT_COLUMNS += ["spearman", "aurg", "p delta1", "p abs_rel"]
-READOUT_MEANING = (
-    "The same words and bins by each read-out, at temperatures .1 (cosine times 1000) and 1 (times 100), with image "
-    "statistics of ImageNet and of CLIP (docs/readouts.md). less uniform: minus uniform weights over the same bins, by "
-    "image. "
-    "spearman (rank correlation), aurg (what certainty knows of error) and p are over patches, whose size differs."
-)
-RELEASED = "released setting"
-LATEX = str.maketrans(
-    {c: f"\\{c}" for c in "&%#_${}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
-)
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What the tables are made of."""
+class Report:
+    """What the tables and drawings are made of."""
 
     results: Results
-    groups: Mapping[str, Sequence[str]]  # group -> rows that are reported together; of a run with controls
     published_by: Mapping[Published, str]  # published row with a reading -> our row of the same reading
     lower_bounds: Sequence[str]  # our rows that stand beside the paper's Lower Bound
     official: bool  # whether the images are those of published metrics, so that they compare
+    as_released: bool  # whether OpenAI's RN50 is read out as the release does, so that rows can be reproduced
     title: str  # of all that is reported
     caption: str  # what everything is over, and what to beware of
+    controls: bool = False  # whether they are among the rows
     warnings: Sequence[str] = ()  # what to beware of
-    clustered_by: str = "images"  # what makes the clusters that intervals are over
     permuted: np.ndarray | None = None  # (n, 2), mean primary metrics of assignments of bins to words, ours first
     complete: bool = True  # whether these are all that there are, or random ones of more
     own: Sequence[str] = ()  # rows of one's own readings
@@ -136,23 +121,25 @@ class Scored:
     @cached_property
     def exploratory(self) -> list[Contrast]:
         """Correlations; this run less what is known without looking; own readings and other prompts less theirs."""
-        pairs = [(THIS_RUN, UNIFORM, metric) for metric in ("spearman", "spearman_pixels", "aurg")]
+        pairs = [(THIS_RUN, UNIFORM, metric) for metric in ("spearman", "aurg")]
         constants = [row for row in (BEST, BEST_ELSEWHERE, BEST_TRAINED, MEAN_IMAGE) if row in self.results.metrics]
         pairs += [(THIS_RUN, row, metric) for row in constants for metric in PRIMARY]
         pairs += [(row, self.results.baseline(row), metric) for row in self.own for metric in PRIMARY]
-        prompts = {
-            row.name: self.published_by[row]
-            for row in self.published
-            if row.table == PROMPTS and row in self.published_by
-        }
+        prompts = {row.name: ours for row, ours in self.published_by.items() if row.table == PROMPTS}
         original = prompts.pop("original", None)
         pairs += [(row, original, metric) for row in prompts.values() for metric in PRIMARY if original]
         return [self.results.contrast(*pair) for pair in pairs]
 
     @cached_property
     def intervals(self) -> dict[str, tuple[Intervals, Intervals]]:
-        """Of each single row over all images: see `Results.intervals`."""
-        return self.results.intervals(self.single_rows)
+        """Of each row over all images: see `Results.intervals`."""
+        return {row: self.results.intervals(row) for row in self.results.metrics}
+
+    @property
+    def compared(self) -> dict[str, dict[str, float | None]]:
+        """Published metrics over all images by the same protocol, of each of our rows that has some beside it."""
+        by, label = self.published_by.items() if self.official else (), self.protocol.label
+        return {name: row.by_column() for row, name in by if row.scene is None and row.protocol == label}
 
     def p_of(self, metric: str) -> float | None:
         """Share of the assignments of bins to words that are as good as this run's; None where there is no other."""
@@ -161,16 +148,6 @@ class Scored:
         own, *others = self.permuted[:, PRIMARY.index(metric)]
         return p_value(own, np.array(others), metric in HIGHER)
 
-    @property
-    def interval_note(self) -> str:
-        """How the intervals come about, or why there are none."""
-        return interval_note(self.results, self.clustered_by)
-
-    @property
-    def single_rows(self) -> list[str]:
-        """Rows that belong to no group."""
-        return self.results.single_rows(self.groups)
-
     def beside(self, row: Published) -> Sequence[str]:
         """Our rows that stand beside a published one."""
         if row in self.published_by:
@@ -178,14 +155,6 @@ class Scored:
         if row.name == LOWER_BOUND:
             return self.lower_bounds
         return [MEAN_IMAGE] if row.name == MEAN_IMAGE and MEAN_IMAGE in self.results.metrics else []
-
-
-def interval_note(results: Results, clustered_by: str) -> str:
-    """How intervals come about, or why there are none; `clustered_by` is what makes the clusters."""
-    count = len(results.all_clusters.sizes)
-    if count < MIN_CLUSTERS:
-        return f"No intervals: fewer than {MIN_CLUSTERS} clusters ({count}: {clustered_by})."
-    return f"95 % intervals: studentised bootstrap, {RESAMPLES:,} times {count} clusters ({clustered_by})."
 
 
 @dataclass(frozen=True)
@@ -216,55 +185,57 @@ def cells_of(values: Mapping[str, float | None], columns: Sequence[str], form: s
     return tuple("-" if values.get(c) is None else format(values[c], form) for c in columns)
 
 
-def all_tables(scored: Scored, constants: Mapping[str, float]) -> list[Table]:
+def all_tables(report: Report, constants: Mapping[str, float]) -> list[Table]:
     """All tables that are printed; `constants` [m] have the baselines of this run and of one's own readings."""
-    tables = [question_table(scored, constants[UNIFORM]), main_table(scored, constants)]
-    tables += paper_tables(scored) if scored.lower_bounds else ()
-    if scored.groups:
-        tables.append(overview("Controls", scored, COLUMNS))
-    extra = [metric for metric in scored.results.columns if metric not in scored.protocol.scored]
-    tables.append(overview("What a constant cannot fake", scored, extra, EXTRA_MEANING))
-    tables.append(contrast_table("Paired differences", EXPLORATORY, scored.exploratory[1:], scored))
-    return [*tables, certainty_table(scored.curve)] if scored.curve is not None else tables
+    tables = [question_table(report, constants[UNIFORM]), main_table(report, constants)]
+    tables += paper_tables(report) if report.lower_bounds else ()
+    if report.controls:
+        tables.append(overview("Controls", report, COLUMNS))
+    extra = [metric for metric in report.results.columns if metric not in report.protocol.scored]
+    tables.append(overview("What a constant cannot fake", report, extra, EXTRA_MEANING))
+    tables.append(contrast_table("Paired differences", EXPLORATORY, report.exploratory[1:], report))
+    return [*tables, certainty_table(report.curve)] if report.curve is not None else tables
 
 
-def question_table(scored: Scored, uniform_depth: float) -> Table:
+def question_table(report: Report, uniform_depth: float) -> Table:
     """The primary contrast, what it must be read with, and where this run is among the assignments of its bins."""
     caption = (
         f"Primary contrast: {THIS_RUN} minus {UNIFORM}, the mean {uniform_depth:.3f} m of its bins, image by image. "
-        f"{ANSWER} All else in these tables is exploratory, unadjusted. {scored.interval_note} {CONTRAST_MEANING} "
+        f"{ANSWER} All else in these tables is exploratory, unadjusted. {report.results.interval_note} "
+        f"{CONTRAST_MEANING} "
     )
-    first = [*scored.primary, *(c for c in scored.exploratory if c.minus == BEST_ELSEWHERE), scored.exploratory[0]]
-    table = contrast_table(QUESTION, caption, first, scored)
-    if scored.permuted is None:
-        table.caption += "p: there is no other assignment." if scored.groups else "p: with --controls."
+    first = [*report.primary, *(c for c in report.exploratory if c.minus == BEST_ELSEWHERE), report.exploratory[0]]
+    table = contrast_table(QUESTION, caption, first, report)
+    if report.permuted is None:
+        table.caption += "p: there is no other assignment." if report.controls else "p: with --controls."
         return table
-    n = len(scored.permuted) - 1
-    table.caption += f"p: (1 + k) / (1 + n), k of {'all' if scored.complete else 'the random'} n = {n:,} other "
+    n = len(report.permuted) - 1
+    table.caption += f"p: (1 + k) / (1 + n), k of {'all' if report.complete else 'the random'} n = {n:,} other "
     table.caption += (
         "assignments of the bins to the words are as good, over patches with the mean of each one's ground truth."
     )
-    for place, contrast in enumerate(scored.primary):
-        own, *others = scored.permuted[:, place]
+    for place, contrast in enumerate(report.primary):
+        own, *others = report.permuted[:, place]
         name = f"{THIS_RUN} minus the mean of {n:,} other assignments, over patches"
         cells = (f"{own - np.mean(others):+.3f}", "-", "-", "-", f"{contrast.p:.4f}")
         table.lines.append(Line(name, contrast.metric, cells))
     return table
 
 
-def contrast_table(title: str, caption: str, contrasts: Sequence[Contrast], scored: Scored) -> Table:
+def contrast_table(title: str, caption: str, contrasts: Sequence[Contrast], report: Report) -> Table:
     """A line for each contrast."""
     table = Table(title, caption, CONTRAST_COLUMNS)
     for c in contrasts:
         effect = "-" if c.dz is None else f"{c.dz:+.2f}"
-        wins = f"{c.wins} of {len(scored.results.images)}"
-        cells = (f"{c.difference:+.3f}", bounds(c.interval_95, "+.3f"), wins, effect, "-")
+        wins = f"{c.wins} of {len(report.results.images)}"
+        difference = "-" if c.difference is None else f"{c.difference:+.3f}"
+        cells = (difference, bounds(c.interval_95, "+.3f"), wins, effect, "-")
         table.lines.append(Line(f"{c.row} minus {c.minus}", c.metric, cells))
     return table
 
 
 def certainty_table(curve: np.ndarray) -> Table:
-    """Mean error of the most certain patches; `curve` as in `Scored`."""
+    """Mean error of the most certain patches; `curve` as in `Report`."""
     shares = {f"{100 * share // SHARES} %": share - 1 for share in CERTAIN_SHARES}
     table = Table(CERTAIN, f"{CERTAIN_MEANING} {EXPLORATORY}", (*shares, "aurg"))
     gain = float(gain_over_random(torch.from_numpy(curve)))
@@ -273,49 +244,15 @@ def certainty_table(curve: np.ndarray) -> Table:
     return table
 
 
-def readout_table(
-    cases: Mapping[Case, Sequence[Contrast]], results: Results, clustered_by: str, assignments: int, complete: bool
-) -> Table:
-    """A line for each case, with its differences to uniform weights in each of `PRIMARY`, and for these.
-
-    `assignments` of the bins to the words are behind p, besides the own; `complete` if these are all.
-    """
-    which = "all" if complete else "the random"
-    note = f"p: (1 + k) / (1 + n), k of {which} n = {assignments:,} other assignments of the bins to the words are as "
-    note += f"good; of {len(cases)} rows, some are good by chance. {EXPLORATORY}"
-    caption = f"{READOUT_MEANING} {interval_note(results, clustered_by)} {note}"
-    table = Table(READOUTS, caption, READOUT_COLUMNS)
-    for case, contrasts in cases.items():
-        mean, cells = results.mean(case.name), []
-        for c in contrasts:
-            cells += [f"{mean[c.metric]:.3f}", f"{c.difference:+.3f}", bounds(c.interval_95, "+.3f")]
-        cells += cells_of(mean, ("spearman", "aurg"), "+.3f")
-        cells += ["-" if c.p is None else f"{c.p:.4f}" for c in contrasts]
-        table.lines.append(Line(case.name, RELEASED if case.released else "", tuple(cells)))
-    uniform = cells_of(results.mean(UNIFORM), PRIMARY)
-    table.lines.append(Line(UNIFORM, "", (uniform[0], "", "", uniform[1], *[""] * 6)))
-    return table
-
-
-def readouts_json(cases: Mapping[Case, Sequence[Contrast]], results: Results, clustered_by: str) -> dict[str, Any]:
-    """Every case with its metrics and contrasts, and uniform weights."""
-    rows = [
-        {**asdict(case), "metrics": results.mean(case.name), "less_uniform": [asdict(c) for c in contrasts]}
-        for case, contrasts in cases.items()
-    ]
-    about = {"images": len(results.images), "intervals": interval_note(results, clustered_by)}
-    return {"readouts": rows, UNIFORM: results.mean(UNIFORM), **about, "clustered_by": clustered_by}
-
-
-def main_table(scored: Scored, constants: Mapping[str, float]) -> Table:
+def main_table(report: Report, constants: Mapping[str, float]) -> Table:
     """This run and one's own readings between published rows and what says nothing."""
-    table, results = Table(named_by("This run", scored.protocol.label), "", COLUMNS), scored.results
+    table, results = Table(named_by("This run", report.protocol.label), "", COLUMNS), report.results
     table.add(THIS_RUN, OURS, results.mean(THIS_RUN))
-    for name, row in beside(scored.protocol.data_set).items() if scored.official else ():
+    for name, row in beside(report.protocol.data_set).items() if report.official else ():
         table.add(name, "", row)
-    for name in scored.own:
+    for name in report.own:
         table.add(name, OURS, results.mean(name))
-    for name in dict.fromkeys(results.baseline(row) for row in (THIS_RUN, *scored.own)):
+    for name in dict.fromkeys(results.baseline(row) for row in (THIS_RUN, *report.own)):
         table.add(f"{name} ({constants[name]:.3f} m)" if name == UNIFORM else name, OURS, results.mean(name))
     for name in (BEST, BEST_ELSEWHERE, BEST_TRAINED):
         if name in results.metrics:
@@ -323,57 +260,55 @@ def main_table(scored: Scored, constants: Mapping[str, float]) -> Table:
     return table
 
 
-def paper_tables(scored: Scored) -> list[Table]:
+def paper_tables(report: Report) -> list[Table]:
     """The published tables: ours, theirs and the difference; rows that we cannot measure as published.
 
     Rows of another protocol have no difference. Over other images than the paper's, nothing is ranked: no Table 1, and
     ours and published stand in columns apart.
     """
     tables: dict[tuple[str, str | None], Table] = {}
-    for row in scored.published if scored.official else (r for r in scored.published if r.table != TABLE_1):
-        count = counted(int(scored.results.over(row.scene).sum()))
+    for row in report.published if report.official else (r for r in report.published if r.table != TABLE_1):
+        count = counted(int(report.results.over(row.scene).sum()))
         caption = (
             f"Of these, only {row.scene}: {count}. {SCENE_MEANING}" if row.scene else TABLE_NOTES.get(row.table, "")
         )
         title = f"{row.table}, {row.scene}" if row.scene else row.table
-        columns = COLUMNS if scored.official else APART
+        columns = COLUMNS if report.official else APART
         table = tables.setdefault((row.table, row.scene), Table(title, caption, columns))
         theirs = row.by_column()
-        ours = {name: scored.results.mean(name, row.scene) for name in scored.beside(row)}
-        if not scored.official:
+        ours = {name: report.results.mean(name, row.scene) for name in report.beside(row)}
+        if not report.official:
             pairs = [(cells_of(mean, COLUMNS), cells_of(theirs, COLUMNS)) for mean in ours.values()]
             table.lines += [Line(row.by_protocol, "", ("", *own, "", *published)) for own, published in pairs]
             continue
-        if not ours or not scored.results.over(row.scene).any():
+        if not ours or not report.results.over(row.scene).any():
             table.add(row.by_protocol + (f" ({row.note})" if row.note else ""), NOT_MEASURED, theirs)
             continue
         for name, mean in ours.items():
             one = row.name if row.reading or row.name == name else f"{row.name}: {name}"
-            table.add(named_by(one, row.protocol and scored.protocol.label), OURS, mean)
+            table.add(named_by(one, row.protocol and report.protocol.label), OURS, mean)
             table.add(named_by("", row.protocol).strip(), THEIRS, theirs)
-            if row.protocol == scored.protocol.label:
-                table.add("", DIFFERENCE, {c: minus(mean[c], theirs[c]) for c in COLUMNS}, sign=True)
+            if row.protocol == report.protocol.label:
+                off = {c: minus(mean[c], theirs[c]) for c in COLUMNS}
+                close = all(round(abs(value), 9) <= CLOSE for value in off.values() if value is not None)
+                table.add("", REPRODUCED if close and report.as_released else DIFFERENCE, off, sign=True)
     return list(tables.values())
 
 
-def overview(title: str, scored: Scored, columns: Sequence[str], caption: str = "") -> Table:
-    """Every row, groups as minimum, median and maximum."""
-    caption = " ".join(filter(None, (caption, GROUP_MEANING if scored.groups else "", EXPLORATORY)))
-    table = Table(title, caption, columns)
-    for row in scored.single_rows:
-        table.add(row, OURS, scored.results.mean(row))
-    for group, rows in scored.groups.items():
-        for kind, values in scored.results.ranges(rows).items():
-            table.add(f"{group} ({len(rows)})" if kind == "min" else "", kind, values)
+def overview(title: str, report: Report, columns: Sequence[str], caption: str = "") -> Table:
+    """Every row."""
+    table = Table(title, f"{caption} {EXPLORATORY}".strip(), columns)
+    for row in report.results.metrics:
+        table.add(row, OURS, report.results.mean(row))
     return table
 
 
-def interval_table(scored: Scored) -> Table:
+def interval_table(report: Report) -> Table:
     """Each row with the intervals of its metrics and of their differences to uniform weights over its own bins."""
-    results = scored.results
-    best = f"Those of {BEST!r} are less what it gains by being chosen, anew in each resample."
-    table = Table("Intervals", f"{scored.interval_note} {best} {EXPLORATORY}", COLUMNS)
-    for row, (own, difference) in scored.intervals.items():
+    results = report.results
+    best = f"{BEST!r} is chosen on the images that it is report on, so that it looks too good."
+    table = Table("Intervals", f"{report.results.interval_note} {best} {EXPLORATORY}", COLUMNS)
+    for row, (own, difference) in report.intervals.items():
         table.add(row, OURS, results.mean(row))
         table.lines.append(Line("", "interval", tuple(bounds(own[c], ".3f") for c in COLUMNS)))
         if row != results.baseline(row):
@@ -410,118 +345,55 @@ def as_markdown(tables: Iterable[Table], heading: str, caption: str) -> str:
     return "\n".join(parts)
 
 
-def as_latex(tables: Iterable[Table], caption: str) -> str:
-    """One `table` environment for each table, with `caption`, what all are over; needs no package."""
-    parts = []
-    for table in tables:
-        title = table.title if table.title.endswith("?") else f"{table.title}."
-        rows = [latex_row("", "", *table.columns) + r" \hline"]
-        rows += [latex_row(line.name, line.kind, *line.cells) for line in table.lines]
-        parts.append(
-            "\\begin{table}\n"
-            f"\\caption{{{latex(f'{title} {caption} {table.caption}'.strip())}}}\n"
-            f"\\begin{{tabular}}{{ll{'r' * len(table.columns)}}}\n\\hline\n"
-            + "\n".join(rows)
-            + "\n\\hline\n\\end{tabular}\n\\end{table}\n"
-        )
-    return "\n".join(parts)
-
-
 def markdown(text: str) -> str:
     """Text for a cell or a line of Markdown: nothing in it ends the cell or the line, or begins a tag."""
     text = printable(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
     return text.replace("_", "\\_").replace("*", "\\*")
 
 
-def latex(text: str) -> str:
-    """Text for LaTeX: its special characters escaped, minus signs of numbers as minus signs."""
-    text = printable(text).translate(LATEX)
-    return f"${text}$" if re.match(r"\[?[+-]\d", text) else text
-
-
-def latex_row(*cells: str) -> str:
-    r"""A row of a LaTeX table. What would look like an argument of the `\\` before it begins with an empty group."""
-    text = " & ".join(map(latex, cells))
-    return ("{}" if text.startswith(("[", "*")) else "") + text + r" \\"
-
-
 def as_csv(results: Results, cell: Callable[[str], str], protocol: str = NYU.name) -> str:
-    """A line for each image and row; `cell` makes text harmless for a spreadsheet."""
-    text = io.StringIO()
+    """A line for each image and row, no metric being an empty cell; `cell` makes text harmless for a spreadsheet."""
+    text, images = io.StringIO(), results.images
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("image", "scene", "cluster", "index", "protocol", "reading", *COUNTS, *results.columns))
-    for i, image in enumerate(results.images):
+    for i, where in enumerate(zip(images.names, images.scenes, images.clusters, strict=True)):
         for row, metrics in results.metrics.items():
-            where = (cell(text) for text in (image, results.scenes[i], results.clusters[i]))
-            writer.writerow(
-                [
-                    *where,
-                    results.indices[i],
-                    protocol,
-                    cell(printable(row)),
-                    *results.counts[row][i].tolist(),
-                    *metrics[i].tolist(),
-                ]
-            )
+            names = (*map(cell, where), images.indices[i], protocol, cell(printable(row)))
+            values = ("" if math.isnan(value) else value for value in metrics[i].tolist())
+            writer.writerow((*names, *results.counts[row][i].tolist(), *values))
     return text.getvalue()
 
 
-def permuted_csv(bins: Iterable[Iterable[float]], permuted: np.ndarray) -> str:
-    """A line for each assignment of bins to words, this run's first: its bins [m] and its mean primary metrics."""
-    lines = [",".join(("bins", *PRIMARY))]
-    for depths, values in zip(bins, permuted.tolist(), strict=True):
-        lines.append(",".join([bins_text(depths), *map(repr, values)]))
-    return "\n".join(lines) + "\n"
+def as_json(report: Report) -> dict[str, Any]:
+    """The primary contrast; the metrics of every row, over all images and for each scene, with intervals."""
+    results = report.results
 
-
-def bins_text(bins: Iterable[float]) -> str:
-    """Bins [m] in a cell."""
-    return " ".join(map(repr, bins))
-
-
-def as_json(scored: Scored) -> dict[str, Any]:
-    """The primary contrast; the metrics of every row, over all images and for each scene, with intervals.
-
-    Rows of groups have no intervals of their own.
-    """
-    results = scored.results
-    missing: Intervals = dict.fromkeys(results.columns)
-
-    def rows(names: Iterable[str], intervals: Mapping[str, Any], scene: str | None = None) -> dict[str, Any]:
-        found = {}
-        for name in names:
-            own, difference = intervals.get(name, (missing, missing))
-            found[name] = {
-                "metrics": results.mean(name, scene),
-                "interval_95": own,
-                "baseline": results.baseline(name),
-                "less_baseline": results.difference(name, scene),
-                "less_baseline_interval_95": difference,
-            }
-        return found
+    def row(name: str, intervals: tuple[Intervals, Intervals], scene: str | None = None) -> dict[str, Any]:
+        return {
+            "metrics": results.mean(name, scene),
+            "interval_95": intervals[0],
+            "baseline": results.baseline(name),
+            "less_baseline": results.difference(name, scene),
+            "less_baseline_interval_95": intervals[1],
+        }
 
     def of_scene(scene: str) -> dict[str, Any]:
-        return rows(scored.single_rows, results.intervals(scored.single_rows, scene), scene)
+        return {name: row(name, results.intervals(name, scene), scene) for name in results.metrics}
 
-    everything = rows(results.metrics, scored.intervals)
-    for name, values in everything.items():
-        values |= dict(zip(COUNTS, results.counts[name].sum(0).tolist(), strict=True))
-    groups = {group: {"rows": list(names), **results.ranges(names)} for group, names in scored.groups.items()}
+    counts = {name: dict(zip(COUNTS, values.sum(0).tolist(), strict=True)) for name, values in results.counts.items()}
     return {
         "question": {
             "asked": QUESTION,
-            "primary": [asdict(contrast) for contrast in scored.primary],
-            "exploratory": [asdict(contrast) for contrast in scored.exploratory],
-            "other_assignments": 0 if scored.permuted is None else len(scored.permuted) - 1,
-            "all_assignments": None if scored.permuted is None else scored.complete,
+            "primary": [asdict(contrast) for contrast in report.primary],
+            "exploratory": [asdict(contrast) for contrast in report.exploratory],
+            "other_assignments": 0 if report.permuted is None else len(report.permuted) - 1,
+            "all_assignments": None if report.permuted is None else report.complete,
         },
-        "own_readings": list(scored.own),
-        "clustered_by": scored.clustered_by,
-        "gains_of_choosing": results.gains,
-        "intervals": scored.interval_note,
-        "rows": everything,
-        "published": beside(scored.protocol.data_set),
-        "groups": groups,
-        "scenes": {scene: of_scene(scene) for scene in dict.fromkeys(results.scenes.tolist())},
+        "own_readings": list(report.own),
+        "clustered_by": results.images.clustered_by,
+        "intervals": results.interval_note,
+        "rows": {name: row(name, report.intervals[name]) | counts[name] for name in results.metrics},
+        "published": beside(report.protocol.data_set),
+        "scenes": {scene: of_scene(scene) for scene in dict.fromkeys(results.images.scenes)},
         "images": len(results.images),
     }

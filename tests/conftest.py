@@ -4,7 +4,8 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ import clip
 from calculate_error import NYU
 from clip.model import CLIP, Architecture
 from datasets.nyu import TEST_INDICES
+from experiments.published import BEST, BEST_ELSEWHERE, PUBLISHED, THIS_RUN, UNIFORM
 from experiments.score import metrics_of
+from experiments.statistics import COUNTS, PRIMARY, Images, Results
+from experiments.tables import Report
 from monoclip import MonoCLIP
 from tests.browser import TEN_MINUTES
 
@@ -27,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 METRICS = metrics_of(NYU)  # of every row of the experiments on NYU
 QUICKGELU = ("--activation", "quickgelu")  # of every checkpoint here; a state dict does not tell it
+SOFT = ("--temperature", "2")  # so that a tiny CLIP's depth is not one bin
 ANY_BYTES_IN_NAMES = pytest.mark.skipif(sys.platform == "darwin", reason="macOS takes only UTF-8 in names of files")
 
 for name in (
@@ -121,7 +126,7 @@ def tiny_clip() -> CLIP:
     """A ModifiedResNet of width 4 (C = 128, D = 64) with a text transformer of width 32."""
     model = random_clip(TINY, seed=1)  # others saturate the softmax, so that every image has the same depth
     images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
-    one, other = MonoCLIP(model)(images)
+    one, other = MonoCLIP(model).predict(images)
     assert (one - other).abs().max() > 0.1, "tests need a model that gives different images different depths"
     return model
 
@@ -190,3 +195,66 @@ def torchrun(count: int, *command: object) -> subprocess.CompletedProcess[str]:
     """A script, or `-m` and a module, run by `count` processes. No name of a host has to resolve."""
     here = ("--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "--local_addr=127.0.0.1")
     return child("-m", "torch.distributed.run", *here, f"--nproc_per_node={count}", *command)
+
+
+def assert_same(one: dict, other: dict) -> None:
+    """Metrics of the same rows, up to the last bits of features and words, which may change the order of depths that
+    are all but equal: of a tiny CLIP's saturated softmax, those of many pixels.
+    """
+    assert one.keys() == other.keys()
+    for row, metrics in one.items():
+        for name, value in metrics.items():
+            tolerance = 5e-3 if name in ("spearman", "aurg") else 1e-4
+            assert other[row][name] == pytest.approx(value, abs=tolerance), (row, name)
+
+
+# ---- results that tables and drawings are made of
+
+RANDOM = ("random a", "random b")
+LESS = f"{UNIFORM}, 1.75 m"
+CONSTANTS = {UNIFORM: 15 / 7, LESS: 1.75}
+ROWS = (THIS_RUN, "mine", "prompt 1", *RANDOM, "colour words", "random 0", "random 1", *CONSTANTS)
+PERMUTED = np.array([[0.5, 0.3], [0.5, 0.4], [0.4, 0.3], [0.3, 0.35]])  # as good as the first: 1 of 3, by ties
+HOSTILE = (
+    "a | b",
+    "<script>alert(1)</script>",
+    "two\nlines",
+    "=1+1",
+    "100 % of $5 & {x_1} #2 ~ ^ \\end{tabular}",
+    "[2ex]",
+    "\x1b[31mred\x1b[0m\r\a",
+    "not UTF-8 \udcff\udce9",
+    "\t@größer, 部屋",
+    "'quoted', \"twice\"",
+)
+
+
+def report_of(
+    own: str = "mine", caption: str = "Over 3 images.", clusters: Sequence[str] = ("den_1", "=den_2", "den_1")
+) -> Report:
+    """An image for each of `clusters`; row r of image i has r + i / 10 in every metric, but for baselines 1 and 2."""
+    rows, count = [own if row == "mine" else row for row in ROWS], len(clusters)
+    scenes = [("bathroom", "den")[i % 2] for i in range(count)]
+    images = [f"{scene}/rgb_{i:05d}.jpg" for i, scene in enumerate(scenes)]
+    errors = []
+    for i in range(count):
+        values = np.array([*(r + i / 10 for r in range(len(rows) - 2)), 1.0, 2.0])
+        errors.append({**dict.fromkeys(METRICS, values), **{c: np.full(len(rows), 100 + i) for c in COUNTS}})
+    baselines = {THIS_RUN: UNIFORM, own: LESS, "prompt 1": UNIFORM}
+    results = Results(Images(images, scenes, clusters, range(7, 7 + count), "captures"), rows, errors, baselines)
+    results.add_constant(BEST, {"rmse": np.full(count, 0.5)})
+    results.add_constant(BEST_ELSEWHERE, {"rmse": np.full(count, 0.6)})
+    by = {row: THIS_RUN for row in PUBLISHED if row.name in ("original", "DepthCLIP")}
+    by |= {row: "prompt 1" if row.name == "prompt 1" else own for row in PUBLISHED if row.name.startswith("prompt ")}
+    return Report(results, by, RANDOM, True, True, "Title", caption, controls=True, own=[own])
+
+
+def asked(count: int = 12) -> Report:
+    """A cluster for each image. This run's delta1 is .1 below uniform weights for every second image and .2 above for
+    all others; abs_rel is .25 below for all of them, and every other metric .3 above.
+    """
+    report = report_of(clusters=[f"den_{i:04d}" for i in range(count)])
+    values = report.results.metrics[THIS_RUN]
+    values[:] = 1.3
+    values[:, [METRICS.index(metric) for metric in PRIMARY]] = [(1.2 if i % 2 else 0.9, 0.75) for i in range(count)]
+    return replace(report, permuted=PERMUTED)

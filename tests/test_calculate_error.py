@@ -23,11 +23,9 @@ from calculate_error import (
     compute_errors_NYU_per_image,
     counted_pixels,
     errors_of_maps,
-    gain_over_random,
     lower_median,
     mean_errors,
     size_of,
-    sparsification,
 )
 
 ALL = tuple(dict.fromkeys((*NYU_METRICS, *KITTI_METRICS, "silog")))
@@ -193,26 +191,6 @@ def test_scaled_metrics_by_hand():
     assert errors["abs_diff"].item() == pytest.approx(7.5 / 4)
 
 
-def test_sparsification_by_hand():
-    # of 4 predictions, the most certain 1 for shares up to 1 / 4, then 2, 3 and 4
-    errors, sigma = torch.tensor([[4.0, 2.0, 1.0, 5.0]]), torch.tensor([[3.0, 1.0, 2.0, 4.0]])
-    curve = sparsification(errors, sigma)
-    assert curve.dtype == torch.float64
-    assert curve[0].tolist() == pytest.approx([2] * 5 + [1.5] * 5 + [7 / 3] * 5 + [3] * 5)
-    assert gain_over_random(curve).tolist() == pytest.approx([3 - (2 + 1.5 + 7 / 3 + 3) / 4])
-    ties = torch.tensor([[1.0, 1.0, 1.0, 2.0]])  # the first three share (4 + 2 + 1) / 3
-    assert sparsification(errors, ties)[0].tolist() == pytest.approx([7 / 3] * 15 + [3] * 5)
-    perfect, worst, equal = (sparsification(errors, key) for key in (errors, -errors, torch.ones(1, 4)))
-    assert perfect[0].tolist() == pytest.approx([1] * 5 + [1.5] * 5 + [7 / 3] * 5 + [3] * 5)
-    assert worst[0].tolist() == pytest.approx([5] * 5 + [4.5] * 5 + [11 / 3] * 5 + [3] * 5)
-    assert gain_over_random(equal).tolist() == pytest.approx([0])
-    assert gain_over_random(torch.stack([perfect, worst]))[:, 0].tolist() == pytest.approx([25 / 24, -25 / 24])
-    for few in (sparsification(torch.ones(2, 0), torch.ones(2, 0)), sparsification(torch.ones(0, 4), torch.ones(0, 4))):
-        assert few.shape[1] == 20
-        assert few.isnan().all()
-    assert gain_over_random(sparsification(torch.ones(2, 0), torch.ones(2, 0))).isnan().tolist() == [True, True]
-
-
 # ---- naive loops, and the golden metrics
 
 
@@ -276,24 +254,6 @@ def test_the_kernel_equals_a_naive_loop(seed, pixels, maps, cap):
         close = {name: pytest.approx(value, rel=2e-5, abs=1e-6) for name, value in expected.items()}
         # in fp32, of a mean of squares of up to 60
         assert silog_squared(one(errors, r)) == close | {"silog": pytest.approx(expected["silog"], rel=1e-4, abs=1e-4)}
-
-
-@settings(max_examples=40)
-@given(seed=SEEDS, count=st.integers(1, 70), levels=st.sampled_from([2, 7, 1000]))
-def test_sparsification_equals_a_naive_loop(seed, count, levels):
-    rng = np.random.default_rng(seed)
-    errors, sigma = rng.uniform(0, 3, (2, count)).astype(np.float32), rng.integers(0, levels, (2, count)) / 7
-    curves = sparsification(torch.from_numpy(errors), torch.from_numpy(sigma.astype(np.float32)))
-    for error, own, curve in zip(errors.astype(float), sigma, curves.tolist(), strict=True):
-        order = sorted(range(count), key=lambda i: own[i])
-        shared = [np.mean([error[j] for j in range(count) if own[j] == own[i]]) for i in order]
-        expected = [np.mean(shared[: math.ceil(count * i / 20)]) for i in range(1, 21)]
-        assert curve == pytest.approx(expected, abs=1e-9)
-        assert gain_over_random(torch.tensor(curve, dtype=torch.float64)).item() == pytest.approx(
-            error.mean() - np.mean(curve), abs=1e-9
-        )
-    better = gain_over_random(sparsification(torch.from_numpy(errors), torch.from_numpy(errors)))
-    assert (better >= gain_over_random(curves) - 1e-6).all()  # no order gains more than that of the errors
 
 
 # ---- constants, and ground truth as a histogram

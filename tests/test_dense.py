@@ -22,7 +22,8 @@ from tests.conftest import QUICKGELU, TINY, random_clip
 RESNET = replace(TINY, image_resolution=96)  # C = 128, two heads
 VIT = replace(RESNET, vision_layers=2, vision_width=128, vision_patch_size=16)  # two heads
 KINDS = {"resnet": RESNET, "vit": VIT}
-CASES = [(kind, name) for kind in KINDS for name in dense.READOUTS if (kind, name) != ("vit", "attnpool")]
+CASES = [("resnet", name) for name in ("maskclip", "attnpool", "clearclip")]  # raw is monoclip's
+CASES += [("vit", name) for name in ("raw", "maskclip", "clearclip")]
 NYU = (416, 544)
 
 
@@ -50,7 +51,7 @@ def noise(*size: int, seed: int = 0, batch: int = 1) -> Tensor:
 
 
 def read(visual: dense.ImageEncoder, image: Tensor, readout: str) -> Tensor:
-    return dense.read(visual, dense.encode(visual, image, readout), readout)
+    return dense.read(visual, dense.encode(visual, image), readout)
 
 
 # ---- naive loops
@@ -119,23 +120,6 @@ def naive_vit(visual: torch.nn.Module, trunk: Trunk, readout: str) -> Tensor:
     return (norm("ln_post", u) @ weights["proj"])[1:]
 
 
-def naive_windows(visual: dense.ImageEncoder, image: Tensor) -> Tensor:
-    """The mean over crops of each pixel, and over the pixels of each patch: (1, 3, H, W) -> (h w, D)."""
-    side, patch, (height, width) = visual.input_resolution, visual.patch_size, image.shape[2:]
-    total, count = torch.zeros(64, height, width), torch.zeros(height, width)
-
-    def places(length: int) -> list[int]:
-        steps = math.ceil((length - side) / (side / 2))
-        return [round(i * (length - side) / max(steps, 1)) for i in range(steps + 1)]
-
-    for top, left in product(places(height), places(width)):
-        crop = slice(top, top + side), slice(left, left + side)
-        total[:, *crop] += visual(image[:, :, *crop])[0][:, None, None]
-        count[crop] += 1
-    tiles = (total / count).unflatten(2, (-1, patch)).unflatten(1, (-1, patch))  # (D, h, P, w, P)
-    return tiles.double().mean((2, 4)).flatten(1).T
-
-
 @pytest.mark.parametrize(("kind", "readout"), CASES)
 @pytest.mark.parametrize("size", [NYU, (96, 160), (90, 149)])  # the last is resized to the second
 def test_a_read_out_equals_a_naive_loop(clips, kind, readout, size):
@@ -147,14 +131,9 @@ def test_a_read_out_equals_a_naive_loop(clips, kind, readout, size):
     grid = (height // visual.patch_size, width // visual.patch_size)
     assert (found.shape, found.dtype) == ((1, 64, *grid), torch.float32)
     trunk = visual.forward_trunk(image)
-    if (kind, readout) == ("resnet", "raw"):
-        f = trunk.patches[0].double().flatten(1).T
-        expected = (f / f.norm(dim=1, keepdim=True))[:, ::2]
-    else:
-        naive = naive_resnet if kind == "resnet" else naive_vit
-        expected = naive_windows(visual, image) if readout == "windows" else naive(visual, trunk, readout)
-        expected = expected / expected.norm(dim=1, keepdim=True)
-        assert_close(found.norm(dim=1), torch.ones(1, *grid), atol=1e-5, rtol=0)
+    expected = (naive_resnet if kind == "resnet" else naive_vit)(visual, trunk, readout)
+    expected = expected / expected.norm(dim=1, keepdim=True)
+    assert_close(found.norm(dim=1), torch.ones(1, *grid), atol=1e-5, rtol=0)
     assert_close(found[0].flatten(1).T.double(), expected, atol=1e-5, rtol=0)
     if size != NYU:
         assert found.flatten(2).std(2).max() > 1e-3, "patches differ"
@@ -175,31 +154,14 @@ def test_the_trunk_of_a_vision_transformer_is_the_input_of_its_last_block(clips)
 # ---- what is known of them
 
 
-def test_fitted_sizes_and_windows_by_hand():
+def test_fitted_sizes_by_hand():
     assert dense.fitted_size(416, 544, 14) == (420, 546)
     assert dense.fitted_size(416, 544, 32) == (416, 544)
     assert dense.fitted_size(3, 80, 32) == (32, 96)  # one patch at least; a half is rounded up
-    starts = [dense.starts(length, 224) for length in (224, 225, 416, 544)]
-    assert starts == [[0], [0, 1], [0, 96, 192], [0, 107, 213, 320]]
 
 
-def test_at_the_own_resolution_the_pool_and_windows_are_the_image_embedding(clips):
+def test_at_the_own_resolution_the_pool_is_the_image_embedding(clips):
     image = noise(96, 96, batch=3)
-    for model in clips.values():
-        whole = F.normalize(model.encode_image(image), dim=1)
-        found = read(model.visual, image, "windows")
-        assert_close(found, whole[..., None, None].expand_as(found), atol=1e-5, rtol=0)
-        small = noise(32, 32)  # is enlarged, whole
-        large = F.interpolate(small, (96, 96), mode="bicubic", antialias=True)
-        one = F.normalize(model.encode_image(large), dim=1)
-        found = read(model.visual, small, "windows")
-        assert found.shape[2:] == (32 // model.visual.patch_size,) * 2
-        assert_close(found, one[..., None, None].expand_as(found), atol=1e-5, rtol=0)
-        wide = noise(32, 64)  # is enlarged to three times its size
-        large = F.interpolate(wide, (96, 192), mode="bicubic", antialias=True)
-        patches = naive_windows(model.visual, large).T.unflatten(1, (96 // model.visual.patch_size, -1))
-        expected = F.normalize(F.avg_pool2d(patches[None], 3), dim=1).float()
-        assert_close(read(model.visual, wide, "windows"), expected, atol=1e-5, rtol=0)
     visual = clips["resnet"].visual
     tokens = dense.pooled_tokens(visual, visual.forward_trunk(image))
     assert tokens.shape == (3, 10, 64)
@@ -212,12 +174,12 @@ def test_batches_mirrors_and_half_precision(clips, kind, readout):
     found = read(visual, images, readout)
     assert_close(found[1:], read(visual, images[1:], readout), atol=1e-5, rtol=0)
     model = MonoCLIP(clips[kind], replace(PAPER, readout=readout, temperature=5))
-    depth = model(images)
-    assert depth.std() > 1e-4
-    assert_close(model(images.flip(-1)), depth.flip(-1), atol=1e-5, rtol=0)
+    weights = model(images)
+    assert weights.std() > 1e-4
+    assert_close(model(images.flip(-1)), weights.flip(-1), atol=1e-5, rtol=0)
     for dtype, tolerance in ((torch.float16, 0.01), (torch.bfloat16, 0.05)):
         fast = clip.optimize_for_inference(copy.deepcopy(clips[kind]), dtype).visual
-        trunk = dense.encode(fast, images[:1], readout)
+        trunk = dense.encode(fast, images[:1])
         half = dense.read(fast, trunk, readout)
         assert half.dtype == trunk.patches.dtype == trunk.cls.dtype == torch.float32
         assert 0 < (half - found[:1]).norm(dim=1).max() < tolerance
@@ -226,10 +188,9 @@ def test_batches_mirrors_and_half_precision(clips, kind, readout):
 def test_patches_of_14_pixels_see_an_image_that_is_resized_to_them():
     visual = random_clip(replace(VIT, vision_patch_size=14, image_resolution=210)).visual
     resized = F.interpolate(noise(*NYU), (420, 546), mode="bicubic", antialias=True)
-    for readout in ("raw", "windows"):
-        found = read(visual, noise(*NYU), readout)
-        assert found.shape == (1, 64, 30, 39)
-        assert torch.equal(found, read(visual, resized, readout))
+    found = read(visual, noise(*NYU), "raw")
+    assert found.shape == (1, 64, 30, 39)
+    assert torch.equal(found, read(visual, resized, "raw"))
 
 
 # ---- errors
@@ -239,14 +200,14 @@ def test_what_an_encoder_does_not_have_is_refused(clips):
     odd = random_clip(replace(TINY, embed_dim=48)).visual
     trunk, nothing = Trunk(torch.ones(1, 128, 2, 2), torch.ones(1, 128)), "there is none of this name; there are raw, "
     for visual, readout, message in (
-        (clips["vit"].visual, "attnpool", "no attention pool; there are raw, maskclip, clearclip, windows$"),
+        (clips["vit"].visual, "attnpool", "no attention pool; there are raw, maskclip, clearclip$"),
         (clips["resnet"].visual, "nonsense", nothing),
         (odd, "raw", "128 patch channels cannot be thinned evenly to 48 joint dimensions"),
     ):
         with pytest.raises(ValueError, match=f"^read-out '{readout}': .*{message}"):
-            dense.read(visual, trunk, readout)
+            dense.check_readout(visual, readout)
     assert dense.read(odd, trunk, "maskclip").shape == (1, 48, 2, 2)
-    assert dense.readouts_of(odd) == ["maskclip", "attnpool", "clearclip", "windows"]
+    assert dense.readouts_of(odd) == ["maskclip", "attnpool", "clearclip"]
 
 
 def test_the_command_line_refuses_them_in_one_sentence(clips, nyu_folder, tmp_path, capsys):

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import clip
-from monoclip import PAPER, READINGS, MonoCLIP
+from monoclip import PAPER, MonoCLIP
+from options import READINGS
 from tests.conftest import TEN_MINUTES
 
 ROOT = str(Path(__file__).parents[1])

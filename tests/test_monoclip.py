@@ -20,24 +20,19 @@ import clip
 from clip import dense
 from datasets.pictures import resized
 from monoclip import (
-    AUTY,
-    LOG_BINS,
     PAPER,
-    READINGS,
     MonoCLIP,
     Reading,
     depth_of,
-    entropy_of,
     logits_of,
     mirror_average,
+    patch_features,
     prompt,
     upsampled,
     with_mirror,
     zeroshot_classifier,
 )
 from tests.conftest import TINY, random_clip
-
-OWN = ("depth_templates", "depth_classes", "bin_list")  # fields in which Auty's reading differs
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +49,7 @@ def image():
 def golden_trunk(rn50, golden_inputs):
     """What RN50's trunk sees of the two golden images, then of their mirrors: patches (4, 2048, 13, 17)."""
     with torch.inference_mode():
-        return MonoCLIP(rn50).trunk(golden_inputs["x"])
+        return dense.encode(rn50.visual, with_mirror(golden_inputs["x"]))
 
 
 @pytest.fixture(autouse=True)
@@ -82,20 +77,6 @@ def test_numbers_of_the_paper():
     assert (clip.CLIP_MEAN[0], clip.CLIP_STD[0]) == (0.48145466, 0.26862954)
 
 
-def test_numbers_of_the_readings_for_outdoors():
-    assert READINGS == {"paper": PAPER, "auty": AUTY, "log": LOG_BINS}
-    assert AUTY.depth_templates == ("This object appears to be {}",)
-    words = (
-        "very close | close | slightly close | neither close nor distant | slightly distant | distant | very distant"
-    )
-    assert " | ".join(AUTY.depth_classes) == words
-    assert AUTY.bin_list == (5.715, 17.144, 28.572, 40.0, 51.429, 62.857, 74.286)
-    assert replace(AUTY, **{name: getattr(PAPER, name) for name in OWN}) == PAPER  # all else is the paper's
-    assert replace(LOG_BINS, bin_list=PAPER.bin_list) == PAPER
-    assert (LOG_BINS.bin_list[0], LOG_BINS.bin_list[-1]) == (5, 60)
-    assert np.diff(np.log(LOG_BINS.bin_list)) == pytest.approx([math.log(60 / 5) / 6] * 6, abs=2e-3)  # of centimetres
-
-
 @pytest.mark.parametrize(
     ("template", "text"),
     [
@@ -112,30 +93,27 @@ def test_a_prompt_has_both_words_or_the_depth_word_alone(tiny_clip, template, te
     assert_close(found, expected / expected.norm(), atol=1e-6, rtol=0)
 
 
-def test_depth_by_hand(tiny_clip):
+def test_patch_features_by_hand():
+    layer4 = torch.tensor([3.0, 1.0, 0.0, 1.0, 4.0, 3.0]).view(1, 6, 1, 1)  # of length 6
+    assert patch_features(layer4, 3).flatten().tolist() == pytest.approx([3 / 6, 0, 4 / 6])
+    assert patch_features(layer4, 2).flatten().tolist() == pytest.approx([3 / 6, 1 / 6])
+
+
+def test_depth_by_hand(tiny_clip, monkeypatch):
     # two words, T = (e0, e1); a patch with f = (0.001 ln 3, 0, ...) has logits (ln 3, 0), weights (3/4, 1/4)
     model = MonoCLIP(tiny_clip, Reading(depth_classes=("near", "far"), bin_list=(1.0, 5.0)))
     model.text_features = torch.eye(64)[:, :2]
-    features = torch.zeros(1, 64, 1, 2)
+    features = torch.zeros(2, 64, 1, 2)  # of one image of two patches, and of its mirror
     features[0, 0, 0, 0] = 0.001 * math.log(3)
-    assert_close(model.logits(features)[0, :, 0], torch.tensor([[math.log(3), 0.0], [0.0, 0.0]]), atol=1e-5, rtol=0)
-    assert_close(model.logits(features).softmax(1)[0, :, 0, 0], torch.tensor([0.75, 0.25]), atol=1e-5, rtol=0)
-    assert_close(model.depth(features), torch.tensor([[[[2.0, 3.0]]]]), atol=1e-5, rtol=0)
-
-
-def test_uncertainty_by_hand(tiny_clip, image):
-    assert_close(entropy_of(torch.full((1, 7, 1, 2), 1 / 7)), torch.full((1, 1, 1, 2), math.log(7)))
-    assert entropy_of(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)).item() == 0
-    model = MonoCLIP(tiny_clip, Reading(depth_classes=("near", "far"), bin_list=(1.0, 5.0)))
-    model.text_features = torch.eye(64)[:, :2]
-    features = torch.zeros(2, 64, 1, 2)
-    features[0, 0, 0, 0] = 0.001 * math.log(3)  # weights (3/4, 1/4) at the left, (1/2, 1/2) in the mirror's right
-    model.patch_features = lambda trunk: features
-    sigma, entropy = model.uncertainty(image[:1])
-    left = -(5 / 8 * math.log(5 / 8) + 3 / 8 * math.log(3 / 8))  # depth 2.5: 5/8 1.5^2 + 3/8 2.5^2 = 3.75
-    assert sigma.shape == entropy.shape == (1, 1, 1, 2)
-    assert sigma.flatten().tolist() == pytest.approx([math.sqrt(3.75), 2], abs=1e-4)
-    assert entropy.flatten().tolist() == pytest.approx([left, math.log(2)], abs=1e-4)
+    monkeypatch.setattr(model, "features", lambda trunk: features)
+    logits = logits_of(features, model.text_features, model.reading)
+    assert_close(logits[0, :, 0], torch.tensor([[math.log(3), 0.0], [0.0, 0.0]]), atol=1e-5, rtol=0)
+    weights = model.weights(None)  # the left patch is the mirror's right one: (3/4 + 1/2) / 2
+    assert_close(weights, torch.tensor([[[[5 / 8, 1 / 2]], [[3 / 8, 1 / 2]]]]), atol=1e-5, rtol=0)
+    assert_close(depth_of(weights, model.bin_list[None]), torch.tensor([[[[2.5, 3.0]]]]), atol=1e-5, rtol=0)
+    assert_close(depth_of(weights, torch.tensor([[1.0, 5.0], [2.0, 2.0]]))[0, 1], torch.full((1, 2), 2.0))
+    predicted = model.predict(torch.zeros(1, 3, 32, 64), (1, 3))
+    assert_close(predicted, torch.tensor([[[[2.5, 2.75, 3.0]]]]), atol=1e-5, rtol=0)  # corners on corners
 
 
 @pytest.mark.parametrize(("temperature", "logit_scale", "expected"), [(0.1, 100, 20), (1, 100, 2), (0.5, 1, 0.04)])
@@ -215,8 +193,9 @@ def test_golden_features(golden_trunk, golden):
 
 def test_golden_depth(rn50, golden_trunk, golden, golden_prediction):
     model = MonoCLIP(rn50)
-    upright, mirrored = model.depth(model.patch_features(golden_trunk)).chunk(2)
-    average = upsampled(mirror_average(torch.cat([upright, mirrored])), (416, 544))
+    views = logits_of(model.features(golden_trunk), model.text_features, PAPER).softmax(1)  # of image and mirror
+    upright, mirrored = depth_of(views, model.bin_list[None]).chunk(2)
+    average = upsampled(depth_of(model.weights(golden_trunk), model.bin_list[None]), (416, 544))
     found = {"depth": upright, "depth_flip": mirrored.flip(-1), "avg_slice": average[:, :, ::13, ::17]}
     for name, ours in found.items():
         np.testing.assert_allclose(ours, golden[name], atol=1e-3, rtol=0, err_msg=name)
@@ -225,31 +204,32 @@ def test_golden_depth(rn50, golden_trunk, golden, golden_prediction):
 
 def test_features_are_every_second_channel_of_unit_vectors(tiny_clip, model, image):
     # Official quirks: layer4's features without the attention pool, thinned to D channels, not normalised again
-    trunk = model.trunk(image)
+    trunk = dense.encode(model.clip_vis, with_mirror(image))
     layer4 = tiny_clip.visual.forward_trunk(torch.cat([image, image.flip(-1)])).patches
     assert torch.equal(trunk.patches, layer4)
     assert torch.equal(trunk.cls, layer4.mean((2, 3)))
-    features = model.patch_features(trunk)
+    features = model.features(trunk)
     assert features.shape == (4, 64, 2, 3)
-    assert dense.thins(model.clip_vis, "raw")
     for place in np.ndindex(4, 2, 3):
         b, y, x = place
         vector = layer4[b, :, y, x]
         assert_close(features[b, :, y, x], (vector / vector.norm())[0::2], atol=1e-6, rtol=0)
     assert (features.norm(dim=1) < 0.999).all()
-    assert_close(dense.unit(trunk.patches).norm(dim=1), torch.ones(4, 2, 3))
 
 
 def test_a_naive_loop_gives_the_same_depth(model, image):
-    features, depth = model.patch_features(model.trunk(image)).double(), model(image)
-    text = model.text_features.double()
-    halves = np.zeros((4, 2, 3))
+    features = model.features(dense.encode(model.clip_vis, with_mirror(image))).double()
+    text, size = model.text_features.double(), image.shape[2:]
+    weights = np.zeros((4, 7, 2, 3))
     for b, y, x in np.ndindex(4, 2, 3):
         logits = [100 * float(features[b, :, y, x] @ text[:, k]) / 0.1 for k in range(7)]
-        weights = [math.exp(value - max(logits)) for value in logits]
-        halves[b, y, x] = sum(w * d for w, d in zip(weights, PAPER.bin_list, strict=True)) / sum(weights)
-    expected = (halves[:2] + halves[2:, :, ::-1]) / 2
-    np.testing.assert_allclose(depth[:, 0], expected, atol=1e-3, rtol=0)  # fp32 times the scale of 1000
+        terms = [math.exp(value - max(logits)) for value in logits]
+        weights[b, :, y, x] = np.array(terms) / sum(terms)
+    expected = (weights[:2] + weights[2:, ..., ::-1]) / 2
+    np.testing.assert_allclose(model(image), expected, atol=1e-3, rtol=0)  # fp32 times the scale of 1000
+    depth = torch.from_numpy(np.einsum("bkhw,k->bhw", expected, PAPER.bin_list))[:, None]
+    large = F.interpolate(depth, size, mode="bilinear", align_corners=True)
+    np.testing.assert_allclose(model.predict(image), large, atol=1e-3, rtol=0)
 
 
 # ---- what holds for any image
@@ -259,22 +239,22 @@ def test_a_naive_loop_gives_the_same_depth(model, image):
 @given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([0.1, 3.0, 1000.0]), sets=st.integers(1, 4))
 def test_many_sets_of_bins_equal_one_by_one_and_depth_lies_within_them(seed, scale, sets):
     rng = np.random.default_rng(seed)
-    steps = rng.normal(0, 64 * scale, (2, 5, 3, 4)).round()
-    logits = torch.from_numpy(steps.astype(np.float32)) / 64  # of 1/64, so that fp32 adds 10 to them without rounding
+    logits = torch.from_numpy(rng.normal(0, scale, (2, 5, 3, 4)).astype(np.float32))
     bins = torch.from_numpy(rng.uniform(0.1, 9, (sets, 5)).astype(np.float32))
     # [m] fp32: five products of at most 9 m, whose weights are within 4 ulp, summed in any order
     close = partial(assert_close, atol=2e-5, rtol=0)
-    depth = depth_of(logits, bins)
+    weights = logits.softmax(1)
+    depth = depth_of(weights, bins)
     assert depth.shape == (2, sets, 3, 4)
-    weights = np.exp(logits.double().numpy() - logits.double().numpy().max(1, keepdims=True))
     for m in range(sets):
-        close(depth[:, m : m + 1], depth_of(logits, bins[m : m + 1]))
-        naive = (weights * bins[m].double().numpy()[:, None, None]).sum(1) / weights.sum(1)
-        close(depth[:, m].double(), torch.from_numpy(naive))
+        close(depth[:, m : m + 1], depth_of(weights, bins[m : m + 1]))
+        naive = (logits.double().softmax(1) * bins[m].double()[:, None, None]).sum(1)
+        close(depth[:, m].double(), naive)
     assert (depth >= bins.min(1).values[:, None, None] - 2e-5).all()
     assert (depth <= bins.max(1).values[:, None, None] + 2e-5).all()
-    close(depth_of(logits + 10, bins), depth)  # a common offset says nothing
-    close(depth_of(logits, bins.flip(1)), depth_of(logits.flip(1), bins))
+    close(depth_of(weights, bins.flip(1)), depth_of(weights.flip(1), bins))
+    mean = (weights + weights.flip(0)) / 2  # depth of a mean is the mean of depths: that is why weights are averaged
+    close(depth_of(mean, bins), (depth + depth.flip(0)) / 2)
 
 
 def test_mirrored_image_gives_the_mirrored_prediction(model, image):
@@ -298,27 +278,17 @@ def test_text_features_and_bins_are_buffers(model):
 def test_vision_transformer_features_are_used_whole():
     vit = random_clip(replace(TINY, vision_layers=2, vision_width=64, vision_patch_size=16))
     model, x = MonoCLIP(vit), normal((1, 3, 64, 96), 0)
-    assert not dense.thins(model.clip_vis, "raw")
-    assert model(x).shape == (1, 1, 4, 6)
+    assert model(x).shape == (1, 7, 4, 6)
     last = vit.visual.transformer.resblocks[-1](vit.visual.forward_trunk(with_mirror(x)).tokens(), None)[:, 1:]
     expected = F.normalize(vit.visual.ln_post(last) @ vit.visual.proj, dim=2).transpose(1, 2).view(2, 64, 4, 6)
-    assert_close(model.patch_features(model.trunk(x)), expected)
+    assert_close(model.features(dense.encode(vit.visual, with_mirror(x))), expected)
     assert model.infer_image(np.zeros((50, 70, 3), dtype=np.uint8)).shape == (50, 70)
-
-
-def test_uncertainty_is_of_the_mean_of_image_and_mirror(model, image):
-    sigma, entropy = model.uncertainty(image)
-    both = model.logits(model.patch_features(model.trunk(image))).softmax(1).double()
-    weights, bins = (both[:2] + both[2:].flip(-1)) / 2, torch.tensor(PAPER.bin_list).double().view(1, 7, 1, 1)
-    depth = (weights * bins).sum(1, keepdim=True)
-    assert_close(sigma.double(), (weights * (bins - depth) ** 2).sum(1, keepdim=True).sqrt(), atol=1e-4, rtol=0)
-    assert_close(entropy.double(), -torch.xlogy(weights, weights).sum(1, keepdim=True), atol=1e-4, rtol=0)
-    assert_close(model.uncertainty(image.flip(-1))[0], sigma.flip(-1), atol=1e-4, rtol=0)
 
 
 def test_every_read_out_gives_another_depth(tiny_clip, image):
     assert PAPER.readout == "raw"
-    depths = [MonoCLIP(tiny_clip, replace(PAPER, temperature=1, readout=name))(image) for name in dense.READOUTS]
+    names = dense.readouts_of(tiny_clip.visual)
+    depths = [MonoCLIP(tiny_clip, replace(PAPER, temperature=1, readout=name)).predict(image) for name in names]
     assert all(not one.allclose(other, atol=1e-4) for i, one in enumerate(depths) for other in depths[:i])
 
 
@@ -339,28 +309,11 @@ def test_a_picture_of_nyus_size_is_predicted_pixel_for_pixel(model, tmp_path, ki
 
 def test_a_picture_of_another_size_gets_depth_of_its_own_size(model):
     pixels = np.random.default_rng(1).integers(0, 256, (70, 101, 3), dtype=np.uint8)  # is looked at as 64 x 96
-    view = PAPER.normalised(resized(pixels, (64, 96)))[None]
-    assert model.prepare(pixels).shape == (1, 3, 64, 96)
-    expected = F.interpolate(model(view), (70, 101), mode="bilinear", align_corners=True)[0, 0]
+    view = PAPER.normalised(resized(pixels, (64, 96)))
+    assert torch.equal(model.prepare(pixels), view)
+    depth = depth_of(model(view[None]), model.bin_list[None])
+    expected = F.interpolate(depth, (70, 101), mode="bilinear", align_corners=True)[0, 0]
     assert_close(torch.from_numpy(model.infer_image(pixels)), expected, atol=1e-5, rtol=0)
-
-
-def test_answers_are_those_of_the_definition_and_lists_give_lists(model):
-    pictures = [np.random.default_rng(i).integers(0, 256, (70, 101, 3), dtype=np.uint8) for i in range(2)]
-    found = model.infer_image(pictures, return_all=True)
-    both = model.logits(model.patch_features(model.trunk(model.prepare(pictures[1])))).softmax(1).double()
-    weights, bins = (both[0] + both[1].flip(-1)) / 2, torch.tensor(PAPER.bin_list).double()
-    depth = torch.einsum("khw,k->hw", weights, bins)
-    sigma = (torch.einsum("khw,k->hw", weights, bins.square()) - depth.square()).sqrt()  # E x^2 - (E x)^2
-    _, *patches = found[1]
-    entropy = -(weights * weights.log()).sum(0)
-    for got, expected in zip(patches, (depth, weights, sigma, entropy), strict=True):
-        assert_close(torch.from_numpy(got).double(), expected, atol=1e-4, rtol=0)
-    for one, picture in zip(found, pictures, strict=True):
-        assert_close(one.depth, model.infer_image(picture), atol=0, rtol=0)
-    features = model.patch_features(model.trunk(model.prepare(pictures[1]), mirror=False))
-    alone = model.answers(features, (70, 101))  # without the mirror
-    assert_close(torch.from_numpy(alone.weights).double(), both[0], atol=1e-4, rtol=0)
 
 
 # ---- errors
@@ -377,11 +330,9 @@ def test_channels_that_cannot_be_thinned_evenly_are_refused():
         MonoCLIP(random_clip(replace(TINY, embed_dim=48)))
 
 
-def test_classifiers_of_another_tokenizer_or_of_letters_are_refused(tiny_clip):
+def test_classifiers_of_another_tokenizer_are_refused():
     with pytest.raises(ValueError, match="a text encoder of 1000 tokens"):
         zeroshot_classifier(random_clip(replace(TINY, vocab_size=1000)))
-    with pytest.raises(ValueError, match="got a string; its letters are no words"):
-        zeroshot_classifier(tiny_clip, "near")
 
 
 @pytest.mark.parametrize(
@@ -389,22 +340,22 @@ def test_classifiers_of_another_tokenizer_or_of_letters_are_refused(tiny_clip):
     [
         ({"bin_list": (1.0, 2.0)}, "7 depth classes and 2 bins: every depth class needs one bin"),
         ({"depth_classes": (), "bin_list": ()}, "0 depth classes and 0 bins"),
-        ({"bin_list": (1, 2, 3, 4, 5, 6, 0)}, "bins must be positive and finite"),
-        ({"bin_list": (1, 2, 3, 4, 5, 6, math.nan)}, "bin_list must be positive and finite"),
-        ({"bin_list": ("1", 2, 3, 4, 5, 6, 7)}, "bin_list: expected a list of numbers, got"),
-        ({"depth_classes": "near"}, "depth_classes: expected a list of words, got 'near'"),
-        ({"depth_classes": (*PAPER.depth_classes[:6], " ")}, "depth_classes has an empty word"),
-        ({"temperature": "1"}, "temperature: expected a number, got '1'"),
-        ({"temperature": 0}, "temperature must be positive and finite, got 0"),
-        ({"depth_templates": ("This is far",)}, "template 'This is far' must hold {} twice, .*or once, for the depth"),
+        ({"bin_list": (1, 2, 3, 4, 5, 6, 0)}, "bins .* must be positive and finite"),
+        ({"bin_list": (1, 2, 3, 4, 5, 6, math.nan)}, "bins .* must be positive and finite"),
+        ({"temperature": 0}, "temperature must be positive and finite"),
+        ({"depth_templates": ("This is far",)}, "template 'This is far' must hold {} twice, .*or once"),
         ({"depth_templates": ("{} {} {}",)}, "template '{} {} {}' must hold {} twice"),
         ({"depth_templates": ("{} is {0}",)}, r"template '\{\} is \{0\}' must hold \{\} twice"),
         ({"depth_templates": ("{} is {} {",)}, "template '{} is {} {' must hold {} twice"),
-        ({"obj_classes": ()}, "at least one template and one object word"),
-        ({"readout": "nonsense"}, "^read-out 'nonsense': there is none of this name; there are raw, maskclip, attn"),
-        ({"readout": 1}, "readout: expected words, got 1"),
     ],
 )
 def test_readings_that_make_no_depth_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(PAPER, **change)
+
+
+def test_a_read_out_that_there_is_not_is_refused(tiny_clip):
+    with pytest.raises(
+        ValueError, match=r"^read-out 'nonsense': there is none of this name; there are raw, maskclip, attn"
+    ):
+        MonoCLIP(tiny_clip, replace(PAPER, readout="nonsense"))

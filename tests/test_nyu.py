@@ -59,11 +59,11 @@ def test_a_sample_by_hand(tmp_path):
 def test_batches_are_the_images_in_order(nyu_folder, batch_size, workers):
     dataset = open_nyu(nyu_folder(5), PAPER.normalised)
     items = [4, 0, 3, 1]
-    parts = list(dataset.batches(items, batch_size, workers))
+    parts = list(dataset.batches(dataset.parts(items, batch_size), workers))
     assert [part.items for part in parts] == [items[i : i + batch_size] for i in range(0, 4, batch_size)]
     assert_close(torch.cat([part.image for part in parts]), torch.stack([dataset[i][0] for i in items]))
     assert_close(torch.stack([gt for part in parts for gt in part.depth]), torch.stack([dataset[i][1] for i in items]))
-    assert list(dataset.batches([], batch_size, workers)) == []
+    assert list(dataset.batches([], workers)) == dataset.parts([], batch_size) == []
 
 
 def test_order_is_scene_then_file_name_and_the_root_may_be_the_split(nyu_folder):

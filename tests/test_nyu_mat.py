@@ -199,7 +199,7 @@ def test_mat_and_folder_give_the_same_samples(mat: Path, tmp_path: Path, monkeyp
 
 def test_threads_read_one_mat(mat: Path) -> None:
     dataset, alone = (open_nyu(mat, as_tensor, limit=12) for _ in range(2))
-    batches = list(dataset.batches(range(12), batch_size=5, workers=4))
+    batches = list(dataset.batches(dataset.parts(range(12), 5), workers=4))
     assert [batch.items for batch in batches] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
     images, depths = torch.cat([b.image for b in batches]), torch.stack([gt for b in batches for gt in b.depth])
     for part, singles in ((images, 0), (depths, 1)):

@@ -18,7 +18,8 @@ import options
 from calculate_error import KITTI_BTS, NYU, UnscorableError
 from clip import CheckpointError
 from datasets import DataError
-from monoclip import AUTY, LOG_BINS, PAPER, MonoCLIP, Reading
+from experiments.published import AUTY, LOG_BINS
+from monoclip import PAPER, MonoCLIP, Reading
 from tests.conftest import random_clip
 from tests.test_model import TINY_VIT
 
@@ -58,9 +59,9 @@ def test_a_preset_is_what_is_not_given(capsys):
     own = replace(AUTY, depth_classes=("near", "far"), bin_list=(3, 30))
     assert reading("--preset", "auty", *words, *bins) == own
     assert reading(*bins, *words) == replace(PAPER, depth_classes=("near", "far"), bin_list=(3, 30))
-    flags = ("--temperature", "1", "--readout", "windows", "--image_statistics", "clip", "--obj_classes", "car")
+    flags = ("--temperature", "1", "--readout", "attnpool", "--image_statistics", "clip", "--obj_classes", "car")
     clips = options.with_statistics(LOG_BINS, "clip")
-    expected = replace(clips, temperature=1, readout="windows", obj_classes=("car",))
+    expected = replace(clips, temperature=1, readout="attnpool", obj_classes=("car",))
     assert reading("--preset", "log", *flags) == expected
     assert reading("--preset", "auty", "--depth_templates", "a {} {}").depth_templates == ("a {} {}",)
     with pytest.raises(options.UsageError, match="7 depth classes and 2 bins"):
@@ -77,7 +78,7 @@ def test_what_is_not_the_papers_is_said(tiny_clip):
     for official, clip_model, changes, notes in (
         (True, tiny_clip, {}, []),
         (False, tiny_clip, {}, [NYU.whole_split]),
-        (True, tiny_clip, {"readout": "windows"}, [other.format("patch features by windows")]),
+        (True, tiny_clip, {"readout": "attnpool"}, [other.format("patch features by attnpool")]),
         (True, tiny_clip, {"image_mean": clip.CLIP_MEAN}, [other.format("image statistics of other")]),
         (True, vit, {}, [options.INVERTED]),
         (
@@ -130,6 +131,12 @@ def test_the_demos_checkpoint_needs_no_activation_whatever_its_name(tmp_path, ti
         ({"bins": [1], "words": ["a"]}, "unknown field bins, words; known are depth_templates, obj_classes"),
         ({"bin_list": ["1"]}, r"bin_list: expected a list of numbers, got \['1'\]"),
         ({"bin_list": [1, 2]}, "7 depth classes and 2 bins"),
+        ({"bin_list": ("1", 2, 3, 4, 5, 6, 7)}, "bin_list: expected a list of numbers, got"),
+        ({"depth_classes": "near"}, "depth_classes: expected a list of words, got 'near'"),
+        ({"depth_classes": (*PAPER.depth_classes[:6], " ")}, "depth_classes has an empty word"),
+        ({"temperature": "1"}, "temperature: expected a number, got '1'"),
+        ({"obj_classes": ()}, "obj_classes has no word or number"),
+        ({"bin_list": (1, 2, 3, 4, 5, 6, float("nan"))}, "bin_list must be positive and finite"),
         ({"temperature": 10**400}, "temperature must be positive and finite"),
         ({"temperature": 0}, "temperature must be positive"),
         ({"depth_templates": ["{0.__class__} {}"]}, "must hold {} twice"),

@@ -18,7 +18,8 @@ import predict
 from calculate_error import KITTI_BTS, NYU, NYU_METRICS, errors_of_maps
 from datasets import DataError
 from experiments import __main__ as experiments
-from monoclip import AUTY, LOG_BINS, PAPER, Reading, mirror_average
+from experiments.published import AUTY, LOG_BINS
+from monoclip import PAPER, Reading, mirror_average
 from options import DEMO_DATA, DEMO_WEIGHTS
 from tests.browser import Browser, find_browser
 from tests.conftest import QUICKGELU

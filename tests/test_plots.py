@@ -18,8 +18,9 @@ from experiments.plots import (
     near_and_far,
 )
 from experiments.published import BIN_RESPONSE, THIS_RUN, UNIFORM
-from experiments.statistics import Case, Contrast
-from tests.test_tables import HOSTILE, PERMUTED, asked, scored_of
+from experiments.statistics import Case, Contrast, Findings
+from experiments.tables import Report
+from tests.conftest import HOSTILE, PERMUTED, asked, report_of
 from viewer.strip import Example
 
 GRID = (4, 5)  # patches of 32 px
@@ -28,6 +29,10 @@ GRID = (4, 5)  # patches of 32 px
 def example(name: str = "classroom/rgb_00001.jpg") -> Example:
     truth = np.kron(np.arange(1.0, 21).reshape(GRID), np.ones((32, 32)))
     return Example(name, np.zeros((128, 160, 3), dtype=np.uint8), truth, truth)
+
+
+def found_of(report: Report, patches: np.ndarray) -> Findings:
+    return Findings(report.results, {}, report.permuted, patches, None)
 
 
 @pytest.fixture
@@ -59,28 +64,29 @@ def test_bars_are_the_weights_of_the_two_patches(figures, tmp_path):
         assert f"predicted {depth:.3f} m, true {true:.3f} m" in chart.get_title()
 
 
-def test_chart_shows_means_groups_and_the_papers_values(figures, tmp_path):
-    scored = scored_of()
+def test_chart_shows_means_and_the_papers_values(figures, tmp_path):
+    report = report_of()
     published = {THIS_RUN: {"delta1": 0.394}, "prompt 1": {"delta1": 0.341, "rmse": None}}
-    draw_chart(tmp_path / "rows.png", scored.results, scored.groups, published, "Over 3 images.")
+    draw_chart(tmp_path / "rows.png", report.results, published, "Over 3 images.")
     first = figures[0].axes[0]
     labels = [label.get_text() for label in first.get_yticklabels()]
-    assert labels == [*scored.results.single_rows(scored.groups), "shuffled patches (3)"]
+    assert labels == [*report.results.metrics]
     widths = [bar.get_width() for bar in first.patches]
     assert widths[:3] == pytest.approx([0.1, 1.1, 2.1])  # this run, mine, prompt 1
-    assert widths[-1] == pytest.approx(6.1)  # the median of the group
     diamonds = {int(line.get_ydata()[0]): line.get_xdata()[0] for line in first.lines if line.get_marker() == "D"}
     assert "Diamond: published." in figures[0].get_suptitle()
     assert diamonds == {labels.index(THIS_RUN): 0.394, labels.index("prompt 1"): 0.341}
+    draw_chart(tmp_path / "rows.png", report.results, {}, "Over 3 images.")
+    assert "Diamond" not in figures[1].get_suptitle()  # over other images nothing compares
 
 
 @pytest.mark.parametrize(("count", "permuted"), [(9, PERMUTED), (12, None), (12, PERMUTED)])
 def test_the_question_is_drawn_image_by_image_with_all_assignments_and_patches(figures, tmp_path, count, permuted):
-    scored, patches = replace(asked(count), permuted=permuted), np.array([[1.21, 1.21, 2.5], [1.01, 1.01, 3.9]])
-    draw_question(tmp_path / "q.png", scored.primary, scored.results, permuted, patches, "Over them.")
+    report, patches = replace(asked(count), permuted=permuted), np.array([[1.21, 1.21, 2.5], [1.01, 1.01, 3.9]])
+    draw_question(tmp_path / "q.png", report.primary, found_of(report, patches), "Over them.")
     axes = {axis.get_label(): axis for axis in figures[0].axes}
     delta1 = [-0.1] * ((count + 1) // 2) + [0.2] * (count // 2)
-    for row, (contrast, expected) in enumerate(zip(scored.primary, (delta1, [-0.25] * count), strict=True)):
+    for row, (contrast, expected) in enumerate(zip(report.primary, (delta1, [-0.25] * count), strict=True)):
         axis = axes[f"differences {row}"]
         assert [bar.get_height() for bar in axis.containers[0]] == pytest.approx(expected)
         assert [line.get_ydata()[0] for line in axis.lines] == pytest.approx([0, np.mean(expected)])
@@ -103,7 +109,7 @@ def test_the_question_is_drawn_image_by_image_with_all_assignments_and_patches(f
     assert {(y, x): cells[y, x] for y, x in np.argwhere(np.nan_to_num(cells)).tolist()} == {(18, 15): 2, (37, 58): 1}
     drawn = (0.0, KITTI_BTS.max_depth)  # the protocol's range, whatever the depths
     deep = np.add(patches, [[100], [0]])  # predicted, beyond it: drawn at its end, as metrics take it
-    draw_question(tmp_path / "q.png", scored.primary, scored.results, permuted, deep, "Over them.", drawn)
+    draw_question(tmp_path / "q.png", report.primary, found_of(report, deep), "Over them.", drawn)
     (axis,) = (axis for axis in figures[1].axes if axis.get_label() == "patches")
     assert axis.get_xlim() == axis.get_ylim() == drawn == KITTI_BTS.drawn
     cells = np.ma.filled(axis.collections[0].get_array().reshape(60, 60), 0)
@@ -122,7 +128,7 @@ def test_certainty_is_drawn_over_a_random_order(figures, tmp_path, interval):
 
 
 def test_read_outs_are_drawn_in_groups_with_the_released_in_its_place(figures, tmp_path):
-    cases = [Case(b, "imagenet", r, 0.1, (b, r) == ("A", "raw")) for b in ("A", "B") for r in ("raw", "windows")]
+    cases = [Case(b, "imagenet", r, 0.1, (b, r) == ("A", "raw")) for b in ("A", "B") for r in ("raw", "maskclip")]
     found = {}
     for i, case in enumerate(cases):
         interval = (i - 0.25, i + 0.5) if i else None
@@ -137,7 +143,7 @@ def test_read_outs_are_drawn_in_groups_with_the_released_in_its_place(figures, t
         "A, imagenet, 0.1 (released)",
         "B, imagenet, 0.1",
         "",
-        "windows",
+        "maskclip",
         "A, imagenet, 0.1",
         "B, imagenet, 0.1",
     ]
@@ -149,11 +155,11 @@ def test_read_outs_are_drawn_in_groups_with_the_released_in_its_place(figures, t
 
 
 def test_drawings_of_any_name_are_pictures(tmp_path):
-    name, scored = "".join(HOSTILE) + "$x^$", scored_of(own="".join(HOSTILE) + "$x^$")
+    name, report = "".join(HOSTILE) + "$x^$", report_of(own="".join(HOSTILE) + "$x^$")
     draw_response(tmp_path / "response.png", example(printable(name)), np.full((7, *GRID), 1 / 7), "$y_$")
-    draw_chart(tmp_path / "rows.png", scored.results, {}, {}, "$y_$")
+    draw_chart(tmp_path / "rows.png", report.results, {}, "$y_$")
     patches = np.array([[1.0, 2.0], [1.5, 9.5]])
-    draw_question(tmp_path / "question.png", asked().primary, asked().results, PERMUTED, patches, "$y_$")
+    draw_question(tmp_path / "question.png", asked().primary, found_of(asked(), patches), "$y_$")
     contrast = Contrast(THIS_RUN, UNIFORM, "aurg", 0.1, None, 1, None)
     draw_certainty(tmp_path / "certainty.png", np.ones(20), contrast, "$y_$")
     draw_readouts(tmp_path / "readouts.png", {Case(name, "clip", "raw", 1, True): [contrast]}, "$y_$")

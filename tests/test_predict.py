@@ -17,12 +17,13 @@ from PIL import Image
 from torch.testing import assert_close
 
 import clip
-import monoclip
 import options
 import predict
+from clip.dense import encode
 from datasets import pictures
 from datasets.pictures import read_picture, resized
-from monoclip import PAPER, MonoCLIP, Reading, upsampled
+from download import file_sha256
+from monoclip import PAPER, MonoCLIP, Reading, depth_of, logits_of, upsampled
 from tests.conftest import ANY_BYTES_IN_NAMES, QUICKGELU, ROOT, TEN_MINUTES
 from tests.test_pictures import noise, save
 from viewer.colour import coloured
@@ -83,8 +84,9 @@ def test_words_temperature_and_mirror_are_those_of_the_reading(run, tiny_clip, t
     reading = Reading(depth_classes=("near", "very far away"), bin_list=(1.0, 90.0), temperature=0.5)
     other = MonoCLIP(tiny_clip, reading)
     with torch.inference_mode():
-        trunk = other.trunk(other.prepare(read_picture(picture)), mirror=False)
-        expected = upsampled(other.depth(other.patch_features(trunk)), (64, 96))[0, 0].numpy()
+        features = other.features(encode(other.clip_vis, other.prepare(read_picture(picture))[None]))  # no mirror
+        weights = logits_of(features, other.text_features, reading).softmax(1)
+        expected = upsampled(depth_of(weights, other.bin_list[None]), (64, 96))[0, 0].numpy()
     assert_close(np.load(run.out / "a_depth.npy"), expected, atol=1e-4, rtol=0)
 
 
@@ -145,10 +147,14 @@ def test_every_kind_at_a_smaller_size(run, album, model):
     inputs = ["-i", album / "rotated.jpg", "--save", *predict.SAVED, "--max_side", 45, "--exact"]  # 60x90, turned
     assert run(*inputs)[0] == 0
     assert written(run.out) == {f"rotated{kind}" for kinds in predict.SAVED.values() for kind in kinds}
-    whole = model.infer_image(album / "rotated.jpg", return_all=True)
+    with torch.inference_mode():
+        weights = model(model.prepare(read_picture(album / "rotated.jpg"))[None]).double()
+    bins = torch.tensor(PAPER.bin_list).double().view(1, 7, 1, 1)
+    patches = (weights * bins).sum(1, keepdim=True)
+    spread = (weights * (bins - patches) ** 2).sum(1, keepdim=True).sqrt()
     depth, sigma = (np.load(run.out / f"rotated{kind}") for kind in (predict.NPY, predict.SIGMA_NPY))
-    assert_close(depth, upsampled(torch.from_numpy(whole.patch_depth)[None, None], (45, 30))[0, 0].numpy())
-    assert_close(sigma, upsampled(torch.from_numpy(whole.sigma)[None, None], (45, 30))[0, 0].numpy())
+    for found, expected in ((depth, patches), (sigma, spread)):
+        assert_close(found, upsampled(expected, (45, 30))[0, 0].float().numpy(), atol=1e-4, rtol=0)
     drawn = {kind: read_picture(run.out / f"rotated{kind}.png") for kind in ("_side_by_side", "_sigma")}
     both = np.concatenate([resized(read_picture(album / "rotated.jpg"), (45, 30)), coloured(depth, 1.0, 3.0)], axis=1)
     assert (drawn["_side_by_side"][:45, [*range(30), *range(32, 62)]] == both).all()
@@ -169,13 +175,12 @@ def test_other_words_are_computed_and_never_skipped(run, album):
     assert run(*inputs, "--save", "npy", "words")[0] == 0
     npy = run.out / "hall/a_depth.npy"
     first = np.load(npy)
-    _, out, _ = run(*inputs, *OTHER_WORDS, "--save", "npy")
+    assert run(*inputs, *OTHER_WORDS, "--save", "npy")[0] == 0
     assert np.abs(np.load(npy) - first).max() > 1
-    left = "note: 2 of the files there, attic/a_words.png among them, are of an earlier run with other bin_list, depth"
-    assert left in out
     record = json.loads((run.out / "predict.json").read_text())
     assert record["made_with"]["reading"]["depth_classes"] == ["near", "far"]
-    assert set(record["files"]) == {"hall/a_depth.npy", "attic/a_depth.npy"}
+    expected = {f"{name}_depth.npy": file_sha256(album / f"{name}.jpg") for name in ("hall/a", "attic/a")}
+    assert record["files"] == expected
     assert str(album) not in json.dumps(record)
     before = contents(run.out)
     for flags, problem in (
@@ -220,20 +225,20 @@ def test_a_stopped_run_goes_on_where_it_was(run, album, monkeypatch):
     assert run(*inputs, "--skip_existing", "--save", "npy", "words")[0] == 0
     assert np.load(first).shape == (40, 50)
     assert (run.out / "a.png_words.png").is_file()  # what was missing is added
-    first.write_bytes(mine)
-    os.utime(album / "attic" / "a.jpg", (1, 1))  # another one, of that size
-    assert run(*inputs, "--skip_existing", "--save", "npy")[0] == 0
-    assert np.load(first).shape == (40, 50)
 
 
-def test_another_run_in_the_same_folder_ends_this_one(run, album, monkeypatch):
-    def content(*_: object) -> memoryview:
-        options.write_json(run.out / "predict.json", {})
-        return memoryview(b"other")
-
-    monkeypatch.setattr(predict, "file_content", content)
-    code, _, err = run("-i", album / "attic")
-    assert (code, "predict.json: was changed or removed by somebody else; give each run" in err) == (1, True)
+def test_files_of_other_words_do_not_pass_for_those_of_a_stopped_run(run, album, monkeypatch):
+    inputs = ["-i", album / "attic", "--save", "npy"]
+    assert run(*inputs, *OTHER_WORDS)[0] == 0
+    with monkeypatch.context() as patched:  # killed before the first file: other depth stands where its own would
+        patched.setattr(predict, "predict_all", Mock(side_effect=KeyboardInterrupt()))
+        assert run(*inputs)[0] == 130
+    assert run(*inputs, "--skip_existing")[0] == 0
+    first = run.out / "a.jpg_depth.npy"
+    assert np.load(first).max() <= 3  # of the paper's bins
+    first.write_bytes(b"mine")
+    assert run(*inputs)[0] == 0
+    assert np.load(first).shape == (64, 96), "without the flag, all is written again"
 
 
 def test_the_page_has_pictures_that_could_be_read(run, tmp_path):
@@ -344,7 +349,7 @@ def test_a_full_disk_ends_the_run_and_what_is_whole_stays(run, tmp_path):
 
 
 def test_depth_that_is_not_finite_is_an_error(run, album, monkeypatch):
-    monkeypatch.setattr(monoclip, "weighted", lambda weights, bins: weights[:, :1] * torch.nan)
+    monkeypatch.setattr(predict, "depth_of", lambda weights, bins: weights[:, :1] * torch.nan)
     code, _, err = run("-i", album / "hall" / "a.jpg", "--precision", "bf16")
     assert code == 1
     assert err.endswith("predict.py: a.jpg: NaN or infinite depth predicted; use --precision fp32\n")

@@ -1,9 +1,17 @@
 """experiments.published: every published number against the tables as they are printed, written out a second time."""
 
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import options
 from calculate_error import KITTI_ADABINS, KITTI_BTS, NYU
 from datasets.rgbd import own_protocol
 from experiments import published
-from monoclip import AUTY, PAPER
+from experiments.published import AUTY, LOG_BINS
+from monoclip import PAPER
 
 METHODS = """
 Make3D: .447 .745 .897 .349 - 1.214
@@ -121,3 +129,18 @@ def test_metrics_by_column():
     expected = {"delta1": 0.394, "delta2": 0.683, "delta3": 0.851, "abs_rel": 0.388, "log10": 0.156, "rmse": 1.167}
     assert dict(published.DEPTHCLIP) == expected
     assert rows_of(published.PROMPTS)[0].by_column() == expected
+
+
+def test_numbers_of_the_readings_for_outdoors():
+    assert options.READINGS == {"paper": PAPER, "auty": AUTY, "log": LOG_BINS}
+    assert AUTY.depth_templates == ("This object appears to be {}",)
+    words = (
+        "very close | close | slightly close | neither close nor distant | slightly distant | distant | very distant"
+    )
+    assert " | ".join(AUTY.depth_classes) == words
+    assert AUTY.bin_list == (5.715, 17.144, 28.572, 40.0, 51.429, 62.857, 74.286)
+    own = ("depth_templates", "depth_classes", "bin_list")
+    assert replace(AUTY, **{name: getattr(PAPER, name) for name in own}) == PAPER  # all else is the paper's
+    assert replace(LOG_BINS, bin_list=PAPER.bin_list) == PAPER
+    assert (LOG_BINS.bin_list[0], LOG_BINS.bin_list[-1]) == (5, 60)
+    assert np.diff(np.log(LOG_BINS.bin_list)) == pytest.approx([math.log(60 / 5) / 6] * 6, abs=2e-3)  # of centimetres

@@ -1,8 +1,9 @@
-"""experiments --readouts: each row is what eval.py, a run of the experiments and a direct computation say of it."""
+"""experiments.readouts: each row is what eval.py, a run of the experiments and a direct computation say of it."""
 
 import csv
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,10 @@ import options
 from calculate_error import NYU, NYU_CROP, NYU_METRICS
 from datasets.nyu import TEST_INDICES, open_nyu
 from experiments import __main__ as experiments
-from experiments import statistics
-from experiments.readouts import cases_of
-from experiments.statistics import COUNTS, PRIMARY, Contrast, Results
-from experiments.tables import readout_table
-from monoclip import PAPER, MonoCLIP
+from experiments import readouts
+from experiments.readouts import FILES, RELEASED, cases_of, readout_table
+from experiments.statistics import COUNTS, PRIMARY, Contrast, Images, Results
+from monoclip import PAPER, MonoCLIP, logits_of
 from tests.conftest import METRICS, QUICKGELU, TINY, random_clip, write_pair
 from tests.test_calculate_error import naive_metrics
 
@@ -29,15 +29,12 @@ RESNET = replace(TINY, image_resolution=224)
 VIT = replace(RESNET, vision_layers=2, vision_width=64, vision_patch_size=32)
 BINS = (1.0, 2.0, 4.0)
 WORDS = ("--depth_classes", "near", "far", "unseen", "--bin_list", *BINS)
-RELEASED = "released setting"
-READING_FLAGS = ("readout", "image_statistics", "temperature")
-FILES = {"readouts.json", "readouts.csv", "readouts.md", "readouts.tex", "readouts.png"}
-OF = {"resnet.pt": ("raw", "maskclip", "attnpool", "clearclip", "windows")}
+OF = {"resnet.pt": ("raw", "maskclip", "attnpool", "clearclip")}
 OF["vit.pt"] = tuple(name for name in OF["resnet.pt"] if name != "attnpool")
 
 
 class Command:
-    """`python -m experiments` in this process, which counts the images that it encodes."""
+    """`python -m experiments.readouts`, or another command, in this process; counts the images that it encodes."""
 
     def __init__(self, folder: Path, images: int) -> None:
         self.folder, self.encoded = folder, 0
@@ -49,7 +46,13 @@ class Command:
         usual = ["--data_path", self.folder / "nyu", "--clip_path", *paths, "--device", "cpu", *QUICKGELU, *WORDS]
         return list(map(str, [*usual, *flags]))
 
-    def __call__(self, *flags: object, weights: tuple[str, ...] = ("resnet.pt", "vit.pt"), out: str = "out") -> int:
+    def __call__(
+        self,
+        *flags: object,
+        weights: tuple[str, ...] = ("resnet.pt", "vit.pt"),
+        out: str = "out",
+        main: Callable[[list[str]], int] = readouts.main,
+    ) -> int:
         real, self.encoded = MonoCLIP.trunk, 0
 
         def counted(model: MonoCLIP, image: torch.Tensor) -> object:
@@ -58,12 +61,11 @@ class Command:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(MonoCLIP, "trunk", counted)
-            patch.setattr(statistics, "RESAMPLES", 200)
             patch.setattr(experiments, "sweep_of", lambda protocol: (2.0,))
             ones = lambda s, protocol=None: {m: np.ones((1, s.shape[1])) for m in NYU_METRICS}  # noqa: E731
             patch.setattr(experiments, "swept_constants", ones)
             output = ("--output", self.folder / out, "--store", self.folder / "store")
-            return experiments.main(self.arguments(*output, *flags, weights=weights))
+            return main(self.arguments(*output, *flags, weights=weights))
 
     def rows(self) -> dict[str, dict]:
         found = self.json()["readouts"]
@@ -80,8 +82,8 @@ def whole(tmp_path_factory):
     command = Command(tmp_path_factory.mktemp("readouts"), 10)
     for name, architecture in (("resnet.pt", RESNET), ("vit.pt", VIT)):
         torch.save(random_clip(architecture, seed=1).state_dict(), command.folder / name)
-    assert command("--readouts") == 0
-    assert command.encoded == 10 * 2 * 2 * 2  # images, backbones, statistics, encodings
+    assert command() == 0
+    assert command.encoded == 10 * 2 * 2  # images, backbones, statistics
     return command
 
 
@@ -96,19 +98,21 @@ def test_every_row_and_file_is_there(whole):
     ]
     assert list(rows) == combinations
     assert not any(row["released"] for row in rows.values())  # with these words
-    assert {path.name for path in (whole.folder / "out").iterdir()} == FILES
-    assert len(list((whole.folder / "store").iterdir())) == 8
+    assert {path.name for path in (whole.folder / "out").iterdir()} == {*FILES.values()}
+    assert len(list((whole.folder / "store").iterdir())) == 4
     warnings = [NYU.whole_split, f"vit.pt: {options.INVERTED}"]
     assert (results["images"], results["schema"], results["warnings"]) == (10, options.SCHEMA, warnings)
     assert results["made_with"]["vit.pt"]["activation"] == "quickgelu"
-    assert " times 10 clusters (runs of consecutive indices" in results["intervals"]
+    assert ", over 10 clusters (runs of consecutive indices" in results["intervals"]
     with (whole.folder / "out" / "readouts.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 10 * (len(rows) + 1)
     for name in (*rows, "uniform weights"):
         metrics = rows[name]["metrics"] if name in rows else results["uniform weights"]
-        of_images = [[float(line[metric]) for metric in METRICS] for line in lines if line["reading"] == name]
-        assert [metrics[metric] for metric in METRICS] == pytest.approx(np.mean(of_images, axis=0), abs=1e-9)
+        for metric in METRICS:
+            of_images = [float(line[metric]) for line in lines if line["reading"] == name and line[metric]]
+            assert metrics[metric] == (pytest.approx(np.mean(of_images), abs=1e-9) if of_images else None)
+    assert results["uniform weights"]["spearman"] is None
     for row in rows.values():
         assert [contrast["metric"] for contrast in row["less_uniform"]] == list(PRIMARY)
         for contrast in row["less_uniform"]:
@@ -129,7 +133,7 @@ def test_every_row_and_file_is_there(whole):
     [
         ("resnet.pt", "raw", "imagenet", 0.1),
         ("resnet.pt", "attnpool", "clip", 1),
-        ("resnet.pt", "windows", "clip", 0.1),
+        ("resnet.pt", "maskclip", "clip", 0.1),
         ("vit.pt", "raw", "clip", 1),
         ("vit.pt", "clearclip", "imagenet", 0.1),
     ],
@@ -142,7 +146,7 @@ def test_a_row_is_what_other_commands_say_of_it(whole, backbone, readout, image_
     evals = whole.json("eval", "results.json")
     for name, metrics in (("this run", row["metrics"]), ("uniform weights", whole.json()["uniform weights"])):
         assert evals["rows"][name]["metrics"] == pytest.approx({m: metrics[m] for m in NYU_METRICS}, abs=1e-5)
-    assert whole(*flags, "--no_paper", "--controls", weights=weights, out="usual") == 0
+    assert whole(*flags, "--no_paper", "--controls", weights=weights, out="usual", main=experiments.main) == 0
     assert whole.encoded == 0
     usual = whole.json("usual", "results.json")
     assert usual["rows"]["this run"]["metrics"] == pytest.approx(row["metrics"], abs=2e-5)
@@ -160,7 +164,7 @@ def test_p_is_that_of_a_direct_computation(whole):
     for i in range(10):
         image, truth = dataset[i][0][None], dataset.depth(i)[0][NYU_CROP].numpy()
         with torch.inference_mode():
-            both = model.logits(model.patch_features(model.trunk(image))).softmax(1).double()
+            both = logits_of(model.features(model.trunk(image)), model.text_features, reading).softmax(1).double()
         weights = ((both[0] + both[1].flip(-1)) / 2).numpy()
         tiles = truth.reshape(13, 32, 17, 32).swapaxes(1, 2).reshape(221, -1)
         counted = (tiles > 1e-3) & (tiles < 10)
@@ -180,7 +184,7 @@ def test_p_is_that_of_a_direct_computation(whole):
 
 
 def test_a_second_run_encodes_nothing_and_says_the_same(whole, capsys):
-    assert whole("--readouts", out="again") == 0
+    assert whole(out="again") == 0
     assert whole.encoded == 0
     first, again = whole.json(), whole.json("again")
     assert first.pop("seconds") >= 0
@@ -202,16 +206,16 @@ def test_only_the_papers_reading_by_rn50_is_the_released_setting():
     values = {metric: np.ones(1) for metric in (*METRICS, *COUNTS)}
     rows = {case.name: "uniform weights" for case in found}
     errors = [{metric: np.ones(len(rows) + 1) for metric in values}]
-    results = Results(["a"], ["b"], ["c"], [0], [*rows, "uniform weights"], errors, rows)
-    table = readout_table({case: [contrast, contrast] for case in found}, results, "images", 5039, True)
+    results = Results(Images(["a"], ["b"], ["c"], [0]), [*rows, "uniform weights"], errors, rows)
+    table = readout_table({case: [contrast, contrast] for case in found}, results, "p: a note.")
     assert [line.name for line in table.lines if line.kind == RELEASED] == ["one, raw, imagenet, 0.1"]
 
 
 def test_patches_of_14_pixels_are_said_to_see_resized_images(tmp_path):
     command = Command(tmp_path, 1)
     torch.save(random_clip(replace(VIT, vision_patch_size=14), seed=1).state_dict(), tmp_path / "14.pt")
-    assert command("--readouts", weights=("14.pt",)) == 0
-    assert len(command.rows()) == 16
+    assert command(weights=("14.pt",)) == 0
+    assert len(command.rows()) == 12
     resized = "14.pt: images of 416x544 px are resized to 420x546, whole patches of 14 px"
     assert command.json()["warnings"] == [NYU.whole_split, f"14.pt: {options.INVERTED}", resized]
     assert resized in (tmp_path / "out" / "readouts.md").read_text()
@@ -220,29 +224,25 @@ def test_patches_of_14_pixels_are_said_to_see_resized_images(tmp_path):
         assert file["patches"].shape == (2, 64, 30, 39)
 
 
-@pytest.mark.parametrize("name", [*READING_FLAGS, "readings", "controls", "no_paper", "figures", "html", "phrases"])
-def test_flags_of_other_runs_are_refused(tmp_path, no_model, capsys, name):
-    values = {"readout": ["windows"], "image_statistics": ["clip"], "temperature": ["1"]}
-    values |= {"readings": ["own.json"], "phrases": ["phrases.txt"]}
-    command = Command(tmp_path, 1)
-    assert command("--readouts", f"--{name}", *values.get(name, [])) == 2
-    err = capsys.readouterr().err
-    assert err == f"experiments: --readouts has one table and one figure of its own; leave out --{name}\n"
+@pytest.mark.parametrize("flag", ["readout", "image_statistics", "temperature", "controls", "figures", "html"])
+def test_what_differs_between_rows_is_no_flag(tmp_path, capsys, flag):
+    with pytest.raises(SystemExit, match="2"):
+        Command(tmp_path, 1)(f"--{flag}")
+    assert "unrecognized arguments" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("flags", "weights", "message"),
+    ("weights", "message"),
     [
-        ((), ("a.pt", "b.pt"), "--clip_path: only --readouts takes several checkpoints"),
-        (("--readouts",), ("a/x.pt", "b/x.pt"), "--clip_path: two checkpoints have one name; give each its own"),
-        (("--readouts",), ("a.pt",), "a.pt: "),
+        (("a/x.pt", "b/x.pt"), "--clip_path: two checkpoints have one name; give each its own"),
+        (("a.pt",), "a.pt: "),
     ],
 )
-def test_checkpoints_that_cannot_be_compared_are_refused(tmp_path, no_model, capsys, flags, weights, message):
-    assert Command(tmp_path, 1)(*flags, weights=weights) == 2
+def test_checkpoints_that_cannot_be_compared_are_refused(tmp_path, no_model, capsys, weights, message):
+    assert Command(tmp_path, 1)(weights=weights) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("experiments: ")
+    assert last.startswith("experiments.readouts: ")
     assert message in last
 
 
@@ -250,14 +250,14 @@ def test_activations_are_of_each_checkpoint_and_none_fails_late(tmp_path, capsys
     command = Command(tmp_path, 1)
     for name in ("resnet.pt", "vit.pt"):
         torch.save(random_clip(RESNET if name == "resnet.pt" else VIT).state_dict(), tmp_path / name)
-    assert command("--readouts", "--activation", "gelu", "quickgelu", "gelu") == 2
+    assert command("--activation", "gelu", "quickgelu", "gelu") == 2
     assert "--activation: give one for all checkpoints, or one for each" in capsys.readouterr().err
-    assert command("--readouts", "--activation", "gelu", "auto") == 2
+    assert command("--activation", "gelu", "auto") == 2
     assert "vit.pt: a state dict does not tell QuickGELU from GELU" in capsys.readouterr().err
     assert command.encoded == 0, "the second checkpoint is looked at before the first one encodes"
-    assert command("--readouts", "--activation", "gelu", "quickgelu") == 0
-    assert command.encoded == 2 * 2 * 2
+    assert command("--activation", "gelu", "quickgelu") == 0
+    assert command.encoded == 2 * 2
     made = command.json()["made_with"]
     assert [made[name]["activation"] for name in ("resnet.pt", "vit.pt")] == ["gelu", "quickgelu"]
-    assert command("--readouts", "--activation", "quickgelu") == 0
-    assert command.encoded == 2 * 2, "another activation is another folder, so that the first one encodes again"
+    assert command("--activation", "quickgelu") == 0
+    assert command.encoded == 2, "another activation is another folder, so that the first one encodes again"

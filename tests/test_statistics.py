@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from experiments import statistics
-from experiments.statistics import INTERVAL, RESAMPLES, Clusters, Results, best_elsewhere, best_places, minus, p_value
+from experiments.statistics import Images, Results, best_elsewhere, best_places, interval_of, minus, p_value, t_975
 
 ROWS = ("mine", "other", "nothing", "little")
 
@@ -27,23 +27,16 @@ EACH = (
 def results() -> Results:
     """Three images in two scenes, four rows, of which "nothing" is the first's baseline, "little" the second's."""
     baselines = {"mine": "nothing", "other": "little"}
-    return Results(["a", "b", "c"], ["den", "office", "den"], ["x", "y", "x"], [5, 6, 7], ROWS, EACH, baselines)
+    return Results(Images(["a", "b", "c"], ["den", "office", "den"], ["x", "y", "x"], [5, 6, 7]), ROWS, EACH, baselines)
 
 
-@pytest.fixture
-def few_resamples(monkeypatch):
-    """So that a naive loop over them takes no time."""
-    monkeypatch.setattr(statistics, "RESAMPLES", 300)
-
-
-def random_results(metric: str, clusters: list[str], seed: int = 0) -> tuple[Results, np.ndarray]:
-    """Rows of one metric and random values, and four constants (4, I) of which the best are nearly as good."""
-    rng, count = np.random.default_rng(seed), len(clusters)
+def random_results(metric: str, clusters: list[str]) -> Results:
+    """Two rows of one metric and random values."""
+    rng, count = np.random.default_rng(0), len(clusters)
     counts = dict.fromkeys(("valid_pixels", "dropped_pixels"), np.zeros(2, dtype=int))
     each = [{metric: row, **counts} for row in rng.gamma(1, size=(count, 2))]
     images, places = [f"{i}" for i in range(count)], range(count)
-    found = Results(images, images, clusters, places, ("mine", "nothing"), each, {"mine": "nothing"})
-    return found, rng.gamma(1, size=(4, count)) + np.array([[0], [0.1], [0], [0.6]])
+    return Results(Images(images, images, clusters, places), ("mine", "nothing"), each, {"mine": "nothing"})
 
 
 # ---- worked by hand
@@ -66,12 +59,21 @@ def test_differences_are_to_a_rows_own_baseline(results):
     assert (minus(3, 1), minus(None, 1), minus(1, None)) == (2, None, None)
 
 
-def test_spread_is_over_the_means_of_rows(results):
-    assert results.ranges(ROWS[:3]) == {
-        "min": pytest.approx({"rmse": 2, "delta1": 0.1}),
-        "median": pytest.approx({"rmse": 3, "delta1": 0.25}),
-        "max": pytest.approx({"rmse": 5, "delta1": 0.7}),
-    }
+def test_images_without_a_metric_are_left_out_and_the_other_rows_count_as_0():
+    found = random_results("spearman", [f"{i}" for i in range(12)])
+    mine, nothing = (found.metrics[row][:, 0] for row in ("mine", "nothing"))
+    mine[3], nothing[5:] = np.nan, np.nan
+    known = np.delete(np.arange(12), 3)
+    assert found.mean("mine")["spearman"] == pytest.approx(mine[known].mean())
+    less = mine[known] - np.where(known < 5, nothing[known], 0)
+    contrast = found.contrast("mine", "nothing", "spearman")
+    assert contrast.difference == found.difference("mine")["spearman"] == pytest.approx(less.mean())
+    assert contrast.wins == (less > 0).sum()
+    assert contrast.interval_95 == found.intervals("mine")[1]["spearman"] == interval_of(less, known)
+    mine[:] = np.nan
+    contrast = found.contrast("mine", "nothing", "spearman")
+    assert (contrast.difference, contrast.interval_95, contrast.wins, contrast.dz) == (None, None, 0, None)
+    assert found.mean("mine") == found.difference("mine") == {"spearman": None}
 
 
 def test_contrasts_by_hand(results):
@@ -85,11 +87,11 @@ def test_contrasts_by_hand(results):
     assert (same.difference, same.dz, same.wins) == (-1, None, 3)
     assert results.contrast("mine", "mine", "delta1").wins == results.contrast("mine", "mine", "rmse").wins == 0
     assert lower.interval_95 is None  # two clusters
-    ranked, _ = random_results("spearman", list("abcde"))
+    ranked = random_results("spearman", list("abcde"))
     assert (
         ranked.contrast("mine", "nothing", "spearman").wins == (ranked.paired("mine", "nothing", "spearman") > 0).sum()
     )
-    assert random_results("rmse", ["a"])[0].contrast("mine", "nothing", "rmse").dz is None
+    assert random_results("rmse", ["a"]).contrast("mine", "nothing", "rmse").dz is None
 
 
 @pytest.mark.parametrize(("metric", "sign"), [("delta1", 1), ("rmse", -1)])
@@ -99,7 +101,9 @@ def test_differences_of_rounding_are_none(metric, sign):
     def contrast(*differences):
         each = [{metric: np.array([1 + sign * difference, 1]), **counts} for difference in differences]
         images = [f"{i}" for i in range(len(each))]
-        found = Results(images, images, images, range(len(each)), ("mine", "nothing"), each, {"mine": "nothing"})
+        found = Results(
+            Images(images, images, images, range(len(each))), ("mine", "nothing"), each, {"mine": "nothing"}
+        )
         return found.contrast("mine", "nothing", metric)
 
     assert contrast(5e-6, 2e-5, -2e-5).wins == 1  # two pixels of an image's delta are a difference
@@ -109,7 +113,8 @@ def test_differences_of_rounding_are_none(metric, sign):
 
 def test_constants_by_hand(results):
     swept = {"rmse": np.array([[1, 1, 7], [3, 3, 2], [9, 9, 0]]), "delta1": np.array([[0.5, 0, 0.1], [0.2, 0.2, 0.3]])}
-    assert best_places(swept) == results.add_best_constant("best", swept) == {"rmse": 1, "delta1": 1}
+    assert best_places(swept) == {"rmse": 1, "delta1": 1}
+    results.add_constant("best", {metric: errors[1] for metric, errors in swept.items()})
     assert results.mean("best") == pytest.approx({"rmse": 8 / 3, "delta1": 0.7 / 3})
     results.add_constant("trained", {"rmse": np.array([1, 1, 0])})
     assert results.mean("trained") == pytest.approx({"rmse": 2 / 3, "delta1": 0.25})  # delta1 as the first baseline's
@@ -129,93 +134,78 @@ def test_ties_count_against_oneself_and_p_is_never_zero():
 # ---- intervals
 
 
-def naive_interval(values: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """The studentised interval of a mean, (I,), by lists of the images that each resample draws."""
-    members = [np.flatnonzero(labels == label) for label in sorted(set(labels))]
-
-    def measured(drawn: list[np.ndarray]) -> tuple[float, float]:
-        mean = values[np.concatenate(drawn)].mean()
-        squares = sum((values[cluster] - mean).sum() ** 2 for cluster in drawn)
-        return mean, math.sqrt(squares) / sum(map(len, drawn))
-
-    mean, error = measured(members)
-    ts = []
-    for row in counts.astype(int):
-        resampled, its_error = measured([members[i] for i, times in enumerate(row) for _ in range(times)])
-        ts.append((resampled - mean) / max(its_error, 0.1 * error))
-    ts.sort()
-
-    def quantile(percent: float) -> float:
-        low, part = divmod(percent / 100 * (len(ts) - 1), 1)
-        return ts[int(low)] * (1 - part) + ts[int(low) + 1] * part
-
-    return mean - quantile(97.5) * error, mean - quantile(2.5) * error
+def naive_interval(values: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """The cluster-robust interval of a mean, (I,), cluster by cluster, with scipy's quantile."""
+    n, clusters = len(values), sorted(set(labels))
+    mean = sum(values) / n
+    sums = [sum(value - mean for value, label in zip(values, labels, strict=True) if label == c) for c in clusters]
+    count = len(clusters)
+    error = math.sqrt(count / (count - 1) * sum(s**2 for s in sums)) / n
+    reach = stats.t.ppf(0.975, count - 1) * error
+    return mean - reach, mean + reach
 
 
-def test_resamples_draw_as_many_clusters_with_replacement():
-    clusters = Clusters(np.array(list("hgfedcbaabcdefghijij")))
-    assert clusters.sizes.tolist() == [2] * 10
-    counts = clusters.counts
-    assert counts.shape == (RESAMPLES, 10)
-    assert (counts.sum(1) == 10).all()
-    assert counts.mean(0) == pytest.approx([1] * 10, abs=0.05)
-    assert counts.var() == pytest.approx(1 - 1 / 10, rel=0.05)  # of a binomial number
-    np.testing.assert_array_equal(counts, Clusters(np.arange(10)).counts)
-    assert not np.array_equal(counts, Clusters(np.arange(10), seed=1).counts)
+def test_quantiles_are_those_of_scipy():
+    for freedom in (9, 10, 15, 59, 214, 653, 10**6):
+        assert t_975(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=1.4e-5)
 
 
-def test_clusters_of_one_are_a_bootstrap_over_images(few_resamples):
-    values, clusters = np.random.default_rng(0).gamma(1, size=(12, 3)), Clusters(np.arange(12))
-    drawn = np.array([values[np.repeat(range(12), row.astype(int))] for row in clusters.counts])  # (300, 12, 3)
-    t = (drawn.mean(1) - values.mean(0)) / (drawn.std(1) / math.sqrt(12))
-    low, high = np.percentile(t, INTERVAL, axis=0)
-    error = values.std(0) / math.sqrt(12)
-    expected = np.stack([values.mean(0) - high * error, values.mean(0) - low * error], axis=1)
-    np.testing.assert_allclose(clusters.intervals(values), expected, atol=2e-6)
+def test_clusters_of_one_have_the_usual_interval_of_a_mean():
+    values = np.random.default_rng(0).gamma(1, size=12)
+    expected = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))
+    assert interval_of(values, np.arange(12)) == pytest.approx(expected, abs=2e-5)
 
 
-def test_clusters_of_unequal_size_equal_a_naive_loop(few_resamples):
+def test_clusters_of_unequal_size_equal_a_naive_loop():
     labels = np.repeat(list("abcdefghijk"), [1, 7, 2, 1, 3, 5, 1, 1, 4, 2, 9])
-    values = np.random.default_rng(1).gamma(1, size=(36, 3)) + (labels < "d")[:, None]
-    clusters = Clusters(labels)
-    found = clusters.intervals(values)
-    for column, interval in zip(values.T, found, strict=True):
-        assert interval == pytest.approx(naive_interval(column, labels, clusters.counts), abs=2e-6)
+    values = np.random.default_rng(1).gamma(1, size=36) + (labels < "d")
+    found = interval_of(values, labels)
+    assert found == pytest.approx(naive_interval(values, labels), abs=2e-5)
     order = np.random.default_rng(2).permutation(36)
-    np.testing.assert_allclose(Clusters(labels[order]).intervals(values[order]), found, atol=2e-6)
+    assert interval_of(values[order], labels[order]) == pytest.approx(found, abs=1e-6)
 
 
-def test_names_of_clusters_say_nothing():
-    labels = np.arange(30) // 2
-    values = np.random.default_rng(3).gamma(1, size=(30, 1))
-    ((low, high),) = Clusters(labels).intervals(values)
-    renamed = Clusters(np.array([f"{i * 7 % 15:02d}" for i in labels])).intervals(values)  # other resamples
-    assert renamed[0] == pytest.approx((low, high), abs=0.05 * (high - low))
+def test_intervals_of_rows_are_of_their_means_and_of_paired_differences():
+    found = random_results("rmse", [f"{i // 2:02d}" for i in range(60)])
+    found.scenes = np.array(["den", "hall", "attic"]).repeat((24, 24, 12))
+    mine, nothing = (found.metrics[row][:, 0] for row in ("mine", "nothing"))
+    for scene, chosen in ((None, slice(60)), ("den", slice(24))):
+        own, less = (pairs["rmse"] for pairs in found.intervals("mine", scene))
+        labels = np.array(found.images.clusters)[chosen]
+        assert own == interval_of(mine[chosen], labels)
+        assert less == interval_of((mine - nothing)[chosen], labels)
+    assert found.contrast("mine", "nothing", "rmse").interval_95 == found.intervals("mine")[1]["rmse"]
+    turned = found.contrast("nothing", "mine", "rmse").interval_95
+    assert turned == tuple(-bound for bound in reversed(found.intervals("mine")[1]["rmse"]))
+    assert found.intervals("mine", "attic") == ({"rmse": None},) * 2  # six clusters
 
 
-@pytest.mark.parametrize(("metric", "sign"), [("delta1", 1), ("abs_rel", -1)])
-def test_intervals_of_the_best_constant_are_without_what_choosing_gains(few_resamples, metric, sign):
-    clusters = [f"{i % 11:02d}" for i in range(25)]
-    results, swept = random_results(metric, clusters)
-    place = results.add_best_constant("best", {metric: swept})[metric]
-    labels, counts = results.clusters, results.all_clusters.counts
-    sums = np.array([swept.T[labels == label].sum(0) for label in sorted(set(clusters))])
-    means = counts @ sums / (counts @ [sum(labels == label) for label in sorted(set(clusters))])[:, None]
-    assert len(set((sign * means).argmax(1))) > 2  # or the test would say nothing
-    gain = sign * ((sign * means).max(1).mean() - (sign * swept.mean(1)).max())
-    assert sign * gain > 0
-    own, less = (found[metric] for found in results.intervals(["best"])["best"])
-    nothing, mine = results.metrics["nothing"][:, 0], results.metrics["mine"][:, 0]
-    best = swept[place]
-    assert own == pytest.approx(np.array(naive_interval(best, labels, counts)) - gain, abs=3e-6)
-    assert less == pytest.approx(np.array(naive_interval(best - nothing, labels, counts)) - gain, abs=3e-6)
-    contrast, turned = results.contrast("mine", "best", metric), results.contrast("best", "mine", metric)
-    assert contrast.interval_95 == pytest.approx(np.array(naive_interval(mine - best, labels, counts)) + gain, abs=3e-6)
-    assert turned.interval_95 == pytest.approx([-contrast.interval_95[1], -contrast.interval_95[0]], abs=3e-6)
-    assert contrast.difference == pytest.approx(mine.mean() - best.mean())
-    plain = results.contrast("mine", "nothing", metric).interval_95
-    assert plain == results.intervals(["mine"])["mine"][1][metric]
-    assert plain == pytest.approx(naive_interval(mine - nothing, labels, counts), abs=2e-6)
+@pytest.mark.parametrize("count", [9, 10])
+def test_fewer_than_ten_clusters_have_no_interval(count):
+    found = random_results("rmse", [f"{i % count}" for i in range(20)])
+    assert found.images.cluster_count == count
+    assert found.interval_note.startswith("No intervals" if count == 9 else "95 % intervals: cluster-robust, over 10 c")
+    pairs = [found.contrast("mine", "nothing", "rmse").interval_95, found.intervals("mine")[0]["rmse"]]
+    assert [pair is None for pair in pairs] == [count == 9] * 2
+    assert interval_of(np.ones(0), np.ones(0)) is None
+
+
+def test_a_mean_without_spread_is_its_own_interval():
+    labels = np.arange(20) // 2
+    assert interval_of(np.full(20, 0.1), labels) == (0.1, 0.1)
+    assert interval_of(np.arange(20) % 2, labels) == (0.5, 0.5)  # one mean in each cluster
+
+
+@pytest.mark.parametrize("count", [16, 60])
+def test_some_95_of_100_intervals_cover_the_true_mean(count):
+    rng = np.random.default_rng(5)
+    labels = np.repeat(np.arange(count), rng.integers(1, 7, count))
+    samples = rng.normal(size=(1000, count))[:, labels] + rng.normal(0, 0.5, (1000, len(labels)))  # 1000 evaluations
+    low, high = np.array([interval_of(values, labels) for values in samples]).T
+    assert 0.92 < ((low < 0) & (high > 0)).mean() < 0.97
+
+
+# ---- constants
 
 
 @pytest.mark.parametrize("higher", [True, False])
@@ -229,61 +219,3 @@ def test_the_best_constant_of_other_clusters_equals_a_naive_loop(higher):
         chosen.add(best)
         assert found[i] == swept[best, i]
     assert len(chosen) > 1
-
-
-def test_fewer_than_ten_clusters_have_no_interval(results):
-    nothing = {"rmse": None, "delta1": None}
-    assert results.intervals(["mine"]) == {"mine": (nothing, nothing)}
-    for count in (9, 10):
-        found, swept = random_results("rmse", [f"{i % count}" for i in range(20)])
-        found.add_best_constant("best", {"rmse": swept})
-        pairs = [found.contrast("mine", row, "rmse").interval_95 for row in ("nothing", "best")]
-        pairs += [found.intervals([row])[row][0]["rmse"] for row in ("mine", "best")]
-        assert [pair is None for pair in pairs] == [count == 9] * 4
-
-
-def test_intervals_of_a_scene_are_over_its_clusters():
-    found, swept = random_results("rmse", [f"{i // 2:02d}" for i in range(60)])
-    found.scenes = np.array(["den", "hall", "attic"]).repeat((24, 24, 12))
-    found.add_best_constant("best", {"rmse": swept})
-    found.baselines = {"best": "mine", "mine": "nothing"}
-    den = Clusters(found.clusters[:24])
-    for row in ("mine", "best"):  # the best of all images
-        own, other = found.metrics[row][:24], found.metrics[found.baselines[row]][:24]
-        pairs = found.intervals([row], "den")[row]
-        assert [pair["rmse"] for pair in pairs] == den.intervals(np.concatenate([own, own - other], axis=1))
-    assert found.intervals(["mine"], "attic")["mine"][0]["rmse"] is None
-
-
-def test_a_mean_without_spread_is_its_own_interval():
-    values = np.stack([np.full(20, 0.1), np.arange(20) % 2], axis=1)  # the second has one mean in each cluster
-    clusters = Clusters(np.arange(20) // 2)
-    assert clusters.intervals(values) == [(0.1, 0.1), (0.5, 0.5)]
-    assert clusters.gain(values, largest=True) == clusters.gain(values, largest=False) == 0
-
-
-@pytest.mark.parametrize("count", [10, 12, 60])
-def test_resamples_without_spread_do_not_widen_intervals_without_end(count):
-    values = (np.arange(count) == 0).astype(float)[:, None]  # one cluster differs, which a third draws nowhere
-    ((low, high),) = Clusters(np.arange(count)).intervals(values)
-    assert -1 / count < low < 1 / count
-    assert high == pytest.approx(11 / count, abs=1e-6)  # t* = -1 / count / (0.1 se) of those that do not draw it
-
-
-@pytest.mark.parametrize("count", [16, 60])
-def test_95_of_100_intervals_cover_the_true_mean(monkeypatch, count):
-    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
-    rng = np.random.default_rng(5)
-    labels = np.repeat(np.arange(count), rng.integers(1, 7, count))
-    samples = rng.gamma(1, size=(count, 1000))[labels] + rng.normal(0, 0.5, (len(labels), 1000))  # 1000 evaluations
-    clusters = Clusters(labels)
-
-    def coverage(low: np.ndarray, high: np.ndarray) -> float:
-        return ((low < 1) & (high > 1)).mean()
-
-    covered = coverage(*np.array(clusters.intervals(samples)).T)
-    mean, excess, _ = clusters.excess(samples)
-    percentiles = coverage(*np.percentile(mean + clusters.shifts(excess), INTERVAL, axis=0))
-    assert 0.92 < covered < 0.975
-    assert percentiles < covered
-    assert percentiles < 0.9 or count > 16

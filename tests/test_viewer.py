@@ -1,11 +1,15 @@
 """viewer.colour and viewer.strip: depth as images, and the strip of an evaluation."""
 
+import math
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
+from monoclip import depth_of
 from tests.test_pictures import noise
-from viewer import strip
+from viewer import colour, strip
 from viewer.colour import coloured, side_by_side, to_millimetres, with_legend, word_maps
 from viewer.strip import Example, colour_range, draw_strip, example_images
 
@@ -99,3 +103,15 @@ def test_a_strip_shows_every_picture_beside_its_maps(tmp_path, monkeypatch):
         for figure in figures
     ]
     assert spans == [{(1.0, 4.0)}, {(0.0, 80.0)}]
+
+
+def test_sigma_and_entropy_by_hand():
+    # a patch that answers 5/8 to 1 m and 3/8 to 5 m: depth 2.5 m, 5/8 1.5^2 + 3/8 2.5^2 = 3.75; and one that is sure
+    weights = torch.tensor([[5 / 8, 3 / 8], [1.0, 0.0]]).T.view(1, 2, 1, 2)
+    bins = torch.tensor([[1.0, 5.0], [2.0, 2.0]])
+    sigma = colour.sigma_of(weights, bins, depth_of(weights, bins))
+    assert sigma.shape == (1, 2, 1, 2)
+    assert sigma.flatten().tolist() == pytest.approx([math.sqrt(3.75), 0, 0, 0], abs=1e-6)
+    entropy = colour.entropy_of(weights).flatten().tolist()
+    assert entropy == pytest.approx([-(5 / 8 * math.log(5 / 8) + 3 / 8 * math.log(3 / 8)), 0])
+    assert colour.entropy_of(torch.full((1, 7, 1, 1), 1 / 7)).item() == pytest.approx(math.log(7))

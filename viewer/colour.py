@@ -9,13 +9,29 @@ every picture, so is the distance that a colour means. Nothing here reads or wri
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 COLOUR_MAP = "viridis_r"
 NO_DEPTH_MAP = "magma"
 LEGEND_WIDTH = 240  # px at least, so that its ends can be read under a map of any size
 TILE_SIDE, LABEL_SIZE = 240, 14  # px, of the longer side of each map in `word_maps`, and of its letters
 LARGEST_MM = 2**16 - 1
+
+
+def sigma_of(weights: Tensor, bins: Tensor, depth: Tensor) -> Tensor:
+    """Standard deviation of depth over the words, sqrt(sum_k p_k (bin_k - depth)^2), for M sets of bins.
+
+    (B, K, h, w), (M, K) [m] and their depth (B, M, h, w) [m] -> (B, M, h, w) [m].
+    """
+    squares = (bins[:, :, None, None] - depth[:, :, None]).square()  # (B, M, K, h, w)
+    return torch.einsum("bkhw,bmkhw->bmhw", weights, squares).sqrt()
+
+
+def entropy_of(weights: Tensor) -> Tensor:
+    """How undecided the answers are, -sum_k p_k ln p_k, from 0 to ln K: (B, K, h, w) -> (B, 1, h, w)."""
+    return torch.special.entr(weights).sum(dim=1, keepdim=True)
 
 
 def to_millimetres(depth: np.ndarray) -> np.ndarray:

@@ -26,7 +26,8 @@ from PIL import Image
 from calculate_error import MIN_DEPTH, NYU, Protocol
 from clip.tokenizer import tokenize
 from datasets import DataError, printable, text_of
-from monoclip import PAPER, READINGS, Reading, prompt
+from datasets.kitti import PRESETS
+from monoclip import PAPER, Reading, prompt
 from viewer.colour import COLOUR_MAP, LARGEST_MM, NO_DEPTH_MAP, colour_table, to_millimetres
 
 PAGE_FILE = "depth.html"
@@ -63,7 +64,8 @@ def subset_note(shown: int, total: int) -> str:
 def presets_for(reading: Reading, protocol: Protocol) -> dict[str, Reading]:
     """The readings that the page offers as buttons: those with bins within what the run's go to, or the protocol."""
     largest = max(*reading.bin_list, protocol.max_depth)
-    return {name: known for name, known in READINGS.items() if max(known.bin_list) <= largest}
+    readings = {"paper": PAPER} | {name: replace(PAPER, **fields) for name, fields in PRESETS.items()}
+    return {name: known for name, known in readings.items() if max(known.bin_list) <= largest}
 
 
 def phrases_for(
