@@ -50,7 +50,9 @@ def monoclip(
             raise ValueError(f"{name} {value!r}: there are {', '.join(known)}")
     chosen = options.choose_device(str(device or "auto"))
     precision = options.choose_precision("auto", chosen)
-    given = {name: options.field_of(name, value) for name, value in reading.items() if hasattr(PAPER, name)}
+    given = {
+        name: options.field_of(name, value) for name, value in reading.items() if name in PAPER.__dataclass_fields__
+    }
     read = replace(options.with_statistics(options.READINGS[preset], image_statistics), **(reading | given))
     _, model = options.load_model(clip_path, chosen, precision, read, exact, activation)
     return model.eval()

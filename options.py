@@ -243,6 +243,8 @@ def field_of(name: str, value: Any) -> Any:
     Raises ValueError: a value of another kind, an empty word or list, or a number that fp32 does not hold.
     """
     example = getattr(PAPER, name)
+    if name == "readout" and value not in READOUTS:
+        raise ValueError(f"read-out {value!r}: there is none of this name; there are {', '.join(READOUTS)}")
     many = isinstance(example, tuple)
     kind = str if isinstance(example[0] if many else example, str) else Real
     items = value if many else [value]
@@ -253,7 +255,8 @@ def field_of(name: str, value: Any) -> Any:
         raise ValueError(f"{name} has no word or number")
     if kind is str and not all(v.strip() for v in items):
         raise ValueError(f"{name} has an empty word: {value!r}")
-    if kind is Real and not all(SMALLEST < v <= LARGEST for v in items):
+    least = -LARGEST if name == "image_mean" else SMALLEST
+    if kind is Real and not all(least < v <= LARGEST for v in items):
         raise ValueError(f"{name} must be positive and finite, as fp32 holds it, got {value!r}")
     items = tuple(items) if kind is str else tuple(map(float, items))
     return items if many else items[0]

@@ -144,6 +144,8 @@ def _state_dict(loaded: object) -> dict[str, Tensor]:
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise _FormatError(f"it holds a {type(value).__name__} under {name!r}, so it is not a state dict")
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+            raise _FormatError(f"{name} is not a plain tensor")
     wrapped = all(name.startswith("module.") for name in loaded)
     return {name.removeprefix("module.") if wrapped else name: value for name, value in loaded.items()}
 

@@ -32,6 +32,7 @@ from clip.dense import fitted_size
 from clip.model import Trunk
 from datasets import PROGRESS
 from datasets.pairs import DepthPairs
+from datasets.pictures import working_size
 from download import write_whole
 from monoclip import MonoCLIP
 
@@ -86,9 +87,9 @@ class FeatureStore:
     def check_space(self, missing: Sequence[int]) -> None:
         """Raises OSError: the disk does not hold these images, too."""
         visual, seen = self.model.clip_vis, self.dataset.protocol.seen
-        needed = 0
+        needed, patch = 0, visual.patch_size
         for item in missing:
-            size = fitted_size(*(seen or self.dataset.frame(item)), visual.patch_size)
+            size = fitted_size(*seen, patch) if seen else working_size(*self.dataset.frame(item), patch)
             needed += 2 * visual.patch_dim * (math.prod(side // visual.patch_size for side in size) + 1) * 4
         free = shutil.disk_usage(self.folder).free
         if free < needed:

@@ -448,3 +448,12 @@ def test_an_old_torch_is_refused() -> None:
             check_torch(version)
     for version in ("2.10.0", "2.10.0+cpu", "2.15.0", "3.0"):
         check_torch(version)
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.parametrize("value", [torch.eye(2).to_sparse(), torch.empty(2, device="meta")], ids=("sparse", "meta"))
+def test_tensors_of_other_kinds_are_refused(tmp_path: Path, value: Tensor) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"visual.proj": value}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"w\.pt: .*visual\.proj is not a plain tensor"):
+        read_state_dict(path)

@@ -47,7 +47,21 @@ def test_words_of_ones_own(tiny_checkpoint):
         load("monoclip", clip_path=tiny_checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"readout": "nonsense"}, "read-out 'nonsense': there is none of this name"),
+        ({"depth_classes": "near"}, "depth_classes: expected a list of words, got 'near'"),
+        ({"image_std": [0, 1, 1]}, "image_std must be positive"),
+    ],
+)
+def test_readings_that_make_no_depth_are_refused_before_anything_is_read(fields, message):
+    with pytest.raises(ValueError, match=message):
+        load("monoclip", clip_path="nowhere.pt", **fields)
+
+
 def test_the_demo_is_loaded():
+    assert load("monoclip_demo", image_mean=[0, 0, 0], image_std=[1, 1, 1]).reading.image_mean == (0, 0, 0)
     model = load("monoclip_demo", temperature=0.2)
     assert model.reading.temperature == 0.2
     assert model.infer_image(np.zeros((40, 50, 3), np.uint8)).shape == (40, 50)
