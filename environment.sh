@@ -5,28 +5,22 @@
 # The first of these that lacks nothing is taken, as it is: $PYTHON, python3 (an active environment, say), .venv in this
 # folder. Else .venv is made or completed, which downloads packages. $VENV names another folder for it.
 
-has_requirements() { # has_requirements INTERPRETER FILE
-    command -v "$1" >/dev/null 2>&1 && "$1" - "$2" <<'PYTHON_CODE'
-import re, sys
-from importlib import metadata
+has_requirements() { # has_requirements INTERPRETER FILE; it also has to be Python 3.11 or newer
+    "$1" - "$2" 2>/dev/null <<'PYTHON_CODE'
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
-def number(version):
-    return [int(part) for part in re.findall(r"\d+", version.split("+")[0])[:4]]
+from packaging.requirements import Requirement  # matplotlib brings it
 
 def lacking(path):
     for line in path.read_text().splitlines():
+        line = line.partition("#")[0].strip()
         if line.startswith("-r "):
-            yield from lacking(path.parent / line[3:].strip())
-        elif found := re.match(r"([\w-]+)([>=]=)([\w.]+)", line):
-            name, operator, bound = found.groups()
-            try:
-                installed = number(metadata.version(name))
-            except metadata.PackageNotFoundError:
-                yield name
-                continue
-            if installed < number(bound) or (operator == "==" and installed != number(bound)):
-                yield name
+            yield from lacking(path.parent / line[3:])
+        elif line:
+            package = Requirement(line)
+            yield not package.specifier.contains(version(package.name), prereleases=True)
 
 sys.exit(sys.version_info < (3, 11) or any(lacking(Path(sys.argv[1]))))
 PYTHON_CODE
