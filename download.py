@@ -7,6 +7,7 @@ lock: any number of processes may fetch one file at once, and the worst case is 
 import errno
 import hashlib
 import http.client
+import json
 import os
 import secrets
 import shutil
@@ -16,7 +17,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import sleep
 from typing import Any, BinaryIO
@@ -68,6 +69,38 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all. Raises OSError: it cannot be written."""
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as JSON, whole or not at all. Raises OSError: it cannot be written."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def new_results(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A folder for a run's files, which take the place of an earlier run's together, the last of `names` at the end.
+
+    If the run fails, what it wrote stays there, in unfinished-PID, and the earlier run's files as they were.
+    Raises OSError: a file cannot be moved.
+    """
+    fresh = folder / f"unfinished-{os.getpid()}"
+    fresh.mkdir(parents=True, exist_ok=True)
+    try:
+        yield fresh
+        (folder / names[-1]).unlink(missing_ok=True)
+        for name in names:
+            if (fresh / name).is_file():
+                (fresh / name).replace(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):  # something is left
+            fresh.rmdir()
+
+
 def download(
     urls: Sequence[str], target: Path, sha256: str | None, size: int | None = None, check: Check | None = None
 ) -> Path:
@@ -85,13 +118,14 @@ def download(
 
     Raises DownloadError: no address gave the file; OSError: it cannot be stored, and the error names `target`.
     """
-    received = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
+    received = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(8)}.part")
     unfinished = target.with_name(f"{target.name}.part")
     failures, new_folder = [], not target.parent.exists()
     try:
         if target.exists() and not target.is_file():
             raise OSError(errno.EEXIST, "it is not a regular file; move it away")
         target.parent.mkdir(parents=True, exist_ok=True)
+        take_over(target, unfinished)
         if sha256 and unfinished.is_file():
             with suppress(FileNotFoundError):  # another process has just taken it
                 unfinished.rename(received)
@@ -119,6 +153,20 @@ def download(
     raise DownloadError(failures)
 
 
+def take_over(target: Path, unfinished: Path) -> None:
+    """Keeps what a killed process of this machine received for `target`, if it is more than `unfinished` has."""
+    for left in target.parent.glob(f"{target.name}.*-*.part"):
+        pid = left.name.removeprefix(f"{target.name}.").partition("-")[0]
+        with suppress(OSError, ValueError):  # another process has taken it; not ours
+            try:
+                os.kill(int(pid), 0)
+            except ProcessLookupError:
+                if not unfinished.exists() or left.stat().st_size > unfinished.stat().st_size:
+                    left.replace(unfinished)
+                else:
+                    left.unlink()
+
+
 def _fetch(url: str, received: Path, sha256: str | None, size: int | None, check: Check | None) -> None:
     """Completes and verifies `received` from one address, over as many requests as it takes.
 
@@ -126,7 +174,7 @@ def _fetch(url: str, received: Path, sha256: str | None, size: int | None, check
 
     Raises _RefusedError: it does not give the file, for good or after `RETRIES` more tries; OSError: of the disk.
     """
-    failed, continued = 0, received.stat().st_size > 0
+    failed, again = 0, True
     while True:
         start = received.stat().st_size
         try:
@@ -148,9 +196,9 @@ def _fetch(url: str, received: Path, sha256: str | None, size: int | None, check
             sleep(2.0 ** (failed - 1))
         except ValueError as error:
             os.truncate(received, 0)
-            if not continued:
+            if not start or not again:
                 raise _RefusedError(str(error)) from error
-            continued = False
+            again = False
 
 
 def _blocks(url: str, received: Path, start: int, size: int | None) -> Iterator[bytes]:
@@ -183,6 +231,8 @@ def _blocks(url: str, received: Path, start: int, size: int | None) -> Iterator[
                 while block := response.read1(2**20):
                     yield block
                     start += len(block)
+                    if total and start > total:
+                        raise _RefusedError(f"sent more than {total:,} bytes")
                     bar.update(len(block))
     except urllib.error.HTTPError as error:
         error.close()

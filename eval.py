@@ -10,45 +10,52 @@ be finished; 2: wrong arguments or unusable input, found before the model is bui
 """
 
 import argparse
-import csv
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
+import datasets.packages  # noqa: F401  # first
+
+# isort: split
 import torch
 from torch import Tensor, distributed
 from tqdm import tqdm
 
 import options
-from calculate_error import compute_errors_per_image, size_of
-from clip.inference import keep_freed_memory
+from calculate_error import KITTI_METRICS, NYU_METRICS, Protocol, compute_errors_per_image, size_of
+from clip.inference import start_program
 from datasets import PROGRESS, counted
-from datasets.pairs import DepthPairs
-from experiments.published import COLUMNS, THIS_RUN, UNIFORM, beside, named_by, shown
+from datasets.maps import SavedMaps, keeping
+from datasets.pairs import Batch, DepthPairs
+from datasets.pictures import resized
+from download import new_results, write_json
+from experiments.published import THIS_RUN, UNIFORM, beside, label_of, named_by, table
 from monoclip import MonoCLIP
+from viewer import notes, terminal
 from viewer.strip import Example, draw_strip, example_images
 
 NAMES, COUNTS = ("image", "scene", "index", "protocol", "reading"), ("valid_pixels", "dropped_pixels")  # of a row
-RESULTS_FILE, ROWS_FILE, STRIP_FILE = "results.json", "per_image.csv", "qualitative.png"
+FILES = ROWS_FILE, STRIP_FILE, RESULTS_FILE = "per_image.csv", "qualitative.png", "results.json"
 
 Row = dict[str, Any]  # of one image and one reading: `NAMES`, then metrics, then `COUNTS`
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = options.new_parser("Evaluate MonoCLIP on NYU Depth V2's official test split, or other pairs.")
+    parser = options.new_parser("Evaluate MonoCLIP, or depth maps of any method, on NYU Depth V2, KITTI or own pairs.")
     options.add_data_arguments(parser)
     options.add_model_arguments(parser)
     options.add_reading_arguments(parser)
+    options.add_map_arguments(parser)
     run = options.add_batch_arguments(parser)
     folder = "folder for results.json and per_image.csv; none: print only"
     run.add_argument("--output", type=options.named_path, help=folder)
     run.add_argument("--figures", action="store_true", help="also draw qualitative.png into --output")
     released = parser.add_argument_group("flags of the release")
     released.add_argument("--evaluate", action="store_true", help="accepted; evaluation is all there is")
-    released.add_argument("--gpu_num", default="0", help="index of the GPU that 'auto' and 'cuda' mean")
     released.add_argument("--encoder", choices=("AST",), default="AST", help="accepted; without effect in the release")
     released.add_argument("--other_method", choices=("MonoCLIP",), default="MonoCLIP", help="the method")
     return parser
@@ -56,42 +63,43 @@ def build_parser() -> argparse.ArgumentParser:
 
 @torch.inference_mode()
 def evaluate(
-    model: MonoCLIP,
+    predict: Callable[[Batch], Tensor],
+    loader: Iterable[Batch],
     dataset: DepthPairs,
-    parts: Sequence[Sequence[int]],
-    workers: int = 1,
+    protocol: Protocol,
+    constant: float | None = None,
     write: Callable[[list[Row]], object] = lambda rows: None,
-    quiet: bool = False,
 ) -> tuple[list[Row], list[Row]]:
-    """The evaluation: every image through the method and the metrics; its rows, and those of uniform weights.
+    """The evaluation: every image through a prediction and the metrics; its rows, and those of a constant depth [m].
 
-    Uniform weights say nothing: the mean of the bins everywhere. `parts` are the places of the images of each batch, to
-    which their mirrors come; `workers` threads read; `write` gets the model's rows as soon as they are there.
-
+    `predict` gives the depth (B, 1, h, w) [m] of a batch; `write` gets its rows as soon as they are there.
     Raises DataError: a file is damaged; UnscorableError: a prediction is not finite, or an image has no valid pixel.
     """
-    dataset, protocol = dataset.prepared_by(model.prepare), dataset.protocol
     rows, uniform = list[Row](), list[Row]()
-    loader = dataset.batches(parts, workers)
-    for batch in tqdm(loader, total=len(parts), unit=" batches", bar_format=PROGRESS, disable=quiet):
-        size = size_of(protocol.window(*batch.depth[0].shape[1:]))
-        depth = model.predict(batch.image.to(model.bin_list.device), size).cpu()  # (B, 1, h, w) [m]
-        both = torch.cat([depth, torch.full_like(depth, model.bin_list.mean().item())], dim=1)
+    for batch in loader:
         names = [dataset.names[item] for item in batch.items]
-        errors = compute_errors_per_image(batch.depth, both, protocol, names)  # metric -> (B, 2)
-        own, constant = (records(dataset, batch.items, errors, place) for place in (0, 1))
-        write(own)
-        rows += own
-        uniform += constant
+        depth = predict(batch)
+        found = records(dataset, batch.items, THIS_RUN, compute_errors_per_image(batch.depth, depth, protocol, names))
+        write(found)
+        rows += found
+        if constant is not None:
+            errors = compute_errors_per_image(batch.depth, torch.full_like(depth, constant), protocol, names)
+            uniform += records(dataset, batch.items, UNIFORM, errors)
     return rows, uniform
 
 
-def records(dataset: DepthPairs, items: Sequence[int], errors: Mapping[str, Tensor], place: int) -> list[Row]:
-    """The rows of a batch's images by one of the two readings, from metric -> (B, 2)."""
+def predict_depth(model: MonoCLIP, protocol: Protocol, batch: Batch) -> Tensor:
+    """The method's depth of a batch's images, (B, 1, h, w) [m], of what the protocol sees of their depth maps."""
+    size = size_of(protocol.window(*batch.depth[0].shape[1:]))
+    return model.predict(batch.image.to(model.bin_list.device), size).cpu()
+
+
+def records(dataset: DepthPairs, items: Sequence[int], reading: str, errors: Mapping[str, Tensor]) -> list[Row]:
+    """The rows of some images by a reading, from metric -> (B, 1)."""
     return [
         {"image": dataset.names[item], "scene": dataset.scenes[item], "index": dataset.indices[item]}
-        | {"protocol": dataset.protocol.name, "reading": (THIS_RUN, UNIFORM)[place]}
-        | {metric: values[i, place].item() for metric, values in errors.items()}
+        | {"protocol": dataset.scope.name, "reading": reading}
+        | {metric: values[i, 0].item() for metric, values in errors.items()}
         for i, item in enumerate(items)
     ]
 
@@ -115,39 +123,14 @@ def gather_rows(rows: list[Row], rank: int, count: int) -> list[Row]:
     return [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)] if parts else []
 
 
-def start_rows(folder: Path) -> Callable[[list[Row]], None]:
-    """Removes an earlier run's files and returns what appends rows to per_image.csv. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (RESULTS_FILE, ROWS_FILE, STRIP_FILE):  # they would not belong to these rows
-        (folder / name).unlink(missing_ok=True)
-
-    def append(rows: list[Row]) -> None:
-        try:
-            with (folder / ROWS_FILE).open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-                if file.tell() == 0:
-                    writer.writeheader()
-                writer.writerows([row | {k: options.csv_text(row[k]) for k in ("image", "scene")} for row in rows])
-        except OSError as error:  # that of a full disk does not name the file
-            raise OSError(error.errno, error.strerror, str(folder / ROWS_FILE)) from error
-
-    return append
-
-
-def table(lines: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Metrics by the name of their line, in the paper's columns."""
-    width = max(29, *(len(name) + 2 for name in lines))
-    text = [" " * width + "".join(f"{column:>9}" for column in COLUMNS)]
-    text += [f"{name:<{width}}" + "".join(f"{shown(line[c]):>9}" for c in COLUMNS) for name, line in lines.items()]
-    return "\n".join(text)
-
-
 @torch.inference_mode()
-def example(model: MonoCLIP, dataset: DepthPairs, item: int) -> Example:
+def example(
+    predict: Callable[[Batch], Tensor], dataset: DepthPairs, item: int, prepare: Callable[..., Tensor]
+) -> Example:
     """An image of the qualitative strip, with its true and its predicted depth."""
-    image, truth = dataset.prepared_by(model.prepare)[item][0], dataset.truth(item)
-    depth = model.predict(image[None].to(model.bin_list.device), truth.shape)[0, 0].cpu().numpy()
-    return Example(dataset.names[item], dataset.pixels(item), truth, depth)
+    pixels, truth = dataset.pixels(item), dataset.truth(item)
+    depth = predict(Batch([item], prepare(pixels)[None], [dataset.depth(item)]))[0, 0].numpy()
+    return Example(dataset.names[item], resized(pixels, truth.shape), truth, depth)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,44 +144,58 @@ def main(argv: Sequence[str] | None = None) -> int:
         reading = options.reading_of(args)
         device, rank, count = options.own_device(args.device, args.gpu_num)
         precision = options.choose_precision(args.precision, device)
-        dataset = options.open_data(args, reading)
-        protocol = dataset.protocol
-        say = options.say if rank == 0 else lambda text: None
-        say(f"data: {dataset.title}")
-        clip_model, model = options.load_model(args.clip_path, device, precision, reading, args.exact, args.activation)
-        say(f"model: {args.clip_path} on {device} in {precision}")
+        dataset, protocol = options.open_data(args)
+        say = terminal.say if rank == 0 else lambda *lines: None
+        say(*dataset.remarks)
+        predict: Callable[[Batch], Tensor]
+        prepare: Callable[..., Tensor] = reading.normalised
+        constant, of_reading = None, (device, precision, reading, args.exact)
+        if args.predictions:
+            made: dict[str, Any] = {"predictions": args.predictions.name, "align": args.align}
+            caveats = notes.caveats(dataset.official, protocol)
+            predict = SavedMaps(args.predictions, dataset, args.align, args.predictions_scale, caveats)
+        else:
+            clip_model, model = options.load_model(args.clip_path, *of_reading, args.activation)
+            predict = partial(predict_depth, model, protocol)
+            prepare, constant = dataset.prepared_by(model), model.bin_list.mean().item()
+            made = notes.made_with(args.clip_path, *of_reading, clip_model.activation)
+            caveats = notes.caveats(dataset.official, protocol, made["checkpoint_sha256"], model, dataset.seen)
+        say(f"depth: {args.predictions or f'{args.clip_path} on {device} in {precision}'}")
 
         start = time.perf_counter()
         parts = dataset.parts(range(rank, len(dataset), count), args.batch_size or options.BATCH_SIZE[device.type])
-        workers = args.workers or options.WORKERS[device.type]
-        write = start_rows(args.output) if args.output and rank == 0 else lambda rows: None
-        found = evaluate(model, dataset, parts, workers, write if count == 1 else lambda rows: None, quiet=rank > 0)
-        rows, uniform = (gather_rows(part, rank, count) for part in found)
-        if rank > 0:
-            return
-        write(uniform if count == 1 else rows + uniform)
-        seconds = time.perf_counter() - start
-
-        means = {THIS_RUN: mean(rows), UNIFORM: mean(uniform)}
-        made = options.made_with(args.clip_path, device, precision, args.exact, reading, clip_model.activation)
-        caveats = options.caveats(dataset.official, made["checkpoint_sha256"], model, protocol)
-        theirs = beside(protocol.data_set) if dataset.official else {}
-        if args.output:
-            about = {"images": len(dataset), "data": dataset.title, "warnings": caveats, "seconds": round(seconds, 3)}
-            about |= {"rows": {name: {"metrics": metrics} for name, metrics in means.items()}}
-            about |= {"published": theirs, "made_with": made}
-            options.write_json(args.output / RESULTS_FILE, options.identified(protocol) | about)
-        if args.figures:
-            examples = [example(model, dataset, item) for item in example_images(dataset.scenes)]
-            draw_strip(args.output / STRIP_FILE, examples, options.caption(dataset.title, caveats), protocol.drawn)
+        loader = dataset.batches(parts, prepare, args.workers or options.WORKERS[device.type])
+        keep = keeping(predict, args.save_predictions, dataset) if args.save_predictions else predict
+        bar = tqdm(loader, total=len(parts), unit=" batches", bar_format=PROGRESS, disable=rank > 0)
+        with new_results(args.output, FILES) if args.output and rank == 0 else nullcontext() as folder:
+            write = partial(notes.append_rows, folder / ROWS_FILE) if folder else lambda rows: None
+            found = evaluate(keep, bar, dataset, protocol, constant, write if count == 1 else lambda rows: None)
+            rows, uniform = (gather_rows(part, rank, count) for part in found)
+            if rank > 0:
+                return
+            write(uniform if count == 1 else rows + uniform)
+            seconds = time.perf_counter() - start
+            means = {name: mean(part) for name, part in ((THIS_RUN, rows), (UNIFORM, uniform)) if part}
+            theirs = beside(protocol.name) if dataset.official else {}
+            if folder:
+                about = {"images": len(dataset), "data": dataset.title, "warnings": caveats}
+                about["seconds"] = round(seconds, 3)
+                about |= {"rows": {name: {"metrics": metrics} for name, metrics in means.items()}}
+                about |= {"published": theirs, "made_with": made}
+                write_json(folder / RESULTS_FILE, notes.identified(protocol) | about)
+            if args.figures and folder:
+                examples = [example(predict, dataset, item, prepare) for item in example_images(dataset.scenes)]
+                caption = notes.caption(dataset.title, caveats)
+                terminal.try_to_draw(lambda: draw_strip(folder / STRIP_FILE, examples, caption))
 
         valid, dropped = (sum(row[key] for row in rows) for key in COUNTS)
         print(f"counted: {counted(len(dataset))}, {valid:,} valid pixels, {len(dataset) / seconds:.2f} images/s")
         if dropped:
             print(f"warning: {dropped:,} more pixels do not count because the predicted depth is at most 1 mm")
-        print(released_line(means[THIS_RUN], protocol.metrics) + "\n")
-        uniform_name = f"{UNIFORM} ({model.bin_list.mean():.3f} m)"
-        print(table({named_by(THIS_RUN, protocol.label): means[THIS_RUN], **theirs, uniform_name: means[UNIFORM]}))
+        released = KITTI_METRICS if args.dataset == "KITTI" else NYU_METRICS
+        print(released_line(means[THIS_RUN], released) + "\n")
+        own = {named_by(THIS_RUN, label_of(protocol.name)): means[THIS_RUN]}
+        print(table(own | theirs | ({f"{UNIFORM} ({constant:.3f} m)": means[UNIFORM]} if constant else {})))
         for caveat in caveats:
             print(f"{caveat[0].upper()}{caveat[1:]}.")
 
@@ -206,5 +203,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
+    start_program()
     sys.exit(main())

@@ -8,12 +8,26 @@ Arrays are RGB; `model.infer_image(cv2.imread(...), color="bgr")` takes cv2's. A
 or `datasets` is refused with an ImportError that says so.
 """
 
-from dataclasses import replace
+# ruff: noqa: E402  # other packages have these names, too: what is here must not be imported from those
+
+import sys
 from pathlib import Path
 from typing import Any
 
-import options  # first: it refuses another `clip` or `datasets`
-from monoclip import PAPER, MonoCLIP
+HERE = Path(__file__).resolve().parent
+for name in ("clip", "datasets", "monoclip", "download"):
+    other = sys.modules.get(name)
+    ours = [HERE / name, HERE / f"{name}.py"]
+    places = [*getattr(other, "__path__", ()), getattr(other, "__file__", None) or ""]
+    if other and not any(Path(place).resolve() in ours for place in places):
+        raise ImportError(f"another module {name!r} is imported already ({other}); load DepthCLIP in a new Python")
+
+import torch
+
+import clip
+from clip.model import convert_weights
+from datasets.readings import IMAGE_STATISTICS, READINGS, checked_reading, with_statistics
+from monoclip import MonoCLIP
 
 dependencies = ["torch", "numpy", "PIL", "ftfy", "regex", "tqdm"]
 
@@ -35,29 +49,26 @@ def monoclip(
         exact: keep the plain network, bit for bit, instead of the form of `clip.optimize_for_inference`.
         activation: "quickgelu" or "gelu", where the checkpoint is neither OpenAI's nor of a known name.
         image_statistics: "imagenet", as in the paper, or "clip", which CLIP was trained with.
-        preset: of `options.READINGS`; "auty" and "log" are for KITTI. What `reading` has replaces its words and bins.
+        preset: of `datasets.readings.READINGS`; "auty" and "log" are for KITTI. What `reading` has replaces its fields.
         reading: `depth_classes`, `bin_list`, `temperature`, `readout` and the other fields of `monoclip.Reading`.
 
     Raises:
-        clip.CheckpointError, options.UsageError: no such checkpoint or device, or one that cannot be used.
-        ValueError, TypeError: a reading that makes no depth, or a field that there is not.
+        clip.CheckpointError: no such checkpoint, or one that cannot be used.
+        ValueError: a reading that makes no depth, or a field, preset or read-out that there is not.
     """
-    for name, value, known in (
-        ("image_statistics", image_statistics, options.IMAGE_STATISTICS),
-        ("preset", preset, options.READINGS),
-    ):
+    for kind, value, known in (("image_statistics", image_statistics, IMAGE_STATISTICS), ("preset", preset, READINGS)):
         if value not in known:
-            raise ValueError(f"{name} {value!r}: there are {', '.join(known)}")
-    chosen = options.choose_device(str(device or "auto"))
-    precision = options.choose_precision("auto", chosen)
-    given = {
-        name: options.field_of(name, value) for name, value in reading.items() if name in PAPER.__dataclass_fields__
-    }
-    read = replace(options.with_statistics(options.READINGS[preset], image_statistics), **(reading | given))
-    _, model = options.load_model(clip_path, chosen, precision, read, exact, activation)
-    return model.eval()
+            raise ValueError(f"{kind} {value!r}: there are {', '.join(known)}")
+    chosen = checked_reading(reading, with_statistics(READINGS[preset], image_statistics))
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
+    clip_model, _ = clip.load(clip_path, "cpu", activation=None if activation == "auto" else activation)
+    change = convert_weights if exact else clip.optimize_for_inference
+    change(clip_model, dtype)
+    return MonoCLIP(clip_model.to(device), chosen).eval()
 
 
 def monoclip_demo(device: str | None = None, exact: bool = False, **reading: Any) -> MonoCLIP:
     """MonoCLIP with the small CLIP of `demo/`, which was taught distance on rendered rooms: to try things out with."""
-    return monoclip(options.DEMO_WEIGHTS, device, exact, **reading)
+    return monoclip(HERE / "demo" / "rooms_clip.pt", device, exact, **reading)

@@ -103,13 +103,13 @@ def patch_features(layer4: Tensor, dimensions: int) -> Tensor:
 
 def logits_of(features: Tensor, text_features: Tensor, reading: Reading) -> Tensor:
     """Scaled similarity of each patch to each depth class: (B, D, h, w), (D, K) -> (B, K, h, w)."""
-    similarity = torch.einsum("bdhw,dk->bkhw", features, text_features)
+    similarity = torch.einsum("bdhw,dk->bkhw", features, text_features.float())
     return reading.logit_scale * similarity / reading.temperature
 
 
 def depth_of(weights: Tensor, bins: Tensor) -> Tensor:
     """sum_k p_k bin_k for M sets of bins: (B, K, h, w), (M, K) [m] -> (B, M, h, w) [m]. Paper: equations 3 and 4."""
-    return torch.einsum("bkhw,mk->bmhw", weights, bins)
+    return torch.einsum("bkhw,mk->bmhw", weights, bins.float())
 
 
 def with_mirror(image: Tensor) -> Tensor:

@@ -5,69 +5,50 @@ Three kinds of error mean something to a user: wrong arguments (`UsageError`), d
 a machine may refuse, into one sentence and an exit code. argparse's namespace ends in a command's main(): everything
 below takes what it needs by name.
 """
-# ruff: noqa: E402  # other packages are called clip and datasets, too: what is here must not be imported from those
 
 import argparse
 import errno
-import filecmp
-import io
-import json
 import math
 import os
-import platform
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
-from numbers import Real
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import distributed
 
-for name in ("clip", "datasets"):
-    other = sys.modules.get(name)
-    folders = [Path(folder).resolve() for folder in getattr(other, "__path__", ())]
-    if other and (Path(__file__).resolve().parent / name).resolve() not in folders:
-        raise ImportError(f"another package {name!r} is imported already ({other}); load DepthCLIP in a new Python")
-
 import clip
-from calculate_error import KITTI_ADABINS, KITTI_BTS, MIN_DEPTH, NYU, Protocol, UnscorableError
-from clip.checkpoint import locate_checkpoint
-from clip.dense import READOUTS, fitted_size
-from clip.model import VisionTransformer, convert_weights
+from calculate_error import KITTI_ADABINS, KITTI_BTS, MIN_DEPTH, NYU, NYU_METRICS, Protocol, UnscorableError
+from clip.dense import READOUTS
+from clip.model import convert_weights
+from clip.tokenizer import TooLongError
 from datasets import DataError, printable
-from datasets.kitti import PRESETS, open_kitti
+from datasets.alignment import ALIGNMENTS
+from datasets.kitti import open_kitti
 from datasets.nyu import open_nyu
 from datasets.pairs import DepthPairs
-from datasets.rgbd import DEPTH_SCALE, MAX_DEPTH, open_rgbd, own_protocol
-from download import file_sha256, write_whole
-from monoclip import PAPER, MonoCLIP, Reading, prompt
+from datasets.readings import IMAGE_STATISTICS, READINGS, checked_reading, with_statistics
+from datasets.rgbd import DEPTH_SCALE, open_rgbd
+from monoclip import PAPER, MonoCLIP, Reading
+from viewer.terminal import ForgivingStream
 
-VERSION = "2.1"
-SCHEMA = 4  # of results.json: raised whenever a key changes its meaning
 DEMO_WEIGHTS = Path(__file__).parent / "demo" / "rooms_clip.pt"
 DEMO_DATA = Path(__file__).parent / "demo" / "sample"
-TOY = "a toy CLIP that was taught distance on rendered rooms: no evidence about the real CLIP or the paper"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Images at once, and threads that read them, unless the flags say otherwise.
 BATCH_SIZE = {"cpu": 4, "cuda": 32, "mps": 8}
 WORKERS = {"cpu": 1, "cuda": 8, "mps": 4}
-PROTOCOLS = {"bts": KITTI_BTS, "adabins": KITTI_ADABINS}
+PROTOCOLS = {"bts": KITTI_BTS, "adabins": KITTI_ADABINS}  # of KITTI
+MAX_DEPTH = NYU.cap  # [m] of one's own pairs, unless told otherwise
 DATA_FOLDERS = (Path("nyu_depth_v2"), Path("datasets") / "NYU_Depth_V2")  # the second is the release's place
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a device without room says
 NO_MEMORY = "not enough memory; use smaller batches or pictures, or another --device"
-# What --preset names: the paper's reading, and those for outdoors.
-READINGS = {"paper": PAPER} | {name: replace(PAPER, **fields) for name, fields in PRESETS.items()}
-READING_FLAGS = ("depth_templates", "obj_classes", "depth_classes", "bin_list", "temperature")
-# What images are normalised with: mean and standard deviation, RGB in [0, 1].
-IMAGE_STATISTICS = {"imagenet": (PAPER.image_mean, PAPER.image_std), "clip": (clip.CLIP_MEAN, clip.CLIP_STD)}
-FAR = 10  # a largest bin below this part of the largest depth is worth a word
-SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max  # that fp32 holds fully
-INVERTED = "raw patch tokens of a vision transformer, whose maps are reported as inverted (arXiv 2304.05653)"
+WORD_FLAGS = ("depth_templates", "obj_classes", "depth_classes", "bin_list")
+READING_FLAGS = (*WORD_FLAGS, "temperature")  # fields of a `Reading`
 
 
 class UsageError(Exception):
@@ -90,11 +71,6 @@ def named_path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("is empty; name a folder")
     return Path(text)
-
-
-def say(text: str) -> None:
-    """Prints a line whose names may hold anything."""
-    print(printable(text))
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -141,8 +117,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, several: bool = False) 
     return model
 
 
-def add_reading_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Adds the words, bins and temperature of a `Reading`; those that are not given are a preset's."""
+def add_word_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds the words and bins of a `Reading`; those that are not given are a preset's."""
     reading = parser.add_argument_group("reading")
     presets = "what is not given here: the paper's; Auty and Mikolajczyk's for KITTI; ours, the paper's words with "
     presets += "bins spread in log depth over 5 to 60 m"
@@ -151,6 +127,12 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
     reading.add_argument("--bin_list", nargs="+", type=float, metavar="M", help="depths [m]")
     reading.add_argument("--depth_templates", nargs="+", metavar="T", help="sentences")
     reading.add_argument("--obj_classes", nargs="+", metavar="WORD", help="objects")
+    return reading
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds all of a `Reading`: words, bins, temperature, read-out, image statistics."""
+    reading = add_word_arguments(parser)
     reading.add_argument("--temperature", type=float, help=f"of the softmax (default: {PAPER.temperature})")
     how = "how patch features are read out of CLIP (docs/readouts.md)"
     reading.add_argument("--readout", choices=READOUTS, default=PAPER.readout, help=how)
@@ -160,12 +142,20 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
 
 
 def add_batch_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Adds how many images are encoded and read at once."""
+    """Adds how many images are encoded and read at once, and on which GPU."""
     run = parser.add_argument_group("run")
     at_once = "images at once; does not change the metrics; 4 on a CPU, 32 on a GPU"
     run.add_argument("--batch_size", type=positive, help=at_once)
     run.add_argument("--workers", type=positive, help="threads that read images; 1 on a CPU, 8 on a GPU")
+    run.add_argument("--gpu_num", default="0", help="index of the GPU that 'auto' and 'cuda' mean")
     return run
+
+
+def add_store_arguments(run: argparse._ArgumentGroup, output: str) -> None:
+    """Adds where results and features go."""
+    run.add_argument("--output", type=named_path, default=Path(output), help="folder for results")
+    kept = "folder of the features (RN50: 3.6 MB an image; default: OUTPUT/features)"
+    run.add_argument("--store", type=named_path, help=kept)
 
 
 def add_html_argument(group: argparse._ArgumentGroup, name: str, count: int) -> None:
@@ -176,90 +166,51 @@ def add_html_argument(group: argparse._ArgumentGroup, name: str, count: int) -> 
     group.add_argument("--phrases", type=Path, metavar="FILE", help=phrases)
 
 
-def open_data(args: argparse.Namespace, reading: Reading) -> DepthPairs:
-    """The images that the flags of `add_data_arguments` name. Raises DataError, UsageError."""
+def add_map_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds depth maps that are scored in place of the method's, and kept."""
+    maps = parser.add_argument_group("maps of another method")
+    files = "folder of maps to score: <scene>/<picture's stem>.npy (floats) or .png (16 bits); no CLIP is loaded"
+    maps.add_argument("--predictions", type=named_path, metavar="FOLDER", help=files)
+    maps.add_argument(
+        "--predictions_scale", type=positive, default=1000, metavar="N", help="units of a .png in a metre"
+    )
+    fits = "what is fitted to the true depth of each image: nothing, the ratio of medians, scale and shift by least "
+    fits += "squares, the same to 1 / depth"
+    maps.add_argument("--align", choices=ALIGNMENTS, default="none", help=fits)
+    kept = "folder for the maps that this run scores, as --predictions reads them"
+    maps.add_argument("--save_predictions", type=named_path, metavar="FOLDER", help=kept)
+
+
+def open_data(args: argparse.Namespace) -> tuple[DepthPairs, Protocol]:
+    """The images that the flags of `add_data_arguments` name, and how they are scored. Raises DataError, UsageError."""
+    path, some = args.data_path, (args.list_file, args.scene, args.limit)
     if args.dataset != "KITTI" and args.protocol != "bts":
         raise UsageError("--protocol: only KITTI has several")
     if args.dataset != "rgbd" and (args.depth_scale, args.max_depth) != (DEPTH_SCALE, MAX_DEPTH):
         raise UsageError("--depth_scale and --max_depth are of --dataset rgbd")
     if args.dataset == "NYU":
-        return open_nyu(args.data_path, reading.normalised, args.list_file, args.scene, args.limit)
+        return open_nyu(path, NYU, *some), NYU
     if args.dataset == "KITTI":
         protocol = PROTOCOLS[args.protocol]
-        return open_kitti(args.data_path, protocol, reading.normalised, args.list_file, args.scene, args.limit)
+        return open_kitti(path, protocol, *some), protocol
     if not 0 < args.depth_scale < math.inf or not MIN_DEPTH < args.max_depth < math.inf:
         raise UsageError(f"--depth_scale must be positive, --max_depth above {MIN_DEPTH:g} m, and both finite")
     if args.scene:
         raise UsageError("--scene: one's own pairs have no scenes; name a list of some of them with --list_file")
-    own = own_protocol(args.depth_scale, args.max_depth)
-    return open_rgbd(args.data_path, own, reading.normalised, args.list_file, args.limit)
+    own = Protocol("own pairs", NYU_METRICS, args.max_depth)
+    return open_rgbd(path, own, args.depth_scale, args.list_file, args.limit), own
 
 
 def reading_of(args: argparse.Namespace) -> Reading:
-    """The reading of the flags. Raises UsageError if it makes no depth."""
-    reading = replace(with_statistics(READINGS[args.preset], args.image_statistics), readout=args.readout)
-    given = {name: getattr(args, name) for name in READING_FLAGS}
-    return checked_reading({name: value for name, value in given.items() if value is not None}, reading)
-
-
-def with_statistics(reading: Reading, name: str) -> Reading:
-    """The reading of images that are normalised with one of `IMAGE_STATISTICS`."""
-    mean, std = IMAGE_STATISTICS[name]
-    return replace(reading, image_mean=mean, image_std=std)
-
-
-def statistics_of(reading: Reading) -> str:
-    """Which of `IMAGE_STATISTICS` a reading has; "other" for none of them."""
-    own = (reading.image_mean, reading.image_std)
-    return next((name for name, known in IMAGE_STATISTICS.items() if known == own), "other")
-
-
-def checked_reading(values: dict[str, Any], default: Reading = PAPER, where: str = "") -> Reading:
-    """A reading whose prompts CLIP can take.
-
-    Args:
-        values: of some of `READING_FLAGS`, sequences as lists or tuples.
-        default: has the other fields.
-        where: the beginning of an error's sentence, if the values come from a file.
-
-    Raises:
-        UsageError: an unknown field, a value of another kind, values that make no depth, or a prompt that is too long.
-    """
-    if unknown := sorted(values.keys() - set(READING_FLAGS)):
-        known = ", ".join(READING_FLAGS)
-        raise UsageError(f"{where}unknown field {', '.join(unknown)}; known are {known}")
+    """The reading of the flags of `add_reading_arguments` or `add_word_arguments`. Raises UsageError: no depth."""
+    reading = READINGS[args.preset]
+    if "readout" in args:
+        reading = replace(with_statistics(reading, args.image_statistics), readout=args.readout)
+    given = {name: getattr(args, name, None) for name in READING_FLAGS}
     try:
-        reading = replace(default, **{name: field_of(name, value) for name, value in values.items()})
-        for template in reading.depth_templates:
-            clip.tokenize([prompt(template, o, c) for o in reading.obj_classes for c in reading.depth_classes])
-    except (ValueError, RuntimeError, OverflowError) as error:  # the last: JSON knows whole numbers of any size
-        raise UsageError(f"{where}{error}") from error
-    return reading
-
-
-def field_of(name: str, value: Any) -> Any:
-    """A field of a `Reading` from what a person gave: words as they are, numbers as floats, lists as tuples.
-
-    Raises ValueError: a value of another kind, an empty word or list, or a number that fp32 does not hold.
-    """
-    example = getattr(PAPER, name)
-    if name == "readout" and value not in READOUTS:
-        raise ValueError(f"read-out {value!r}: there is none of this name; there are {', '.join(READOUTS)}")
-    many = isinstance(example, tuple)
-    kind = str if isinstance(example[0] if many else example, str) else Real
-    items = value if many else [value]
-    if not isinstance(items, list | tuple) or not all(isinstance(v, kind) and not isinstance(v, bool) for v in items):
-        wanted = "a list of " * many + ("words" if kind is str else "numbers" if many else "a number")
-        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
-    if not items:
-        raise ValueError(f"{name} has no word or number")
-    if kind is str and not all(v.strip() for v in items):
-        raise ValueError(f"{name} has an empty word: {value!r}")
-    least = -LARGEST if name == "image_mean" else SMALLEST
-    if kind is Real and not all(least < v <= LARGEST for v in items):
-        raise ValueError(f"{name} must be positive and finite, as fp32 holds it, got {value!r}")
-    items = tuple(items) if kind is str else tuple(map(float, items))
-    return items if many else items[0]
+        return checked_reading({name: value for name, value in given.items() if value is not None}, reading)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def choose_device(name: str, gpu: int | str = 0) -> torch.device:
@@ -319,12 +270,6 @@ def load_model(
         UsageError: this CLIP cannot be read as depth.
         clip.CheckpointError: the checkpoint cannot be used.
     """
-    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; other precisions do not use it
-    named = str(clip_path) in clip.available_models()  # whose files have another hash
-    if not named and filecmp.cmp(locate_checkpoint(clip_path), DEMO_WEIGHTS, shallow=False):
-        if activation == "gelu":
-            raise UsageError("--activation gelu: the demo's CLIP was trained with QuickGELU; use auto for it")
-        activation = "quickgelu"
     clip_model, _ = clip.load(clip_path, device="cpu", activation=None if activation == "auto" else activation)
     if exact:
         convert_weights(clip_model, PRECISIONS[precision])
@@ -337,105 +282,6 @@ def load_model(
         raise UsageError(f"--clip_path {clip_path}: {error}") from error
 
 
-def made_with(
-    clip_path: str | Path,
-    device: torch.device,
-    precision: str,
-    exact: bool,
-    reading: Reading,
-    activation: str,
-) -> dict[str, Any]:
-    """What the results of a run depend on besides its images, as JSON can hold it."""
-    path = locate_checkpoint(clip_path)
-    return {
-        "reading": asdict(reading),
-        "checkpoint": path.name,
-        "checkpoint_sha256": file_sha256(path),
-        "activation": activation,
-        "precision": precision,
-        "network": "plain" if exact else "fast",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "depthclip": VERSION,
-    }
-
-
-def code_commit() -> str:
-    """The commit of this checkout, with `-dirty` if tracked files are changed; `unknown` where it is none."""
-    root = Path(__file__).resolve().parent
-    git = [
-        "git",
-        f"--git-dir={root / '.git'}",
-        f"--work-tree={root}",
-    ]  # not that of a folder above, or of the environment
-    command = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        found = ""
-    return found.strip() or "unknown"
-
-
-def identified(protocol: Protocol) -> dict[str, Any]:
-    """What a results.json is: the version of its form, the protocol, the code."""
-    return {"schema": SCHEMA, "protocol": protocol.about, "protocol_name": protocol.name, "commit": code_commit()}
-
-
-def toy_note(checkpoint_sha256: str) -> str:
-    """What is said beside every result of the embedded checkpoint, under whatever name; empty for any other."""
-    return TOY if checkpoint_sha256 == file_sha256(DEMO_WEIGHTS) else ""
-
-
-def caveats(official: bool, checkpoint_sha256: str, model: MonoCLIP, protocol: Protocol = NYU) -> list[str]:
-    """What keeps metrics from being beside published ones: other images, the toy CLIP, the read-out, resizing."""
-    notes = ["" if official else protocol.whole_split, toy_note(checkpoint_sha256), *readout_notes(model)]
-    patch, (height, width) = model.clip_vis.patch_size, protocol.seen or (0, 0)
-    rows, columns = fitted_size(height, width, patch)
-    if protocol.seen and (rows, columns) != protocol.seen:
-        notes.append(f"images of {height}x{width} px are resized to {rows}x{columns}, whole patches of {patch} px")
-    farthest, largest = max(model.reading.bin_list), protocol.max_depth
-    if farthest > largest:
-        notes.append(f"bins beyond {largest:g} m, to which depth is clamped: see --preset and --bin_list")
-    if protocol is not NYU and farthest < largest / FAR:
-        notes.append(f"no bin is beyond {farthest:g} m, where ground truth goes to {largest:g} m: see --preset")
-    if model.reading.bin_list == READINGS["log"].bin_list:
-        notes.append("bins that are ours, spread in log depth, and published nowhere")
-    return [text for text in notes if text]
-
-
-def readout_notes(model: MonoCLIP) -> list[str]:
-    """What is not the paper's in how patch features are read, or must be known of it."""
-    readout, statistics = model.reading.readout, statistics_of(model.reading)
-    others = [f"patch features by {readout}"] * (readout != "raw")
-    others += [f"image statistics of {statistics}"] * (statistics != "imagenet")
-    notes = [f"{' and '.join(others)}: not the paper's setting"] if others else []
-    if readout == "raw" and isinstance(model.clip_vis, VisionTransformer):
-        notes.append(INVERTED)
-    return notes
-
-
-def caption(title: str, warnings: Sequence[str]) -> str:
-    """What stands in every table and drawing: over which data set it is, and its `caveats`."""
-    return "; ".join([f"Over {title}", *warnings]) + "."
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all. Raises OSError: it cannot be written."""
-    write_whole(path, lambda file: file.write(text.encode()))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as JSON, whole or not at all. Raises OSError: it cannot be written."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def csv_text(text: str) -> str:
-    """Text for a cell of a CSV file: a spreadsheet must not take it for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "'")) else text
-
-
 def check_output(folder: Path | None) -> None:
     """Raises UsageError if it can be told, without making `folder`, that nothing can be written there."""
     if folder is None:
@@ -443,42 +289,6 @@ def check_output(folder: Path | None) -> None:
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UsageError(f"--output {folder}: {there} is no folder that can be written; choose another one")
-
-
-class ForgivingStream:
-    """A text stream whose reader may go away, as `| head` does: from then on, what is written is dropped.
-
-    Args:
-        stream: standard output or error; None, where it is closed, takes everything and keeps nothing. What its
-            encoding lacks, such as a name that is not UTF-8, is written with backslashes.
-        needed: whether `write` and `flush` raise OSError where another reason, such as a full disk, keeps the text
-            from being written.
-    """
-
-    def __init__(self, stream: TextIO | None, needed: bool) -> None:
-        self.stream, self.needed = stream or open(os.devnull, "w"), needed  # noqa: SIM115  # for the whole command
-        if isinstance(self.stream, io.TextIOWrapper):
-            self.stream.reconfigure(errors="backslashreplace")
-
-    def write(self, text: str) -> int:
-        """Writes the text."""
-        self._tried(lambda: self.stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        """Flushes the stream."""
-        self._tried(self.stream.flush)
-
-    def _tried(self, action: Callable[[], Any]) -> None:
-        try:
-            action()
-        except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # what is left in its buffer goes there
-            if self.needed and not isinstance(error, BrokenPipeError):
-                raise OSError(error.errno, error.strerror, "standard output") from error
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
 
 
 def run_command(prog: str, work: Callable[[], None]) -> int:
@@ -494,7 +304,7 @@ def run_command(prog: str, work: Callable[[], None]) -> int:
             work()
             sys.stdout.flush()
             return 0
-        except (UsageError, DataError, clip.CheckpointError) as error:
+        except (UsageError, DataError, clip.CheckpointError, TooLongError) as error:
             message, code = str(error), 2
         except (UnscorableError, WorkError) as error:
             message, code = str(error), 1

@@ -25,45 +25,39 @@ interrupted.
 """
 
 import argparse
-import errno
-import io
 import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets.packages  # noqa: F401  # first
+
+# isort: split
 import numpy as np
 import torch
-from matplotlib import colormaps
-from PIL import Image
 from torch import Tensor
 
 import options
 from clip.dense import encode
-from clip.inference import keep_freed_memory
-from datasets import NAME_FILE, DataError, counted, name_of, printable, text_of
-from datasets.pictures import find_files, read_picture, resized
-from download import file_sha256, write_whole
-from monoclip import MonoCLIP, Reading, depth_of, logits_of, mirror_average, upsampled, with_mirror, zeroshot_classifier
-from viewer import colour, page
+from clip.inference import start_program
+from datasets import DataError, counted, printable, text_of
+from datasets.pictures import find_files, read_picture
+from download import file_sha256, write_json, write_text, write_whole
+from monoclip import MonoCLIP, depth_of, logits_of, mirror_average, upsampled, with_mirror, zeroshot_classifier
+from viewer import notes, page, terminal
+from viewer.colour import COLOUR_MAP, LARGEST_MM
+from viewer.outputs import SAVED, content_of
 
 DEMO_PICTURES = options.DEMO_DATA / "official_splits" / "test"
 RECORD_FILE = "predict.json"
-NPY, MM_PNG, COLOURED, SIDE_BY_SIDE = "_depth.npy", "_depth_mm.png", "_depth.png", "_side_by_side.png"
-SIGMA_NPY, SIGMA_PNG, WORDS = "_sigma.npy", "_sigma.png", "_words.png"
-SAVED = {"npy": [NPY], "mm": [MM_PNG], "colour": [COLOURED], "side_by_side": [SIDE_BY_SIDE]}
-SAVED |= {"sigma": [SIGMA_NPY, SIGMA_PNG], "words": [WORDS]}
 # No pictures to read: what this script writes, and the depth maps of the layouts of NYU and KITTI.
-PASSED_BY = [f"*{kind}" for kinds in SAVED.values() for kind in kinds]
-PASSED_BY += [page.PAGE_FILE, RECORD_FILE, NAME_FILE, "sync_depth_*.png", "proj_depth/*/*/*.png"]
+PASSED_BY = [f"*{ending}" for endings in SAVED.values() for ending in endings]
+PASSED_BY += [page.PAGE_FILE, RECORD_FILE, "sync_depth_*.png", "proj_depth/*/*/*.png"]
 ANY_MACHINE = ("device", "threads", "python", "torch")  # what the runs of one folder may differ in
 LARGE = 20_000_000  # pixels of a map, from which on its files take 80 MB and more
-# A device that is full or broken takes no other picture's files either.
-DEVICE_ERRORS = (*options.FULL, errno.EIO, errno.EROFS)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     kinds, first = f"what to write: {', '.join(SAVED)}", ["npy", "mm", "colour"]
     files.add_argument("--save", nargs="+", choices=SAVED, default=first, metavar="KIND", help=kinds)
     files.add_argument("--max_side", type=options.positive, metavar="N", help="write maps of at most N px a side")
-    files.add_argument("--colour_map", default=colour.COLOUR_MAP, metavar="NAME", help="matplotlib's, from near to far")
+    files.add_argument("--colour_map", default=COLOUR_MAP, metavar="NAME", help="matplotlib's, from near to far")
     spans = "what colours span: all bins, so that pictures compare, or each picture's own depths"
     files.add_argument("--range", choices=("bins", "picture"), default="bins", help=spans)
     options.add_html_argument(files, page.PAGE_FILE, page.PAGE_IMAGES)
@@ -89,44 +83,43 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a run's files depend on besides `options.made_with`: the flags of these names, and what drawings say."""
-
-    mirror: bool = True
-    max_side: int | None = None
-    colour_map: str = colour.COLOUR_MAP
-    range: str = "bins"
-    note: str = ""  # of the toy
-
-
-@dataclass(frozen=True)
-class Job:
-    """A picture: its file, its name in messages, what the data set that it is of is called, and its outputs."""
+class Job(NamedTuple):
+    """A picture to predict."""
 
     path: Path
-    name: str
-    data_set: str  # by `name_of`; "" for most
-    files: dict[str, str]  # by kind, relative to OUT
+    name: str  # in messages
+    files: dict[str, str]  # its outputs, relative to OUT: file -> ending, by which `content_of` knows its kind
     sha256: str  # of the picture; "" if it cannot be read
 
 
+class Predicted(NamedTuple):
+    """A picture of H x W pixels and h x w patches, and what the words say of it."""
+
+    pixels: np.ndarray  # (H, W, 3) uint8
+    depth: np.ndarray  # (H', W') float32 [m], of the picture's size or smaller
+    weights: Tensor  # (1, K, h, w), how strongly each patch answers to each word, on the CPU
+    features: Tensor  # (2, D, h, w), of the picture and its mirror, or (1, D, h, w)
+
+
 def passed_by(path: Path) -> bool:
-    """Whether a file is no picture to read, by its name; of one's own pairs, `depth/` beside `rgb/` holds none."""
+    """Return whether to skip a file by its name; of one's own pairs, `depth/` beside `rgb/` holds no picture."""
     own = path.parent.name == "depth" and (path.parent.parent / "rgb").is_dir()
     return own or any(map(path.match, PASSED_BY))
 
 
 def plan(inputs: Sequence[str], save: Sequence[str]) -> list[Job]:
-    """What to write for each picture of `inputs`. Raises DataError: an input is nothing; WorkError: no pictures.
+    """Return what to write for each picture. Raises DataError: an input is nothing; WorkError: no pictures.
 
-    No two files share an output: a file keeps its suffix if its stem is also another file's stem or another file's
+    No two pictures share an output: a file keeps its suffix if its stem is also another file's stem or another file's
     whole name. Compared without case, because some file systems do not know it.
     """
-    found = find_files(inputs)
-    found = {path: found[path] for path in found if not passed_by(path)}
+    named = [Path(os.path.abspath(os.path.expanduser(text))) for text in inputs]
+    there = find_files(inputs)
+    found = {path: relative for path, relative in there.items() if path in named or not passed_by(path)}
     if not found:
         raise options.WorkError(f"{' '.join(inputs)}: no file there (depth maps and hidden files are passed by)")
+    if len(found) < len(there):
+        terminal.say(f"passed by: {len(there) - len(found)} files, by their names (depth maps, files of this script)")
     stems = Counter(str(relative.with_suffix("")).casefold() for relative in found.values())
     names = Counter(str(relative).casefold() for relative in found.values())
     jobs = []
@@ -134,184 +127,113 @@ def plan(inputs: Sequence[str], save: Sequence[str]) -> list[Job]:
         stem = relative.with_suffix("")
         others = stems[str(stem).casefold()] - 1 + names[str(stem).casefold()] - (stem == relative)
         start = (relative if others else stem).as_posix()
-        files = {kind: start + kind for choice in SAVED if choice in save for kind in SAVED[choice]}
-        sha256 = file_sha256(path) if path.is_file() and os.access(path, os.R_OK) else ""
-        jobs.append(Job(path, printable(relative.as_posix()), name_of(path), files, sha256))
+        files = {start + ending: ending for kind in SAVED if kind in save for ending in SAVED[kind]}
+        sha256 = file_sha256(path) if os.path.isfile(path) and os.access(path, os.R_OK) else ""
+        jobs.append(Job(path, printable(relative.as_posix()), files, sha256))
     return jobs
 
 
-class OutputFolder:
-    """The folder OUT and its predict.json: with what its files were made, and of which pictures.
+def files_of_earlier_run(out: Path, made_with: dict[str, Any]) -> tuple[dict[str, str], str]:
+    """Return the files that predict.json lists, each with the SHA-256 of its picture, and "".
+
+    Or, if they are of other settings or there is no such list, none of them and the reason.
+    """
+    try:
+        record = json.loads(text_of(out / RECORD_FILE))
+        files, made = {**record["files"]}, {**record["made_with"], **record["made_with"]["reading"]}
+    except (ValueError, LookupError, TypeError):  # none, or not ours
+        return {}, f"has results, but no {RECORD_FILE}"
+    new = json.loads(json.dumps({**made_with, **made_with["reading"]}))
+    names = sorted({*made, *new} - {"reading", *ANY_MACHINE})
+    differing = [name for name in names if made.get(name) != new.get(name)]
+    return ({}, f"has other {', '.join(differing)}") if differing else (files, "")
+
+
+def prepare_folder(
+    out: Path, jobs: Sequence[Job], made_with: dict[str, Any], skip_existing: bool
+) -> tuple[list[Job], dict[str, str]]:
+    """Make OUT ready for the jobs, and return them without the files to keep, and all files with their SHA-256.
 
     predict.json is written before the first file and after the last, so what it lists and what is there is of these
     settings and pictures: a file appears whole, and what stood in its place of others is removed first.
 
-    Attributes:
-        files: file -> SHA-256 of its picture.
-        differing: the names of the settings that an earlier run, if there was one, does not share.
+    Raises UsageError: files are to be kept, but are not known to be of these settings; OSError.
     """
-
-    def __init__(self, path: Path, made_with: dict[str, Any]) -> None:
-        self.path, self.made_with = path, made_with
-        new = json.loads(json.dumps({**made_with, **made_with["reading"]}))
-        try:
-            content = json.loads(text_of(path / RECORD_FILE))
-            old, self.files = {**content["made_with"], **content["made_with"]["reading"]}, {**content["files"]}
-        except (ValueError, LookupError, TypeError, RecursionError):  # none, or not ours
-            old, self.files = {}, {}
-        self.known = bool(old)
-        names = sorted({*old, *new} - {"reading", *ANY_MACHINE})
-        self.differing = [name for name in names if old.get(name) != new.get(name)] if old else []
-        if self.differing:
-            self.files = {}
-
-    def start(self, jobs: Sequence[Job], skip_existing: bool) -> list[Job]:
-        """Writes predict.json and returns the jobs without the files that are kept.
-
-        Raises UsageError: files are to be kept, but are not known to be of these settings; OSError.
-        """
-        some = any(os.path.lexists(self.path / file) for job in jobs for file in job.files.values())
-        if skip_existing and (self.differing or (some and not self.known)):
-            what = f"has other {', '.join(self.differing)}" if self.known else f"has results, but no {RECORD_FILE}"
-            advice = "choose another folder, or compute all again without --skip_existing"
-            raise options.UsageError(f"--skip_existing: {self.path} {what}; {advice}")
-        remaining = []
-        for job in jobs:
-            there = [file for file in job.files.values() if os.path.isfile(self.path / file)]
-            own = [file for file in there if self.files.get(file) == job.sha256]
-            for file in set(there) - set(own):
-                (self.path / file).unlink()
-            files = {kind: file for kind, file in job.files.items() if not skip_existing or file not in own}
-            remaining.append(replace(job, files=files))
-            self.files |= dict.fromkeys(job.files.values(), job.sha256)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.record()
-        return remaining
-
-    def write(self, file: str, content: memoryview) -> None:
-        """Writes a file, whole or not at all. Raises OSError: it cannot be, or a link leads out of the folder."""
-        path = self.path / file
-        if not Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(self.path)):
-            raise OSError(errno.ELOOP, f"a link leads out of {self.path}, so nothing is written there", str(path))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda opened: opened.write(content))
-
-    def record(self) -> None:
-        """Writes predict.json with the files that are there or, before they are, planned. Raises OSError."""
-        options.write_json(self.path / RECORD_FILE, {"made_with": self.made_with, "files": self.files})
-
-
-class Answers(NamedTuple):
-    """What is read out of one picture of H x W pixels and h x w patches; all float32."""
-
-    depth: np.ndarray  # (H, W) [m]
-    weights: np.ndarray  # (K, h, w), how strongly each depth class is answered to; their sum over K is 1
-    sigma: np.ndarray  # (h, w) [m], by `colour.sigma_of`
-    entropy: np.ndarray  # (h, w) [nats], by `colour.entropy_of`
-
-
-def answers_of(model: MonoCLIP, features: Tensor, size: Sequence[int]) -> Answers:
-    """What the words say of a picture of `size` (H, W): features (2, D, h, w) of it and its mirror, or (1, D, h, w)."""
-    weights = logits_of(features, model.text_features, model.reading).softmax(dim=1)
-    weights = mirror_average(weights) if len(features) == 2 else weights  # (1, K, h, w)
-    depth = depth_of(weights, model.bin_list[None])  # (1, 1, h, w)
-    sigma, entropy = colour.sigma_of(weights, model.bin_list[None], depth), colour.entropy_of(weights)
-    found = (upsampled(depth, size)[0, 0], weights[0], sigma[0, 0], entropy[0, 0])
-    return Answers(*(maps.cpu().numpy() for maps in found))
-
-
-def file_content(
-    kind: str, pixels: np.ndarray, answers: Answers, reading: Reading, settings: Settings, note: str
-) -> memoryview:
-    """The content of one kind of output, of a picture (H, W, 3) uint8."""
-    content, size = io.BytesIO(), answers.depth.shape
-    values, bounds, names, table = answers.depth, np.array(reading.bin_list), ("near {}", "{} far"), settings.colour_map
-    if kind in (SIGMA_NPY, SIGMA_PNG):
-        values = upsampled(torch.from_numpy(answers.sigma)[None, None], size)[0, 0].numpy()
-        bounds = np.array([0, np.ptp(bounds) / 2])  # to the largest there is: half of the answers at either end
-        names, table = ("sure {}", "{} unsure"), colour.NO_DEPTH_MAP
-    if kind in (NPY, SIGMA_NPY):
-        np.save(content, values)
-        return content.getbuffer()
-    if kind == MM_PNG:
-        image = Image.fromarray(colour.to_millimetres(values))
-    elif kind == WORDS:
-        labels = [f"{printable(c)[:40]}, {b:g} m" for c, b in zip(reading.depth_classes, reading.bin_list, strict=True)]
-        drawn = colour.word_maps(answers.weights, answers.entropy, labels, size)
-        image = colour.with_legend(drawn, 0, 1, colour.NO_DEPTH_MAP, ("weight {}", "{}"), "", note)
-    else:
-        bounds = values if settings.range == "picture" else bounds
-        span = float(bounds.min()), float(bounds.max())
-        drawn = colour.coloured(values, *span, table)
-        drawn = colour.side_by_side(resized(pixels, size), drawn) if kind == SIDE_BY_SIDE else drawn
-        image = colour.with_legend(drawn, *span, table, names, " m", note)
-    image.save(content, "PNG")
-    return content.getbuffer()
+    planned = {file: job.sha256 for job in jobs for file in job.files}
+    files, problem = files_of_earlier_run(out, made_with)
+    if skip_existing and problem and any(os.path.lexists(out / file) for file in [RECORD_FILE, *planned]):
+        advice = "choose another folder, or compute all again without --skip_existing"
+        raise options.UsageError(f"--skip_existing: {out} {problem}; {advice}")
+    there = {file for file in planned if os.path.isfile(out / file)}
+    own = {file for file in there if files.get(file) == planned[file]}
+    for file in there - own:
+        (out / file).unlink()
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / RECORD_FILE, {"made_with": made_with, "files": files | planned})
+    kept = own if skip_existing else set()
+    wanted = [{file: ending for file, ending in job.files.items() if file not in kept} for job in jobs]
+    return [job._replace(files=missing) for job, missing in zip(jobs, wanted, strict=True)], files | planned
 
 
 @torch.inference_mode()
-def predict_one(
-    job: Job, model: MonoCLIP, settings: Settings, output: OutputFolder
-) -> tuple[np.ndarray, np.ndarray, Tensor]:
-    """Reads and predicts a picture, and writes its files; its pixels, depth and features (V, D, h, w).
+def predict_picture(model: MonoCLIP, path: Path, mirror: bool, max_side: int | None) -> Predicted:
+    """Read a picture and return its depth, as `MonoCLIP.infer_image` gives it, but of at most `max_side` px a side.
 
-    Depth is as `MonoCLIP.infer_image` gives it, but of at most the settings' `max_side` px a side. V is 2, the picture
-    and its mirror, or 1 without the mirror.
-
-    Raises DataError: no picture; OSError: a file cannot be written; WorkError: a prediction is not finite.
+    Raises DataError: no picture.
     """
-    pixels = read_picture(job.path)
-    height, width = pixels.shape[:2]
-    scale = min(1.0, (settings.max_side or np.inf) / max(height, width))
+    pixels = read_picture(path)
+    height, width, _ = pixels.shape
+    scale = min(1.0, (max_side or np.inf) / max(height, width))
+    size = [max(1, round(side * scale)) for side in (height, width)]
     view = model.prepare(pixels)[None].to(model.bin_list.device)
-    features = model.features(encode(model.clip_vis, with_mirror(view) if settings.mirror else view))  # (V, D, h, w)
-    answers = answers_of(model, features, [max(1, round(side * scale)) for side in (height, width)])
-    if not np.isfinite(answers.depth).all():
-        advice = "" if output.made_with["precision"] == "fp32" else "; use --precision fp32"
-        raise options.WorkError(f"{job.name}: NaN or infinite depth predicted{advice}")
-    toy = "toy CLIP: says nothing about the real one" if settings.note else ""
-    note = "; ".join(filter(None, (toy, job.data_set)))
-    for kind, file in job.files.items():
-        output.write(file, file_content(kind, pixels, answers, model.reading, settings, note))
-    return pixels, answers.depth, features
+    features = model.features(encode(model.clip_vis, with_mirror(view) if mirror else view))  # (V, D, h, w)
+    weights = logits_of(features, model.text_features, model.reading).softmax(dim=1)
+    weights = mirror_average(weights) if mirror else weights  # (1, K, h, w)
+    depth = upsampled(depth_of(weights, model.bin_list[None]), size)[0, 0]  # (H', W')
+    return Predicted(pixels, depth.cpu().numpy(), weights.cpu(), features)
 
 
-CardOf = Callable[[Job, np.ndarray, np.ndarray, Tensor], page.Card]  # of a job's pixels, depth and features
+def write_file(path: Path, content: memoryview) -> None:
+    """Write a file and the folders above it, whole or not at all. Raises OSError: it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: file.write(content))
 
 
 def predict_all(
-    jobs: Sequence[Job], model: MonoCLIP, settings: Settings, output: OutputFolder, count: int, card: CardOf
+    jobs: Sequence[Job],
+    predict: Callable[[Job], Predicted],
+    card: Callable[[Job, Predicted], page.Card],
+    count: int,
 ) -> tuple[int, list[page.Card]]:
-    """Predicts one picture after the other; one for which that is impossible is named and skipped.
+    """Predict one picture after the other; one for which that is impossible is named and skipped.
 
-    Returns how many pictures have their files now, and the cards of `count` of these, evenly spread over them: of all
-    until there are twice as many, then of every second one, and so on.
-    Raises OSError: the device of `output` takes no more files; WorkError: a prediction is not finite.
+    Returns how many pictures have their files now, and the cards of `count` of these, evenly spread over them.
+    Raises OSError: the device takes no more files; WorkError: a prediction is not finite.
     """
-    done, cards, step = 0, [], 1
+    done = 0
+    cards: list[page.Card] = []
     for number, job in enumerate(jobs, 1):
-        on_page = count > 0 and done % step == 0
+        on_page = len(cards) * len(jobs) < count * number
         if job.files or on_page:
             try:
-                pixels, depth, features = predict_one(job, model, settings, output)
+                found = predict(job)
             except (DataError, OSError) as error:
-                if isinstance(error, OSError) and error.errno in DEVICE_ERRORS:
+                if isinstance(error, OSError) and error.errno in options.FULL:
                     raise
                 reason = f"{job.name}: {error.filename}: {error.strerror}" if isinstance(error, OSError) else error
                 print(printable(f"skipped: {reason}"), file=sys.stderr, flush=True)
                 continue
-            near, far, (height, width) = depth.min(), depth.max(), depth.shape
-            large = "; --max_side 2000 writes less" if height * width > LARGE and not settings.max_side else ""
+            near, far, (height, width) = found.depth.min(), found.depth.max(), found.depth.shape
+            large = "; --max_side 2000 writes less" if height * width > LARGE else ""
             print(f"{number}/{len(jobs)} {job.name}: {width}x{height}, {near:.3f} to {far:.3f} m{large}", flush=True)
-        if on_page:
-            cards.append(card(job, pixels, depth, features))
-            cards, step = (cards[::2], 2 * step) if len(cards) == 2 * count else (cards, step)
+            if on_page:
+                cards.append(card(job, found))
         done += 1
-    return done, [cards[i] for i in page.spread(len(cards), count)]
+    return done, cards
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code; every error for the user is one sentence on stderr."""
+    """Run the command line and return its exit code; every error for the user is one sentence on stderr."""
     parser = build_parser()
     args = parser.parse_args(argv)
 
@@ -320,9 +242,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise options.UsageError("-i is missing; name a picture, a folder, a pattern or a list, or pass --demo")
         if args.demo and args.clip_path != parser.get_default("clip_path"):
             raise options.UsageError("--demo has its own checkpoint; leave out --demo or --clip_path")
-        if (folder := os.path.expanduser(str(args.output))).startswith("~"):
-            raise options.UsageError(f"-o {folder}: the home folder is not known; write the folder's whole path")
-        options.check_output(path := Path(os.path.abspath(folder)))
+        options.check_output(out := Path(os.path.abspath(args.output)))
+        from matplotlib import colormaps  # here, as it looks at what `start_program` sets
+
         if args.colour_map not in colormaps:
             raise options.UsageError(f"--colour_map {args.colour_map}: matplotlib has none of this name; try turbo_r")
         reading = options.reading_of(args)
@@ -333,50 +255,59 @@ def main(argv: Sequence[str] | None = None) -> int:
         jobs = plan(args.input or [str(DEMO_PICTURES)], args.save)
 
         clip_model, model = options.load_model(clip_path, device, precision, reading, args.exact, args.activation)
-        made = options.made_with(clip_path, device, precision, args.exact, reading, clip_model.activation)
-        toy = options.toy_note(made["checkpoint_sha256"])
-        settings = Settings(not args.no_mirror, args.max_side, args.colour_map, args.range, toy)
-        output = OutputFolder(path, made | asdict(settings))
-        jobs = output.start(jobs, args.skip_existing)
-        warnings = [toy] * bool(toy) + options.readout_notes(model)
-        for name, count in Counter(job.data_set for job in jobs if job.data_set).items():
-            warnings.append(f"{count} of {counted(len(jobs))}: {name}")
-        options.say(f"model: {clip_path} on {device} in {precision}")
+        made = notes.made_with(clip_path, device, precision, reading, args.exact, clip_model.activation)
+        toy = notes.toy_note(made["checkpoint_sha256"])
+        note = "toy CLIP: says nothing about the real one" if toy else ""
+        flags = {"max_side": args.max_side, "colour_map": args.colour_map, "range": args.range}
+        made |= {"mirror": not args.no_mirror, **flags, "note": toy}
+        jobs, files = prepare_folder(out, jobs, made, args.skip_existing)
+        warnings = [toy] * bool(toy) + notes.readout_notes(model)
+        terminal.say(f"model: {clip_path} on {device} in {precision}")
         for warning in warnings:
             print(f"note: {warning}")
-        if "mm" in args.save and max(reading.bin_list) * 1000 > colour.LARGEST_MM:
-            print(f"warning: 16 bits of millimetres end at 65.535 m; what is deeper is 65.535 m in *{MM_PNG}")
+        if "mm" in args.save and max(reading.bin_list) * 1000 > LARGEST_MM:
+            print("warning: 16 bits of millimetres end at 65.535 m; what is deeper is 65.535 m in *_depth_mm.png")
         if kept := sum(not job.files for job in jobs):
             print(f"kept: the files of {counted(kept)}, made with the same settings")
 
         words = reading.depth_classes + phrases
         text_features = zeroshot_classifier(clip_model, words, reading.obj_classes, reading.depth_templates)
 
-        def card(job: Job, pixels: np.ndarray, depth: np.ndarray, features: Tensor) -> page.Card:
+        def predict(job: Job) -> Predicted:
+            found = predict_picture(model, job.path, not args.no_mirror, args.max_side)
+            if not np.isfinite(found.depth).all():
+                advice = "" if precision == "fp32" else "; use --precision fp32"
+                raise options.WorkError(f"{job.name}: NaN or infinite depth predicted{advice}")
+            for file, ending in job.files.items():
+                content = content_of(ending, *found[:3], reading, args.colour_map, args.range == "picture", note)
+                write_file(out / file, content)
+            return found
+
+        def card(job: Job, found: Predicted) -> page.Card:
             *_, scene, name = ("", *Path(job.name).parts)  # no more, because a page may be shown to others
-            span = {"nearest [m]": depth.min(), "farthest [m]": depth.max()}
-            logits = logits_of(features, text_features, reading).cpu().numpy()
-            return page.card(f"{scene}/{name}".lstrip("/"), scene, pixels, logits, reading, phrases, metrics=span)
+            span = {"nearest [m]": found.depth.min(), "farthest [m]": found.depth.max()}
+            logits = logits_of(found.features, text_features, reading).cpu().numpy()
+            return page.card(f"{scene}/{name}".lstrip("/"), scene, found.pixels, logits, reading, phrases, metrics=span)
 
         try:
-            done, cards = predict_all(jobs, model, settings, output, args.html or 0, card)
+            done, cards = predict_all(jobs, predict, card, args.html or 0)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("what was written is whole, and --skip_existing goes on") from None
         if not done:
             raise options.WorkError("no picture has its depth; each is named above")
         if cards:
             unread = [f"{counted(len(jobs) - done)} could not be used"] * (done < len(jobs))
-            notes = [f"{made['checkpoint']} in {precision}", page.subset_note(len(cards), done), *unread]
-            text = page.build("Depth from words", cards, reading, phrases, notes=notes, warning="; ".join(warnings))
-            options.write_text(path / page.PAGE_FILE, text)
-            options.say(f"page: {path / page.PAGE_FILE}, {notes[1]}")
-        output.files = {file: sha256 for file, sha256 in output.files.items() if os.path.isfile(path / file)}
-        output.record()
-        options.say(f"done: {done} of {counted(len(jobs))} in {path}, depth in metres; {RECORD_FILE} lists the files")
+            said = [f"{made['checkpoint']} in {precision}", page.subset_note(len(cards), done), *unread]
+            text = page.build("Depth from words", cards, reading, phrases, notes=said, warning="; ".join(warnings))
+            write_text(out / page.PAGE_FILE, text)
+            terminal.say(f"page: {out / page.PAGE_FILE}, {said[1]}")
+        files = {file: sha256 for file, sha256 in files.items() if os.path.isfile(out / file)}
+        write_json(out / RECORD_FILE, {"made_with": made, "files": files})
+        terminal.say(f"done: {done} of {counted(len(jobs))} in {out}, depth in metres; {RECORD_FILE} lists the files")
 
     return options.run_command("predict.py", work)
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
+    start_program()
     sys.exit(main())

@@ -28,11 +28,13 @@ import options
 from clip.checkpoint import RN50
 from clip.model import CLIP, Architecture, convert_weights
 from datasets.nyu import TEST_INDICES
-from experiments.published import PUBLISHED
+from experiments.published import published_rows
 
 ROOT = Path(__file__).parents[1]
 
-SETTINGS = len({row.reading for row in PUBLISHED if row.reading and row.data_set == "NYU"})  # 8, in its two ablations
+SETTINGS = len(
+    {row.reading for row in published_rows() if row.reading and row.protocol == "NYU"}
+)  # 8, in its two ablations
 HALF = {"cpu": "bf16", "cuda": "fp16"}  # of which one evaluation is, too
 
 Seconds = Mapping[str, Sequence[float]]  # by name, of each round

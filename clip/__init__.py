@@ -16,13 +16,15 @@ from torch import Tensor
 from clip.archive import CheckpointError, read_state_dict
 from clip.checkpoint import CHECKPOINTS, activation_of, locate_checkpoint
 from clip.inference import optimize_for_inference
-from clip.model import ACTIVATIONS, CLIP, build_model, check_activation
+from clip.model import ACTIVATIONS, CLIP, CLIP_MEAN, CLIP_STD, build_model, check_activation
 from clip.tokenizer import tokenize
 from download import file_sha256
 
 __all__ = [
     "ACTIVATIONS",
     "CLIP",
+    "CLIP_MEAN",
+    "CLIP_STD",
     "CheckpointError",
     "available_models",
     "build_model",
@@ -30,10 +32,6 @@ __all__ = [
     "optimize_for_inference",
     "tokenize",
 ]
-
-# Statistics of CLIP's training images, RGB in [0, 1] (Radford et al. 2021, released preprocessing).
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def available_models() -> list[str]:

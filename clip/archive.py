@@ -10,6 +10,7 @@ of names, shapes and values is all that stands against damage.
 
 import io
 import pickle
+import pickletools
 import re
 import zipfile
 from collections import OrderedDict
@@ -26,8 +27,18 @@ from torch.torch_version import TorchVersion
 from download import file_sha256
 
 MIN_TORCH = "2.10"  # before, a file made for it gets past weights_only=True (CVE-2025-32434, CVE-2026-24747)
+MAX_TUPLES = 50_000  # in a pickle: RN50x64 has 5,412; the hash of 400,000 in each other overruns the stack
 # OpenAI's archives hold these sizes beside the weights; `clip.model` infers them from the shapes.
 SIZES = ("input_resolution", "context_length", "vocab_size")
+# What training scripts put around weights and before names, and what they keep beside them.
+WRAPPINGS = ("state_dict", "model_state_dict", "model", "clip")
+PREFIXES = ("module.", "model.", "clip_model.", "_orig_mod.")
+BUFFERS = ("attn_mask", "position_ids")
+OTHER_LAYOUTS = {  # by the beginning of names
+    "vision_model.": "Hugging Face's transformers",
+    "text_model.": "Hugging Face's transformers",
+    "visual.trunk.": "a timm tower, as SigLIP's, which is no CLIP of OpenAI's design",
+}
 NUMBERS = ("Half", "BFloat16", "Float", "Double", "Int", "Long")
 STORAGES = {f"{number}Storage": getattr(torch, number.lower()) for number in NUMBERS}  # "HalfStorage": torch.half, ...
 
@@ -71,8 +82,8 @@ def require_file(path: Path) -> None:
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint file on the CPU, by OpenAI's names, in the dtypes of the file.
 
-    A state dict may lie under the key `state_dict` and its names may all begin with `module.`, as training scripts
-    write them. The three sizes of OpenAI's archives are dropped.
+    A state dict may lie under one of `WRAPPINGS`, nested once, and its names may all begin with one or two of
+    `PREFIXES`, as training scripts write them. `BUFFERS` and the three sizes of OpenAI's archives are dropped.
 
     Raises CheckpointError: the file is missing, damaged, of another format, or asks for anything but tensors.
     """
@@ -137,27 +148,46 @@ def _read_bare_pickle(path: Path) -> dict[str, Tensor]:
 
 def _state_dict(loaded: object) -> dict[str, Tensor]:
     """`loaded` as a flat mapping from names to tensors, without the wrappings of training scripts."""
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
+    for _ in range(2):
+        inner = [loaded[key] for key in WRAPPINGS if isinstance(loaded, dict) and isinstance(loaded.get(key), dict)]
+        loaded = inner[0] if len(inner) == 1 else loaded
     if not isinstance(loaded, dict) or not loaded:
         raise _FormatError(f"it holds a {type(loaded).__name__}, not a state dict")
-    for name, value in loaded.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise _FormatError(f"it holds a {type(value).__name__} under {name!r}, so it is not a state dict")
+    found = {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not found:
+        name, value = next(iter(loaded.items()))
+        raise _FormatError(f"it holds a {type(value).__name__} under {name!r}, so it is not a state dict")
+    for name, value in found.items():
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
             raise _FormatError(f"{name} is not a plain tensor")
-    wrapped = all(name.startswith("module.") for name in loaded)
-    return {name.removeprefix("module.") if wrapped else name: value for name, value in loaded.items()}
+    for _ in range(2):
+        prefix = next((each for each in PREFIXES if all(name.startswith(each) for name in found)), "")
+        found = {name.removeprefix(prefix): value for name, value in found.items()}
+    if theirs := next(
+        (layout for start, layout in OTHER_LAYOUTS.items() if any(n.startswith(start) for n in found)), ""
+    ):
+        raise _FormatError(f"it has the keys of {theirs}; bring the same model's file from OpenAI or open_clip")
+    return {name: value for name, value in found.items() if name.rpartition(".")[2] not in BUFFERS}
 
 
 def _read_zip(path: Path) -> dict[str, Tensor]:
     """The tensors in a zip: the attributes of the modules in its data.pkl, or of a state dict."""
     with zipfile.ZipFile(path) as archive:
+        if len(set(archive.namelist())) < len(archive.namelist()):
+            raise _FormatError("it is a zip that holds one name twice, so it is not as torch wrote it")
         roots = [root for root, _, file in (name.partition("/") for name in archive.namelist()) if file == "data.pkl"]
         if len(roots) != 1:
             raise _FormatError("it is a zip without a data.pkl, so not written by torch")
-        top = _Unpickler(archive, roots[0]).load()
-    return dict(_tensors(top)) if isinstance(top, SimpleNamespace) else _state_dict(top)
+        unpickler = _Unpickler(archive, roots[0])
+        top = unpickler.load()
+    if isinstance(top, SimpleNamespace):
+        return dict(_tensors(top))
+    try:
+        return _state_dict(top)
+    except _FormatError as error:
+        if not unpickler.ignored:
+            raise
+        raise _FormatError(f"it asks to run {unpickler.ignored[0]}; nothing was run, and {error}") from error
 
 
 def _tensors(module: SimpleNamespace, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -169,15 +199,30 @@ def _tensors(module: SimpleNamespace, prefix: str = "") -> Iterator[tuple[str, T
             yield f"{prefix}{name}", value
 
 
+class _Ignored:
+    """Stands for whatever a pickle asks for beside weights, and does nothing."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def nothing(self, *_: object) -> None:
+        """Takes a state, an item or a member."""
+
+    __setstate__ = __setitem__ = append = extend = nothing
+
+
 class _Unpickler(pickle.Unpickler):
-    """Unpickles modules, as bare attributes, or dicts, with tensors in them; refuses any other class or function.
+    """Unpickles modules, as bare attributes, or dicts, with tensors in them; any other class or function is `_Ignored`.
 
     What `find_class` hands out is new each time or a type of C, so a pickle cannot change it for a later file. torch
     itself refuses to let a tensor leave its storage, in `as_strided` and where a pickle sets the state of one.
     """
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))  # BadZipFile where a checksum does not agree
+        pickled = archive.read(f"{root}/data.pkl")  # BadZipFile where a checksum does not agree
+        if sum(opcode.name.startswith("TUPLE") for opcode, _, _ in pickletools.genops(pickled)) > MAX_TUPLES:
+            raise _FormatError("its pickle holds far more tuples than that of any CLIP")
+        super().__init__(io.BytesIO(pickled))
+        self.ignored: list[str] = []  # names of what was asked for
         # Tensors may share a storage; torch wants memory that may be written to.
         self.storage = cache(lambda key: bytearray(archive.read(f"{root}/data/{key}")))
 
@@ -198,4 +243,5 @@ class _Unpickler(pickle.Unpickler):
             return OrderedDict
         if module == "torch.jit._pickle" or (module, name) == ("torch", "device"):
             return lambda *_: None  # lists of numbers and devices among the attributes of modules
-        raise _FormatError(f"it asks to run {module}.{name}, which no weights need; nothing was run")
+        self.ignored.append(f"{module}.{name}")
+        return type("Ignored", (_Ignored,), {})

@@ -5,6 +5,8 @@ activations channels last. `keep_freed_memory` stops glibc from giving them back
 """
 
 import ctypes
+import os
+import signal
 import sys
 
 import torch
@@ -51,11 +53,19 @@ def fold_batch_norms(resnet: ModifiedResNet) -> None:
                 setattr(module, bn, nn.Identity())
 
 
+def start_program() -> None:
+    """Sets what concerns a whole process, so only programs call it, before all else: fp32 is fp32 on a GPU, too."""
+    torch.backends.cudnn.allow_tf32 = False
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: nothing is lost
+    os.environ["MPLBACKEND"] = "agg"  # a notebook names one that is not there; nothing opens a window
+    keep_freed_memory()
+
+
 def keep_freed_memory() -> bool:
     """Makes malloc keep what is freed instead of returning it to the kernel; says whether it could (Linux with glibc).
 
     Activations of tens of MB are freed after every layer; glibc unmaps them, and the next layer's are faulted in page
-    by page, up to 120,000 for each image. It concerns the whole process, so only programs call it, before all else.
+    by page, up to 120,000 for each image.
     """
     if not sys.platform.startswith("linux"):
         return False

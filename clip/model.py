@@ -21,6 +21,9 @@ from torch import Tensor, nn
 HEAD_WIDTH = 64  # every transformer of the paper has heads of 64 channels, so that a state dict tells their number
 MAX_VIT_WIDTH = 1024  # ViT-L's; wider ones (ViT-H, -g, -G) have heads of 80 channels or more
 RESNET_STRIDE = 32  # pixels from one cell of layer4's map to the next: stem 4, layers 2, 3 and 4 two each
+# Statistics of CLIP's training images, RGB in [0, 1] (Radford et al. 2021, released preprocessing).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -367,7 +370,7 @@ def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
     def shape(key: str, rank: int) -> tuple[int, ...]:
         if key not in state_dict:
             raise ValueError(f"not a CLIP checkpoint: it has no entry {key}")
-        if state_dict[key].ndim != rank:
+        if state_dict[key].ndim != rank or 0 in state_dict[key].shape:
             raise ValueError(f"not a CLIP checkpoint: {key} has shape {tuple(state_dict[key].shape)}, not rank {rank}")
         return tuple(state_dict[key].shape)
 

@@ -41,6 +41,10 @@ def clean(text: str) -> str:
     return regex.sub(r"\s+", " ", text).strip().lower()
 
 
+class TooLongError(RuntimeError):
+    """A text has more tokens than a CLIP can take; the message names it."""
+
+
 class Tokenizer:
     """Encodes text to ids below 49,408 and decodes them; `tokenize` is what most callers want."""
 
@@ -104,7 +108,7 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
 
     Returns (B, L) int32.
 
-    Raises RuntimeError: a text has more than L - 2 tokens and `truncate` is False (OpenAI's exception).
+    Raises TooLongError: a text has more than L - 2 tokens and `truncate` is False (OpenAI's raises RuntimeError).
     """
     if isinstance(texts, str):
         texts = [texts]
@@ -116,7 +120,7 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
             if not truncate:
                 shown = text if len(text) <= 60 else text[:57] + "..."
                 tokens = f"{len(ids)} tokens with start and end, more than the context length of {context_length}"
-                raise RuntimeError(f"text {shown!r} has {tokens}: shorten it")
+                raise TooLongError(f"text {shown!r} has {tokens}: shorten it")
             ids = [*ids[: context_length - 1], tokenizer.end]
         row[: len(ids)] = torch.tensor(ids, dtype=torch.int32)
     return result

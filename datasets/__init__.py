@@ -1,11 +1,10 @@
-"""Data as tensors and pixels: NYU Depth V2, and pictures of any kind."""
+"""Data as tensors and pixels: NYU Depth V2, KITTI, one's own pairs, and pictures of any kind."""
 
 import os
 from pathlib import Path
 
 # tqdm's own, but always images a second, also where an image takes longer than one.
 PROGRESS = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-NAME_FILE, MAX_NAME = "name.txt", 100  # what the images of a data set are, where its layout would say something else
 
 
 class DataError(ValueError):
@@ -22,17 +21,15 @@ def printable(name: str) -> str:
     return "".join(map(shown, name))
 
 
-def name_of(path: Path) -> str:
-    """What the images at `path` are called: the first line of a name.txt there or beside the official_splits above it.
+def folder_name(path: Path) -> str:
+    """The name of a data folder, for titles: its last part, or that of the folder above official_splits/test."""
+    parts = Path(os.path.abspath(path)).parts
+    return printable(parts[-3] if parts[-2:] == ("official_splits", "test") and len(parts) > 2 else parts[-1])
 
-    Empty if there is none. Raises DataError: it cannot be read.
-    """
-    for whole in map(Path, (os.path.abspath(path), os.path.realpath(path))):  # as it is named, and behind links
-        for folder in (whole, *whole.parents):
-            above = folder == whole or whole.is_relative_to(folder / "official_splits")
-            if above and os.path.isfile(folder / NAME_FILE):  # False also where it cannot be told
-                return printable(text_of(folder / NAME_FILE).partition("\n")[0].strip())[:MAX_NAME]
-    return ""
+
+def csv_text(text: str) -> str:
+    """Text for a cell of a CSV file: a spreadsheet must not take it for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "'")) else text
 
 
 def counted(images: int) -> str:

@@ -1,40 +1,33 @@
 """NYU Depth V2 (Silberman et al., ECCV 2012), its official test split, as a data set of tensors.
 
-`open_nyu` finds and checks the images of a folder in the field's layout, or of the published .mat (`nyu_mat.py`), and
-gives one `NYUDepthV2`. Layout: `<root>/official_splits/test/<scene>/rgb_{i:05d}.jpg` with `sync_depth_{i:05d}.png`, i
-the 0-based index into the labelled data set. RGB is 640x480; depth is a 16-bit PNG in millimetres, 0 = no measurement.
-What it has in common with other data sets is in `pairs.py`.
+`open_nyu` finds and checks the images of a folder in the field's layout, or of the published .mat (`nyu_mat.py`).
+Layout: `<root>/official_splits/test/<scene>/rgb_{i:05d}.jpg` (or .png) with `sync_depth_{i:05d}.png`, i the 0-based
+index into the labelled data set. RGB is 640x480; depth is a 16-bit PNG in millimetres, 0 = no measurement.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
-from torch import Tensor
-
-from calculate_error import NYU, Size
-from datasets import DataError, counted, name_of, printable
-from datasets.nyu_mat import MAT_NAME, NUM_IMAGES, LabelledMat
+from datasets import DataError, counted, folder_name, printable
+from datasets.nyu_mat import FRAME, MAT_NAME, UNITS_PER_METRE, LabelledMat
 from datasets.pairs import (
     DepthPairs,
-    FilePair,
+    Form,
+    Pair,
+    Problem,
+    Scope,
     check_files,
-    content_of,
-    decode,
-    depth_in_metres,
-    lines_of,
+    inside,
     raise_problems,
-    unsafe_path,
+    read_list,
 )
 
+FORM = Form(UNITS_PER_METRE, (FRAME,), largest_sane=65.0)
 SPLIT = Path("official_splits") / "test"
 SEE = "name other data with --dataset, or see it work now: sh test.sh --demo"  # what who has no data can do
-# What images are called: those of the .mat are NYU's, those of a folder may be anything in its layout.
-OF_NYU, LAYOUT = "of NYU Depth V2", "in the layout of NYU Depth V2"
 
 
 # The 654 test images, 0-based (splits.mat of the data set, less one).
@@ -61,100 +54,67 @@ def _expand(ranges: str) -> tuple[int, ...]:
 TEST_INDICES = _expand(TEST_RANGES)
 
 
-@dataclass(frozen=True)
-class MatPair:
-    """A test image in the .mat: as a `FilePair` that `prepare_nyu` would write."""
-
-    mat: LabelledMat
-    scene: str
-    index: int
-
-    @property
-    def name(self) -> str:
-        """`<scene>/<file name of the RGB image>`."""
-        return f"{self.scene}/rgb_{self.index:05d}.jpg"
-
-    def picture(self) -> bytes:
-        """The RGB image as the bytes of a JPEG file. Raises DataError."""
-        return self.mat.jpeg(self.index)
-
-    def units(self, frames: Sequence[Size]) -> np.ndarray:
-        """The raw depth map, (480, 640) uint16 [mm]. Raises DataError."""
-        return self.mat.millimetres(self.index)
-
-
-class NYUDepthV2(DepthPairs):
-    """NYU's images; `official` if they are the test split, all of it and nothing else.
-
-    `kind` is what follows the number of images in the title; images with a name of their own are never the split.
-    """
-
-    def __init__(
-        self, pairs: Sequence[FilePair | MatPair], normalised: Callable[[np.ndarray], Tensor], kind: str = LAYOUT
-    ) -> None:
-        official = kind in (OF_NYU, LAYOUT) and sorted(pair.index for pair in pairs) == sorted(TEST_INDICES)
-        split = f"all {len(TEST_INDICES)} images of the official test split of NYU Depth V2"
-        super().__init__(pairs, NYU, normalised, split if official else f"{counted(len(pairs))} {kind}", official)
-        self.kind = kind
-
-    def clusters(self) -> tuple[list[str], str]:
-        """What images have in common that keeps them from being independent: a label of each, and it in words.
-
-        The .mat knows the capture of each image, some 215 for the 654 of the split. A folder in its layout does not:
-        there, images of one room type with consecutive indices are one cluster, which may hold more than one capture
-        (the split's indices form 124 runs, and room types part some). Images with a name of their own are clusters of
-        one. Raises DataError: the .mat is damaged.
-        """
-        captures = next((pair.mat.names("scenes") for pair in self.pairs if isinstance(pair, MatPair)), None)
-        if captures:
-            return [captures[index] for index in self.indices], "captures"
-        if self.kind != LAYOUT:
-            return self.names, "images"
-        places = sorted(range(len(self)), key=self.indices.__getitem__)
-        labels = [f"{scene} from {index}" for scene, index in zip(self.scenes, self.indices, strict=True)]
-        for before, place in pairwise(places):
-            if self.scenes[place] == self.scenes[before] and self.indices[place] == self.indices[before] + 1:
-                labels[place] = labels[before]
-        return labels, "runs of consecutive indices of one room type"
-
-
 def open_nyu(
     path: Path,
-    normalised: Callable[[np.ndarray], Tensor],
+    scope: Scope,
     list_file: Path | None = None,
     scenes: Sequence[str] | None = None,
     limit: int | None = None,
-) -> NYUDepthV2:
+) -> DepthPairs:
     """The images that the arguments name, checked as far as that is possible without a model.
 
     Args:
         path: a folder in the field's layout; the .mat; or a folder that holds the .mat and no official_splits.
-        normalised: as for `DepthPairs`.
+        scope: what is evaluated of a frame.
         list_file: a text file that names the pairs of a folder.
         scenes: only the images of these.
         limit: only the first so many images.
 
+    The .mat knows the capture of each image, some 215 for the 654 of the split, and these are its clusters. A folder
+    does not: there, images of one room type with consecutive indices are one cluster, which may hold more than one
+    capture (the split's indices form 124 runs, and room types part some).
+
     Raises DataError: the data cannot be used; all that is wrong is listed.
     """
     path = source_of(path)
-    pairs: Sequence[FilePair | MatPair]
-    if path.suffix == ".mat" and not path.is_dir():
+    of_mat = path.suffix == ".mat" and not path.is_dir()
+    if of_mat:
         if list_file is not None:
             raise DataError(f"--list_file names files of a folder, but --data_path is {path}; drop one")
-        mat = LabelledMat(path)
-        types = mat.names("sceneTypes")
-        pairs = sorted((MatPair(mat, types[index], index) for index in TEST_INDICES), key=lambda pair: pair.name)
-        kind = OF_NYU
+        pairs = mat_pairs(LabelledMat(path))
     else:
-        pairs = scan_folder(path) if list_file is None else read_list(list_file, path)
-        name = name_of(test_split_folder(path))
-        kind = f"of {name}" if name else LAYOUT
+        pairs = with_runs(scan_folder(path) if list_file is None else sorted_list(list_file, path))
     there = sorted({printable(pair.scene) for pair in pairs})
     if unknown := [scene for scene in scenes or () if scene not in there]:
         raise DataError(f"--scene {' '.join(unknown)}: no such scene here; there are {', '.join(there)}")
     pairs = [pair for pair in pairs if not scenes or printable(pair.scene) in scenes][:limit]
-    check_files([pair for pair in pairs if isinstance(pair, FilePair)], NYU)
-    return NYUDepthV2(pairs, normalised, kind)
+    if not of_mat:
+        check_files(pairs, FORM, scope)
+    official = sorted(pair.index for pair in pairs) == sorted(TEST_INDICES)
+    split = f"all {len(TEST_INDICES)} images of the official test split of NYU Depth V2"
+    some = f"{counted(len(pairs))} of {'NYU Depth V2' if of_mat else folder_name(path)}"
+    by = "captures" if of_mat else "runs of consecutive indices of one room type"
+    return DepthPairs(pairs, FORM, scope, split if official else some, official, by)
+
+
+def mat_pairs(mat: LabelledMat) -> list[Pair]:
+    """The test images of the .mat, as the files that `prepare_nyu` would write."""
+    types, captures = mat.names("sceneTypes"), mat.names("scenes")
+    pairs = []
+    for index in TEST_INDICES:
+        rgb, depth = (Path(types[index]) / name for name in mat.files(index))
+        pairs.append(Pair(rgb, depth, types[index], index, captures[index], read=mat.read))
+    return sorted(pairs, key=lambda pair: pair.name)
+
+
+def with_runs(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs, in their order, with clusters: runs of consecutive indices of one scene."""
+    clusters: dict[Pair, str] = {}
+    ordered = sorted(pairs, key=lambda pair: pair.index)
+    for before, pair in zip([None, *ordered], ordered, strict=False):
+        goes_on = before and (before.scene, before.index + 1) == (pair.scene, pair.index)
+        clusters[pair] = clusters[before] if before and goes_on else f"{printable(pair.scene)} from {pair.index}"
+    return [replace(pair, cluster=clusters[pair]) for pair in pairs]
 
 
 def source_of(path: Path) -> Path:
@@ -172,7 +132,7 @@ def test_split_folder(root: Path) -> Path:
     return inner if inner.is_dir() else root
 
 
-def scan_folder(root: Path) -> list[FilePair]:
+def scan_folder(root: Path) -> list[Pair]:
     """All pairs below the test split of `root`, sorted by scene and file name.
 
     Raises:
@@ -181,68 +141,37 @@ def scan_folder(root: Path) -> list[FilePair]:
     """
     folder = test_split_folder(root)
     found: dict[str, dict[tuple[str, int], Path]] = {"rgb": {}, "sync_depth": {}}
-    problems = []
-    for kind, suffix in (("rgb", ".jpg"), ("sync_depth", ".png")):
+    problems: list[Problem] = []
+    for kind, suffixes in (("rgb", "jpg|png"), ("sync_depth", "png")):
         for path in sorted(folder.glob(f"*/{kind}_*")):
-            match = re.fullmatch(rf"{kind}_(\d+){re.escape(suffix)}", path.name)
+            match = re.fullmatch(rf"{kind}_(\d+)\.({suffixes})", path.name)
             if match is None:
-                problems.append(f"{path}: expected a name like {kind}_00045{suffix}")
+                problems.append((str(path), f"expected a name like {kind}_00045.{suffixes[:3]}"))
             elif (other := found[kind].setdefault((path.parent.name, int(match[1])), path)) is not path:
-                problems.append(f"{path}: a second file of index {int(match[1])}, beside {other.name}")
+                problems.append((str(path), f"a second file of index {int(match[1])}, beside {other.name}"))
     rgb, depth = found.values()
     if not rgb and not depth and not problems:
         how = f"write them with python -m datasets.prepare_nyu, give another folder, {SEE}"
         raise DataError(f"{folder}: no <scene>/rgb_*.jpg with sync_depth_*.png in it; {how}")
-    problems += [f"{rgb[key]}: its depth map sync_depth_{key[1]:05d}.png is missing" for key in rgb.keys() - depth]
-    problems += [f"{depth[key]}: its image rgb_{key[1]:05d}.jpg is missing" for key in depth.keys() - rgb]
+    problems += [(str(rgb[key]), "its depth map sync_depth_*.png is missing") for key in rgb.keys() - depth]
+    problems += [(str(depth[key]), "its image rgb_*.jpg is missing") for key in depth.keys() - rgb]
     for index, count in Counter(index for _, index in rgb).items():
         if count > 1:
             scenes = ", ".join(scene for scene, i in rgb if i == index)
-            problems.append(f"{folder}: index {index} occurs {count} times, in {scenes}")
+            problems.append((str(folder), f"index {index} occurs {count} times, in {scenes}"))
     raise_problems(sorted(problems))
-    return [FilePair(path, depth[key], *key) for key, path in sorted(rgb.items(), key=lambda e: (e[0][0], e[1].name))]
+    return [Pair(path, depth[key], *key) for key, path in sorted(rgb.items(), key=lambda e: (e[0][0], e[1].name))]
 
 
-def read_list(list_file: Path, root: Path) -> list[FilePair]:
-    """The pairs that a text file names, sorted by RGB path.
-
-    Each line holds the RGB path and the depth path relative to the test split, then optionally the focal length, which
-    is not used; blank lines are skipped.
-
-    Raises DataError: all lines that are wrong, with their numbers.
-    """
+def sorted_list(list_file: Path, root: Path) -> list[Pair]:
+    """The pairs that a list names below the test split, sorted by RGB path, as the release does. Raises DataError."""
     folder = test_split_folder(root)
-    pairs: list[FilePair] = []
-    problems: list[str] = []
-    seen: dict[PurePosixPath, str] = {}
-    expected = "RGB path, depth path and optionally focal length"
-    for number, where, columns in lines_of(list_file, (2, 3), expected, problems):
-        wrong = [reason for column in columns[:2] if (reason := unsafe_path(column, folder))]
-        rgb, depth = paths = [PurePosixPath(column) for column in columns[:2]]
-        wrong += [f"{path} stands in {seen[path]} already" for path in paths if path in seen]
-        seen |= dict.fromkeys(paths, f"line {number}")
+
+    def pair_of(rgb: str, depth: str, where: str) -> Pair:
+        paths = inside(rgb, folder), inside(depth, folder)
         indices = [int(match[1]) for path in paths if (match := re.search(r"(\d{1,9})$", path.stem))]
-        if not wrong and (len(indices) < 2 or indices[0] != indices[1]):
-            wrong.append(f"{rgb.name} and {depth.name} do not carry the same index")
-        problems += [f"{where}: {reason}" for reason in wrong]
-        if not wrong:
-            pairs.append(FilePair(folder / rgb, folder / depth, rgb.parent.name, indices[0], where))
-    if not pairs and not problems:
-        problems.append(f"{list_file}: names no image")
-    raise_problems(problems)
-    return sorted(pairs, key=lambda pair: str(pair.rgb))
+        if len(indices) < 2 or indices[0] != indices[1]:
+            raise ValueError(f"{paths[0].name} and {paths[1].name} do not carry the same index")
+        return Pair(*paths, paths[0].parent.name, indices[0], origin=where)
 
-
-def training_depths(path: Path) -> Iterator[Tensor]:
-    """The ground truth of the training split, (1, 480, 640) [m] each: all other images of the .mat, or a folder's
-    `<path>/official_splits/train/<scene>/sync_depth_*.png`, of which there may be none.
-
-    Raises DataError: a depth map is damaged or no depth map.
-    """
-    path = source_of(path)
-    if path.suffix == ".mat" and not path.is_dir():
-        with LabelledMat(path) as mat:
-            for index in sorted(set(range(NUM_IMAGES)) - set(TEST_INDICES)):
-                yield depth_in_metres(mat.millimetres(index), f"{path}, image {index}", NYU)
-    for file in sorted((path / SPLIT.parent / "train").glob("*/sync_depth_*.png")):
-        yield depth_in_metres(decode(content_of(file), str(file), "I;16", NYU.frames), str(file), NYU)
+    return sorted(read_list(list_file, pair_of), key=lambda pair: str(pair.rgb))

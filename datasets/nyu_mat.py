@@ -18,10 +18,10 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from calculate_error import NYU, NYU_FRAME
 from datasets import DataError
 
-FRAME = NYU_FRAME  # (H, W) of every RGB and depth image
+FRAME = (480, 640)  # (H, W) of every RGB and depth image
+UNITS_PER_METRE = 1000  # of depth maps in 16 bits
 MAT_NAME = "nyu_depth_v2_labeled.mat"
 NUM_IMAGES = 1449
 BORDER_FREE = (slice(7, 474), slice(7, 632))  # rows, columns of the RGB image outside of which it is made black
@@ -115,10 +115,19 @@ class LabelledMat:
             low, high = metres.min(), metres.max()
             if not (low >= 0 and high <= LARGEST_DEPTH):  # NaN fails both
                 raise ValueError(f"it spans {low:g} to {high:g} m, expected 0 to {LARGEST_DEPTH:g} m")
-        return np.ascontiguousarray(metres * np.float32(NYU.units_per_metre)).astype(np.uint16)
+        return np.ascontiguousarray(metres * np.float32(UNITS_PER_METRE)).astype(np.uint16)
 
-    def png(self, index: int, name: str = "rawDepths") -> bytes:
+    def png(self, index: int, name: str = "rawDepths", compress_level: int = 6) -> bytes:
         """`millimetres` as the bytes of its 16-bit PNG file."""
         buffer = io.BytesIO()
-        Image.fromarray(self.millimetres(index, name)).save(buffer, "PNG")
+        Image.fromarray(self.millimetres(index, name)).save(buffer, "PNG", compress_level=compress_level)
         return buffer.getvalue()
+
+    def files(self, index: int) -> tuple[str, str]:
+        """The names of an image's files in the field's layout, of RGB and depth, which `read` takes."""
+        return f"rgb_{index:05d}.jpg", f"sync_depth_{index:05d}.png"
+
+    def read(self, path: Path) -> bytes:
+        """The bytes of one of `files`, in whatever folder. Raises DataError: it cannot be read."""
+        index = int(path.stem[-5:])
+        return self.jpeg(index) if path.suffix == ".jpg" else self.png(index, compress_level=0)

@@ -1,80 +1,97 @@
-"""Pairs of a picture and its depth as a data set of tensors: what NYU, KITTI and one's own pairs have in common.
+"""Pairs of a picture and its depth as a data set of tensors: the one class, and the one reader of lists.
 
-A picture is a JPEG or PNG, depth a 16-bit PNG of one channel, 0 = no measurement; a `Protocol` says the unit, the sizes
-and which part of a frame the method sees. All files are decoded before a model is built, and all that is wrong is said
-at once; what no decoder notices passes, such as half a JPEG that somebody closed with an end marker. Nothing is ever
-written.
+A picture is whatever `pictures.read_picture` reads. Depth is an image of 16 bits and one channel in a `Form`'s units,
+or a .npy of metres; 0 = no measurement. What is evaluated of a frame, a `Scope` says. All files are decoded before a
+model is built, and all that is wrong is said at once; what no decoder notices passes, such as half a JPEG that somebody
+closed with an end marker. Nothing is ever written.
 """
 
 import hashlib
 import io
+import math
+import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
-from typing import Protocol as Interface
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from calculate_error import MIN_DEPTH, Protocol, Size, counted_pixels
 from datasets import DataError, printable, text_of
+from datasets.pictures import MAX_PICTURE_PIXELS, read_picture
 
-MAX_PIXELS = 4_000_000  # an image of a known size that claims more is refused before it is decoded
-MAX_OWN_PIXELS = 50_000_000  # the same, of any size
+Size = tuple[int, int]  # (H, W) [px]
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")  # what names of pictures end in
+DEPTHS = (".png", ".npy", ".tif", ".tiff")  # what names of depth maps end in
 LEAST_DEPTH = 0.1  # [m] a largest depth below it is another unit or a damaged file
+SAMPLED = 1000  # depths of an image, at least, where it has so many
+SAME_SHAPE = 0.02  # by which the shapes of a picture and its depth map may differ
+Problem = tuple[str, str]  # where something is wrong, and what
 
 
-class Pair(Interface):
-    """A picture and its depth, of a scene, with an index in its data set."""
-
-    @property
-    def scene(self) -> str:
-        """What images of one place or kind have in common."""
-
-    @property
-    def index(self) -> int:
-        """The image's number."""
+class Scope(Protocol):
+    """What is evaluated of a frame; the protocols of calculate_error.py are such."""
 
     @property
     def name(self) -> str:
-        """What the image is called in tables and messages."""
+        """What rows of results call it."""
 
-    def picture(self) -> bytes:
-        """The bytes of the picture's file. Raises DataError."""
+    @property
+    def cap(self) -> float:
+        """The largest depth [m]."""
 
-    def units(self, frames: Sequence[Size]) -> np.ndarray:
-        """The raw depth map, (H, W) uint16. Raises DataError: it is damaged, or of none of these sizes, if any."""
+    @property
+    def window(self) -> Callable[[int, int], tuple[slice, slice]]:
+        """Rows and columns of a frame (H, W) that the method sees."""
+
+    def counted(self, gt: Tensor) -> Tensor:
+        """Which pixels of the window count: a frame (H, W) [m] -> (h, w) bool."""
 
 
 @dataclass(frozen=True)
-class FilePair:
-    """A picture and its depth in files, their scene, their index, and the line of a list that names them."""
+class Form:
+    """How a data set's files hold depth, and which sizes its frames have."""
+
+    units_per_metre: float  # of depth maps of whole numbers
+    frames: tuple[Size, ...] = ()  # any, if there is none
+    largest_sane: float = math.inf  # [m] a larger depth is another unit or a damaged file
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a regular file. Raises DataError: it cannot be read, or is none."""
+    try:
+        if path.exists() and not path.is_file():
+            raise DataError("not a regular file; put the image there")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError("no such file") from error
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})") from error
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture and its depth map, and what is known of them."""
 
     rgb: Path
     depth: Path
-    scene: str
-    index: int
+    scene: str  # room type, drive or folder
+    index: int  # in its data set
+    cluster: str = ""  # images of one cluster resemble each other
     origin: str = ""  # "list.txt, line 7"
+    read: Callable[[Path], bytes] = content_of  # raises DataError
 
     @property
     def name(self) -> str:
         """`<scene>/<file name of the picture>`, as a text that any file and any terminal can hold."""
         return printable(f"{self.scene}/{self.rgb.name}")
-
-    def picture(self) -> bytes:
-        """The bytes of the picture's file. Raises DataError."""
-        return content_of(self.rgb)
-
-    def units(self, frames: Sequence[Size]) -> np.ndarray:
-        """The raw depth map, (H, W) uint16. Raises DataError."""
-        return decode(content_of(self.depth), str(self.depth), "I;16", frames)
 
 
 class Batch(NamedTuple):
@@ -85,229 +102,300 @@ class Batch(NamedTuple):
     depth: list[Tensor]
 
 
-class DepthPairs:
-    """Images and depth maps, in the order of `pairs`; `names`, `scenes` and `indices` are theirs.
+class Checked(NamedTuple):
+    """What is known of a pair's files once they were read."""
 
-    `protocol` says what the method sees of a frame and how depth is stored; depth stays whole. `normalised` makes what
-    the encoder takes, (3, H, W) float32, of pixels (H, W, 3) uint8. `title` says what the images are; `official`
-    whether they are all of a split that published metrics are over, and nothing else.
+    sizes: tuple[Size, Size]  # of the picture and of the depth map
+    sample: np.ndarray  # some of the measured depths [m], evenly spread
+    measured: int  # pixels
+    beyond: int  # of these, how many are at the cap or farther
+
+
+class DepthPairs:
+    """Images and depth maps, in the order of `pairs`; `names`, `scenes`, `indices` and `clusters` are theirs.
+
+    `sizes` are those of each picture and depth map, where frames have any size. `title` says what the images are,
+    `official` whether they are all of a split that published metrics are over, and nothing else, `clustered_by` what
+    images of one cluster have in common, and `remarks` what else a run has to say of them.
     """
 
     def __init__(
         self,
         pairs: Sequence[Pair],
-        protocol: Protocol,
-        normalised: Callable[[np.ndarray], Tensor],
+        form: Form,
+        scope: Scope,
         title: str,
         official: bool = False,
+        clustered_by: str = "images",
+        sizes: Sequence[tuple[Size, Size]] = (),
+        remarks: Sequence[str] = (),
     ) -> None:
-        self.pairs, self.protocol, self.normalised = list(pairs), protocol, normalised
-        self.title, self.official = title, official
+        self.pairs, self.form, self.scope, self.sizes = list(pairs), form, scope, list(sizes)
+        self.title, self.official, self.clustered_by = title, official, clustered_by
+        self.remarks = [f"data: {title}", *remarks]
         self.names = [pair.name for pair in pairs]
         self.scenes = [printable(pair.scene) for pair in pairs]
         self.indices = [pair.index for pair in pairs]
+        self.clusters = [pair.cluster or name for pair, name in zip(pairs, self.names, strict=True)]
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def normalised_by(self, normalised: Callable[[np.ndarray], Tensor]) -> "DepthPairs":
-        """The same images for another encoder, or with other statistics."""
-        other = copy(self)
-        other.normalised = normalised
-        return other
-
-    def prepared_by(self, prepare: Callable[[np.ndarray], Tensor]) -> "DepthPairs":
-        """The same images as `MonoCLIP.prepare` makes them; those of known sizes stay as they are."""
-        return self if self.protocol.frames else self.normalised_by(prepare)
-
-    def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
-        """Image (3, h, w) float32, normalised, and depth (1, H, W) float32 [m].
-
-        Raises DataError: the files changed since they were checked, or are damaged inside.
-        """
-        return self.normalised(self.pixels(item)), self.depth(item)
+    @property
+    def seen(self) -> Size | None:
+        """(H, W) of what the method sees, if it is the same for all frames."""
+        if not self.form.frames:
+            return None
+        rows, columns = self.scope.window(*self.form.frames[0])
+        return rows.stop - rows.start, columns.stop - columns.start
 
     def pixels(self, item: int) -> np.ndarray:
         """The part of the picture that the method sees, (h, w, 3) uint8, RGB. Raises DataError."""
-        frame = decode(
-            self.pairs[item].picture(), self.names[item], "RGB", self.protocol.frames, self.protocol.pictures
-        )
-        return frame[self.protocol.window(*frame.shape[:2])]
+        frame = picture_of(self.pairs[item], self.form)
+        return frame[self.scope.window(*frame.shape[:2])]
 
     def depth(self, item: int) -> Tensor:
-        """The ground truth, (1, H, W) float32 [m], clipped to [0, max]; 0 = no measurement. Raises DataError."""
-        return depth_in_metres(self.pairs[item].units(self.protocol.frames), self.names[item], self.protocol)
+        """The ground truth, (1, H, W) float32 [m], clipped to [0, cap]; 0 = no measurement. Raises DataError."""
+        return torch.from_numpy(metres_of(self.pairs[item], self.form)).clamp(0, self.scope.cap)[None]
 
     def truth(self, item: int) -> np.ndarray:
         """The ground truth of what the method sees, (h, w) float32 [m]. Raises DataError."""
         depth = self.depth(item)[0]
-        return depth[self.protocol.window(*depth.shape)].numpy()
-
-    def frame(self, item: int) -> Size:
-        """(H, W) of the picture, from the head of its file. Raises DataError."""
-        return opened(self.pairs[item].picture(), self.names[item]).size[::-1]
+        return depth[self.scope.window(*depth.shape)].numpy()
 
     def image_sha256(self, item: int) -> str:
         """The hash of the picture's file. Raises DataError."""
-        return hashlib.sha256(self.pairs[item].picture()).hexdigest()
+        return hashlib.sha256(bytes_of(self.pairs[item], self.pairs[item].rgb)).hexdigest()
 
-    def clusters(self) -> tuple[list[str], str]:
-        """What images have in common that keeps them from being independent: a label of each, and it in words."""
-        return self.names, "images"
+    def prepared_by(self, model: Any) -> Callable[[np.ndarray], Tensor]:
+        """What a `MonoCLIP` makes of pixels: `prepare` resizes those of any size, frames of known sizes stay."""
+        return model.reading.normalised if self.form.frames else model.prepare
 
     def parts(self, items: Sequence[int], batch_size: int) -> list[list[int]]:
         """The places `items`, in that order, in parts of at most `batch_size` images of one size."""
         of_one_size = [list(items)]
-        if not self.protocol.frames:
-            of_one_size = [list(group) for _, group in groupby(items, self.frame)]
+        if self.sizes:
+            of_one_size = [list(group) for _, group in groupby(items, self.sizes.__getitem__)]
         return [
             group[start : start + batch_size] for group in of_one_size for start in range(0, len(group), batch_size)
         ]
 
-    def batches(self, parts: Sequence[Sequence[int]], workers: int = 1) -> Iterator[Batch]:
-        """The images of each of the `parts`.
+    def batches(
+        self, parts: Sequence[Sequence[int]], prepare: Callable[[np.ndarray], Tensor], workers: int = 1
+    ) -> Iterator[Batch]:
+        """The images of each of the `parts`, pixels by `prepare` (`prepared_by`).
 
         `workers` threads read the next batch while the caller works on one. Raises DataError: a file is damaged.
         """
+
+        def read(item: int) -> tuple[Tensor, Tensor]:
+            return prepare(self.pixels(item)), self.depth(item)
+
         with ThreadPoolExecutor(workers) as pool:
-            following = [pool.map(self.__getitem__, part) for part in parts[:1]]
+            following = [pool.map(read, part) for part in parts[:1]]
             for part, after in zip(parts, [*parts[1:], []], strict=False):  # no part at all, none after it
                 image, depth = zip(*following.pop(), strict=True)
-                following.append(pool.map(self.__getitem__, after))
+                following.append(pool.map(read, after))
                 yield Batch(list(part), torch.stack(image), list(depth))
 
 
-def unsafe_path(text: str, folder: Path) -> str | None:
-    """Why the relative path `text` must not be opened below `folder`, or None."""
-    path = PurePosixPath(text)
-    if "\0" in text or "\\" in text or path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", text):
-        return f"{text!r} is not a plain relative path"
+# ---- files
+
+
+def bytes_of(pair: Pair, path: Path) -> bytes:
+    """The bytes of one of a pair's files. Raises DataError."""
     try:
-        inside = (folder / path).resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError) as error:  # too long a name, links in a circle
-        return f"{text!r} cannot be followed ({error})"
-    return None if inside else f"{text!r} leads out of {folder}"
+        return pair.read(path)
+    except DataError as error:
+        raise DataError(f"{printable(str(path))}: {error}") from error
 
 
-def lines_of(
-    list_file: Path, counts: Sequence[int], expected: str, problems: list[str]
-) -> Iterator[tuple[int, str, list[str]]]:
-    """Number, place in words and columns of each line of a list that is not blank.
+def picture_of(pair: Pair, form: Form) -> np.ndarray:
+    """The whole picture, (H, W, 3) uint8, RGB. Raises DataError: it does not decode to the end, or has another size."""
+    pixels = read_picture(io.BytesIO(bytes_of(pair, pair.rgb)), name=str(pair.rgb))
+    check_size(pixels, pair.rgb, form)
+    return pixels
 
-    A line of another number of columns than `counts`, or whose third is no number, goes to `problems`, with what was
-    `expected`.
-    Raises DataError: the list cannot be read.
+
+def metres_of(pair: Pair, form: Form) -> np.ndarray:
+    """The depth map, (H, W) float32 [m], 0 = no measurement.
+
+    Raises DataError: it does not decode to the end, is no depth map of this form, or holds another unit, which its
+    largest depth tells: below 0.1 m (but all 0 is for the metrics to name), or beyond what its sensor may give.
     """
-    for number, line in enumerate(text_of(list_file).split("\n"), 1):
-        columns, where = line.split(), f"{list_file}, line {number}"
-        if columns and len(columns) not in counts:
-            problems.append(f"{where}: {len(columns)} columns, expected {expected}")
-        elif len(columns) == 3 and not re.fullmatch(r"[\d.eE+-]+", columns[2]):
-            problems.append(f"{where}: {columns[2]!r} is no focal length; expected {expected}")
-        elif columns:
-            yield number, where, columns
+    path, content = printable(str(pair.depth)), bytes_of(pair, pair.depth)
+    values = metres_of_npy(content, path) if pair.depth.suffix.lower() == ".npy" else image_values(content, path)
+    check_size(values, pair.depth, form)
+    unit = 1.0 if values.dtype == np.float32 else form.units_per_metre
+    largest = values.max() / unit
+    if largest != 0 and not LEAST_DEPTH < largest < form.largest_sane:
+        kind = {1.0: "metres", 1000: "millimetres"}.get(unit, f"units of 1/{unit:g} m")
+        raise DataError(f"{path}: its largest depth is {largest:g} m, so it does not hold {kind}; write it again")
+    return values.astype(np.float32) / np.float32(unit)
 
 
-def raise_problems(problems: Sequence[str]) -> None:
-    """Raises one DataError that lists all `problems`, if there are any."""
-    if len(problems) == 1:
-        raise DataError(problems[0])
-    if problems:
-        raise DataError(f"{len(problems)} problems in the data:\n" + "\n".join(f"  {problem}" for problem in problems))
-
-
-def content_of(path: Path) -> bytes:
-    """The bytes of a regular file. Raises DataError: it cannot be read, or is none."""
+def image_values(content: bytes, path: str) -> np.ndarray:
+    """The values of a depth image, (H, W) uint16. Raises DataError."""
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # some package may have set it; half a depth map must not be scored
     try:
-        if path.exists() and not path.is_file():
-            raise DataError(f"{path}: not a regular file; put the image there")
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        with warnings.catch_warnings():  # of many pixels, which are refused here
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(content))
+        if image.width * image.height > MAX_PICTURE_PIXELS:
+            raise DataError(f"{path}: claims {image.width}x{image.height} pixels, so it is not decoded; remove it")
+        if image.mode not in ("I;16", "I;16B"):  # a TIFF has either order of bytes
+            raise DataError(f"{path}: has mode {image.mode}, expected 16 bits of one channel; write it again")
+        return np.asarray(image).astype(np.uint16)
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever the damage leads them to
+        raise DataError(f"{path}: no depth map, or truncated or damaged; write it again") from error
 
 
-def opened(content: bytes, name: str) -> Image.Image:
-    """An image of which only the head is read. Raises DataError: the file `name` is none."""
+def npy_values(content: bytes, path: str) -> np.ndarray:
+    """The values of a .npy, (H, W) float32. Raises DataError."""
     try:
-        return Image.open(io.BytesIO(content))
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: claims too many pixels, so it is not decoded; remove it") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{name}: not a readable image; write it again") from error
+        values = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # a damaged header leads to errors of many kinds
+        raise DataError(f"{path}: not a readable .npy; write it again") from error
+    if values.ndim != 2 or not values.size or values.dtype.kind != "f":
+        raise DataError(f"{path}: holds {values.dtype} {values.shape}, expected (H, W) floats")
+    return values.astype(np.float32)
 
 
-def decode(
-    content: bytes, name: str, mode: str, frames: Sequence[Size] = (), pictures: Sequence[str] = ("JPEG", "PNG")
-) -> np.ndarray:
-    """All pixels of an image file: (H, W, 3) uint8 for mode RGB, (H, W) uint16 for mode I;16.
-
-    Raises DataError: the file `name` is in none of the formats `pictures` (RGB), or no PNG (I;16), has a size that is
-    none of `frames`, if there are any, or does not decode to the end.
-    """
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # some package may have set it; half a JPEG must not be scored
-    forms, expected = (pictures, f"an RGB {' or '.join(pictures)}") if mode == "RGB" else (["PNG"], "a 16-bit PNG")
-    image = opened(content, name)
-    found, sizes = f"{image.width}x{image.height}", [f"{width}x{height}" for height, width in frames]
-    if image.width * image.height > (MAX_PIXELS if frames else MAX_OWN_PIXELS):
-        problem = f"claims {found} pixels, so it is not decoded; remove it"
-    elif image.mode != mode or image.format not in forms:
-        kind = f"{expected} of one channel" if mode == "I;16" else expected
-        problem = f"has mode {image.mode} and format {image.format}, expected {kind} (mode {mode}); write it again"
-    elif frames and found not in sizes:
-        problem = f"is {found}, expected {' or '.join(sizes)}; do not resize the data set's images"
-    else:
-        try:
-            return np.array(image)
-        except (OSError, SyntaxError, ValueError) as error:
-            problem = f"truncated or damaged ({error}); write it again"
-    raise DataError(f"{name}: {problem}")
+def metres_of_npy(content: bytes, path: str) -> np.ndarray:
+    """Depth in a .npy, (H, W) float32 [m], where NaN and infinity are no measurement. Raises DataError."""
+    values = np.nan_to_num(npy_values(content, path), posinf=0)
+    if values.min() < 0:
+        raise DataError(f"{path}: holds depths below 0 m; write it again")
+    return values
 
 
-def check_files(pairs: Sequence[FilePair], protocol: Protocol) -> None:
-    """Reads all files once, before a model is built: about 7 ms an image and core.
+def check_size(pixels: np.ndarray, path: Path, form: Form) -> None:
+    """Raises DataError: the file's size is none of the frames', if there are any."""
+    if form.frames and pixels.shape[:2] not in form.frames:
+        found, *sizes = [f"{width}x{height}" for height, width in (pixels.shape[:2], *form.frames)]
+        raise DataError(f"{printable(str(path))}: is {found}, expected {' or '.join(sizes)}; do not resize the images")
 
-    Raises:
-        DataError: all files that are missing, unreadable, damaged, of a wrong mode or size, or have no depth that
-            counts, with the lines of the list that name them.
+
+def check_files(pairs: Sequence[Pair], form: Form, scope: Scope, advice: str = "") -> list[Checked]:
+    """Reads all files once, before a model is built: 7 ms an image and core.
+
+    Raises DataError: all files that are missing, unreadable, damaged, of a wrong size, or have no depth that counts,
+    with the lines of the list that name them; `advice` is said of those that are missing.
     """
 
-    def problems_of(pair: FilePair) -> list[str]:
-        problems, sizes = [], []
-        for path, mode in ((pair.rgb, "RGB"), (pair.depth, "I;16")):
+    def problem(pair: Pair, path: Path, error: object) -> Problem:
+        name = printable(str(path))
+        return f"{pair.origin}: {name}" if pair.origin else name, str(error).removeprefix(f"{name}: ")
+
+    files = [(pair, path) for pair in pairs for path in (pair.rgb, pair.depth)]
+    missing = [problem(*file, "no such file") for file in files if not os.path.exists(file[1])]
+
+    def checked(pair: Pair) -> tuple[Checked | None, list[Problem]]:
+        problems, sizes, depth = [], [], np.zeros(0)
+        for path, decode in ((pair.rgb, picture_of), (pair.depth, metres_of)):
             try:
-                pixels = decode(content_of(path), str(path), mode, protocol.frames, protocol.pictures)
-                sizes.append(pixels.shape[:2])
-                if mode == "I;16":
-                    check_counted(depth_in_metres(pixels, str(path), protocol), str(path), protocol)
+                values = decode(pair, form)
+                sizes.append(values.shape[:2])
+                depth = values[values > 0]
+                if decode is metres_of and not scope.counted(torch.from_numpy(values)).any():
+                    region = f"no depth of up to {scope.cap:g} m in the region that counts"
+                    raise DataError(f"no valid pixel, {region}; remove the image, or see its unit")
             except DataError as error:
-                problems.append(str(error))
-        if len(set(sizes)) > 1:
+                problems.append(problem(pair, path, error))
+        if len(sizes) == 2 and not problems and (sizes[0] != sizes[1] if form.frames else not alike(*sizes)):
             (h, w), (own_h, own_w) = sizes
-            problems.append(f"{pair.depth}: is {own_w}x{own_h} where its picture is {w}x{h}; write it again")
-        return [f"{pair.origin}: {problem}" if pair.origin else problem for problem in problems]
+            what = f"is {own_w}x{own_h} where its picture is {w}x{h}, another shape; write it again"
+            problems.append(problem(pair, pair.depth, what))
+        if problems:
+            return None, problems
+        sample = depth[:: max(1, len(depth) // SAMPLED)]
+        return Checked((sizes[0], sizes[1]), sample, len(depth), int((depth >= scope.cap).sum())), []
 
     with ThreadPoolExecutor() as pool:
-        raise_problems([problem for problems in pool.map(problems_of, pairs) for problem in problems])
+        found = list(
+            pool.map(checked, [pair for pair in pairs if os.path.exists(pair.rgb) and os.path.exists(pair.depth)])
+        )
+    raise_problems([*missing, *(one for _, problems in found for one in problems)], advice if missing else "")
+    return [one for one, _ in found if one]
 
 
-def check_counted(depth: Tensor, name: str, protocol: Protocol) -> None:
-    """Raises DataError: no pixel of a depth map, (1, H, W) [m], counts, so that its image would have no metrics."""
-    if not len(counted_pixels(depth, protocol)[0]):
-        limits = f"{MIN_DEPTH:g} to {protocol.max_depth:g} m in the region that counts"
-        raise DataError(f"{name}: no valid pixel, no depth of {limits}; remove the image, or see its unit")
+def alike(one: Size, other: Size) -> bool:
+    """Whether two sizes are of one shape, to `SAME_SHAPE`."""
+    return abs(one[0] * other[1] / (one[1] * other[0]) - 1) <= SAME_SHAPE
 
 
-def depth_in_metres(units: np.ndarray, name: str, protocol: Protocol) -> Tensor:
-    """(H, W) uint16 in the protocol's unit -> (1, H, W) float32 [m], clipped to [0, its largest depth].
+def raise_problems(problems: Sequence[Problem], advice: str = "") -> None:
+    """Raises one DataError that lists all problems, if there are any; of each kind, three, and how many there are."""
+    places: dict[str, list[str]] = {}
+    for where, what in problems:
+        places.setdefault(what, []).append(where)
+    lines = []
+    for what, some in places.items():
+        few = [f"{where}: {what}" for where in some]
+        lines += few if len(some) <= 3 else [f"{what}: {len(some):,} times, first {', '.join(some[:3])}"]
+    if lines:
+        text = lines[0] if len(lines) == 1 else f"{len(problems):,} problems in the data:\n  " + "\n  ".join(lines)
+        raise DataError(f"{text}; {advice}" if advice else text)
 
-    Raises DataError: the largest depth is below 0.1 m (but not all is 0, which the metrics name) or beyond what the
-    protocol's sensor may give.
+
+# ---- lists
+
+
+def read_list(list_file: Path, pair_of: Callable[[str, str, str], Pair]) -> list[Pair]:
+    """The pairs that a text file names, in its order.
+
+    `#` begins a comment. Of a line's entries, the first that names a picture file and the first after it that names a
+    depth file count, whatever stands between or behind; with `None` for the depth, the line is left out. `pair_of`
+    makes the pair of both and of the line's place in words; ValueError says why it cannot.
+
+    Raises DataError: all lines that are wrong, with their numbers.
     """
-    largest = units.max() / protocol.units_per_metre
-    if largest != 0 and not LEAST_DEPTH < largest < protocol.largest_sane:
-        unit = "millimetres" if protocol.units_per_metre == 1000 else f"units of 1/{protocol.units_per_metre:g} m"
-        raise DataError(f"{name}: its largest depth is {largest:g} m, so it does not hold {unit}; write it again")
-    metres = torch.from_numpy(units.astype(np.float32) / protocol.units_per_metre)
-    return metres.clamp(0, protocol.max_depth)[None]
+    pairs: list[Pair] = []
+    problems: list[Problem] = []
+    seen: dict[Path, str] = {}
+    for number, line in enumerate(text_of(list_file).split("\n"), 1):
+        where = f"{printable(str(list_file))}, line {number}"
+        try:
+            columns = picture_and_depth(line.partition("#")[0].split())
+            if columns is None:
+                continue
+            pair = pair_of(*columns, where)
+            for path in (pair.rgb.resolve(), pair.depth.resolve()):
+                if path in seen:
+                    raise ValueError(f"{printable(path.name)} stands in {seen[path]} already")
+                seen[path] = f"line {number}"
+            pairs.append(pair)
+        except (ValueError, OSError, RuntimeError) as error:  # the last two: too long a name, links in a circle
+            problems.append((where, printable(str(error))))
+    if not pairs and not problems:
+        problems.append((printable(str(list_file)), "names no pair; each line needs a picture and its depth"))
+    raise_problems(problems)
+    return pairs
+
+
+def picture_and_depth(entries: Sequence[str]) -> tuple[str, str] | None:
+    """The two that count of a line's entries; None if there is none, or no depth. Raises ValueError: none is found."""
+    rest = iter(entries)
+    rgb = next((entry for entry in rest if entry.lower().endswith(PICTURES)), "")
+    depth = next((entry for entry in rest if entry == "None" or entry.lower().endswith(DEPTHS)), "")
+    if entries and not depth:
+        raise ValueError("expected a picture and its depth map, such as rgb/a.jpg depth/a.png")
+    return (rgb, depth) if entries and depth != "None" else None
+
+
+def inside(text: str, folder: Path) -> Path:
+    """The path `text`, relative to `folder` or absolute below it. Raises ValueError: it leads out of the folder.
+
+    Links in the folder are the user's own and are followed.
+    """
+    path = PurePosixPath(text)
+    if "\0" in text or "\\" in text or ".." in path.parts or re.match(r"[A-Za-z]:", text):
+        raise ValueError(f"{text!r} is not a plain path")
+    for root in (folder.absolute(), folder.resolve()):
+        if path.is_relative_to(root):
+            return folder / path.relative_to(root)
+    if path.is_absolute():
+        raise ValueError(f"{text!r} is not in {folder}")
+    return folder / path

@@ -13,6 +13,7 @@ whole, and one that is there is not written again, so the same command goes on w
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -134,4 +135,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: what has arrived is kept
     sys.exit(main())

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets import NAME_FILE
 from datasets.nyu import TEST_INDICES
 from demo.render import PATTERN_SIZE, PATTERNS, Material, Room, Solid, render, turn
 
@@ -342,7 +341,6 @@ def write_split(output: Path, count: int, seed: int) -> None:
     for number in range(count):
         scene, image, depth = render_scene(seed, number)
         write_pair(output / "official_splits" / "test" / scene, split_index(number), image, depth)
-    (output / NAME_FILE).write_text("the demo's rendered rooms, not NYU Depth V2\n")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import clip
-from calculate_error import HIGHER_IS_BETTER, NYU, NYU_CROP, NYU_METRICS, compute_errors_NYU_per_image, counted_pixels
+from calculate_error import HIGHER_IS_BETTER, NYU, NYU_METRICS, compute_errors_per_image
 from clip.model import CLIP, Architecture
 from datasets.nyu import open_nyu
 from demo.rooms import render_scene, write_split
@@ -95,7 +95,8 @@ def patch_depth(depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def training_picture(seed: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One rendered picture as `Pictures` holds it: image (416, 544, 3), depth (13, 17), measured (13, 17)."""
     _, image, depth = render_scene(seed, number)
-    return image[NYU_CROP], *patch_depth(depth[NYU_CROP])
+    crop = NYU.window(*depth.shape)
+    return image[crop], *patch_depth(depth[crop])
 
 
 def training_set(seed: int, count: int, workers: int) -> Pictures:
@@ -268,17 +269,17 @@ def measure(model: CLIP, root: Path, seed: int = 0) -> tuple[dict[str, dict[str,
     constants = torch.cat([bins.mean()[None], torch.arange(15, 31) / 10])
     reader = MonoCLIP(model)
     rows, ranked = [], []
-    dataset = open_nyu(root, PAPER.normalised)
-    for image, depth in (dataset[i] for i in range(len(dataset))):
-        image = image[None]
+    dataset = open_nyu(root, NYU)
+    for i in range(len(dataset)):
+        image, depth = PAPER.normalised(dataset.pixels(i))[None], dataset.depth(i)
         read = depth_of(reader(image), torch.stack([bins, *permuted]))  # (1, 1 + 20, h, w)
         flat = constants.view(1, -1, 1, 1).expand(-1, -1, *image.shape[2:])
         # (1, R, 416, 544): the model, 20 permutations, uniform weights, 16 constants
         pred = torch.cat([upsampled(read, image.shape[2:]), flat], dim=1)
-        errors = compute_errors_NYU_per_image(depth[None], pred)
+        errors = compute_errors_per_image([depth], pred, NYU)
         rows.append(torch.cat([errors[name] for name in NYU_METRICS]))  # (metrics, R)
-        places, gt = counted_pixels(depth, NYU)
-        ranked.append(rank_correlations(pred[:, 0].flatten(1)[:, places], gt).item())
+        counts, gt = NYU.counted(depth[0]), depth[0][NYU.window(*depth[0].shape)]
+        ranked.append(rank_correlations(pred[:, 0][:, counts], gt[counts]).item())
     means = torch.stack(rows).mean(0)  # (metrics, R)
     groups = {
         "embedded CLIP": slice(0, 1),

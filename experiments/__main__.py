@@ -23,32 +23,44 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets.packages  # noqa: F401  # first
+
+# isort: split
 import numpy as np
 import torch
 from torch import Tensor
 
 import options
-from calculate_error import NYU, counted_pixels
+from calculate_error import NYU
 from clip.checkpoint import CHECKPOINTS
 from clip.dense import thins
-from clip.inference import keep_freed_memory
-from datasets import printable, text_of
-from datasets.nyu import training_depths
+from clip.inference import start_program
+from datasets import csv_text, text_of
+from datasets.pictures import resized
+from datasets.readings import checked_reading
+from download import new_results, write_json, write_text
 from experiments import published, tables
 from experiments.features import Encoder, FeatureStore
-from experiments.score import Scorer, SettingsReader, mean_permuted, sweep_of, swept_constants, training_split
-from experiments.settings import assignments, own_rows, paper_rows, read_alike, with_controls
-from experiments.statistics import HIGHER, MIN_CLUSTERS, Findings, Images, Results, best_elsewhere, best_places
+from experiments.ladder import Ladder
+from experiments.score import Scorer, SettingsReader, mean_permuted, swept_constants
+from experiments.settings import assignments, control_groups, own_rows, paper_rows, read_alike, with_controls
+from experiments.statistics import HIGHER, Findings, Images, Results, best_elsewhere, folds_of
 from experiments.tables import Report
 from monoclip import PAPER, Reading, depth_of, logits_of, upsampled, zeroshot_classifier
-from viewer import page
+from viewer import notes, page, terminal
 from viewer.strip import Example, draw_strip, example_images
 
 PAGE_METRICS = (*published.COLUMNS, "spearman")
 MARKDOWN_FILE = "tables.md"
-STRIP_FILE, RESPONSE_FILE, CHART_FILE, QUESTION_FILE = "qualitative.png", "bin_response.png", "rows.png", "question.png"
+STRIP_FILE, RESPONSE_FILE, LADDER_FILE, QUESTION_FILE = (
+    "qualitative.png",
+    "bin_response.png",
+    "ladder.png",
+    "question.png",
+)
 CERTAINTY_FILE = "certainty.png"
-DRAWN_FILES = (STRIP_FILE, RESPONSE_FILE, CHART_FILE, QUESTION_FILE, CERTAINTY_FILE, page.PAGE_FILE)
+DRAWN_FILES = (STRIP_FILE, RESPONSE_FILE, LADDER_FILE, QUESTION_FILE, CERTAINTY_FILE, page.PAGE_FILE)
+FILES = (tables.ROWS_FILE, MARKDOWN_FILE, *DRAWN_FILES, tables.RESULTS_FILE)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,10 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     reading.add_argument("--controls", action="store_true", help="what tells this run's metrics from chance")
     reading.add_argument("--no_paper", action="store_true", help="without the paper's settings: new words in seconds")
     run = options.add_batch_arguments(parser)
-    kept = "folder of the features (RN50: 3.6 MB an image; default: OUTPUT/features)"
-    run.add_argument("--output", type=options.named_path, default=Path("results_paper"), help="folder for results")
-    run.add_argument("--store", type=options.named_path, help=kept)
-    run.add_argument("--gpu_num", default="0", help="index of the GPU that 'auto' and 'cuda' mean")
+    options.add_store_arguments(run, "results_paper")
     run.add_argument("--figures", action="store_true", help="also draw PNGs: five, four outside NYU")
     options.add_html_argument(run, page.PAGE_FILE, page.PAGE_IMAGES)
     return parser
@@ -89,42 +98,43 @@ def load_readings(path: Path, default: Reading) -> dict[str, Reading]:
         name = entry.pop("name", None)
         if not isinstance(name, str) or not name or not name.isprintable() or name in readings:
             raise options.UsageError(f'{path}, entry {i}: needs a printable "name" of its own, got {name!r}')
-        readings[name] = options.checked_reading(entry, default, f"{path}, {name!r}: ")
+        if unknown := sorted(entry.keys() - set(options.READING_FLAGS)):
+            known = ", ".join(options.READING_FLAGS)
+            raise options.UsageError(f"{path}, {name!r}: unknown field {', '.join(unknown)}; known are {known}")
+        try:
+            readings[name] = checked_reading(entry, default)
+        except ValueError as error:
+            raise options.UsageError(f"{path}, {name!r}: {error}") from error
     return readings
 
 
-def score_rows(store: FeatureStore, scorer: Scorer, images: Images, training: Tensor | None) -> Findings:
-    """Step 2: the metrics of every row for each image, and the best constants.
+def score_rows(store: FeatureStore, scorer: Scorer, images: Images, ladder: Ladder | None) -> Findings:
+    """Step 2: the metrics of every row for each image, and the best constant of the other folds.
 
-    From a store that has all features and, if there is a training split, the histograms of its depth, (10000, T).
+    From a store that has all features, which the `ladder` of the scorer, if it has one, is fitted on first.
     Raises UnscorableError: a prediction is not finite, or an image has no valid pixel; DataError: damaged depth.
     """
-    done, protocol = scorer.score_images(store.dataset, store.get), scorer.protocol
-    results = Results(images, scorer.rows.names, [image.errors for image in done], scorer.rows.baselines)
-    swept = swept_constants(torch.from_numpy(np.stack([image.histogram for image in done], axis=1)), protocol)
-    places = {"of these images": best_places(swept)}
-    rows = {"of these images": published.BEST, "of the training split": published.BEST_TRAINED}
-    if training is not None:
-        places["of the training split"] = best_places(swept_constants(training, protocol))
-    for of, best in places.items():
-        results.add_constant(rows[of], {metric: swept[metric][place] for metric, place in best.items()})
-    if images.cluster_count > 1:
-        elsewhere = {metric: best_elsewhere(swept[metric], results.codes, metric in HIGHER) for metric in swept}
-        results.add_constant(published.BEST_ELSEWHERE, elsewhere)
-    tried = sweep_of(protocol)
-    depths = {of: {metric: tried[place] for metric, place in best.items()} for of, best in places.items()}
+    if ladder:
+        ladder.fit(store.get, scorer.truth)
+    done, folds = scorer.score_images(store.get), folds_of(images.clusters)
+    results = Results(images, [image.errors for image in done], scorer.rows.baselines)
+    if max(folds) > 0:
+        shares = torch.from_numpy(np.stack([image.histogram for image in done], axis=1))  # (U, I)
+        swept = swept_constants(shares, scorer.protocol, scorer.data.form.units_per_metre)
+        best = {metric: best_elsewhere(swept[metric], folds, metric in HIGHER) for metric in swept}
+        results.add_constant(published.BEST, best)
     patches = np.concatenate([image.patches for image in done], axis=1)
     curves = [image.curve for image in done if np.isfinite(image.curve).all()]
-    return Findings(results, depths, mean_permuted(done), patches, np.mean(curves, axis=0) if curves else None)
+    curve = np.mean(curves, axis=0) if curves else None
+    return Findings(results, mean_permuted(done), patches, curve, ladder.missing if ladder else [])
 
 
 def write_report(report: Report, found: list[tables.Table], output: Path, about: dict[str, Any]) -> None:
     """Step 3: write the CSV, the tables and, last, results.json with `about`, each whole. Raises OSError."""
-    found = [*found, tables.interval_table(report)] if report.results.images.cluster_count >= MIN_CLUSTERS else found
-    text = tables.as_csv(report.results, options.csv_text, report.protocol.name)
-    options.write_text(output / tables.ROWS_FILE, text)
-    options.write_text(output / MARKDOWN_FILE, tables.as_markdown(found, report.title, report.caption))
-    options.write_json(output / tables.RESULTS_FILE, tables.as_json(report) | about)
+    text = tables.as_csv(report.results, csv_text, report.protocol.name)
+    write_text(output / tables.ROWS_FILE, text)
+    write_text(output / MARKDOWN_FILE, tables.as_markdown(found, report.title, report.caption))
+    write_json(output / tables.RESULTS_FILE, tables.as_json(report) | about)
 
 
 @torch.inference_mode()
@@ -134,7 +144,7 @@ def features_of(store: FeatureStore, item: int) -> Tensor:
 
 
 @torch.inference_mode()
-def draw(output: Path, report: Report, store: FeatureStore, text: Tensor, findings: Findings) -> None:
+def draw(output: Path, report: Report, store: FeatureStore, text: Tensor) -> None:
     """Write the PNGs, the paper's semantic bin response of NYU only.
 
     `text` are the text features (D, K) of the words of `published.BIN_RESPONSE`.
@@ -146,18 +156,20 @@ def draw(output: Path, report: Report, store: FeatureStore, text: Tensor, findin
         truth = dataset.truth(item)
         patches = depth_of(store.model.weights(store.get(item)), store.model.bin_list[None])  # (1, 1, h, w)
         depth = upsampled(patches, truth.shape)[0, 0].cpu().numpy()
-        examples.append(Example(dataset.names[item], dataset.pixels(item), truth, depth))
-        if len(examples) == 1 and dataset.protocol is NYU:  # whose bins the paper's drawing has
-            logits = logits_of(features_of(store, item).cpu(), text, published.BIN_RESPONSE)
-            weights = logits.softmax(1)[0].numpy()  # (K, h, w), of the image without its mirror
+        examples.append(Example(dataset.names[item], resized(dataset.pixels(item), truth.shape), truth, depth))
+        if len(examples) == 1 and report.protocol is NYU:  # whose bins the paper's drawing has
+            logits = logits_of(features_of(store, item), text, published.BIN_RESPONSE)
+            weights = logits.softmax(1)[0].cpu().numpy()  # (K, h, w), of the image without its mirror
             plots.draw_response(output / RESPONSE_FILE, examples[0], weights, report.caption)
-    draw_strip(output / STRIP_FILE, examples, report.caption, dataset.protocol.drawn)
-    plots.draw_chart(output / CHART_FILE, findings.results, report.compared, report.caption)
-    drawn = dataset.protocol.drawn
-    plots.draw_question(output / QUESTION_FILE, report.primary, findings, report.caption, drawn)
-    if report.curve is not None:
+    draw_strip(output / STRIP_FILE, examples, report.caption)
+    plots.draw_question(output / QUESTION_FILE, report.primary, report.findings, report.caption)
+    if published.CEILING in report.results.metrics:
+        theirs = published.beside("NYU")[published.PAPER_ROW] if report.official and report.protocol is NYU else None
+        caption = notes.short_caption(dataset.title, report.warnings)
+        plots.draw_ladder(output / LADDER_FILE, report.results, caption, theirs)
+    if report.findings.curve is not None:
         gain = report.results.contrast(published.THIS_RUN, published.UNIFORM, "aurg")
-        plots.draw_certainty(output / CERTAINTY_FILE, report.curve, gain, report.caption)
+        plots.draw_certainty(output / CERTAINTY_FILE, report.findings.curve, gain, report.caption)
 
 
 @torch.inference_mode()
@@ -170,20 +182,18 @@ def write_page(
     """
     results, dataset, reading, cards = report.results, store.dataset, store.model.reading, []
     for item in page.spread(len(dataset), count):
-        logits = logits_of(features_of(store, item).cpu(), text, reading).numpy()  # (2, K + P, h, w)
+        logits = logits_of(features_of(store, item), text, reading).cpu().numpy()  # (2, K + P, h, w)
         own = results.by_column(results.metrics[published.THIS_RUN][item].tolist())
         metrics = {name: None if math.isnan(own[name]) else own[name] for name in PAGE_METRICS}
-        picture = dataset.pixels(item)
-        counted = np.zeros(picture.shape[:2], dtype=bool)
-        counted.flat[counted_pixels(dataset.depth(item), dataset.protocol)[0].numpy()] = True
         name, scene, truth = dataset.names[item], dataset.scenes[item], dataset.truth(item)
-        cards.append(page.card(name, scene, picture, logits, reading, phrases, truth, metrics, counted))
+        picture, counted = resized(dataset.pixels(item), truth.shape), dataset.scope.counted(dataset.depth(item)[0])
+        cards.append(page.card(name, scene, picture, logits, reading, phrases, truth, metrics, counted.numpy()))
     rows = {row: results.mean(row) for row in (published.THIS_RUN, published.UNIFORM)}
-    rows |= published.beside(dataset.protocol.data_set) if report.official else {}
+    rows |= published.beside(report.protocol.name) if report.official else {}
     table = {name: {column: row[column] for column in published.COLUMNS} for name, row in rows.items()}
-    notes, warning = [page.subset_note(len(cards), len(dataset))], "; ".join(report.warnings)
-    content = page.build(report.title, cards, reading, phrases, table, notes, warning, dataset.protocol)
-    options.write_text(path, content)
+    said, warning = [page.subset_note(len(cards), len(dataset))], "; ".join(report.warnings)
+    content = page.build(report.title, cards, reading, phrases, table, said, warning, report.protocol)
+    write_text(path, content)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -196,21 +206,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         own = load_readings(args.readings, read_alike(PAPER, reading)) if args.readings else {}
         device, rank, count = options.own_device(args.device, args.gpu_num)
         precision = options.choose_precision(args.precision, device)
-        dataset = options.open_data(args, reading)
-        protocol, (clusters, clustered_by) = dataset.protocol, dataset.clusters()
+        dataset, protocol = options.open_data(args)
         phrases = page.phrases_for(reading, args.phrases, args.html, protocol)
-        say = options.say if rank == 0 else lambda text: None
-        say(f"data: {dataset.title}")
+        say = terminal.say if rank == 0 else lambda *lines: None
+        say(*dataset.remarks)
         clip_model, model = options.load_model(args.clip_path, device, precision, reading, args.exact, args.activation)
-        made = options.made_with(args.clip_path, device, precision, args.exact, reading, clip_model.activation)
+        made = notes.made_with(args.clip_path, device, precision, reading, args.exact, clip_model.activation)
         say(f"model: {args.clip_path} on {device} in {precision}")
-        rows = own_rows(reading, own) if args.no_paper else paper_rows(reading, own, protocol.data_set)
-        training = None
-        if args.controls:
-            training = training_split(training_depths(args.data_path)) if rank == 0 and protocol is NYU else None
-            rows = with_controls(rows, thins(model.clip_vis, reading.readout), training and training[0])
+        rows = own_rows(reading, own) if args.no_paper else paper_rows(reading, own, protocol.name)
+        groups = control_groups(reading, thins(model.clip_vis, reading.readout)) if args.controls else {}
+        rows = with_controls(rows, groups) if args.controls else rows
         orders, complete = assignments(reading.bin_list) if args.controls else ([reading.bin_list], False)
-        names = [*rows.names, published.BEST, published.BEST_ELSEWHERE, published.BEST_TRAINED]
+        names = [*(s.name for s in rows.settings), *rows.randoms, *rows.constants, *published.RUNGS[1:]]
         if twice := {name for name in own if names.count(name) > 1}:
             raise options.UsageError(f"{args.readings}: {min(twice)!r} is the name of another row; choose another name")
 
@@ -224,53 +231,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         encoded = time.perf_counter()
 
         reader = SettingsReader(model, partial(zeroshot_classifier, clip_model), rows.settings)
-        images = Images(dataset.names, dataset.scenes, clusters, dataset.indices, clustered_by)
-        scorer = Scorer(rows, reader, torch.tensor(orders), protocol)
-        findings = score_rows(store, scorer, images, training and training[1])
+        images = Images(dataset.names, dataset.scenes, dataset.clusters, dataset.indices, dataset.clustered_by)
+        ladder = (
+            Ladder(model, protocol, folds_of(images.clusters), len(set(dataset.sizes)) <= 1) if args.controls else None
+        )
+        scorer = Scorer(rows, reader, torch.tensor(orders), protocol, dataset, *([ladder.maps] if ladder else []))
+        findings = score_rows(store, scorer, images, ladder)
         seconds = {"encode": round(encoded - start, 3), "score": round(time.perf_counter() - encoded, 3)}
 
-        caveats = options.caveats(dataset.official, made["checkpoint_sha256"], model, protocol)
+        caveats = notes.caveats(dataset.official, protocol, made["checkpoint_sha256"], model, dataset.seen)
         rn50 = CHECKPOINTS["RN50"].matches(made["checkpoint_sha256"])
         report = Report(
-            findings.results,
-            published_by={
-                row: name
-                for row in published.published_over(protocol.data_set)
-                if row.reading and (name := rows.row_of(row.reading))
-            },
-            lower_bounds=[] if args.no_paper else rows.randoms,
+            findings,
+            rows,
+            protocol,
+            title=f"MonoCLIP on {dataset.title}",
+            caption=notes.caption(dataset.title, caveats),
             official=dataset.official,
             as_released=rn50 and read_alike(PAPER, reading) == PAPER,
-            title=f"MonoCLIP on {dataset.title}",
-            caption=options.caption(dataset.title, caveats),
-            controls=args.controls,
             warnings=caveats,
-            permuted=findings.permuted,
-            complete=complete,
             own=list(own),
-            curve=findings.curve,
-            protocol=protocol,
+            groups={title: [setting.name for setting in group] for title, group in groups.items() if group},
+            complete=complete,
         )
-        about = options.identified(protocol) | {"best_constants": findings.best, "data": dataset.title}
-        about |= {"warnings": caveats, "seconds": seconds, "made_with": made}
-        about["certainty"] = {"most_certain_abs_rel": None if report.curve is None else report.curve.tolist()}
+        curve = report.findings.curve
+        about = notes.identified(protocol) | {"data": dataset.title, "warnings": caveats}
+        about |= {"seconds": seconds, "made_with": made}
+        about["certainty"] = {"most_certain_abs_rel": None if curve is None else curve.tolist()}
         about["readings"] = {setting.name: asdict(setting.reading) for setting in rows.settings}
-        found = tables.all_tables(report, rows.constants)
-        args.output.mkdir(parents=True, exist_ok=True)
-        write_report(report, found, args.output, about)
-        for name in DRAWN_FILES:  # of an earlier run: it would not belong to these rows
-            (args.output / name).unlink(missing_ok=True)
-        if args.figures:
-            text = reader.text_features(published.BIN_RESPONSE.words)
-            draw(args.output, report, store, text, findings)
-        if args.html:
-            text = reader.text_features(((*reading.depth_classes, *phrases), *reading.words[1:]))
-            write_page(args.output / page.PAGE_FILE, args.html, report, store, text, phrases)
-        print("", printable(report.caption), *map(tables.as_text, found), printable(report.caption), sep="\n\n")
+        found = tables.all_tables(report)
+        with new_results(args.output, FILES) as folder:
+            write_report(report, found, folder, about)
+            if args.figures:
+                text = reader.text_features(published.BIN_RESPONSE.words)
+                terminal.try_to_draw(lambda: draw(folder, report, store, text))
+            if args.html:
+                text = reader.text_features(((*reading.depth_classes, *phrases), *reading.words[1:]))
+                write_page(folder / page.PAGE_FILE, args.html, report, store, text, phrases)
+        files = f"{args.output / MARKDOWN_FILE} has all tables, {tables.ROWS_FILE} beside it every image."
+        print(f"\n{tables.summary(report, found, files)}")
 
     return options.run_command("experiments", work)
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
+    start_program()
     sys.exit(main())

@@ -53,11 +53,10 @@ class FeatureStore:
     """
 
     def __init__(self, root: Path, model: MonoCLIP, dataset: DepthPairs, depends_on: Mapping[str, Any]) -> None:
-        self.model, self.dataset = model, dataset.prepared_by(model.prepare)
-        frames = dataset.protocol.frames
+        self.model, self.dataset = model, dataset
         crop: Any = "all, at the working size"
-        if frames:
-            crop = [[side.start, side.stop] for side in dataset.protocol.window(*frames[0])]
+        if dataset.form.frames:
+            crop = [[side.start, side.stop] for side in dataset.scope.window(*dataset.form.frames[0])]
         reading = model.reading
         about = {**depends_on, "image_mean": reading.image_mean, "image_std": reading.image_std, "crop": crop}
         described = json.dumps(about, indent=1, sort_keys=True).encode()
@@ -65,6 +64,10 @@ class FeatureStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / DESCRIPTION).is_file():
             write_whole(self.folder / DESCRIPTION, lambda file: file.write(described))
+        if (self.folder / DESCRIPTION).read_bytes() != described:
+            raise OSError(
+                0, "describes other features than its folder's name says; remove the folder", str(self.folder)
+            )
         self.paths = [self.folder / f"{dataset.image_sha256(item)}.npz" for item in range(len(dataset))]
 
     def missing(self, items: Sequence[int]) -> list[int]:
@@ -86,10 +89,10 @@ class FeatureStore:
 
     def check_space(self, missing: Sequence[int]) -> None:
         """Raises OSError: the disk does not hold these images, too."""
-        visual, seen = self.model.clip_vis, self.dataset.protocol.seen
+        visual, seen = self.model.clip_vis, self.dataset.seen
         needed, patch = 0, visual.patch_size
         for item in missing:
-            size = fitted_size(*seen, patch) if seen else working_size(*self.dataset.frame(item), patch)
+            size = fitted_size(*seen, patch) if seen else working_size(*self.dataset.sizes[item][0], patch)
             needed += 2 * visual.patch_dim * (math.prod(side // visual.patch_size for side in size) + 1) * 4
         free = shutil.disk_usage(self.folder).free
         if free < needed:
@@ -102,12 +105,17 @@ class FeatureStore:
 
         Raises DataError: an image is damaged; OSError: a file cannot be written.
         """
-        for batch in self.dataset.batches(self.dataset.parts(items, batch_size), workers):
+        parts = self.dataset.parts(items, batch_size)
+        for batch in self.dataset.batches(parts, self.dataset.prepared_by(self.model), workers):
             trunk = self.model.trunk(batch.image.to(self.model.bin_list.device))
-            parts = [part.cpu().unflatten(0, (2, -1)).transpose(0, 1).numpy() for part in trunk]  # (B, 2, ...)
-            for item, patches, cls in zip(batch.items, *parts, strict=True):
-                write_whole(self.paths[item], partial(np.savez, patches=patches, cls=cls))
+            of_each = [part.cpu().unflatten(0, (2, -1)).transpose(0, 1).numpy() for part in trunk]  # (B, 2, ...)
+            for item, patches, cls in zip(batch.items, *of_each, strict=True):
+                write_whole(self.paths[item], partial(np.savez, patches=patches, cls=cls, key=self.key(item)))
             yield len(batch.items)
+
+    def key(self, item: int) -> str:
+        """What a file is of: the folder's hash and the image's."""
+        return f"{self.folder.name}/{self.paths[item].stem}"
 
     def get(self, item: int) -> Trunk:
         """The trunk of an image and its mirror, patches (2, C, h, w), on the CPU; computed if need be."""
@@ -124,8 +132,13 @@ class FeatureStore:
         try:
             if path.is_file():
                 with zipfile.ZipFile(path) as file:  # compares CRC-32s, which np.load does not if a header is damaged
-                    contents = [file.read(f"{name}.npy") for name in Trunk._fields]
-                return Trunk(*(torch.from_numpy(np.load(io.BytesIO(c), allow_pickle=False)) for c in contents))
+                    contents = [file.read(f"{name}.npy") for name in (*Trunk._fields, "key")]
+                *arrays, key = (np.load(io.BytesIO(content), allow_pickle=False) for content in contents)
+                if str(key) != self.key(item) or any(array.dtype != np.float32 for array in arrays):
+                    raise ValueError("it is of another image or store")
+                if arrays[0].shape[:2] != (2, self.model.clip_vis.patch_dim) or arrays[1].shape != arrays[0].shape[:2]:
+                    raise ValueError(f"shapes {arrays[0].shape} and {arrays[1].shape}")
+                return Trunk(*map(torch.from_numpy, arrays))
         except DAMAGE as error:
             print(f"{path}: damaged ({error}); computed again", file=sys.stderr)
         return None

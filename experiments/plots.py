@@ -8,15 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from datasets import printable
-from experiments.published import BIN_RESPONSE, BIN_RESPONSE_DEPTHS, THIS_RUN, UNIFORM
+from experiments.published import BIN_RESPONSE, BIN_RESPONSE_DEPTHS, RUNGS, THIS_RUN
 from experiments.statistics import HIGHER, PRIMARY, Case, Contrast, Findings, Interval, Results
-from viewer.strip import Example, save_figure
+from viewer.strip import Example, new_figure, save_figure
 
-CHARTED = {"delta1": "higher", "abs_rel": "lower", "rmse": "lower", "spearman": "higher"}  # is better
 FINE = 100  # images, from which on bars touch each other
 LONGEST = 60  # letters of a name in a drawing
 NEAR, FAR = 0.15, 0.85  # quantiles of the patches' true depth at which the bin response takes its two patches
@@ -27,7 +25,7 @@ def draw_response(path: Path, example: Example, weights: np.ndarray, caption: st
     words, bins = BIN_RESPONSE.depth_classes, np.array(BIN_RESPONSE.bin_list)
     grid = weights.shape[1:]
     height, width = (side / n for side, n in zip(example.truth.shape, grid, strict=True))  # of a patch, px
-    figure = Figure(figsize=(14, 4.6), layout="constrained")
+    figure = new_figure(14, 4.6)
     axes = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
     axes[0].imshow(example.pixels)
     axes[0].set(xticks=[], yticks=[])
@@ -54,14 +52,10 @@ def draw_question(
     contrasts: Sequence[Contrast],
     findings: Findings,
     caption: str,
-    drawn: tuple[float, float] | None = None,
 ) -> None:
-    """The primary contrasts, image by image; all assignments of bins to words; depth of each patch, true and predicted.
-
-    drawn: ends of the axes of depth [m]; of 0 and all patches if None.
-    """
+    """The primary contrasts, image by image; all assignments of bins to words; true and predicted depth of patches."""
     permuted, results = findings.permuted, findings.results
-    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    figure = new_figure(12, 6.4)
     columns = ["differences", "assignments", "patches"] if permuted is not None else ["differences", "patches"]
     names = [
         [f"{column} {row}" if column != "patches" else column for column in columns] for row in range(len(PRIMARY))
@@ -90,8 +84,7 @@ def draw_question(
             axis.set_title(f"this run over patches {own:.3f}, p = {contrast.p:.4f}", fontsize=10)
             axis.set(xlabel=f"{contrast.metric}, over patches", ylabel=f"of {len(permuted) - 1:,} assignments")
     predicted, true = patches = findings.patches
-    axis, span = axes["patches"], drawn or (0.0, float(np.ceil(patches.max(initial=1))))
-    true, predicted = np.clip(true, *span), np.clip(predicted, *span)  # as metrics do
+    axis, span = axes["patches"], (0.0, float(np.ceil(patches.max(initial=1))))
     counts = axis.hist2d(true, predicted, bins=60, range=[span, span], cmap="viridis", cmin=1)[3]
     axis.plot(span, span, color="tab:red", linestyle="--", linewidth=1)
     axis.set(aspect="equal", xlabel="true depth of a patch [m]", ylabel="predicted depth [m]")
@@ -104,7 +97,7 @@ def draw_question(
 def draw_certainty(path: Path, curve: np.ndarray, gain: Contrast, caption: str) -> None:
     """Mean abs_rel of the most certain share of patches, (SHARES,), and a random order; `gain` is the area between."""
     shares = 100 * np.arange(1, len(curve) + 1) / len(curve)
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = new_figure(6.4, 4.2)
     axis = figure.subplots()
     axis.fill_between(shares, curve, curve[-1], color="tab:orange", alpha=0.25, linewidth=0)
     axis.plot(shares, curve, color="tab:orange", label="by sigma, the most certain first")
@@ -124,18 +117,20 @@ def draw_readouts(path: Path, cases: Mapping[Case, Sequence[Contrast]], caption:
     groups: dict[str, list[tuple[Case, Contrast]]] = {}
     for case, contrasts in cases.items():
         groups.setdefault(case.readout, []).append((case, contrasts[0]))
-    figure = Figure(figsize=(9, 1.6 + 0.22 * (len(cases) + 2 * len(groups))), layout="constrained")
+    figure = new_figure(9, 1.6 + 0.22 * (len(cases) + 2 * len(groups)))
     axis, labels = figure.subplots(), []
     for readout, members in groups.items():
         labels.append(readout)
         for case, contrast in members:
-            colour, y = "tab:orange" if case.released else "tab:blue", len(labels)
+            colour, y = (
+                "tab:orange" if case.released else "tab:gray" if case.temperature is None else "tab:blue",
+                len(labels),
+            )
             if contrast.interval_95:
                 axis.hlines(y, *contrast.interval_95, color=colour, linewidth=1.5)
-            axis.plot(float(contrast.difference or 0), y, "D" if case.released else "o", color=colour, markersize=5)
-            labels.append(
-                f"{case.backbone[:LONGEST]}, {case.statistics}, {case.temperature:g}" + " (released)" * case.released
-            )
+            axis.plot(contrast.difference or 0.0, y, "D" if case.released else "o", color=colour, markersize=5)
+            how = "linear probe" if case.temperature is None else f"{case.temperature:g}"
+            labels.append(f"{case.backbone[:LONGEST]}, {case.statistics}, {how}" + " (released)" * case.released)
         labels.append("")
     axis.axvline(0, color="tab:red", linestyle="--", linewidth=1)
     axis.set_yticks(range(len(labels)), map(printable, labels), fontsize=8, parse_math=False)
@@ -168,34 +163,36 @@ def near_and_far(truth: np.ndarray, grid: Sequence[int]) -> list[tuple[int, int,
     return [(*divmod(int(usable[i]), w), float(depth[i])) for i in chosen]
 
 
-def draw_chart(path: Path, results: Results, published: Mapping[str, Mapping[str, float | None]], caption: str) -> None:
-    """All rows: means with 95 % intervals, and published metrics beside (row -> metrics, where they compare)."""
-    rows = list(results.metrics)
-    intervals = {row: results.intervals(row)[0] for row in rows}
-    figure = Figure(figsize=(15, 1.6 + 0.27 * len(rows)), layout="constrained")
-    axes = figure.subplots(1, len(CHARTED), sharey=True)
-    for axis, (metric, better) in zip(axes, CHARTED.items(), strict=True):
-        for y, row in enumerate(rows):
-            colour = "tab:green" if row == THIS_RUN else "tab:blue"
-            draw_bar(axis, y, results.mean(row)[metric], intervals[row][metric], colour)
-            value = published.get(row, {}).get(metric)
-            if value is not None:
-                axis.plot(value, y, "D", color="black", markersize=5)
-        axis.axvline(results.mean(UNIFORM)[metric] or 0, color="tab:red", linestyle="--", linewidth=1)
-        axis.set_title(f"{metric} ({better} is better{', m' if metric == 'rmse' else ''})", fontsize=10)
+def draw_ladder(path: Path, results: Results, caption: str, published: Mapping[str, float] | None = None) -> None:
+    """The rungs of the ladder as bars of delta1 and abs_rel with 95 % intervals, this run in orange.
+
+    A dashed line is the `published` row, where the data allow it.
+    """
+    rungs = {row: results.intervals(row)[0] for row in RUNGS if row in results.metrics}
+    figure = new_figure(8, 1.3 + 0.36 * len(rungs))
+    axes = figure.subplots(1, len(PRIMARY), sharey=True)
+    for axis, metric in zip(axes, PRIMARY, strict=True):
+        for y, row in enumerate(rungs):
+            colour = "tab:orange" if row == THIS_RUN else "tab:blue"
+            draw_bar(axis, y, results.mean(row)[metric], rungs[row][metric], colour)
+        if published:
+            axis.axvline(published[metric], color="black", linestyle="--", linewidth=1)
+        axis.set_title(f"{metric}, {'higher' if metric in HIGHER else 'lower'} is better", fontsize=10)
         axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(range(len(rows)), map(printable, rows), fontsize=8, parse_math=False)
-    axes[0].set_ylim(len(rows) - 0.4, -0.6)
-    note = f"Whiskers: 95 % intervals, as in tables.md. Dashed: {UNIFORM}, or 0 where these have no order."
-    figure.suptitle(note + " Diamond: published." * bool(published), fontsize=10)
+        axis.set_xlim(right=1.15 * axis.get_xlim()[1])  # room for the last value
+    axes[0].set_yticks(range(len(rungs)), list(rungs), fontsize=10)
+    axes[0].set_ylim(len(rungs) - 0.4, -0.6)
+    line = "; dashed: published" if published else ""
+    figure.suptitle(f"How far does language get? Orange: this run; whiskers: 95 % intervals{line}", fontsize=10)
     save_figure(figure, path, caption)
 
 
 def draw_bar(axis: Axes, y: int, mean: float | None, interval: Interval, colour: str) -> None:
-    """One horizontal bar, with whiskers where there is an interval; none for a metric that the row does not have."""
+    """One horizontal bar with its value, and with whiskers where there is an interval."""
     if mean is None:
         return
     axis.barh(y, mean, color=colour, height=0.7, alpha=0.85)
+    axis.text(max(mean, interval[1] if interval else 0), y, f"  {mean:.3f}", va="center", fontsize=9)
     if interval and interval[0] < interval[1]:
         axis.hlines(y, *interval, color="black", linewidth=1)
         axis.vlines(interval, y - 0.2, y + 0.2, color="black", linewidth=1)

@@ -17,35 +17,43 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets.packages  # noqa: F401  # first
+
+# isort: split
 import numpy as np
 import torch
+from torch import Tensor
 
 import clip
 import options
+from calculate_error import Protocol
 from clip.checkpoint import CHECKPOINTS
 from clip.dense import readouts_of
-from clip.inference import keep_freed_memory
-from clip.model import CLIP
-from datasets import printable
+from clip.inference import start_program
+from clip.model import CLIP, Trunk
+from datasets import csv_text
+from datasets.readings import IMAGE_STATISTICS, with_statistics
+from download import new_results, write_json, write_text
 from experiments.features import Encoder, FeatureStore
+from experiments.ladder import Probe
 from experiments.published import UNIFORM
 from experiments.score import Rows, Scorer, Setting, SettingsReader, mean_permuted
 from experiments.settings import assignments
-from experiments.statistics import HIGHER, PRIMARY, Case, Contrast, Images, Results, p_value
-from experiments.tables import EXPLORATORY, Line, Table, as_csv, as_markdown, as_text, bounds, cells_of
+from experiments.statistics import HIGHER, PRIMARY, Case, Contrast, Images, Results, folds_of, p_value
+from experiments.tables import EXPLORATORY, Line, Table, as_csv, as_markdown, as_text, bounds, cells_of, paragraph
 from monoclip import PAPER, MonoCLIP, Reading, zeroshot_classifier
+from viewer import notes, terminal
 
 TEMPERATURES = (PAPER.temperature, 10 * PAPER.temperature)  # the second is CLIP's own softmax, 100 times the cosine
-WORD_FLAGS = ("depth_templates", "obj_classes", "depth_classes", "bin_list")
-FILES = {kind: f"readouts.{kind}" for kind in ("json", "csv", "md", "png")}
+FILES = {kind: f"readouts.{kind}" for kind in ("csv", "md", "png", "json")}
 TITLE = "Read-outs and backbones"
 BESIDE = ("less uniform", "95 %")
 COLUMNS = ("delta1", *BESIDE, "abs_rel", *BESIDE, "spearman", "aurg", "p delta1", "p abs_rel")
 MEANING = (
     "The same words and bins by each read-out, at temperatures .1 (cosine times 1000) and 1 (times 100), with image "
     "statistics of ImageNet and of CLIP (docs/readouts.md). less uniform: minus uniform weights over the same bins, by "
-    "image. spearman (rank correlation), aurg (what certainty knows of error) and p are over patches, whose size "
-    "differs."
+    "image. linear probe: the read-out's features, fitted to depth on other clusters: what they hold without words. "
+    "spearman (rank correlation), aurg (what certainty knows of error) and p are over patches, whose size differs."
 )
 RELEASED = "released setting"
 
@@ -55,19 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = options.new_parser("Every read-out of every CLIP, in one table.", "python -m experiments.readouts")
     options.add_data_arguments(parser)
     options.add_model_arguments(parser, several=True)
-    reading = parser.add_argument_group("reading")
-    reading.add_argument(
-        "--preset", choices=options.READINGS, default="paper", help="words and bins that are not given here"
-    )
-    reading.add_argument("--depth_classes", nargs="+", metavar="WORD", help="words")
-    reading.add_argument("--bin_list", nargs="+", type=float, metavar="M", help="depths [m]")
-    reading.add_argument("--depth_templates", nargs="+", metavar="T", help="sentences")
-    reading.add_argument("--obj_classes", nargs="+", metavar="WORD", help="objects")
-    run = options.add_batch_arguments(parser)
-    kept = "folder of the features (RN50: 3.6 MB an image; default: OUTPUT/features)"
-    run.add_argument("--output", type=options.named_path, default=Path("results_readouts"), help="folder for results")
-    run.add_argument("--store", type=options.named_path, help=kept)
-    run.add_argument("--gpu_num", default="0", help="index of the GPU that 'auto' and 'cuda' mean")
+    options.add_word_arguments(parser)
+    options.add_store_arguments(options.add_batch_arguments(parser), "results_readouts")
     return parser
 
 
@@ -106,42 +103,55 @@ class Comparison:
     Args:
         images: that are compared over.
         reading: its words and bins are those of all cases.
+        protocol: of the data set.
     """
 
-    def __init__(self, images: Images, reading: Reading) -> None:
-        self.images = images
+    def __init__(self, images: Images, reading: Reading, protocol: Protocol) -> None:
+        self.images, self.protocol, self.folds = images, protocol, folds_of(images.clusters)
         self.bins, self.complete = assignments(reading.bin_list)
-        self.cases: list[Case] = []
-        self.errors: list[list[dict[str, np.ndarray]]] = []  # of each store, of each image, metric -> (R,)
-        self.permuted: list[np.ndarray | None] = []  # of each case, by `mean_permuted`
+        self.permuted: dict[Case, np.ndarray | None] = {}  # of each case, by `mean_permuted`
+        self.errors: list[dict[str, dict[str, float]]] = [{} for _ in range(len(images))]  # row -> metric -> value
 
+    @torch.inference_mode()
     def add(self, clip_model: CLIP, store: FeatureStore, cases: Mapping[Case, Reading]) -> None:
-        """Score the cases that are read out of a store; uniform weights come last.
+        """Score the cases that are read out of a store, a linear probe of each read-out, and uniform weights.
 
         Raises UnscorableError and DataError as `Scorer.score_images`.
         """
         settings = tuple(Setting(case.name, reading) for case, reading in cases.items())
         reader = SettingsReader(store.model, partial(zeroshot_classifier, clip_model), settings, asked=len(settings))
+        probes = {
+            replace(case, temperature=None, released=False): Probe(store.model, case.readout, max(self.folds) + 1)
+            for case in cases
+        }
+
+        def probed(item: int, trunk: Trunk, *_: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            found = {c.name: probe.depth(self.folds[item], trunk, self.protocol.cap) for c, probe in probes.items()}
+            return {name: depth for name, depth in found.items() if depth is not None}, {}
+
         rows = Rows(settings, constants={UNIFORM: float(np.mean(self.bins[0]))})
-        scorer = Scorer(rows, reader, torch.tensor(self.bins), store.dataset.protocol)
-        scored = scorer.score_images(store.dataset, store.get)
-        self.cases += cases
-        self.errors.append([image.errors for image in scored])
-        self.permuted += [mean_permuted(scored, place) for place in range(len(settings))]
+        scorer = Scorer(rows, reader, torch.tensor(self.bins), self.protocol, store.dataset, probed)
+        for item, fold in enumerate(self.folds):
+            trunk = store.get(item)
+            truth = scorer.truth(item, trunk)
+            for probe in probes.values():
+                probe.add(fold, trunk, truth)
+        for probe in probes.values():
+            probe.solve()
+        done = scorer.score_images(store.get)
+        for errors, image in zip(self.errors, done, strict=True):
+            errors |= image.errors
+        self.permuted |= {case: mean_permuted(done, place) for place, case in enumerate(cases)}
+        self.permuted |= {case: None for case in probes if case.name in done[0].errors}
 
     def results(self) -> Results:
-        """All cases as rows, then uniform weights, once."""
-        errors = []
-        for parts in zip(*self.errors, strict=True):  # one image in each store
-            values = {m: [*(part[m][:-1] for part in parts), parts[-1][m][-1:]] for m in parts[-1]}
-            errors.append({metric: np.concatenate(each) for metric, each in values.items()})
-        names = [case.name for case in self.cases]
-        return Results(self.images, [*names, UNIFORM], errors, dict.fromkeys(names, UNIFORM))
+        """All cases as rows, and uniform weights."""
+        return Results(self.images, self.errors, {case.name: UNIFORM for case in self.permuted})
 
     def contrasts(self, results: Results) -> dict[Case, list[Contrast]]:
         """Each case minus uniform weights, in each of `PRIMARY`, with its p if there are other assignments."""
         found = {}
-        for case, means in zip(self.cases, self.permuted, strict=True):
+        for case, means in self.permuted.items():
             ps = [
                 None if means is None else p_value(means[0, place], means[1:, place], metric in HIGHER)
                 for place, metric in enumerate(PRIMARY)
@@ -152,7 +162,9 @@ class Comparison:
     def p_note(self) -> str:
         """What p is."""
         which = f"{'all' if self.complete else 'the random'} n = {len(self.bins) - 1:,} other assignments"
-        note = f"p: (1 + k) / (1 + n), k of {which} of the bins to the words are as good; of {len(self.cases)} rows, "
+        note = (
+            f"p: (1 + k) / (1 + n), k of {which} of the bins to the words are as good; of {len(self.permuted)} rows, "
+        )
         return f"{note}some are good by chance."
 
 
@@ -191,18 +203,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         options.check_output(args.output)
         activations = activation_by_checkpoint(args.clip_path, args.activation)
-        given = {name: getattr(args, name) for name in WORD_FLAGS if getattr(args, name) is not None}
-        reading = options.checked_reading(given, options.READINGS[args.preset])
+        reading = options.reading_of(args)
         device, rank, count = options.own_device(args.device, args.gpu_num)
         precision = options.choose_precision(args.precision, device)
-        dataset = options.open_data(args, reading)
-        protocol, (clusters, clustered_by) = dataset.protocol, dataset.clusters()
-        comparison = Comparison(Images(dataset.names, dataset.scenes, clusters, dataset.indices, clustered_by), reading)
+        dataset, protocol = options.open_data(args)
+        images = Images(dataset.names, dataset.scenes, dataset.clusters, dataset.indices, dataset.clustered_by)
+        comparison = Comparison(images, reading, protocol)
         batch_size = args.batch_size or options.BATCH_SIZE[device.type]
         workers = args.workers or options.WORKERS[device.type]
         encoder = Encoder(args.store or args.output / "features", batch_size, workers, rank, count)
-        say = options.say if rank == 0 else lambda text: None
-        say(f"data: {dataset.title}")
+        say = terminal.say if rank == 0 else lambda *lines: None
+        say(*dataset.remarks)
 
         def load(path: str) -> tuple[CLIP, MonoCLIP]:
             return options.load_model(path, device, precision, reading, args.exact, activations[path])
@@ -210,40 +221,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in args.clip_path[1:]:  # so that none is found unusable when the others have taken hours
             load(path)
         start, made_with = time.perf_counter(), {}
-        warnings = [] if dataset.official else [protocol.whole_split]
+        warnings: list[str] = []
         for path in args.clip_path:
             name, (clip_model, model) = short_name(path), load(path)
-            made = options.made_with(path, device, precision, args.exact, reading, clip_model.activation)
+            made = notes.made_with(path, device, precision, reading, args.exact, clip_model.activation)
             sha256 = made["checkpoint_sha256"]
             made_with[name] = {key: value for key, value in made.items() if key != "reading"}  # each row has its own
-            warnings += [f"{name}: {note}" for note in options.caveats(True, sha256, model, protocol)]
+            own, of_all = (
+                notes.caveats(known, protocol, sha256, model, dataset.seen) for known in (True, dataset.official)
+            )
+            warnings += [note for note in of_all if note not in [*own, *warnings]]
+            warnings += [f"{name}: {note}" for note in own]
             rn50 = name == "RN50" or CHECKPOINTS["RN50"].matches(sha256)
-            for statistics in options.IMAGE_STATISTICS:
+            for statistics in IMAGE_STATISTICS:
                 say(f"{name}, image statistics of {statistics}:")
-                normalised = options.with_statistics(reading, statistics)
+                normalised = with_statistics(reading, statistics)
                 cases = cases_of(name, clip_model, statistics, normalised, rn50)
-                own = MonoCLIP(clip_model, next(iter(cases.values())))
-                store = encoder.fill_store(own, dataset.normalised_by(normalised.normalised), made)
+                own_model = MonoCLIP(clip_model, next(iter(cases.values())))
+                store = encoder.fill_store(own_model, dataset, made)
                 if rank == 0:
                     comparison.add(clip_model, store, cases)
         if rank > 0:
             return
         results = comparison.results()
-        found, caption = comparison.contrasts(results), options.caption(dataset.title, warnings)
+        found, caption = comparison.contrasts(results), notes.caption(dataset.title, warnings)
         table = readout_table(found, results, comparison.p_note())
-        about = options.identified(protocol) | {"data": dataset.title, "warnings": warnings, "made_with": made_with}
-        about["words"] = {name: list(getattr(reading, name)) for name in WORD_FLAGS}
+        about = notes.identified(protocol) | {"data": dataset.title, "warnings": warnings, "made_with": made_with}
+        about["words"] = {name: list(getattr(reading, name)) for name in options.WORD_FLAGS}
         about["seconds"] = round(time.perf_counter() - start, 3)
-        args.output.mkdir(parents=True, exist_ok=True)
-        options.write_text(args.output / FILES["csv"], as_csv(results, options.csv_text, protocol.name))
-        options.write_text(args.output / FILES["md"], as_markdown([table], f"MonoCLIP on {dataset.title}", caption))
-        plots.draw_readouts(args.output / FILES["png"], found, caption)
-        options.write_json(args.output / FILES["json"], about | as_json(found, results))
-        print("", printable(caption), as_text(table), printable(caption), sep="\n\n")
+        with new_results(args.output, list(FILES.values())) as folder:
+            write_text(folder / FILES["csv"], as_csv(results, csv_text, protocol.name))
+            write_text(folder / FILES["md"], as_markdown([table], f"MonoCLIP on {dataset.title}", caption))
+            write_json(folder / FILES["json"], about | as_json(found, results))
+            terminal.try_to_draw(lambda: plots.draw_readouts(folder / FILES["png"], found, caption))
+        print("", paragraph(caption), as_text(table, names=60), paragraph(table.caption), sep="\n\n")
 
     return options.run_command("experiments.readouts", work)
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
+    start_program()
     sys.exit(main())

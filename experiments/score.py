@@ -1,22 +1,25 @@
-"""Step 2 of the experiments: features x settings -> metrics. Nothing is learnt, and no image is looked at any more.
+"""Step 2 of the experiments: features x settings -> metrics. No image is looked at any more.
 
 A row is the depth of every image by one rule. A `Setting` reads depth out of the features as the method does, with
-other words, bins or channels; random depth ignores the image; a constant is one depth everywhere; a map is one depth
-map for all images. Beside the metrics of the paper, each row of each image has what a constant cannot fake:
+other words, bins or channels; random depth ignores the image; a constant is one depth everywhere; `ladder.py` has the
+rest. Beside the metrics of the paper, each row of each image has what a constant cannot fake:
 
     silog       scale-invariant log error (calculate_error.py)
-    spearman    rank correlation of predicted and true depth over the patches: mean depth of a patch's pixels with mean
-                counted ground truth; patches of which too little is counted are left out (`Protocol.measured_share`).
-                NaN where the prediction spans less than 1 cm: what order it has is rounding
+    spearman    rank correlation of predicted and true depth over the measured patches: mean depth of a patch's pixels
+                with the mean of its counted ones. NaN where the prediction spans less than 1 cm: its order is rounding
+    ordinal     share of the pairs of measured patches whose predicted order is not the true one, of those whose true
+                depths differ by more than a factor 1.25; equal is wrong. Of a map of patches, the patches' own depths
     aurg        what certainty knows of error: area under the random gain, over the patches; 0 without sigma
-    scaled_*    the paper's metrics after the prediction is multiplied by the ratio of (lower) medians
+    scaled_*    delta1 and abs_rel after the prediction is multiplied by the ratio of (lower) medians
+    aligned_*   the same after least squares a pred + b = gt over counted pixels; of a constant, b is the mean
 
-Ranks, also those of sigma, compare steps of a 65,536th of the range; equal values share their mean rank, or error.
+A patch is measured if enough of it is counted: half on NYU, a fiftieth elsewhere, as lidar is sparse. Orders compare
+steps of a 65,536th of the range; equal values share their mean rank, or error.
 """
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -27,33 +30,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from calculate_error import (
-    MIN_DEPTH,
-    NYU,
-    NYU_CROP,
-    Protocol,
-    Size,
-    counted_pixels,
-    errors_of_maps,
-    mean_errors,
-    pixel_errors,
-    size_of,
-)
+from calculate_error import MIN_DEPTH, NYU, Protocol, image_errors, mean_errors, pixel_errors
 from clip.model import Trunk
 from datasets import PROGRESS
+from datasets.alignment import alignment
 from datasets.pairs import DepthPairs
 from experiments.statistics import COUNTS, PRIMARY
 from monoclip import MonoCLIP, Reading, depth_of, logits_of, mirror_average, upsampled
 from viewer.colour import sigma_of
 
-SCALED = ("delta1", "abs_rel")
-EXTRA_METRICS = ("spearman", "aurg", "silog", *(f"scaled_{metric}" for metric in SCALED))
-
-
-def metrics_of(protocol: Protocol) -> tuple[str, ...]:
-    """All metrics of a row, in the order of tables and files."""
-    return (*protocol.scored, *EXTRA_METRICS)
-
+ALIGNED = ("delta1", "abs_rel")  # metrics that rows have after scaling and aligning, too
+EXTRA_METRICS = (
+    "spearman",
+    "ordinal",
+    "aurg",
+    "silog",
+    *(f"{how}_{m}" for how in ("scaled", "aligned") for m in ALIGNED),
+)
 
 # Rows of random depth. The paper does not say how its own is drawn. All are uniform from 0 to the protocol's largest
 # depth, 10 m on NYU.
@@ -69,6 +62,12 @@ SHARES = 20  # of the most certain predictions, at which a sparsification curve 
 STEPS = 2**16 + 1  # of the range, in which depths are ranked: rounding of fp32 must not order equal ones
 SMALLEST_STEP = 1e-5  # [m] what is nearer than this is equal, whatever the range
 LEAST_SPAN = 0.01  # [m] a prediction that spans less has no order
+APART = 1.25  # factor between two true depths whose order counts
+
+
+def metrics_of(protocol: Protocol) -> tuple[str, ...]:
+    """All metrics of a row, in the order of tables and files."""
+    return (*protocol.metrics, *EXTRA_METRICS)
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Rows:
-    """What is scored: settings, `RANDOM_ROWS`, constants [m] by name, and depth maps (H, W) [m] by name.
+    """What is scored: settings, `RANDOM_ROWS`, and constants [m] by name.
 
     `baselines`: setting -> the constant that it would be if its words said nothing, the mean of its own bins.
     """
@@ -90,14 +89,7 @@ class Rows:
     settings: tuple[Setting, ...]
     randoms: tuple[str, ...] = ()
     constants: Mapping[str, float] = field(default_factory=dict)
-    maps: Mapping[str, Tensor] = field(default_factory=dict)
     baselines: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of all rows: settings, random depth of patches, then what is of pixels."""
-        randoms = sorted(self.randoms, key=lambda row: row == PIXEL)
-        return (*(setting.name for setting in self.settings), *randoms, *self.maps, *self.constants)
 
     def row_of(self, reading: Reading) -> str | None:
         """Name of the row that is this reading and nothing else."""
@@ -105,7 +97,7 @@ class Rows:
 
 
 class PatchAnswers(NamedTuple):
-    """What R settings read out of an image, in the mean of it and its mirror; all on the CPU, float32."""
+    """What R settings read out of an image, in the mean of it and its mirror; float32, on the model's device."""
 
     depth: Tensor  # (R, h, w) [m]
     sigma: Tensor  # (R, h, w) [m]
@@ -126,7 +118,7 @@ class SettingsReader:
         self, model: MonoCLIP, encode_prompts: Callable[..., Tensor], settings: Sequence[Setting], asked: int = 1
     ) -> None:
         self.model, self.encode_prompts, self.settings, self.asked = model, encode_prompts, settings, asked
-        self.text: dict[tuple[tuple[str, ...], ...], Tensor] = {model.reading.words: model.text_features.cpu()}
+        self.text: dict[tuple[tuple[str, ...], ...], Tensor] = {model.reading.words: model.text_features}
         self.joint = len(model.text_features)  # D
         self.softmaxes: dict[tuple[object, ...], list[int]] = {}
         for i, s in enumerate(settings):
@@ -136,17 +128,19 @@ class SettingsReader:
             self.text_features(r.words)
 
     def text_features(self, words: tuple[tuple[str, ...], ...]) -> Tensor:
-        """(D, K) of the words of a reading, on the CPU, encoded when they are first asked for."""
+        """(D, K) of the words of a reading, encoded when they are first asked for."""
         if words not in self.text:
-            self.text[words] = self.encode_prompts(*words).cpu()
+            self.text[words] = self.encode_prompts(*words)
         return self.text[words]
 
     def __call__(self, trunk: Trunk) -> PatchAnswers:
         """What all settings read of an image's trunk, as from `FeatureStore.get`."""
         names = dict.fromkeys(setting.reading.readout for setting in self.settings)
-        by_readout = {name: self.model.features(trunk, name).cpu() for name in names}  # (2, D, h, w) each
-        channels = F.normalize(trunk.patches, dim=1) if any(s.channels is not None for s in self.settings) else None
-        depth = trunk.patches.new_empty(len(self.settings), *trunk.patches.shape[2:])
+        by_readout = {name: self.model.features(trunk, name) for name in names}  # (2, D, h, w) each
+        channels = None
+        if any(setting.channels is not None for setting in self.settings):
+            channels = F.normalize(trunk.patches.to(self.model.bin_list.device), dim=1)
+        depth = self.model.bin_list.new_empty(len(self.settings), *trunk.patches.shape[2:])
         sigma = torch.empty_like(depth)
         weights: dict[int, Tensor] = {}
         for members in self.softmaxes.values():
@@ -156,7 +150,7 @@ class SettingsReader:
                 features = channels[:, random_channels(channels.shape[1], self.joint, first.channels)]
             logits = logits_of(features, self.text[first.reading.words], first.reading)  # (2, K, h, w)
             mean = mirror_average(logits.softmax(dim=1))  # (1, K, h, w)
-            bins = torch.tensor([self.settings[i].reading.bin_list for i in members])  # (M, K)
+            bins = mean.new_tensor([self.settings[i].reading.bin_list for i in members])  # (M, K)
             found = depth_of(mean, bins)
             depth[members], sigma[members] = found[0], sigma_of(mean, bins, found)[0]  # (M, h, w)
             weights |= {i: mean[0] for i in members if i < self.asked}
@@ -168,14 +162,12 @@ def random_channels(channels: int, joint: int, seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).choice(channels, joint, replace=False))
 
 
-def generator(name: str) -> np.random.Generator:
-    """Random numbers that depend on an image's name, whatever else is evaluated."""
-    return np.random.default_rng([0, zlib.crc32(name.encode())])
+def random_depth(row: str, name: str, grid: tuple[int, ...], size: tuple[int, ...], largest: float) -> Tensor:
+    """A map of random depth from 0 to `largest` [m]: (h, w) [m]; for each pixel, `size`.
 
-
-def random_depth(row: str, name: str, grid: tuple[int, ...], size: Size, largest: float) -> Tensor:
-    """A map of random depth for one image, from 0 to `largest` [m]: (h, w) [m]; for each pixel, `size`."""
-    rng = generator(name)
+    It depends on the image's name, whatever else is evaluated.
+    """
+    rng = np.random.default_rng([0, zlib.crc32(name.encode())])
 
     def drawn(size: tuple[int, ...]) -> np.ndarray:
         return rng.random(size, dtype=np.float32) * np.float32(largest)
@@ -186,19 +178,44 @@ def random_depth(row: str, name: str, grid: tuple[int, ...], size: Size, largest
     return torch.from_numpy(first if row == GRID else (first + drawn(grid)) / 2)
 
 
-def other_maps(rows: Rows, name: str, truth: "Truth", grid: tuple[int, ...]) -> tuple[list[Tensor], Tensor]:
-    """The depth of one image by rows that are no settings: of each patch, (h, w) [m], of each pixel, (R', H, W) [m]."""
-    size, largest = truth.size, truth.protocol.max_depth
-    patches = [random_depth(row, name, grid, size, largest) for row in rows.randoms if row != PIXEL]
-    pixels = [random_depth(row, name, grid, size, largest) for row in rows.randoms if row == PIXEL]
-    pixels += [*rows.maps.values(), *(torch.tensor(depth).expand(size) for depth in rows.constants.values())]
-    return patches, torch.stack(pixels)
+class Truth(NamedTuple):
+    """Ground truth of an image: of the pixels, and of the P patches that are measured."""
+
+    frame: Tensor  # (H, W) float32 [m]
+    counts: Tensor  # (h, w) bool, which pixels count of what the method sees
+    depth: Tensor  # (N,) float32 [m], of these
+    patches: Tensor  # (P,) int64 in the flattened grid
+    patch_depth: Tensor  # (P,) float64 [m], mean over a patch's counted pixels
+
+
+def truth_of(frame: Tensor, grid: Sequence[int], protocol: Protocol, units_per_metre: float) -> Truth:
+    """The ground truth of an image, and of the h x w patches that the method sees of it.
+
+    From a whole frame (H, W) float32 [m], 0 = no measurement. Sums of the depth map's whole units are exact where
+    patches divide what is seen into 2^n pixels each, as those of 32 and 16 px do, so that patches of equal mean depth
+    have equal numbers.
+    """
+    counts = protocol.counted(frame)
+    depth = frame[protocol.window(*frame.shape)]
+    units = (depth.double() * units_per_metre).round() * counts
+    share, units = pooled(torch.stack([counts.double(), units]), grid).flatten(1)
+    patches = (share >= (0.5 if protocol is NYU else 0.02)).nonzero()[:, 0]
+    patch_depth = units[patches] / share[patches] / units_per_metre
+    return Truth(frame, counts, depth[counts].float(), patches, patch_depth)
+
+
+def pooled(maps: Tensor, grid: Sequence[int]) -> Tensor:
+    """Mean of each of h x w patches: (R, H, W) -> (R, h, w). Where they do not divide H and W, borders are of both."""
+    h, w = grid
+    if maps.shape[1] % h or maps.shape[2] % w:  # else equal depths would pool to different fp32 sums
+        maps = maps.double()
+    return F.adaptive_avg_pool2d(maps, (h, w))
 
 
 class ImageScores(NamedTuple):
     """What is kept of an image."""
 
-    errors: dict[str, np.ndarray]  # metric -> (R + R',), of `errors_of_rows`, and "aurg"
+    errors: dict[str, dict[str, float]]  # row -> metric -> value, with `COUNTS`
     histogram: np.ndarray  # (U,), of `histogram`
     permuted: np.ndarray  # (asked, n, 2), of `permuted_errors`
     patches: np.ndarray  # (2, P) [m], predicted by the first setting and true
@@ -214,45 +231,64 @@ class Scorer:
         reader: of the settings among the rows.
         bins: (n, K) [m], assignments of the first reading's bins to its words, its own first.
         protocol: of the data set.
+        data: the images.
+        more: further depth maps of an image by row: (item, trunk, truth, the settings' depth) -> of patches (h, w) and
+            of pixels (H, W) [m].
     """
 
     rows: Rows
     reader: SettingsReader
     bins: Tensor
     protocol: Protocol
+    data: DepthPairs
+    more: Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]] = lambda *_: ({}, {})
+
+    def truth(self, item: int, trunk: Trunk) -> Truth:
+        """The ground truth of an image, on the patches of its trunk."""
+        frame = self.data.depth(item)[0].to(self.reader.model.bin_list.device)
+        return truth_of(frame, trunk.patches.shape[2:], self.protocol, self.data.form.units_per_metre)
 
     @torch.inference_mode()
-    def score_image(self, gt: Tensor, trunk: Trunk, name: str) -> ImageScores:
+    def score_image(self, item: int, trunk: Trunk) -> ImageScores:
         """Every row's metrics of one image, and what its first settings tell besides.
 
-        From gt, a whole frame (1, H, W) [m], and the trunk of the image and its mirror. Raises UnscorableError as
-        `errors_of_rows` does.
+        Raises UnscorableError: a prediction is not finite, or no pixel counts; DataError: damaged depth.
         """
-        protocol, answers = self.protocol, self.reader(trunk)
-        grid = tuple(answers.depth.shape[1:])
-        truth = truth_of(gt, grid, protocol)
-        patches, pixels = other_maps(self.rows, name, truth, grid)
-        errors = errors_of_rows(truth, torch.cat([answers.depth, *(depth[None] for depth in patches)]), pixels, name)
-        depth, sigma = (maps.flatten(1)[:, truth.patches] for maps in (answers.depth, answers.sigma))  # (R, P)
-        true, predicted = (maps.float().clamp(MIN_DEPTH, protocol.max_depth) for maps in (truth.patch_depth, depth))
+        name, truth, answers = self.data.names[item], self.truth(item, trunk), self.reader(trunk)
+        size, grid, device = tuple(truth.counts.shape), tuple(trunk.patches.shape[2:]), truth.depth.device
+        more, whole = self.more(item, trunk, truth, answers.depth)
+        patches = {setting.name: depth for setting, depth in zip(self.rows.settings, answers.depth, strict=True)}
+        drawn = {row: random_depth(row, name, grid, size, self.protocol.cap) for row in self.rows.randoms}
+        patches |= {row: depth for row, depth in drawn.items() if row != PIXEL} | more
+        pixels = {row: depth for row, depth in drawn.items() if row == PIXEL} | whole
+        pixels |= {row: torch.tensor(depth).expand(size) for row, depth in self.rows.constants.items()}
+
+        found: dict[str, dict[str, float]] = {}
+        for maps in (patches, pixels):
+            for start in range(0, len(maps), MAPS_AT_ONCE):
+                part = dict(list(maps.items())[start : start + MAPS_AT_ONCE])
+                depth = torch.stack([one.to(device, torch.float32) for one in part.values()])
+                values = errors_of(depth, truth, grid, self.protocol, name)
+                found |= {row: {m: float(v[i]) for m, v in values.items()} for i, row in enumerate(part)}
+        depth, sigma = (maps.flatten(1)[:, truth.patches].cpu() for maps in (answers.depth, answers.sigma))  # (R, P)
+        true = truth.patch_depth.cpu()
+        y, pred = (maps.float().clamp(MIN_DEPTH, self.protocol.cap) for maps in (true, depth))
         uncertain = torch.from_numpy(np.stack([steps(row) for row in sigma.numpy()]))
-        curves = sparsification(pixel_errors(true, predicted, ("abs_rel",))["abs_rel"], uncertain)
-        aurg = np.zeros_like(errors["spearman"])
-        aurg[: len(curves)] = gain_over_random(curves).nan_to_num()
-        errors = {metric: aurg if metric == "aurg" else errors[metric] for metric in (*metrics_of(protocol), *COUNTS)}
-        permuted = np.stack([permuted_errors(weights, self.bins, truth) for weights in answers.weights])
-        both = np.stack([depth[0].double().numpy(), truth.patch_depth.numpy()])
-        return ImageScores(errors, histogram(truth.depth, protocol), permuted, both, curves[0].numpy())
+        curves = sparsification(pixel_errors(y, pred, ("abs_rel",))["abs_rel"], uncertain)
+        gains = dict(zip(patches, gain_over_random(curves).nan_to_num().tolist(), strict=False))
+        order = (*metrics_of(self.protocol), *COUNTS)
+        errors = {row: {m: ({"aurg": gains.get(row, 0.0)} | each)[m] for m in order} for row, each in found.items()}
+        permuted = np.stack([permuted_errors(w, self.bins, truth, self.protocol.cap) for w in answers.weights])
+        both = np.stack([depth[0].double().numpy(), true.numpy()])
+        shares = histogram(truth.depth.cpu(), self.protocol, self.data.form.units_per_metre)
+        return ImageScores(errors, shares, permuted, both, curves[0].numpy())
 
-    def score_images(self, data: DepthPairs, trunk_of: Callable[[int], Trunk]) -> list[ImageScores]:
-        """`score_image` of every image, whose trunk `trunk_of` gives by its place.
-
-        Raises UnscorableError: a prediction is not finite, or an image has no valid pixel; DataError: damaged depth.
-        """
-        count = len(data)
+    def score_images(self, trunk_of: Callable[[int], Trunk]) -> list[ImageScores]:
+        """`score_image` of every image, whose trunk `trunk_of` gives by its place. Raises as that."""
+        count = len(self.data)
 
         def one(item: int) -> ImageScores:
-            return self.score_image(data.depth(item), trunk_of(item), data.names[item])
+            return self.score_image(item, trunk_of(item))
 
         # A thread for each image at a time, in which torch computes alone: threads that share a step wait for each
         # other at the end of each of thousands, and metrics do not depend on how many there are.
@@ -264,6 +300,41 @@ class Scorer:
                 raise
 
 
+def errors_of(depth: Tensor, truth: Truth, grid: Sequence[int], protocol: Protocol, name: str) -> dict[str, Tensor]:
+    """Metrics of R maps of one image but aurg: metric -> (R,). Raises UnscorableError.
+
+    Maps are of patches, (R, h, w) [m], which are resized as the method's, or of pixels, (R, H, W) [m].
+    """
+    of_patches = depth.shape[1:] == tuple(grid)
+    pred = upsampled(depth[None], truth.counts.shape)[0] if of_patches else depth
+
+    def errors(gt: Tensor, pred: Tensor, cap: float, metrics: Sequence[str]) -> dict[str, Tensor]:
+        found = mean_errors(gt, pred, cap, (*metrics, "silog"))
+        for how, fit in (("scaled", "median"), ("aligned", "scale_shift")):
+            scale, shift = alignment(gt, pred, fit)
+            other = mean_errors(gt, scale[:, None] * pred + shift[:, None], cap, ALIGNED)
+            found |= {f"{how}_{metric}": value for metric, value in other.items()}
+        return found
+
+    found = image_errors(truth.frame, pred, protocol, name, errors)
+    means = pooled(pred, grid).flatten(1)[:, truth.patches].cpu()  # (R, P)
+    own = depth.flatten(1)[:, truth.patches].cpu() if of_patches else means
+    true = truth.patch_depth.cpu()
+    return found | {"spearman": rank_correlations(means, true), "ordinal": ordinal_errors(own, true)}
+
+
+def permuted_errors(weights: Tensor, bins: Tensor, truth: Truth, cap: float) -> np.ndarray:
+    """The primary metrics of n assignments of bins to words, over patches and not over pixels.
+
+    From weights (K, h, w) and bins (n, K) [m] -> (n, 2) in the order of `PRIMARY`; NaN where no patch is measured.
+    """
+    if not len(truth.patches):
+        return np.full((len(bins), len(PRIMARY)), np.nan)
+    depth = bins.to(weights.device) @ weights.flatten(1)[:, truth.patches]  # (n, P)
+    found = mean_errors(truth.patch_depth.float(), depth, cap, PRIMARY)
+    return np.stack([found[metric].cpu().numpy() for metric in PRIMARY], axis=1)
+
+
 def mean_permuted(images: Sequence[ImageScores], place: int = 0) -> np.ndarray | None:
     """Mean over images of a setting's metrics for every assignment, (n, 2), its own first; None if there is no other.
 
@@ -273,15 +344,7 @@ def mean_permuted(images: Sequence[ImageScores], place: int = 0) -> np.ndarray |
     return np.mean(found, axis=0) if found and len(found[0]) > 1 else None
 
 
-class Truth(NamedTuple):
-    """Ground truth of an image: of its N counted pixels, and of the P patches of which enough is counted."""
-
-    places: Tensor  # (N,) int64 in what the method sees, flattened
-    depth: Tensor  # (N,) float32 [m]
-    patches: Tensor  # (P,) int64 in the flattened grid
-    patch_depth: Tensor  # (P,) float64 [m], mean over a patch's counted pixels
-    size: Size  # of what the method sees
-    protocol: Protocol
+# ---- certainty and order
 
 
 def sparsification(errors: Tensor, uncertainty: Tensor) -> Tensor:
@@ -291,7 +354,7 @@ def sparsification(errors: Tensor, uncertainty: Tensor) -> Tensor:
     """
     rows, n = [], errors.shape[1]
     ends = [-(-n * i // SHARES) for i in range(1, SHARES + 1)]  # rounded up
-    for error, sigma in zip(errors.double().cpu().numpy(), uncertainty.cpu().numpy(), strict=True):
+    for error, sigma in zip(errors.double().numpy(), uncertainty.numpy(), strict=True):
         _, place, count = np.unique(sigma, return_inverse=True, return_counts=True)
         sums = np.cumsum(np.repeat(np.bincount(place, error) / count, count)) if n else np.full(1, np.nan)
         rows.append([sums[end - 1] / max(end, 1) for end in ends])
@@ -306,69 +369,6 @@ def gain_over_random(curves: Tensor) -> Tensor:
     return (curves[..., -1] - curves.mean(dim=-1)).round(decimals=12) + 0.0  # flat ones are 0, and not -0
 
 
-def pooled(maps: Tensor, grid: Sequence[int]) -> Tensor:
-    """Mean of each of h x w patches: (R, H, W) -> (R, h, w). Where they do not divide H and W, borders are of both."""
-    h, w = grid
-    if maps.shape[1] % h or maps.shape[2] % w:  # else equal depths would pool to different fp32 sums
-        maps = maps.double()
-    return F.adaptive_avg_pool2d(maps, (h, w))
-
-
-def truth_of(gt: Tensor, grid: Sequence[int], protocol: Protocol) -> Truth:
-    """The ground truth of an image, and of the h x w patches that the method sees of it.
-
-    From a whole frame gt (1, H, W) float32 [m], 0 = no measurement. Sums of the depth map's whole units are exact where
-    patches divide what is seen into 2^n pixels each, as those of 32 and 16 px do, so that patches of equal mean depth
-    have equal numbers.
-    """
-    places, depth = counted_pixels(gt, protocol)
-    height, width = gt.shape[1:]
-    size = size_of(protocol.window(height, width))
-    maps = torch.zeros(2, math.prod(size), dtype=torch.float64)  # whether a pixel counts; its depth in units
-    maps[0, places], maps[1, places] = 1, (depth.double() * protocol.units_per_metre).round()
-    share, units = pooled(maps.view(2, *size), grid).flatten(1)
-    patches = (share >= protocol.measured_share).nonzero()[:, 0]
-    patch_depth = units[patches] / share[patches] / protocol.units_per_metre
-    return Truth(places, depth, patches, patch_depth, size, protocol)
-
-
-@torch.inference_mode()
-def errors_of_rows(truth: Truth, patches: Tensor, pixels: Tensor, name: str) -> dict[str, np.ndarray]:
-    """All metrics of every row for one image.
-
-    From its ground truth; patches (R, h, w) [m], depth maps that are resized as the method's; and pixels
-    (R', H, W) [m], depth maps as they are.
-
-    Returns:
-        Each of `metrics_of` but aurg, `valid_pixels` and `dropped_pixels` -> (R + R',).
-
-    Raises UnscorableError: a prediction is not finite, or no pixel counts.
-    """
-    grid, wanted = patches.shape[1:], (*truth.protocol.scored, "silog")
-
-    def errors(pred: Tensor) -> dict[str, Tensor]:  # (r, H, W)
-        counted = pred.flatten(1).index_select(1, truth.places)
-        found = errors_of_maps(truth.depth, counted, truth.protocol, wanted, name, SCALED)
-        means = pooled(pred, grid).flatten(1).index_select(1, truth.patches)  # (r, P)
-        return found | {"spearman": rank_correlations(means, truth.patch_depth)}
-
-    parts = [errors(upsampled(part[None], truth.size)[0]) for part in patches.split(MAPS_AT_ONCE)]
-    parts += [errors(part) for part in pixels.split(MAPS_AT_ONCE)]
-    return {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]}
-
-
-def permuted_errors(weights: Tensor, bins: Tensor, truth: Truth) -> np.ndarray:
-    """The primary metrics of n assignments of bins to words, over patches and not over pixels.
-
-    From weights (K, h, w) and bins (n, K) [m] -> (n, 2) in the order of `PRIMARY`; NaN where no patch is measured.
-    """
-    if not len(truth.patches):
-        return np.full((len(bins), len(PRIMARY)), np.nan)
-    depth = bins @ weights.flatten(1)[:, truth.patches]  # (n, P)
-    found = mean_errors(truth.patch_depth.float(), depth, truth.protocol.max_depth, PRIMARY)
-    return np.stack([found[metric].numpy() for metric in PRIMARY], axis=1)
-
-
 def rank_correlations(pred: Tensor, truth: Tensor) -> Tensor:
     """Spearman's correlation of R predictions with the truth: (R, N), (N,) [m] -> (R,) float64.
 
@@ -380,6 +380,13 @@ def rank_correlations(pred: Tensor, truth: Tensor) -> Tensor:
         for row in pred.numpy()
     ]
     return torch.tensor(found, dtype=torch.float64)
+
+
+def ordinal_errors(pred: Tensor, truth: Tensor) -> Tensor:
+    """Share of the pairs whose order is wrong: (R, N), (N,) [m] -> (R,) float64; NaN if no pair is `APART`."""
+    nearer, farther = (truth[:, None] * APART < truth).nonzero().T  # (pairs,)
+    order = torch.from_numpy(np.stack([steps(row) for row in pred.numpy()]))
+    return (order[:, nearer] >= order[:, farther]).double().mean(dim=1)
 
 
 def steps(values: np.ndarray) -> np.ndarray:
@@ -401,49 +408,33 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float((a * b).sum() / norm) if norm > 0 else math.nan
 
 
-def depths_of(protocol: Protocol) -> Tensor:
+# ---- constants
+
+
+def depths_of(protocol: Protocol, units_per_metre: float) -> Tensor:
     """All depths [m] that counted ground truth can have, from 0 up, in units of the 16-bit depth maps."""
-    count = min(math.ceil(protocol.max_depth * protocol.units_per_metre), 2**16)
-    return torch.arange(count, dtype=torch.float32) / protocol.units_per_metre
+    count = min(math.ceil(protocol.cap * units_per_metre), 2**16)
+    return torch.arange(count, dtype=torch.float32) / units_per_metre
 
 
-def histogram(depth: Tensor, protocol: Protocol) -> np.ndarray:
+def histogram(depth: Tensor, protocol: Protocol, units_per_metre: float) -> np.ndarray:
     """The share of each of the U `depths_of` the protocol among an image's counted pixels: (N,) [m] -> (U,) float32."""
-    units = (depth * protocol.units_per_metre).round().long()
-    counts = torch.bincount(units, minlength=len(depths_of(protocol)))
-    return (counts / len(depth)).float().numpy()
+    count = len(depths_of(protocol, units_per_metre))
+    units = (depth * units_per_metre).round().long().clamp(max=count - 1)
+    return (torch.bincount(units, minlength=count) / len(depth)).float().numpy()
 
 
 def sweep_of(protocol: Protocol) -> tuple[float, ...]:
     """The constants [m] that are tried."""
-    tried = (k * protocol.max_depth / SWEPT + OFF_THRESHOLDS for k in range(SWEPT))
-    return tuple(depth for depth in tried if depth < protocol.max_depth)
+    tried = (k * protocol.cap / SWEPT + OFF_THRESHOLDS for k in range(SWEPT))
+    return tuple(depth for depth in tried if depth < protocol.cap)
 
 
-def swept_constants(shares: Tensor, protocol: Protocol) -> dict[str, np.ndarray]:
+def swept_constants(shares: Tensor, protocol: Protocol, units_per_metre: float) -> dict[str, np.ndarray]:
     """Metrics of the S constants of `sweep_of` on each of I images, by histograms (U, I): metric -> (S, I) float64."""
-    gt = depths_of(protocol)
+    gt = depths_of(protocol, units_per_metre)
     parts = [
-        mean_errors(gt, part[:, None], protocol.max_depth, protocol.scored, shares)
+        mean_errors(gt, part[:, None], protocol.cap, protocol.metrics, shares)
         for part in torch.tensor(sweep_of(protocol)).split(CONSTANTS_AT_ONCE)
     ]
-    return {metric: torch.cat([part[metric] for part in parts]).numpy() for metric in protocol.scored}
-
-
-def training_split(depths: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
-    """The mean of each pixel, (416, 544) [m], and the `histogram`s, (10000, T), of a training split's depth maps.
-
-    A pixel's mean is over the maps that measured it; one that none measured takes the mean of all others. None if there
-    is no map, or none with a counted pixel.
-    """
-    size = size_of(NYU_CROP)
-    total, count, shares = torch.zeros(size, dtype=torch.float64), torch.zeros(size), []
-    for gt in depths:
-        total += gt[0][NYU_CROP]
-        count += gt[0][NYU_CROP] > 0
-        if len(depth := counted_pixels(gt, NYU)[1]):
-            shares.append(histogram(depth, NYU))
-    if not shares:
-        return None
-    mean = torch.where(count > 0, total / count.clamp(min=1), total.sum() / count.sum())
-    return mean.float(), torch.from_numpy(np.stack(shares, axis=1))
+    return {metric: torch.cat([part[metric] for part in parts]).numpy() for metric in protocol.metrics}

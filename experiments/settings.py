@@ -2,12 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
-from torch import Tensor
 
 from experiments import published
 from experiments.score import RANDOM_ROWS, Rows, Setting
@@ -15,6 +14,7 @@ from monoclip import Reading
 from viewer.page import COLOUR_WORDS, spread_words
 
 CHANNEL_SUBSETS = 5  # draws of random channels
+TEMPERATURES = (0.03, 0.1, 0.3, 1.0)
 ASSIGNMENTS = 5040  # of bins to words, at most: seven different bins have so many
 # Seven words that vary in nothing, where `COLOUR_WORDS` vary as the depth classes do, but not in distance.
 UNRELATED_WORDS = ("banana", "parliament", "violin", "Tuesday", "umbrella", "arithmetic", "giraffe")
@@ -42,7 +42,7 @@ def read_alike(theirs: Reading, reading: Reading) -> Reading:
     return replace(theirs, readout=reading.readout, image_mean=reading.image_mean, image_std=reading.image_std)
 
 
-def paper_rows(reading: Reading, own: Mapping[str, Reading], dataset: str = "NYU") -> Rows:
+def paper_rows(reading: Reading, own: Mapping[str, Reading], protocol: str = "NYU") -> Rows:
     """`own_rows`, all words and bins that are published for a data set, and the Lower Bound in three kinds of random.
 
     Outside NYU these are `published.OUTDOORS`, ours among them. All have the read-out and image statistics of
@@ -56,7 +56,7 @@ def paper_rows(reading: Reading, own: Mapping[str, Reading], dataset: str = "NYU
         if all(setting.reading != added for setting in settings):
             settings.append(Setting(name, added))
 
-    if dataset == "NYU":
+    if protocol == "NYU":
         for prefix, readings in (("", published.PROMPT_SETS), ("bins ", published.BIN_SETS)):
             for name, paper_reading in readings.items():
                 add(f"{prefix}{name}" if name != "original" else "the paper's words and bins", paper_reading)
@@ -67,20 +67,42 @@ def paper_rows(reading: Reading, own: Mapping[str, Reading], dataset: str = "NYU
     return with_baselines(replace(rows, settings=tuple(settings), randoms=RANDOM_ROWS))
 
 
-def with_controls(rows: Rows, channels: bool, mean_image: Tensor | None) -> Rows:
-    """Add what tells how much of the first reading's metrics is due to language and to sight.
+def control_groups(reading: Reading, channels: bool) -> dict[str, list[Setting]]:
+    """What tells how much of a reading's metrics is due to what, by the question that each group answers.
 
-    The first of `rows` is what is controlled; `channels` says whether the encoder has channels to choose from;
-    `mean_image` is the mean depth of a training split, (416, 544) [m], if there is one.
+    `channels` says whether the encoder has channels to choose from.
     """
-    reading, settings = rows.settings[0].reading, list(rows.settings)
-    for name, words in (("colour words", COLOUR_WORDS), ("unrelated words", UNRELATED_WORDS)):
-        if chosen := spread_words(words, len(reading.bin_list)):
-            settings.append(Setting(name, replace(reading, depth_classes=chosen)))
+    words, bins = reading.depth_classes, reading.bin_list
+    without = []
+    for i, word in enumerate(words):
+        if len(words) == 1 or words.count(word) > 1:  # a row for each of two equal words would have the same name
+            continue
+        kept = [place for place in range(len(words)) if place != i]
+        fewer = replace(reading, depth_classes=tuple(words[k] for k in kept), bin_list=tuple(bins[k] for k in kept))
+        without.append(Setting(f"without {word!r}", fewer))
+    temperatures = [t for t in TEMPERATURES if t != reading.temperature]
+    others = [
+        Setting(name, replace(reading, depth_classes=chosen))
+        for name, found in (("colour words", COLOUR_WORDS), ("unrelated words", UNRELATED_WORDS))
+        if (chosen := spread_words(found, len(bins)))
+    ]
     seeds = range(CHANNEL_SUBSETS if channels else 0)
-    settings += [Setting(f"random channels, unsorted {seed}", reading, seed) for seed in seeds]
-    maps = {published.MEAN_IMAGE: mean_image} if mean_image is not None else {}
-    return with_baselines(replace(rows, settings=tuple(settings), randoms=RANDOM_ROWS, maps=maps))
+    return {
+        "Does every word matter?": without,
+        "Does the temperature matter?": [
+            Setting(f"temperature {t:g}", replace(reading, temperature=t)) for t in temperatures
+        ],
+        "Must the words be about distance?": others,
+        "Does it matter which channels?": [
+            Setting(f"random channels, unsorted {seed}", reading, seed) for seed in seeds
+        ],
+    }
+
+
+def with_controls(rows: Rows, groups: Mapping[str, Sequence[Setting]]) -> Rows:
+    """Add the settings of `control_groups` of the first reading, and random depth."""
+    settings = (*rows.settings, *(setting for group in groups.values() for setting in group))
+    return replace(rows, settings=settings, randoms=RANDOM_ROWS)
 
 
 @cache

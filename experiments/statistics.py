@@ -23,7 +23,8 @@ DIGITS = 6  # of intervals: the last bits of a sum may differ from machine to ma
 EQUAL = 1e-5  # below which a difference of two metrics is none: two pixels of an image's delta
 COUNTS = ("valid_pixels", "dropped_pixels")  # among the values of an image: what is not averaged
 PRIMARY = ("delta1", "abs_rel")  # metrics of the one question that is asked first; all else is exploratory
-HIGHER = HIGHER_IS_BETTER | {"spearman", "aurg"}  # is better, of the metrics that contrasts are in
+HIGHER = HIGHER_IS_BETTER | {"spearman", "aurg", "scaled_delta1", "aligned_delta1"}  # is better
+FOLDS = 10  # at most, of whole clusters
 
 Interval = tuple[float, float] | None
 Means = Mapping[str, float | None]
@@ -40,7 +41,8 @@ class Contrast:
     metric: str
     difference: float | None  # mean over images; None if none has the metric
     interval_95: Interval
-    wins: int  # images for which the row is better
+    wins: int  # images for which the row is better, by more than `EQUAL`
+    images: int  # that have the metric
     dz: float | None  # effect size: mean difference / its standard deviation over images
     p: float | None = None  # of `p_value`
 
@@ -52,13 +54,14 @@ class Case:
     backbone: str
     statistics: str
     readout: str
-    temperature: float
+    temperature: float | None  # None: a linear probe of the features, and no words
     released: bool  # whether this is how the release reads
 
     @property
     def name(self) -> str:
         """The row's name."""
-        return f"{self.backbone}, {self.readout}, {self.statistics}, {self.temperature:g}"
+        how = "linear probe" if self.temperature is None else f"{self.temperature:g}"
+        return f"{self.backbone}, {self.readout}, {self.statistics}, {how}"
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,7 @@ class Results:
 
     Args:
         images: I of them.
-        rows: names of the R rows.
-        errors: of each image, metric -> (R,) in the order of `rows`, with `COUNTS` among the metrics.
+        errors: of each image, row -> metric -> value, with `COUNTS` among the metrics.
         baselines: row -> the row that its difference is taken to, of which all others take the first.
 
     Attributes:
@@ -98,19 +100,18 @@ class Results:
     def __init__(
         self,
         images: Images,
-        rows: Sequence[str],
-        errors: Sequence[Mapping[str, np.ndarray]],
+        errors: Sequence[Mapping[str, Mapping[str, float]]],
         baselines: Mapping[str, str],
     ) -> None:
         self.images, self.baselines = images, dict(baselines)
         self.scenes, self.codes = np.array(images.scenes), np.unique(images.clusters, return_inverse=True)[1]
-        self.columns = tuple(name for name in errors[0] if name not in COUNTS)
+        self.columns = tuple(name for name in next(iter(errors[0].values())) if name not in COUNTS)
 
         def by_row(names: Sequence[str]) -> dict[str, np.ndarray]:
-            values = np.array([[each[name] for name in names] for each in errors])  # (I, names, R)
-            return {row: np.ascontiguousarray(values[..., i]) for i, row in enumerate(rows)}
+            return {row: np.array([[each[row][name] for name in names] for each in errors]) for row in errors[0]}
 
-        self.metrics, self.counts = by_row(self.columns), by_row(COUNTS)
+        self.metrics = by_row(self.columns)
+        self.counts = {row: values.astype(np.int64) for row, values in by_row(COUNTS).items()}
 
     @property
     def first_baseline(self) -> str:
@@ -118,10 +119,15 @@ class Results:
         return next(iter(self.baselines.values()))
 
     @property
+    def has_intervals(self) -> bool:
+        """Whether there are clusters enough."""
+        return self.images.cluster_count >= MIN_CLUSTERS
+
+    @property
     def interval_note(self) -> str:
         """How intervals come about, or why there are none."""
         count, by = self.images.cluster_count, self.images.clustered_by
-        if count < MIN_CLUSTERS:
+        if not self.has_intervals:
             return f"No intervals: fewer than {MIN_CLUSTERS} clusters ({count}: {by})."
         return f"95 % intervals: cluster-robust, over {count} clusters ({by})."
 
@@ -147,15 +153,14 @@ class Results:
         """Mean of each metric over the images that have it, all with the same weight; None where none has it."""
         return self.by_column([mean_of(values) for values in self.metrics[row][self.over(scene)].T])
 
-    def difference(self, row: str, scene: str | None = None) -> Means:
+    def difference(self, row: str) -> Means:
         """Mean of each metric minus that of the row's baseline, image by image."""
-        return self.by_column([mean_of(values) for values in self.less(row, self.baseline(row))[self.over(scene)].T])
+        return self.by_column([mean_of(values) for values in self.less(row, self.baseline(row)).T])
 
-    def intervals(self, row: str, scene: str | None = None) -> tuple[Intervals, Intervals]:
+    def intervals(self, row: str) -> tuple[Intervals, Intervals]:
         """95 % intervals of a row's means and of their differences to its baseline."""
-        chosen = self.over(scene)
         own, less = (
-            self.by_column([interval_of(column, self.codes[chosen]) for column in values[chosen].T])
+            self.by_column([interval_of(column, self.codes) for column in values.T])
             for values in (self.metrics[row], self.less(row, self.baseline(row)))
         )
         return own, less
@@ -180,17 +185,17 @@ class Results:
         spread = differences.std(ddof=1) if len(differences) > 1 else 0
         mean = mean_of(differences)
         dz = mean / float(spread) if mean is not None and spread > EQUAL else None
-        return Contrast(row, other, metric, mean, interval, wins, dz, p)
+        return Contrast(row, other, metric, mean, interval, wins, len(differences), dz, p)
 
 
 class Findings(NamedTuple):
     """All that step 2 finds over all images."""
 
     results: Results
-    best: dict[str, dict[str, float]]  # over which images -> metric -> best constant [m]
     permuted: np.ndarray | None  # (n, 2), mean `PRIMARY` metrics of assignments of bins to words, the run's own first
     patches: np.ndarray  # (2, N) [m], depth of all patches, as this run predicts it and as it is
     curve: np.ndarray | None  # (S,), mean `sparsification` of this run, if any patch is measured
+    missing: list[str]  # why rows are left out, a sentence each
 
 
 def mean_of(values: np.ndarray) -> float | None:
@@ -227,21 +232,21 @@ def t_975(freedom: int) -> float:
     return z + first / f + second / f**2 + third / f**3 + fourth / f**4
 
 
-def best_places(swept: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Which of S constants has the best mean over images: metric -> (S, I) to metric -> place."""
-    means = {metric: errors.mean(axis=1) for metric, errors in swept.items()}
-    return {metric: int(mean.argmax() if metric in HIGHER else mean.argmin()) for metric, mean in means.items()}
+def folds_of(clusters: Sequence[str]) -> list[int]:
+    """The fold of each image: clusters, in the order of their first image, are dealt in turn to `FOLDS` or fewer."""
+    order = {cluster: place for place, cluster in enumerate(dict.fromkeys(clusters))}
+    return [order[cluster] % min(FOLDS, len(order)) for cluster in clusters]
 
 
-def best_elsewhere(swept: np.ndarray, labels: np.ndarray, higher: bool) -> np.ndarray:
-    """Each image's value for the constant that is best over all images of other clusters: (S, I), (I,) -> (I,).
+def best_elsewhere(swept: np.ndarray, folds: Sequence[int], higher: bool) -> np.ndarray:
+    """Each image's value for the constant that is best over all images of other folds: (S, I), (I,) -> (I,).
 
-    There are two clusters or more.
+    There are two folds or more.
     """
-    codes = np.unique(labels, return_inverse=True)[1]
-    own = codes == np.arange(codes.max() + 1)[:, None]  # (C, I)
-    others = swept @ ~own.T  # (S, C)
-    best = others.argmax(axis=0) if higher else others.argmin(axis=0)  # (C,)
+    codes = np.array(folds)
+    own = codes == np.arange(codes.max() + 1)[:, None]  # (F, I)
+    others = swept @ ~own.T  # (S, F)
+    best = others.argmax(axis=0) if higher else others.argmin(axis=0)  # (F,)
     return swept[best[codes], np.arange(len(codes))]
 
 

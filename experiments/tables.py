@@ -9,38 +9,41 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from textwrap import wrap
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 import torch
 
-from calculate_error import NYU, Protocol
+from calculate_error import Protocol
 from datasets import counted, printable
 from experiments.published import (
     BEST,
-    BEST_ELSEWHERE,
-    BEST_TRAINED,
     BINS,
+    CEILING,
     COLUMNS,
     KITTI_ROWS,
     LOWER_BOUND,
-    MEAN_IMAGE,
+    PROBE,
     PROMPTS,
+    RUNGS,
     TABLE_1,
     THIS_RUN,
+    TRUTH_AT,
     UNIFORM,
     Published,
     beside,
+    label_of,
     named_by,
     published_over,
 )
-from experiments.score import SHARES, gain_over_random
+from experiments.score import EXTRA_METRICS, SHARES, Rows, gain_over_random
 from experiments.statistics import (
     COUNTS,
     HIGHER,
     PRIMARY,
     Contrast,
+    Findings,
     Interval,
     Intervals,
     Results,
@@ -50,14 +53,14 @@ from experiments.statistics import (
 
 RESULTS_FILE, ROWS_FILE = "results.json", "per_image.csv"
 OURS, THEIRS, DIFFERENCE = "ours", "published", "difference"
-CLOSE, REPRODUCED = 0.005, "difference, within .005"  # of all metrics of a row, with the paper's weights and images
-APART = ("ours:", *COLUMNS, "published:", *COLUMNS)  # columns where ours and the paper's do not compare
-NOT_MEASURED = "as published, not measured here"
+CLOSE, REPRODUCED = 0.005, "within .005"  # of all metrics of a row, with the paper's weights and images
 EXPLORATORY = "Exploratory, unadjusted."
+SMALL_P = 0.05
+WIDTH, NAME = 100, 33  # letters of a line, and of a row's name, in the terminal
 TABLE_NOTES = {
     TABLE_1: 'Lower Bound: in the paper random "for each pixel within depth range 0-10m", for which its rmse 2.934 is '
     "hardly possible (docs/questions.md). Zhang et al.'s log10 .529 does not go with its other metrics. "
-    f"{MEAN_IMAGE[0].upper()}{MEAN_IMAGE[1:]}: over another crop and filled ground truth. {EXPLORATORY}",
+    f"The mean training depth image is over another crop and filled ground truth. {EXPLORATORY}",
     PROMPTS: EXPLORATORY,
     BINS: EXPLORATORY,
     KITTI_ROWS: "MfH does not say whose bins and protocol; Auty and Mikolajczyk crop the ground truth to the window "
@@ -65,22 +68,29 @@ TABLE_NOTES = {
 }
 QUESTION = "Does language see depth here?"
 ANSWER = (
-    "A yes needs both metrics to be better beyond their intervals, against the best constant of the other clusters as "
-    "well, and a small p (docs/statistics.md)."
+    "A yes needs both metrics to be better beyond their intervals, against the best constant as well, and a small p "
+    "(docs/statistics.md)."
 )
 CONTRAST_MEANING = (
-    "wins: images for which this run is better. dz: mean difference / its standard deviation over images. spearman: "
-    "minus 0, as a constant has no order."
+    "wins: images for which the first of the two rows is better. dz: mean difference / its standard deviation over "
+    "images. spearman: minus 0, as a constant has no order."
 )
 CONTRAST_COLUMNS = ("difference", "95 % interval", "wins", "dz", "p")
+LADDER = "How far does language get?"
+LADDER_MEANING = (
+    f"From knowing nothing to the most that patches of this size can say (docs/ladder.md). Beside each metric: minus "
+    f"{THIS_RUN}, image by image, with its 95 % interval. What is fitted is fitted on other clusters; a best constant "
+    "of other images of the same data is not independent of them."
+)
 SCENE_MEANING = "A scene is a room type."
 EXTRA_MEANING = (
-    "spearman: rank correlation over each image's patches of which half is measured (outside NYU, a fiftieth), - for "
-    "maps that span less than 1 cm. aurg: what sigma, how far apart the answers lie, knows of abs_rel "
-    "(docs/readouts.md), 0 for any constant. silog: scale-invariant log error, not times 100. scaled: after "
-    "multiplying each prediction by the ratio of medians, the lower ones of even numbers of pixels. Uniform weights "
-    "stand for all constants."
+    "spearman: rank correlation over each image's measured patches, - for maps that span less than 1 cm. ordinal: "
+    "share of pairs of patches in the wrong order, of those whose true depths differ by more than a factor 1.25. aurg: "
+    "what sigma, how far apart the answers lie, knows of abs_rel (docs/readouts.md), 0 for any constant. silog: "
+    "scale-invariant log error, not times 100. scaled: after multiplying each prediction by the ratio of medians. "
+    "aligned: after a pred + b by least squares, as relative methods report. Uniform weights stand for all constants."
 )
+MAIN = "This run"
 CERTAIN = "Does CLIP know when it is wrong?"
 CERTAIN_MEANING = (
     "abs_rel of the most certain share of each image's patches, by sigma, how far apart the answers lie; mean over "
@@ -93,25 +103,22 @@ CERTAIN_SHARES = (1, 2, 5, 10, 15, SHARES)  # of SHARES, in the table
 class Report:
     """What the tables and drawings are made of."""
 
-    results: Results
-    published_by: Mapping[Published, str]  # published row with a reading -> our row of the same reading
-    lower_bounds: Sequence[str]  # our rows that stand beside the paper's Lower Bound
-    official: bool  # whether the images are those of published metrics, so that they compare
-    as_released: bool  # whether OpenAI's RN50 is read out as the release does, so that rows can be reproduced
+    findings: Findings
+    rows: Rows  # that were scored
+    protocol: Protocol
     title: str  # of all that is reported
     caption: str  # what everything is over, and what to beware of
-    controls: bool = False  # whether they are among the rows
+    official: bool = False  # whether the images are those of published metrics, so that they compare
+    as_released: bool = False  # whether OpenAI's RN50 is read out as the release does, so that rows can be reproduced
     warnings: Sequence[str] = ()  # what to beware of
-    permuted: np.ndarray | None = None  # (n, 2), mean primary metrics of assignments of bins to words, ours first
-    complete: bool = True  # whether these are all that there are, or random ones of more
     own: Sequence[str] = ()  # rows of one's own readings
-    curve: np.ndarray | None = None  # (SHARES,), mean `sparsification` of this run
-    protocol: Protocol = NYU
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)  # question -> rows of the controls
+    complete: bool = True  # whether the assignments are all that there are, or random ones of more
 
     @property
-    def published(self) -> list[Published]:
-        """What is published over the data set."""
-        return published_over(self.protocol.data_set)
+    def results(self) -> Results:
+        """All metrics."""
+        return self.findings.results
 
     @cached_property
     def primary(self) -> list[Contrast]:
@@ -120,41 +127,55 @@ class Report:
 
     @cached_property
     def exploratory(self) -> list[Contrast]:
-        """Correlations; this run less what is known without looking; own readings and other prompts less theirs."""
-        pairs = [(THIS_RUN, UNIFORM, metric) for metric in ("spearman", "aurg")]
-        constants = [row for row in (BEST, BEST_ELSEWHERE, BEST_TRAINED, MEAN_IMAGE) if row in self.results.metrics]
-        pairs += [(THIS_RUN, row, metric) for row in constants for metric in PRIMARY]
-        pairs += [(row, self.results.baseline(row), metric) for row in self.own for metric in PRIMARY]
-        prompts = {row.name: ours for row, ours in self.published_by.items() if row.table == PROMPTS}
-        original = prompts.pop("original", None)
-        pairs += [(row, original, metric) for row in prompts.values() for metric in PRIMARY if original]
-        return [self.results.contrast(*pair) for pair in pairs]
+        """This run less the best constant, and what a constant does not have."""
+        best = [(BEST, metric) for metric in PRIMARY if BEST in self.results.metrics]
+        pairs = [*best, *((UNIFORM, metric) for metric in ("spearman", "aurg"))]
+        return [self.results.contrast(THIS_RUN, row, metric) for row, metric in pairs]
 
     @cached_property
     def intervals(self) -> dict[str, tuple[Intervals, Intervals]]:
         """Of each row over all images: see `Results.intervals`."""
         return {row: self.results.intervals(row) for row in self.results.metrics}
 
-    @property
-    def compared(self) -> dict[str, dict[str, float | None]]:
-        """Published metrics over all images by the same protocol, of each of our rows that has some beside it."""
-        by, label = self.published_by.items() if self.official else (), self.protocol.label
-        return {name: row.by_column() for row, name in by if row.scene is None and row.protocol == label}
-
     def p_of(self, metric: str) -> float | None:
         """Share of the assignments of bins to words that are as good as this run's; None where there is no other."""
-        if self.permuted is None:
+        if self.findings.permuted is None:
             return None
-        own, *others = self.permuted[:, PRIMARY.index(metric)]
+        own, *others = self.findings.permuted[:, PRIMARY.index(metric)]
         return p_value(own, np.array(others), metric in HIGHER)
+
+    @property
+    def verdict(self) -> str:
+        """Yes, no, or cannot tell, and why not."""
+        asked = [*self.primary, *(c for c in self.exploratory if c.minus == BEST)]
+        if any(contrast.interval_95 is None for contrast in asked):
+            return "cannot tell: too few clusters for intervals"
+        if self.findings.permuted is None:
+            return "cannot tell: no other assignment of the bins was asked" + ("" if self.groups else " (--controls)")
+        worst = [self.towards_better(contrast) for contrast in asked]
+        if any(high < 0 for _, high in worst):
+            return "no"
+        if len(self.findings.permuted) * SMALL_P < 1:
+            return "cannot tell: there are too few assignments of the bins for a small p"
+        if any(contrast.p is not None and contrast.p > SMALL_P for contrast in self.primary):
+            return "no"
+        return "yes" if all(low > 0 for low, _ in worst) else "cannot tell: an interval holds 0"
+
+    def towards_better(self, contrast: Contrast) -> tuple[float, float]:
+        """A contrast's interval, positive where the first row is better."""
+        low, high = contrast.interval_95 or (-math.inf, math.inf)
+        return (low, high) if contrast.metric in HIGHER else (-high, -low)
 
     def beside(self, row: Published) -> Sequence[str]:
         """Our rows that stand beside a published one."""
-        if row in self.published_by:
-            return [self.published_by[row]]
-        if row.name == LOWER_BOUND:
-            return self.lower_bounds
-        return [MEAN_IMAGE] if row.name == MEAN_IMAGE and MEAN_IMAGE in self.results.metrics else []
+        if row.reading:
+            return [name] if (name := self.rows.row_of(row.reading)) else []
+        return self.rows.randoms if row.name == LOWER_BOUND else []
+
+    @property
+    def published(self) -> list[Published]:
+        """What is published over these images."""
+        return published_over(self.protocol.name) if self.official else []
 
 
 @dataclass(frozen=True)
@@ -185,57 +206,111 @@ def cells_of(values: Mapping[str, float | None], columns: Sequence[str], form: s
     return tuple("-" if values.get(c) is None else format(values[c], form) for c in columns)
 
 
-def all_tables(report: Report, constants: Mapping[str, float]) -> list[Table]:
-    """All tables that are printed; `constants` [m] have the baselines of this run and of one's own readings."""
-    tables = [question_table(report, constants[UNIFORM]), main_table(report, constants)]
-    tables += paper_tables(report) if report.lower_bounds else ()
-    if report.controls:
-        tables.append(overview("Controls", report, COLUMNS))
-    extra = [metric for metric in report.results.columns if metric not in report.protocol.scored]
-    tables.append(overview("What a constant cannot fake", report, extra, EXTRA_MEANING))
-    tables.append(contrast_table("Paired differences", EXPLORATORY, report.exploratory[1:], report))
-    return [*tables, certainty_table(report.curve)] if report.curve is not None else tables
+def answer(report: Report) -> str:
+    """The answer to the question in three lines, for the terminal."""
+    lines = [f"{QUESTION} {report.verdict[0].upper()}{report.verdict[1:]}."]
+    for c in report.primary:
+        own, other = (cells_of(report.results.mean(row), (c.metric,))[0] for row in (THIS_RUN, UNIFORM))
+        difference, p = (
+            "-" if c.difference is None else f"{c.difference:+.3f}",
+            "" if c.p is None else f", p = {c.p:.4f}",
+        )
+        better = "higher" if c.metric in HIGHER else "lower"
+        lines.append(
+            f"{c.metric} ({better} is better): {own}, uniform weights {other}, difference {difference} "
+            f"{bounds(c.interval_95, '+.3f')}{p}"
+        )
+    return "\n".join(lines)
 
 
-def question_table(report: Report, uniform_depth: float) -> Table:
+def all_tables(report: Report) -> list[Table]:
+    """All tables, for Markdown."""
+    tables = [question_table(report), main_table(report)]
+    if CEILING in report.results.metrics:
+        tables.insert(1, ladder_table(report))
+    tables += paper_tables(report)
+    for title, rows in report.groups.items():
+        tables.append(overview(title, report, [THIS_RUN, *rows], (*COLUMNS, "spearman")))
+    if report.rows.randoms:
+        tables.append(overview("Is it better than chance?", report, [THIS_RUN, *report.rows.randoms], COLUMNS))
+    everything = list(report.results.metrics)
+    tables.append(overview("Every row", report, everything, COLUMNS))
+    tables.append(overview("What a constant cannot fake", report, everything, EXTRA_METRICS, EXTRA_MEANING))
+    if report.findings.curve is not None:
+        tables.append(certainty_table(report.findings.curve))
+    return [*tables, interval_table(report)] if report.results.has_intervals else tables
+
+
+def question_table(report: Report) -> Table:
     """The primary contrast, what it must be read with, and where this run is among the assignments of its bins."""
+    permuted, depth = report.findings.permuted, report.rows.constants[UNIFORM]
     caption = (
-        f"Primary contrast: {THIS_RUN} minus {UNIFORM}, the mean {uniform_depth:.3f} m of its bins, image by image. "
+        f"{report.verdict[0].upper()}{report.verdict[1:]}. "
+        f"Primary contrast: {THIS_RUN} minus {UNIFORM}, the mean {depth:.3f} m of its bins, image by image. "
         f"{ANSWER} All else in these tables is exploratory, unadjusted. {report.results.interval_note} "
         f"{CONTRAST_MEANING} "
     )
-    first = [*report.primary, *(c for c in report.exploratory if c.minus == BEST_ELSEWHERE), report.exploratory[0]]
-    table = contrast_table(QUESTION, caption, first, report)
-    if report.permuted is None:
-        table.caption += "p: there is no other assignment." if report.controls else "p: with --controls."
+    table = Table(QUESTION, caption, CONTRAST_COLUMNS)
+    for c in (*report.primary, *report.exploratory):
+        effect = "-" if c.dz is None else f"{c.dz:+.2f}"
+        difference = "-" if c.difference is None else f"{c.difference:+.3f}"
+        cells = (difference, bounds(c.interval_95, "+.3f"), f"{c.wins} of {c.images}", effect, "-")
+        table.lines.append(Line(f"{c.row} minus {c.minus}", c.metric, cells))
+    if permuted is None:
+        table.caption += "p: there is no other assignment." if report.groups else "p: with --controls."
         return table
-    n = len(report.permuted) - 1
+    n = len(permuted) - 1
     table.caption += f"p: (1 + k) / (1 + n), k of {'all' if report.complete else 'the random'} n = {n:,} other "
     table.caption += (
         "assignments of the bins to the words are as good, over patches with the mean of each one's ground truth."
     )
     for place, contrast in enumerate(report.primary):
-        own, *others = report.permuted[:, place]
+        own, *others = permuted[:, place]
         name = f"{THIS_RUN} minus the mean of {n:,} other assignments, over patches"
         cells = (f"{own - np.mean(others):+.3f}", "-", "-", "-", f"{contrast.p:.4f}")
         table.lines.append(Line(name, contrast.metric, cells))
     return table
 
 
-def contrast_table(title: str, caption: str, contrasts: Sequence[Contrast], report: Report) -> Table:
-    """A line for each contrast."""
-    table = Table(title, caption, CONTRAST_COLUMNS)
-    for c in contrasts:
-        effect = "-" if c.dz is None else f"{c.dz:+.2f}"
-        wins = f"{c.wins} of {len(report.results.images)}"
-        difference = "-" if c.difference is None else f"{c.difference:+.3f}"
-        cells = (difference, bounds(c.interval_95, "+.3f"), wins, effect, "-")
-        table.lines.append(Line(f"{c.row} minus {c.minus}", c.metric, cells))
+def ladder_table(report: Report) -> Table:
+    """Each rung with its difference to this run."""
+    results, columns = report.results, ("delta1", "abs_rel", "aligned_delta1", "ordinal")
+    headed = [text for column in columns[:2] for text in (column, "minus", "95 %")] + list(columns[2:])
+    caption = " ".join([LADDER_MEANING, distance(report), *report.findings.missing, EXPLORATORY]).replace("  ", " ")
+    table = Table(LADDER, caption, headed)
+    for row in RUNGS:
+        if row not in results.metrics:
+            continue
+        mean, cells = results.mean(row), []
+        for column in columns[:2]:
+            c = results.contrast(row, THIS_RUN, column)
+            less = "" if row == THIS_RUN or c.difference is None else f"{c.difference:+.3f}"
+            cells += [*cells_of(mean, (column,)), less, bounds(c.interval_95, "+.3f") if less else ""]
+        table.lines.append(Line(row, "", (*cells, *cells_of(mean, columns[2:]))))
     return table
 
 
+def distance(report: Report) -> str:
+    """How far words, position and a probe get from a constant to the ceiling, in a sentence; empty if it is no way."""
+    values = {row: report.results.mean(row)["delta1"] for row in RUNGS if row in report.results.metrics}
+    start, end = values.get(BEST), values.get(CEILING)
+    if start is None or end is None or end - start < CLOSE:
+        return ""
+    parts = []
+    for name, row in (
+        ("words take", THIS_RUN),
+        ("position alone", TRUTH_AT),
+        ("a linear probe of the same features", PROBE),
+    ):
+        value = values.get(row)
+        if value is not None:
+            parts.append(f"{name} {100 * (value - start) / (end - start):.0f} % ({value:.3f})")
+    way = f"Of the way from the best constant (delta1 {start:.3f}) to the ceiling ({end:.3f}), "
+    return f"{way}{', '.join(parts)}."
+
+
 def certainty_table(curve: np.ndarray) -> Table:
-    """Mean error of the most certain patches; `curve` as in `Report`."""
+    """Mean error of the most certain patches; `curve` as in `Findings`."""
     shares = {f"{100 * share // SHARES} %": share - 1 for share in CERTAIN_SHARES}
     table = Table(CERTAIN, f"{CERTAIN_MEANING} {EXPLORATORY}", (*shares, "aurg"))
     gain = float(gain_over_random(torch.from_numpy(curve)))
@@ -244,61 +319,54 @@ def certainty_table(curve: np.ndarray) -> Table:
     return table
 
 
-def main_table(report: Report, constants: Mapping[str, float]) -> Table:
+def main_table(report: Report) -> Table:
     """This run and one's own readings between published rows and what says nothing."""
-    table, results = Table(named_by("This run", report.protocol.label), "", COLUMNS), report.results
+    name, results = report.protocol.name, report.results
+    table = Table(named_by(MAIN, label_of(name)), "", COLUMNS)
     table.add(THIS_RUN, OURS, results.mean(THIS_RUN))
-    for name, row in beside(report.protocol.data_set).items() if report.official else ():
-        table.add(name, "", row)
-    for name in report.own:
-        table.add(name, OURS, results.mean(name))
-    for name in dict.fromkeys(results.baseline(row) for row in (THIS_RUN, *report.own)):
-        table.add(f"{name} ({constants[name]:.3f} m)" if name == UNIFORM else name, OURS, results.mean(name))
-    for name in (BEST, BEST_ELSEWHERE, BEST_TRAINED):
-        if name in results.metrics:
-            table.add(name, OURS, results.mean(name))
+    for published, values in beside(name).items() if report.official else ():
+        table.add(published, "", values)
+    for own in report.own:
+        table.add(own, OURS, results.mean(own))
+    for row in dict.fromkeys(results.baseline(row) for row in (THIS_RUN, *report.own)):
+        table.add(f"{row} ({report.rows.constants[row]:.3f} m)" if row == UNIFORM else row, OURS, results.mean(row))
+    if BEST in results.metrics:
+        table.add(f"{BEST}, of other images", OURS, results.mean(BEST))
     return table
 
 
 def paper_tables(report: Report) -> list[Table]:
     """The published tables: ours, theirs and the difference; rows that we cannot measure as published.
 
-    Rows of another protocol have no difference. Over other images than the paper's, nothing is ranked: no Table 1, and
-    ours and published stand in columns apart.
+    Rows of another protocol have no difference. Over other images than the published ones, there is none.
     """
     tables: dict[tuple[str, str | None], Table] = {}
-    for row in report.published if report.official else (r for r in report.published if r.table != TABLE_1):
+    label = label_of(report.protocol.name)
+    for row in report.published if len(report.rows.settings) > 1 + len(report.own) else ():
         count = counted(int(report.results.over(row.scene).sum()))
         caption = (
             f"Of these, only {row.scene}: {count}. {SCENE_MEANING}" if row.scene else TABLE_NOTES.get(row.table, "")
         )
         title = f"{row.table}, {row.scene}" if row.scene else row.table
-        columns = COLUMNS if report.official else APART
-        table = tables.setdefault((row.table, row.scene), Table(title, caption, columns))
-        theirs = row.by_column()
-        ours = {name: report.results.mean(name, row.scene) for name in report.beside(row)}
-        if not report.official:
-            pairs = [(cells_of(mean, COLUMNS), cells_of(theirs, COLUMNS)) for mean in ours.values()]
-            table.lines += [Line(row.by_protocol, "", ("", *own, "", *published)) for own, published in pairs]
-            continue
+        table = tables.setdefault((row.table, row.scene), Table(title, caption, COLUMNS))
+        theirs, ours = row.by_column(), {name: report.results.mean(name, row.scene) for name in report.beside(row)}
         if not ours or not report.results.over(row.scene).any():
-            table.add(row.by_protocol + (f" ({row.note})" if row.note else ""), NOT_MEASURED, theirs)
+            table.add(row.by_protocol + (f" ({row.note})" if row.note else ""), THEIRS, theirs)
             continue
         for name, mean in ours.items():
-            one = row.name if row.reading or row.name == name else f"{row.name}: {name}"
-            table.add(named_by(one, row.protocol and report.protocol.label), OURS, mean)
-            table.add(named_by("", row.protocol).strip(), THEIRS, theirs)
-            if row.protocol == report.protocol.label:
+            table.add(named_by(row.name if row.reading else f"{row.name}: {name}", label), OURS, mean)
+            table.add(label_of(row.protocol), THEIRS, theirs)
+            if row.protocol == report.protocol.name:
                 off = {c: minus(mean[c], theirs[c]) for c in COLUMNS}
                 close = all(round(abs(value), 9) <= CLOSE for value in off.values() if value is not None)
                 table.add("", REPRODUCED if close and report.as_released else DIFFERENCE, off, sign=True)
     return list(tables.values())
 
 
-def overview(title: str, report: Report, columns: Sequence[str], caption: str = "") -> Table:
-    """Every row."""
+def overview(title: str, report: Report, rows: Sequence[str], columns: Sequence[str], caption: str = "") -> Table:
+    """Some rows, or all."""
     table = Table(title, f"{caption} {EXPLORATORY}".strip(), columns)
-    for row in report.results.metrics:
+    for row in rows:
         table.add(row, OURS, report.results.mean(row))
     return table
 
@@ -306,8 +374,7 @@ def overview(title: str, report: Report, columns: Sequence[str], caption: str = 
 def interval_table(report: Report) -> Table:
     """Each row with the intervals of its metrics and of their differences to uniform weights over its own bins."""
     results = report.results
-    best = f"{BEST!r} is chosen on the images that it is report on, so that it looks too good."
-    table = Table("Intervals", f"{report.results.interval_note} {best} {EXPLORATORY}", COLUMNS)
+    table = Table("Intervals", f"{report.results.interval_note} {EXPLORATORY}", COLUMNS)
     for row, (own, difference) in report.intervals.items():
         table.add(row, OURS, results.mean(row))
         table.lines.append(Line("", "interval", tuple(bounds(own[c], ".3f") for c in COLUMNS)))
@@ -322,15 +389,32 @@ def bounds(interval: Interval, form: str) -> str:
     return "-" if interval is None else f"[{interval[0]:{form}}, {interval[1]:{form}}]"
 
 
-def as_text(table: Table) -> str:
-    """For the terminal: aligned columns."""
-    rows = [("", "", table.columns), *((printable(line.name), line.kind, line.cells) for line in table.lines)]
+def as_text(table: Table, columns: int | None = None, names: int = NAME) -> str:
+    """For the terminal: title and aligned columns, all or the first few, without the caption; long names are cut."""
+    rows = [("", "", table.columns), *((printable(line.name)[:names], line.kind, line.cells) for line in table.lines)]
+    rows = [(name, kind, texts[:columns]) for name, kind, texts in rows]
     name_width, kind_width = (max(len(row[part]) for row in rows) for part in (0, 1))
     widths = [max(9, *(len(text) + 2 for text in column)) for column in zip(*(row[2] for row in rows), strict=True)]
-    lines = wrap(printable(f"{table.title} ({table.caption})" if table.caption else table.title), 120)
+    lines = [printable(table.title)]
     for name, kind, texts in rows:
         lines.append(f"{name:<{name_width}}  {kind:<{kind_width}}" + "".join(map(str.rjust, texts, widths)))
     return "\n".join(lines)
+
+
+def summary(report: Report, tables: Sequence[Table], where: str) -> str:
+    """What the terminal shows: the answer, the ladder, this run or Table 1, and `where` the rest is."""
+    shown = {table.title: table for table in tables}
+    parts = [paragraph(report.caption), answer(report)]
+    if LADDER in shown:
+        beside = "Beside each metric: minus this run, image by image, with its 95 % interval."
+        parts += [as_text(shown[LADDER], columns=6), paragraph(f"{beside} {distance(report)}".strip())]
+    parts += [as_text(shown.get(TABLE_1, tables[2 if LADDER in shown else 1])), paragraph(where)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def paragraph(text: str) -> str:
+    """Text in lines of at most 100 letters."""
+    return fill(printable(text), WIDTH)
 
 
 def as_markdown(tables: Iterable[Table], heading: str, caption: str) -> str:
@@ -348,10 +432,12 @@ def as_markdown(tables: Iterable[Table], heading: str, caption: str) -> str:
 def markdown(text: str) -> str:
     """Text for a cell or a line of Markdown: nothing in it ends the cell or the line, or begins a tag."""
     text = printable(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-    return text.replace("_", "\\_").replace("*", "\\*")
+    for character in "_*[]`":  # emphasis, links, code
+        text = text.replace(character, f"\\{character}")
+    return text
 
 
-def as_csv(results: Results, cell: Callable[[str], str], protocol: str = NYU.name) -> str:
+def as_csv(results: Results, cell: Callable[[str], str], protocol: str) -> str:
     """A line for each image and row, no metric being an empty cell; `cell` makes text harmless for a spreadsheet."""
     text, images = io.StringIO(), results.images
     writer = csv.writer(text, lineterminator="\n")
@@ -365,35 +451,34 @@ def as_csv(results: Results, cell: Callable[[str], str], protocol: str = NYU.nam
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """The primary contrast; the metrics of every row, over all images and for each scene, with intervals."""
-    results = report.results
+    """The question and its answer; the metrics of every row, with intervals; the ladder."""
+    results, permuted = report.results, report.findings.permuted
+    rungs = [row for row in RUNGS if CEILING in results.metrics and row in results.metrics and row != THIS_RUN]
 
-    def row(name: str, intervals: tuple[Intervals, Intervals], scene: str | None = None) -> dict[str, Any]:
-        return {
-            "metrics": results.mean(name, scene),
-            "interval_95": intervals[0],
-            "baseline": results.baseline(name),
-            "less_baseline": results.difference(name, scene),
-            "less_baseline_interval_95": intervals[1],
-        }
+    def row(name: str) -> dict[str, Any]:
+        own, difference = report.intervals[name]
+        counts = dict(zip(COUNTS, results.counts[name].sum(0).tolist(), strict=True))
+        less = {"baseline": results.baseline(name), "less_baseline": results.difference(name)}
+        intervals = {"interval_95": own, "less_baseline_interval_95": difference}
+        return {"metrics": results.mean(name), **less, **intervals, **counts}
 
-    def of_scene(scene: str) -> dict[str, Any]:
-        return {name: row(name, results.intervals(name, scene), scene) for name in results.metrics}
-
-    counts = {name: dict(zip(COUNTS, values.sum(0).tolist(), strict=True)) for name, values in results.counts.items()}
     return {
         "question": {
             "asked": QUESTION,
+            "answer": report.verdict,
             "primary": [asdict(contrast) for contrast in report.primary],
             "exploratory": [asdict(contrast) for contrast in report.exploratory],
-            "other_assignments": 0 if report.permuted is None else len(report.permuted) - 1,
-            "all_assignments": None if report.permuted is None else report.complete,
+            "other_assignments": 0 if permuted is None else len(permuted) - 1,
+            "all_assignments": None if permuted is None else report.complete,
+        },
+        "ladder": {
+            "minus_this_run": [asdict(results.contrast(row, THIS_RUN, m)) for row in rungs for m in PRIMARY],
+            "left_out": report.findings.missing,
         },
         "own_readings": list(report.own),
         "clustered_by": results.images.clustered_by,
         "intervals": results.interval_note,
-        "rows": {name: row(name, report.intervals[name]) | counts[name] for name in results.metrics},
-        "published": beside(report.protocol.data_set),
-        "scenes": {scene: of_scene(scene) for scene in dict.fromkeys(results.images.scenes)},
+        "rows": {name: row(name) for name in results.metrics},
+        "published": beside(report.protocol.name) if report.official else {},
         "images": len(results.images),
     }

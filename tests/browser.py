@@ -6,7 +6,6 @@ import select
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -46,41 +45,35 @@ class Browser:
         os.close(to_browser)
         os.close(from_browser)
         self.buffer, self.number, self.session = b"", 0, None
-        self.errors: list[str] = []
-        self.requests: list[str] = []
+        self.errors, self.requests = [], []
         try:
-            self.begin()
+            target = self.call("Target.createTarget", url="about:blank")["targetId"]
+            self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self.call(f"{domain}.enable")
         except BaseException:
             self.process.kill()
             self.process.wait()
             raise
 
-    def begin(self) -> None:
-        """Opens the tab."""
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, timeout: float = TEN_MINUTES, **params: Any) -> dict[str, Any]:
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Sends one command and returns its result; events on the way are kept."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": params}
         if self.session:
             message["sessionId"] = self.session
         os.write(self.write_end, json.dumps(message).encode() + b"\0")
-        deadline = time.monotonic() + timeout
         while True:
-            answer = self.receive(deadline)
+            answer = self.receive()
             if answer.get("id") == self.number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
                 return answer["result"]
 
-    def receive(self, deadline: float) -> dict[str, Any]:
+    def receive(self) -> dict[str, Any]:
         """The next message; events are kept."""
         while b"\0" not in self.buffer:
-            if not select.select([self.read_end], [], [], max(0, deadline - time.monotonic()))[0]:
+            if not select.select([self.read_end], [], [], TEN_MINUTES)[0]:
                 raise TimeoutError("the browser does not answer")
             chunk = os.read(self.read_end, 1 << 20)
             if not chunk:
@@ -103,8 +96,7 @@ class Browser:
     def open(self, url: str) -> None:
         """Goes to `url` and waits until the page is loaded and has drawn."""
         self.call("Page.navigate", url=url)
-        deadline = time.monotonic() + TEN_MINUTES
-        while self.receive(deadline).get("method") != "Page.loadEventFired":
+        while self.receive().get("method") != "Page.loadEventFired":
             pass
         self.settle()
 
@@ -131,17 +123,15 @@ class Browser:
 
     def press(self, key: str) -> None:
         """Presses and releases one key where the focus is."""
-        code = {"Tab": 9, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        code = {"Home": 36, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code[key])
         self.settle()
 
-    def show(self, width: int, height: int, dark: bool = False, phone: bool = False) -> None:
-        """Sets the window's size, the colour scheme, and whether it is a phone's screen."""
+    def show(self, width: int, height: int, phone: bool = False) -> None:
+        """Sets the window's size, and whether it is a phone's screen."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
         self.call("Emulation.setDeviceMetricsOverride", **metrics)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.settle()
 
     def close(self) -> None:

@@ -1,14 +1,23 @@
 """What several test files need: a tiny CLIP, the released weights' stand-in, and folders in NYU's layout."""
 
+import hashlib
 import importlib.util
+import math
 import os
+import struct
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -20,11 +29,11 @@ import clip
 from calculate_error import NYU
 from clip.model import CLIP, Architecture
 from datasets.nyu import TEST_INDICES
-from experiments.published import BEST, BEST_ELSEWHERE, PUBLISHED, THIS_RUN, UNIFORM
-from experiments.score import metrics_of
-from experiments.statistics import COUNTS, PRIMARY, Images, Results
+from experiments.published import BEST, PROMPT_SETS, RUNGS, THIS_RUN, UNIFORM
+from experiments.score import Rows, Setting, metrics_of
+from experiments.statistics import COUNTS, PRIMARY, Findings, Images, Results
 from experiments.tables import Report
-from monoclip import MonoCLIP
+from monoclip import PAPER, MonoCLIP
 from tests.browser import TEN_MINUTES
 
 ROOT = Path(__file__).parents[1]
@@ -208,12 +217,311 @@ def assert_same(one: dict, other: dict) -> None:
             assert other[row][name] == pytest.approx(value, abs=tolerance), (row, name)
 
 
+# ---- pictures
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A picture of random 16 px squares, (height, width, 3) uint8."""
+    colours = np.random.default_rng(seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
+    return colours.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
+
+
+def save(path: Path, pixels: np.ndarray | Image.Image, **options: object) -> Path:
+    """Writes a picture and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(path, **options)
+    return path
+
+
+# ---- CLIPs
+
+TEXT = {"context_length": 77, "vocab_size": 49408}
+RN, VIT = dict(TEXT, vision_patch_size=None), TEXT
+PAPER_MODELS = {
+    "RN50": Architecture(1024, 224, (3, 4, 6, 3), 64, transformer_width=512, transformer_layers=12, **RN),
+    "RN101": Architecture(512, 224, (3, 4, 23, 3), 64, transformer_width=512, transformer_layers=12, **RN),
+    "RN50x4": Architecture(640, 288, (4, 6, 10, 6), 80, transformer_width=640, transformer_layers=12, **RN),
+    "RN50x16": Architecture(768, 384, (6, 8, 18, 8), 96, transformer_width=768, transformer_layers=12, **RN),
+    "RN50x64": Architecture(1024, 448, (3, 15, 36, 10), 128, transformer_width=1024, transformer_layers=12, **RN),
+    "ViT-B/32": Architecture(512, 224, 12, 768, 32, transformer_width=512, transformer_layers=12, **VIT),
+    "ViT-B/16": Architecture(512, 224, 12, 768, 16, transformer_width=512, transformer_layers=12, **VIT),
+    "ViT-L/14": Architecture(768, 224, 24, 1024, 14, transformer_width=768, transformer_layers=12, **VIT),
+    "ViT-L/14@336px": Architecture(768, 336, 24, 1024, 14, transformer_width=768, transformer_layers=12, **VIT),
+}
+TINY_VIT = replace(TINY, vision_layers=2, vision_width=64, vision_patch_size=16)
+
+# ---- a server of files
+
+CONTENT = np.random.default_rng(1).bytes(3 * 2**17)
+SIZE, HALF = len(CONTENT), len(CONTENT) // 2
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+FLIPPED = CONTENT[:HALF] + bytes([CONTENT[HALF] ^ 1]) + CONTENT[HALF + 1 :]
+PAGE = b"<html>please log in</html>"
+WHOLE = {"Content-Length": SIZE}
+ANSWERS: dict[str, tuple[int, dict[str, Any], bytes]] = {  # status, headers and body, whatever range is asked for
+    "all": (200, WHOLE, CONTENT),
+    "no_length": (200, {}, CONTENT),
+    "half": (200, WHOLE, CONTENT[:HALF]),
+    "half_no_length": (200, {}, CONTENT[:HALF]),
+    "longer": (200, {"Content-Length": SIZE + 10}, CONTENT + bytes(10)),
+    "page": (200, {"Content-Type": "text/html; charset=utf-8"}, PAGE),
+    "missing": (404, {"Content-Length": len(PAGE)}, PAGE),
+    "busy": (503, {}, b""),
+    "moved": (302, {"Location": "/half_then_good/w.bin"}, b""),
+    "together": (200, WHOLE, CONTENT[:HALF]),  # and the rest when four clients are there
+}
+
+
+def answer_in_ranges(name: str, start: int) -> tuple[int, dict[str, Any], bytes]:
+    """Status, headers and body of the "good" server's answer to who asks for the bytes from `start` on, or nearly so:
+    "flipped" has one wrong bit, "sixths" hangs up after a sixth of the file, "elsewhere" begins 100 bytes too early.
+    """
+    if start >= SIZE:
+        return 416, {}, b""
+    start -= 100 if name == "elsewhere" else 0
+    rest = (FLIPPED if name == "flipped" else CONTENT)[start:]
+    headers = {"Content-Length": len(rest), "Content-Range": f"bytes {start}-{SIZE - 1}/{SIZE}"}
+    return 206 if start else 200, headers, rest[: SIZE // 6] if name == "sixths" else rest
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: "Server"
+
+    def do_GET(self) -> None:
+        mode, start = self.path.split("/")[1], int(self.headers.get("Range", "bytes=0-")[6:-1])
+        names, seen = mode.split("_then_"), [mode for mode, _ in self.server.hits].count(mode)
+        self.server.hits.append((mode, start))
+        name = names[min(seen, len(names) - 1)]
+        status, headers, body = ANSWERS.get(name) or answer_in_ranges(name, start)
+        self.send_response(status)
+        for header, value in headers.items():
+            self.send_header(header, str(value))
+        self.end_headers()
+        self.wfile.write(body)
+        if name == "together":
+            self.server.four.wait()
+            self.wfile.write(CONTENT[HALF:])
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing is printed."""
+
+
+class Server(ThreadingHTTPServer):
+    """Sends CONTENT from `/{mode}/w.bin`, and misbehaves as the mode says; "half_then_good" only the first time."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.hits: list[tuple[str, int]] = []  # mode, first byte that was asked for
+        self.four = threading.Barrier(4)
+
+    def url(self, mode: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{mode}/w.bin"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up is what several tests are about."""
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        try:
+            yield server
+        finally:
+            server.four.abort()
+            server.shutdown()
+
+
+# ---- data
+
+
+def naive_metrics(gt: np.ndarray, pred: np.ndarray, cap: float) -> dict[str, float]:
+    """All metrics over counted pixels, (N,) each, pixel by pixel in double precision.
+
+    But for ratios, which are those of the nearest fp32: a ratio that is just below 1.25 may round to it, and be no hit.
+    """
+    terms: dict[str, list[float]] = defaultdict(list)
+    low, high = np.float32(1e-3), np.float32(cap)
+    for g32, p32 in zip(gt.astype(np.float32).clip(low, high), pred.astype(np.float32).clip(low, high), strict=True):
+        for i in (1, 2, 3):
+            terms[f"delta{i}"].append(bool(max(g32 / p32, p32 / g32) < 1.25**i))
+        g, p = float(g32), float(p32)
+        terms["abs_diff"].append(abs(g - p))
+        terms["abs_rel"].append(abs(g - p) / g)
+        terms["sq_rel"].append((g - p) ** 2 / g)
+        terms["log10"].append(abs(math.log10(g) - math.log10(p)))
+        terms["rmse"].append((g - p) ** 2)
+        terms["rmse_log"].append((math.log(g) - math.log(p)) ** 2)
+        terms["s"].append(math.log(p) - math.log(g))
+    mean = {name: math.fsum(values) / len(values) for name, values in terms.items()}
+    spread = math.fsum((s - mean["s"]) ** 2 for s in terms["s"]) / len(terms["s"])
+    roots = {"rmse": math.sqrt(mean["rmse"]), "rmse_log": math.sqrt(mean["rmse_log"]), "silog": math.sqrt(spread)}
+    return mean | roots
+
+
+def naive_mask_NYU(gt: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels that count, and the prediction on the frame, (480, 640) each, as the release places and masks them."""
+    canvas = np.zeros((480, 640), dtype=np.float32)
+    canvas[56:472, 60:604] = pred
+    crop = np.zeros((480, 640), dtype=bool)
+    crop[45:471, 46:601] = True
+    return crop & (gt > 1e-3) & (gt < 10) & (canvas > 1e-3), canvas
+
+
+def huge_png(path: Path, side: int) -> None:
+    """A grey 16-bit PNG that claims side x side pixels; a few bytes of them follow."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 16, 0, 0, 0, 0)
+    data = zlib.compress(bytes(100_000))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+
+
+def spoil(kind: str, rgb: Path, depth: Path) -> None:
+    """Does to a pair what `kind` says."""
+    units = np.asarray(Image.open(depth)).copy()
+    if kind == "half JPEG":
+        rgb.write_bytes(rgb.read_bytes()[: rgb.stat().st_size // 2])
+    elif kind == "half PNG":
+        depth.write_bytes(depth.read_bytes()[: depth.stat().st_size // 2])
+    elif kind == "no image":
+        rgb.write_text("<html>404</html>")
+    elif kind == "no picture":
+        rgb.unlink()
+    elif kind == "no depth map":
+        depth.unlink()
+    elif kind == "8-bit depth":
+        Image.fromarray((units // 256).astype(np.uint8)).save(depth)
+    elif kind == "small picture":
+        Image.open(rgb).resize((64, 48)).save(rgb)
+    elif kind == "small depth":
+        Image.fromarray(units[::2, ::2].copy()).save(depth)
+    elif kind == "turned depth":
+        Image.fromarray(units.T.copy()).save(depth)
+    elif kind == "depth in metres":
+        Image.fromarray((units // 1000).astype(np.uint16)).save(depth)
+    elif kind == "no depth":
+        Image.fromarray(np.zeros_like(units)).save(depth)
+    elif kind == "too far":
+        Image.fromarray(np.full_like(units, 60_000)).save(depth)
+    elif kind == "not a file":
+        rgb.unlink()
+        os.mkfifo(rgb)
+    elif kind == "9 megapixels":
+        huge_png(depth, 3_000)
+    elif kind == "400 megapixels":
+        huge_png(depth, 20_000)
+    else:
+        raise AssertionError(kind)
+
+
+# nyu_depth_v2_labeled.mat as published: 1449 entries, transposed arrays, object references, MATLAB's user block. A few
+# images have content; all others are HDF5's fill value.
+WITH_CONTENT = (0, 1, 2, 8)  # 2 belongs to the train split
+TOO_FAR, NOT_A_NUMBER, NEGATIVE, LARGEST = 3, 4, 5, 6  # train images with such a depth
+SCENES = [("bedroom", "living_room", "study")[index % 3] for index in range(1449)]
+CAPTURES = [f"walk_{index // 5:04d}" for index in range(1449)]
+
+
+def mat_content(index: int) -> dict[str, np.ndarray]:
+    """Arrays of one image as they stand in the .mat: images (3, 640, 480), rawDepths and depths (640, 480)."""
+    rng = np.random.default_rng(index)
+    blocks = np.ones((1, 40, 40), dtype=np.uint8)
+    dense = rng.uniform(0.6, 9.9, (640, 480)).astype(np.float32)
+    raw = np.where(rng.random((640, 480)) < 0.1, np.float32(0), dense)
+    images = np.kron(rng.integers(0, 256, (3, 16, 12), dtype=np.uint8), blocks)
+    return {"images": images, "rawDepths": raw, "depths": dense}
+
+
+def write_mat(
+    path: Path, types: list[str], captures: list[str] = CAPTURES, **replaced: tuple[tuple[int, ...], str]
+) -> Path:
+    """Writes a .mat; `replaced` gives arrays another (shape, dtype)."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, fill in {"images": 120, "rawDepths": 2.5, "depths": 2.625}.items():
+            usual = ((1449, 3, 640, 480), "uint8") if name == "images" else ((1449, 640, 480), "float32")
+            shape, dtype = replaced.get(name, usual)
+            array = file.create_dataset(
+                name, shape, dtype, chunks=(1, *shape[1:]), compression="gzip", compression_opts=1, fillvalue=fill
+            )
+            if name not in replaced:
+                for index in WITH_CONTENT:
+                    array[index] = mat_content(index)[name]
+        if not replaced:
+            for index, depth in ((TOO_FAR, 70.0), (NOT_A_NUMBER, np.nan), (NEGATIVE, -0.5), (LARGEST, 65.535)):
+                file["rawDepths"][index] = np.where(np.arange(480) == 479, np.float32(depth), np.float32(1))
+        texts = file.create_group("#refs#")
+        for array, names in (("sceneTypes", types), ("scenes", captures)):
+            codes = {name: np.array([[ord(c)] for c in name], dtype=np.uint16) for name in names}
+            refs = {name: texts.create_dataset(f"{array} {i}", data=codes[name]).ref for i, name in enumerate(codes)}
+            file.create_dataset(array, data=np.array([[refs[name] for name in names]], h5py.ref_dtype))
+    with path.open("r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file")
+    return path
+
+
+# KITTI: sizes of its frames, and frames of the split: drive, number, size, half of the annotated set, picture's suffix.
+SIZES = ((370, 1224), (370, 1226), (374, 1238), (375, 1242), (376, 1241))
+FRAMES = (
+    ("2011_09_26_drive_0002_sync", 6, SIZES[3], "val", "png"),
+    ("2011_09_26_drive_0002_sync", 9, SIZES[3], "val", "jpg"),
+    ("2011_09_28_drive_0002_sync", 12, SIZES[0], "train", "png"),
+    ("2011_09_29_drive_0071_sync", 108, SIZES[2], "train", "jpg"),
+    ("2011_09_30_drive_0016_sync", 22, SIZES[1], "val", "png"),
+    ("2011_10_03_drive_0027_sync", 543, SIZES[4], "train", "png"),
+)
+
+
+def picture_of(drive: str, number: int | str, suffix: str = "png") -> str:
+    return f"{drive[:10]}/{drive}/image_02/data/{number:0>10}.{suffix}"
+
+
+def depth_of(drive: str, number: int | str) -> str:
+    return f"{drive}/proj_depth/groundtruth/image_02/{number:0>10}.png"
+
+
+def lines_of(frames: Sequence[tuple] = FRAMES) -> list[str]:
+    return [f"{picture_of(f[0], f[1], f[4])} {depth_of(f[0], f[1])} 721.5377" for f in frames]
+
+
+def window_of(height: int, width: int) -> tuple[slice, slice]:
+    """What the method sees of a frame: 352 x 1216 px at the bottom, in the middle."""
+    left = (width - 1216) // 2
+    return slice(height - 352, height), slice(left, left + 1216)
+
+
+def sparse_depth(size: tuple[int, int], seed: int) -> np.ndarray:
+    """Depth of 2 to 110 m at one pixel in 12, as the PNGs hold it, and none elsewhere: (H, W) uint16."""
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random(size) < 1 / 12, rng.integers(2 * 256, 110 * 256, size), 0).astype(np.uint16)
+
+
+def write_tree(root: Path, halves: bool = True, frames: Sequence[tuple] = FRAMES) -> Path:
+    """Writes the frames below `root`; without `halves`, the drives of the annotated set directly there."""
+    for seed, (drive, number, size, half, suffix) in enumerate(frames):
+        picture = root / picture_of(drive, number, suffix)
+        depth = root / (half if halves else "") / depth_of(drive, number)
+        for path in (picture, depth):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        colours = np.random.default_rng(seed).integers(0, 256, (10, 32, 3), dtype=np.uint8)
+        Image.fromarray(np.kron(colours, np.ones((40, 40, 1), np.uint8))[: size[0], : size[1]]).save(picture)
+        Image.fromarray(sparse_depth(size, seed)).save(depth)
+    return root
+
+
 # ---- results that tables and drawings are made of
 
 RANDOM = ("random a", "random b")
 LESS = f"{UNIFORM}, 1.75 m"
 CONSTANTS = {UNIFORM: 15 / 7, LESS: 1.75}
-ROWS = (THIS_RUN, "mine", "prompt 1", *RANDOM, "colour words", "random 0", "random 1", *CONSTANTS)
+FITTED_RUNGS = tuple(row for row in RUNGS if row not in (UNIFORM, BEST, THIS_RUN))
+ROWS = (THIS_RUN, "mine", "prompt 1", *RANDOM, "colour words", *FITTED_RUNGS, *CONSTANTS)
 PERMUTED = np.array([[0.5, 0.3], [0.5, 0.4], [0.4, 0.3], [0.3, 0.35]])  # as good as the first: 1 of 3, by ties
 HOSTILE = (
     "a | b",
@@ -233,20 +541,27 @@ def report_of(
     own: str = "mine", caption: str = "Over 3 images.", clusters: Sequence[str] = ("den_1", "=den_2", "den_1")
 ) -> Report:
     """An image for each of `clusters`; row r of image i has r + i / 10 in every metric, but for baselines 1 and 2."""
-    rows, count = [own if row == "mine" else row for row in ROWS], len(clusters)
+    names, count = [own if row == "mine" else row for row in ROWS], len(clusters)
     scenes = [("bathroom", "den")[i % 2] for i in range(count)]
     images = [f"{scene}/rgb_{i:05d}.jpg" for i, scene in enumerate(scenes)]
-    errors = []
+    errors: list[dict[str, dict[str, float]]] = []
     for i in range(count):
-        values = np.array([*(r + i / 10 for r in range(len(rows) - 2)), 1.0, 2.0])
-        errors.append({**dict.fromkeys(METRICS, values), **{c: np.full(len(rows), 100 + i) for c in COUNTS}})
+        values = [*(r + i / 10 for r in range(len(names) - 2)), 1.0, 2.0]
+        each = zip(names, values, strict=True)
+        errors.append({row: {**dict.fromkeys(METRICS, v), **dict.fromkeys(COUNTS, 100 + i)} for row, v in each})
     baselines = {THIS_RUN: UNIFORM, own: LESS, "prompt 1": UNIFORM}
-    results = Results(Images(images, scenes, clusters, range(7, 7 + count), "captures"), rows, errors, baselines)
+    results = Results(Images(images, scenes, clusters, range(7, 7 + count), "captures"), errors, baselines)
     results.add_constant(BEST, {"rmse": np.full(count, 0.5)})
-    results.add_constant(BEST_ELSEWHERE, {"rmse": np.full(count, 0.6)})
-    by = {row: THIS_RUN for row in PUBLISHED if row.name in ("original", "DepthCLIP")}
-    by |= {row: "prompt 1" if row.name == "prompt 1" else own for row in PUBLISHED if row.name.startswith("prompt ")}
-    return Report(results, by, RANDOM, True, True, "Title", caption, controls=True, own=[own])
+    read = {THIS_RUN: PAPER, own: replace(PAPER, temperature=7), "prompt 1": PROMPT_SETS["prompt 1"]}
+    rows = Rows(tuple(Setting(*each) for each in read.items()), RANDOM, CONSTANTS, baselines)
+    findings = Findings(results, None, np.empty((2, 0)), None, [])
+    groups = {"Must the words be about distance?": ["colour words"]}
+    return Report(findings, rows, NYU, "Title", caption, official=True, as_released=True, own=[own], groups=groups)
+
+
+def with_findings(report: Report, **changes: Any) -> Report:
+    """The report with other findings."""
+    return replace(report, findings=report.findings._replace(**changes))
 
 
 def asked(count: int = 12) -> Report:
@@ -257,4 +572,4 @@ def asked(count: int = 12) -> Report:
     values = report.results.metrics[THIS_RUN]
     values[:] = 1.3
     values[:, [METRICS.index(metric) for metric in PRIMARY]] = [(1.2 if i % 2 else 0.9, 0.75) for i in range(count)]
-    return replace(report, permuted=PERMUTED)
+    return with_findings(report, permuted=PERMUTED)

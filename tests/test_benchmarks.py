@@ -1,6 +1,7 @@
 """benchmarks: what is compared computes the same, and the printed ratios are right. Nothing here asserts a speed."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.testing import assert_close
 import eval as evaluation
 import options
 from benchmarks import plain, speed
-from calculate_error import NYU_METRICS
+from calculate_error import NYU, NYU_METRICS
 from datasets.nyu import open_nyu
 from monoclip import PAPER, MonoCLIP
 
@@ -28,8 +29,9 @@ def test_plain_implementation_predicts_what_the_method_predicts(tiny_clip, golde
 def test_plain_implementation_has_the_metrics_of_an_evaluation(tiny_checkpoint, nyu_folder):
     folder = nyu_folder(3)
     _, model = options.load_model(tiny_checkpoint, CPU, "fp32", PAPER, activation="quickgelu")
-    dataset = open_nyu(folder, PAPER.normalised, limit=2)
-    rows, _ = evaluation.evaluate(model, dataset, [[0], [1]])
+    dataset = open_nyu(folder, NYU, limit=2)
+    batches = dataset.batches([[0], [1]], PAPER.normalised)
+    rows, _ = evaluation.evaluate(partial(evaluation.predict_depth, model, NYU), batches, dataset, NYU)
     found = plain.evaluate(plain.load(tiny_checkpoint), folder, limit=2)
     assert tuple(found) == NYU_METRICS
     assert found == pytest.approx(evaluation.mean(rows), abs=1e-4)
@@ -37,10 +39,10 @@ def test_plain_implementation_has_the_metrics_of_an_evaluation(tiny_checkpoint, 
 
 def test_images_are_as_many_different_ones_as_asked_for(tmp_path):
     speed.write_images(tmp_path, 20, 18)
-    dataset = open_nyu(tmp_path, PAPER.normalised)
+    dataset = open_nyu(tmp_path, NYU)
     assert len(dataset) == 20
     assert len({dataset.image_sha256(item) for item in range(20)}) == 18
-    assert_close(dataset[0], dataset[16])  # the demo has 16 pictures
+    assert (dataset.pixels(0) == dataset.pixels(16)).all()  # the demo has 16 pictures
 
 
 def test_ratios_by_hand(tmp_path):

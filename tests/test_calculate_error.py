@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,24 +10,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.testing import assert_close
 
 import calculate_error
 from calculate_error import (
     HIGHER_IS_BETTER,
+    KITTI_ADABINS,
+    KITTI_BTS,
     KITTI_METRICS,
     NYU,
-    NYU_CROP,
     NYU_METRICS,
+    Protocol,
     UnscorableError,
     compute_errors,
     compute_errors_NYU,
-    compute_errors_NYU_per_image,
-    counted_pixels,
-    errors_of_maps,
-    lower_median,
+    compute_errors_per_image,
+    image_errors,
     mean_errors,
-    size_of,
+    whole,
 )
+from tests.conftest import SIZES, naive_mask_NYU, naive_metrics, sparse_depth, window_of
 
 ALL = tuple(dict.fromkeys((*NYU_METRICS, *KITTI_METRICS, "silog")))
 FRAME, CROP = (480, 640), (416, 544)
@@ -45,42 +48,13 @@ def one(metrics: dict[str, Tensor], row: int = 0) -> dict[str, float]:
     return {name: values[row].item() for name, values in metrics.items()}
 
 
-def naive_metrics(gt: np.ndarray, pred: np.ndarray, cap: float) -> dict[str, float]:
-    """All metrics over counted pixels, (N,) each, pixel by pixel in double precision.
-
-    But for ratios, which are those of the nearest fp32: a ratio that is just below 1.25 may round to it, and be no hit.
-    """
-    terms: dict[str, list[float]] = {name: [] for name in (*ALL, "s")}
-    low, high = np.float32(1e-3), np.float32(cap)
-    for g32, p32 in zip(gt.astype(np.float32).clip(low, high), pred.astype(np.float32).clip(low, high), strict=True):
-        for i in (1, 2, 3):
-            terms[f"delta{i}"].append(bool(max(g32 / p32, p32 / g32) < 1.25**i))
-        g, p = float(g32), float(p32)
-        terms["abs_diff"].append(abs(g - p))
-        terms["abs_rel"].append(abs(g - p) / g)
-        terms["sq_rel"].append((g - p) ** 2 / g)
-        terms["log10"].append(abs(math.log10(g) - math.log10(p)))
-        terms["rmse"].append((g - p) ** 2)
-        terms["rmse_log"].append((math.log(g) - math.log(p)) ** 2)
-        terms["s"].append(math.log(p) - math.log(g))
-    mean = {name: math.fsum(values) / len(values) for name, values in terms.items() if values}
-    spread = math.fsum((s - mean["s"]) ** 2 for s in terms["s"]) / len(terms["s"])
-    roots = {"rmse": math.sqrt(mean["rmse"]), "rmse_log": math.sqrt(mean["rmse_log"]), "silog": math.sqrt(spread)}
-    return mean | roots
+def of_nyu(gt: Tensor, pred: Tensor, protocol: Protocol = NYU) -> dict[str, Tensor]:
+    return compute_errors_per_image(list(gt), pred, protocol)
 
 
 def silog_squared(metrics: dict[str, float]) -> dict[str, float]:
     """The same, silog squared: near 0 it is the root of a rounding error."""
     return metrics | {"silog": metrics["silog"] ** 2}
-
-
-def naive_mask_NYU(gt: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels that count, and the prediction on the frame, (480, 640) each, as the release places and masks them."""
-    canvas = np.zeros(FRAME, dtype=np.float32)
-    canvas[56:472, 60:604] = pred
-    crop = np.zeros(FRAME, dtype=bool)
-    crop[45:471, 46:601] = True
-    return crop & (gt > 1e-3) & (gt < 10) & (canvas > 1e-3), canvas
 
 
 # ---- worked by hand
@@ -115,80 +89,58 @@ def test_a_ratio_of_exactly_the_threshold_is_no_hit(i, gt):
         assert mean_errors(torch.tensor([truth]), torch.tensor([[gt]]), 80, ALL)[f"delta{i}"].tolist() == [hit]
 
 
-def test_nyu_by_hand():
-    metrics = compute_errors_NYU(constant(2.0, FRAME), constant(2.6, CROP))
-    assert list(metrics) == ["abs_diff", "delta1", "delta2", "delta3", "abs_rel", "log10", "rmse"]  # as is printed
+def test_weights_by_hand():
+    gt, weights = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([[1.0, 0.5], [0.0, 0.25], [0.0, 0.25]])
+    errors = mean_errors(gt, torch.tensor([[2.0]]), 10, ("abs_diff", "rmse", "delta1"), weights)
+    assert errors["abs_diff"].tolist() == [[1, 1]]
+    assert errors["rmse"][0].tolist() == pytest.approx([1, math.sqrt(0.5 + 1)])
+    assert errors["delta1"].tolist() == [[0, 0.25]]
+
+
+def test_both_functions_of_the_release_by_hand():
+    nyu = compute_errors_NYU(constant(2.0, FRAME), constant(2.6, CROP))
+    assert list(nyu) == ["abs_diff", "delta1", "delta2", "delta3", "abs_rel", "log10", "rmse"]  # as is printed
     expected = {"abs_diff": 0.6, "delta1": 0, "delta2": 1, "delta3": 1, "abs_rel": 0.3}
-    assert metrics == pytest.approx(expected | {"log10": math.log10(1.3), "rmse": 0.6}, abs=1e-6)
-
-
-def test_kitti_by_hand():
-    metrics = compute_errors(constant(10.0, (100, 200)), constant(12.0, (100, 200)))
-    assert list(metrics) == ["abs_diff", "abs_rel", "sq_rel", "delta1", "delta2", "delta3", "rmse", "rmse_log"]
+    assert nyu == pytest.approx(expected | {"log10": math.log10(1.3), "rmse": 0.6}, abs=1e-6)
+    kitti = compute_errors(constant(10.0, (100, 200)), constant(12.0, (100, 200)))
+    assert list(kitti) == ["abs_diff", "abs_rel", "sq_rel", "delta1", "delta2", "delta3", "rmse", "rmse_log"]
     expected = {"abs_diff": 2, "abs_rel": 0.2, "sq_rel": 0.4, "delta1": 1, "delta2": 1, "delta3": 1, "rmse": 2}
-    assert metrics == pytest.approx(expected | {"rmse_log": math.log(1.2)}, abs=1e-6)
+    assert kitti == pytest.approx(expected | {"rmse_log": math.log(1.2)}, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("row", "column", "counts"),
-    [
-        *((row, column, True) for row in (56, 470) for column in (60, 600)),
-        *((row, column, False) for row, column in ((55, 60), (56, 59), (471, 600), (470, 601), (46, 47))),
-    ],
-)
-def test_borders_of_the_nyu_crop(row, column, counts):
-    gt = constant(0.0, FRAME)
-    gt[0, 0, 250, 300], gt[0, 0, row, column] = 2.0, 5.0  # the first always counts
-    errors = compute_errors_NYU_per_image(gt, constant(2.0, CROP))
-    assert errors["valid_pixels"].item() == (2 if counts else 1)
-    assert errors["abs_diff"].item() == pytest.approx(1.5 if counts else 0)
-
-
-def test_size_of_the_nyu_crop():
-    assert size_of(NYU_CROP) == CROP
-    for crop, pixels in ((True, 415 * 541), (False, 416 * 544)):
-        errors = compute_errors_NYU_per_image(constant(2.0, FRAME), constant(2.0, CROP), crop)
-        assert errors["valid_pixels"].tolist() == [[pixels]]
+def test_what_counts_of_a_frame_of_nyu():
     # Official quirk: the release's crop starts at column 46, Eigen's at 41; predictions start at 60, so both agree
-    assert NYU.region(480, 640)[1].start == 46 < NYU_CROP[1].start
+    assert NYU.region(*FRAME) == (slice(45, 471), slice(46, 601))
+    assert NYU.window(*FRAME) == (slice(56, 472), slice(60, 604))
+    counts = NYU.counted(torch.full(FRAME, 2.0))
+    assert (counts.shape, counts.dtype) == (CROP, torch.bool)
+    assert counts[:415, :541].all()  # rows 56:471, columns 60:601 of the frame
+    assert counts.sum() == 415 * 541
+    assert replace(NYU, region=whole).counted(torch.full(FRAME, 2.0)).all()
+    gt = torch.zeros(FRAME)
+    gt[56, 60:66], gt[470, 600] = torch.tensor([0.0, 0.001, 0.002, 9.999, 10.0, 11.0]), 3.0
+    assert NYU.counted(gt).nonzero().tolist() == [[0, 2], [0, 3], [414, 540]]
 
 
-def test_range_of_nyus_ground_truth_and_places_in_the_prediction():
-    gt = torch.zeros(1, *FRAME)
-    gt[0, 56, 60:66] = torch.tensor([0.0, 0.001, 0.002, 9.999, 10.0, 11.0])
-    gt[0, 470, 600] = 3.0
-    places, depth = counted_pixels(gt, NYU)
-    assert places.tolist() == [2, 3, 414 * 544 + 540]
-    assert depth.tolist() == pytest.approx([0.002, 9.999, 3.0])
+def test_regions_of_kitti_by_hand():
+    assert KITTI_BTS.window(375, 1242) == KITTI_ADABINS.window(375, 1242) == (slice(23, 375), slice(13, 1229))
+    assert KITTI_BTS.region(375, 1242) == (slice(153, 371), slice(44, 1197))
+    assert KITTI_ADABINS.region(375, 1242) == (slice(166, 372), slice(56, 1185))
 
 
-def test_pixels_with_a_prediction_of_at_most_a_millimetre_are_dropped_and_counted():
-    # Official quirk: they do not count; the usual thing would be to clamp them like all others
+def test_predictions_of_at_most_a_millimetre_are_dropped_on_nyu_and_clamped_elsewhere():
+    # Official quirk: they do not count on NYU; the usual thing would be to clamp them like all others
     gt, pred = constant(2.0, FRAME), constant(3.0, CROP)
     pred[..., :100, :] = 0.0
     pred[..., 100:200, :] = -5.0
     pred[..., 200:208, :] = 0.001
     pred[..., 208:, :270] = 0.0011
-    errors = compute_errors_NYU_per_image(gt, pred)
-    assert errors["dropped_pixels"].item() == 208 * 541
-    assert errors["valid_pixels"].item() == 207 * 541
-    expected = (207 * 270 * (2 - 0.0011) + 207 * 271 * 1) / (207 * 541)
-    assert errors["abs_diff"].item() == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("values", "median"), [([4.0, 1.0, 3.0, 2.0], 2), ([5.0, 5.0, 1.0, 0.0], 1), ([3.0, 1.0, 2.0], 2), ([7.0], 7)]
-)
-def test_of_two_middle_values_the_lower_is_the_median(values, median):
-    assert lower_median(torch.tensor([values, values[::-1]])).tolist() == [median, median]
-
-
-def test_scaled_metrics_by_hand():
-    gt, pred = torch.tensor([1.0, 2.0, 3.0, 9.0]), torch.tensor([[0.5, 1.0, 2.0, 4.0]])
-    errors = errors_of_maps(gt, pred, NYU, ("abs_diff",), "a", scaled=("abs_rel", "rmse"))  # medians 2 and 1
-    assert errors["scaled_abs_rel"].item() == pytest.approx((0 + 0 + 1 / 3 + 1 / 9) / 4)
-    assert errors["scaled_rmse"].item() == pytest.approx(math.sqrt(2 / 4))
-    assert errors["abs_diff"].item() == pytest.approx(7.5 / 4)
+    errors, others = of_nyu(gt, pred), of_nyu(gt, pred, replace(NYU, drops_tiny=False))
+    tiny, near, far = 208 * 541, 207 * 270, 207 * 271  # pixels
+    for found, valid, off in ((errors, near + far, 0.0), (others, tiny + near + far, tiny * (2 - 0.001))):
+        assert (found["valid_pixels"].item(), found["dropped_pixels"].item()) == (valid, tiny + near + far - valid)
+        expected = (off + near * (2 - 0.0011) + far * 1) / valid
+        assert found["abs_diff"].item() == pytest.approx(expected, rel=1e-5)
 
 
 # ---- naive loops, and the golden metrics
@@ -206,22 +158,18 @@ def test_nyu_equals_a_naive_loop_image_by_image_and_map_by_map():
     gt[gt < 1] = 0
     gt[:, :, torch.arange(480) % 9 > 0] = 0  # fewer pixels for the loop
     pred[:, 1, 100:120] = 0
-    errors = compute_errors_NYU_per_image(gt, pred)
+    errors = of_nyu(gt, pred)
     assert {name: (values.shape, values.dtype) for name, values in errors.items()} == {
         **dict.fromkeys(NYU_METRICS, ((2, 3), torch.float64)),
         **dict.fromkeys(("valid_pixels", "dropped_pixels"), ((2, 3), torch.int64)),
     }
-    for b in range(2):
-        for r in range(3):
-            truth = gt[b, 0].numpy()
-            mask, canvas = naive_mask_NYU(truth, pred[b, r].numpy())
-            expected = naive_metrics(truth[mask], canvas[mask], 10)
-            assert errors["valid_pixels"][b, r] == mask.sum()
-            ours = {name: errors[name][b, r].item() for name in NYU_METRICS}
-            assert ours == pytest.approx({name: expected[name] for name in NYU_METRICS}, abs=1e-5), (b, r)
-        valid, other, _ = errors["valid_pixels"][b].tolist()
-        assert errors["dropped_pixels"][b].tolist() == [0, valid - other, 0]
-        assert valid - other > 100
+    for b, r in np.ndindex(2, 3):
+        truth = gt[b, 0].numpy()
+        mask, canvas = naive_mask_NYU(truth, pred[b, r].numpy())
+        expected = naive_metrics(truth[mask], canvas[mask], 10)
+        assert errors["valid_pixels"][b, r] == mask.sum()
+        ours = {name: errors[name][b, r].item() for name in NYU_METRICS}
+        assert ours == pytest.approx({name: expected[name] for name in NYU_METRICS}, abs=1e-5), (b, r)
 
 
 @pytest.mark.parametrize("crop", [True, False])
@@ -241,6 +189,26 @@ def test_kitti_equals_a_naive_loop(crop, cap):
     assert compute_errors(gt, pred, crop, cap) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_both_protocols_of_kitti_are_those_of_the_release_at_every_size(size):
+    """BTS pastes the prediction into a frame, AdaBins crops the ground truth as the picture; then both are alike."""
+    window = window_of(*size)
+    gt = torch.from_numpy(sparse_depth(size, 3).astype(np.float32) / 256)
+    pred = uniform(-1, 100, (352, 1216), 4)  # clamped to [1e-3, 80]
+    canvas = torch.zeros(size)
+    canvas[window] = pred
+    for protocol, truth, seen in ((KITTI_BTS, gt, canvas), (KITTI_ADABINS, gt[window], pred)):
+        errors = compute_errors_per_image([gt[None]], pred[None, None], protocol)
+        direct = compute_errors(truth[None, None], seen[None, None])
+        assert {name: errors[name].item() for name in KITTI_METRICS} == pytest.approx(direct, abs=1e-9)
+        inside = protocol.counted(gt)
+        assert errors["valid_pixels"] == inside.sum() > 10_000
+        mean = mean_errors(gt[window][inside], pred[inside][None], 80, ("log10",))
+        assert errors["log10"].item() == mean["log10"].item()
+        for part, all_of_it in zip(protocol.region(*size), protocol.window(*size), strict=True):
+            assert all_of_it.start <= part.start < part.stop <= all_of_it.stop  # every counted pixel is seen
+
+
 @settings(max_examples=60)
 @given(seed=SEEDS, pixels=st.integers(1, 400), maps=st.integers(1, 5), cap=st.sampled_from([10.0, 80.0]))
 def test_the_kernel_equals_a_naive_loop(seed, pixels, maps, cap):
@@ -256,9 +224,6 @@ def test_the_kernel_equals_a_naive_loop(seed, pixels, maps, cap):
         assert silog_squared(one(errors, r)) == close | {"silog": pytest.approx(expected["silog"], rel=1e-4, abs=1e-4)}
 
 
-# ---- constants, and ground truth as a histogram
-
-
 @settings(max_examples=30)
 @given(seed=SEEDS, images=st.integers(1, 4))
 def test_histograms_of_whole_millimetres_give_what_their_pixels_give(seed, images):
@@ -271,18 +236,10 @@ def test_histograms_of_whole_millimetres_give_what_their_pixels_give(seed, image
     for i, each in enumerate(millimetres):
         plain = mean_errors(torch.from_numpy(each).float() / 1000, depths, 10, ALL)
         for name in set(ALL) - {"silog"}:
-            torch.testing.assert_close(weighted[name][:, i], plain[name], atol=1e-6, rtol=1e-5, msg=name)
+            assert_close(weighted[name][:, i], plain[name], atol=1e-6, rtol=1e-5, msg=name)
         # in fp32, of a mean of squares of up to 30
-        torch.testing.assert_close(weighted["silog"][:, i] ** 2, plain["silog"] ** 2, atol=2e-4, rtol=1e-3)
+        assert_close(weighted["silog"][:, i] ** 2, plain["silog"] ** 2, atol=2e-4, rtol=1e-3)
     assert (weighted["rmse"].shape, weighted["rmse"].dtype) == ((5, images), torch.float64)
-
-
-def test_weights_by_hand():
-    gt, weights = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([[1.0, 0.5], [0.0, 0.25], [0.0, 0.25]])
-    errors = mean_errors(gt, torch.tensor([[2.0]]), 10, ("abs_diff", "rmse", "delta1"), weights)
-    assert errors["abs_diff"].tolist() == [[1, 1]]
-    assert errors["rmse"][0].tolist() == pytest.approx([1, math.sqrt(0.5 + 1)])
-    assert errors["delta1"].tolist() == [[0, 0.25]]
 
 
 # ---- what holds for any depth
@@ -294,47 +251,6 @@ def test_equal_maps_have_no_error():
     assert compute_errors_NYU(gt, gt[..., 56:472, 60:604]) == {name: perfect[name] for name in NYU_METRICS}
     assert compute_errors(gt, gt) == {name: perfect[name] for name in KITTI_METRICS}
     assert one(mean_errors(gt.flatten(), gt.view(1, -1), 10, ALL)) == perfect
-
-
-@pytest.mark.parametrize("at_once", [1, 7, 1000, 2**20])
-def test_the_size_of_blocks_changes_nothing(at_once, monkeypatch):
-    gt, pred = uniform(0.5, 9.5, (1003,), 4), uniform(0.5, 9.5, (7, 1003), 5)
-    shares = torch.softmax(uniform(0, 1, (1003, 2), 6), 0)
-    whole, weighted = mean_errors(gt, pred, 10, ALL), mean_errors(gt, pred[:, :1], 10, ALL, shares)
-    monkeypatch.setattr(calculate_error, "AT_ONCE", at_once)
-    for name, values in mean_errors(gt, pred, 10, ALL).items():
-        torch.testing.assert_close(values, whole[name], atol=0, rtol=2e-6, msg=name)
-    for name, values in mean_errors(gt, pred[:, :1], 10, ALL, shares).items():
-        torch.testing.assert_close(values, weighted[name], atol=0, rtol=2e-5, msg=name)
-
-
-def test_many_maps_at_once_give_what_each_gives_alone():
-    gt, pred = uniform(0, 11, (1, 1, *FRAME), 7), uniform(0, 9.5, (1, 9, *CROP), 8)
-    pred[:, 3, :30] = 0  # one of them loses pixels, the others do not
-    together = compute_errors_NYU_per_image(gt, pred)
-    for r in range(9):
-        alone = compute_errors_NYU_per_image(gt, pred[:, r : r + 1])
-        for name, values in alone.items():
-            torch.testing.assert_close(together[name][:, r : r + 1], values, atol=1e-7, rtol=2e-6, msg=name)
-
-
-def test_a_batch_equals_its_singles_in_any_order():
-    gt, pred = uniform(-4, 11, (3, 1, *FRAME), 9).clamp(min=0), uniform(0.5, 9.5, (3, 2, *CROP), 10)
-    batch = compute_errors_NYU_per_image(gt, pred)
-    for b in range(3):
-        for name, values in compute_errors_NYU_per_image(gt[b : b + 1], pred[b : b + 1]).items():
-            assert torch.equal(values[0], batch[name][b]), name
-    backwards = compute_errors_NYU_per_image(gt.flip(0), pred.flip(0))
-    assert all(torch.equal(values.flip(0), batch[name]) for name, values in backwards.items())
-
-
-def test_every_image_has_the_same_weight():
-    # Official quirk: the release gives every batch the same weight, so that its result depends on the batch size
-    gt = constant(2.0, FRAME, batch=3)
-    gt[0, :, 100:] = 0  # fewer pixels in the first image
-    pred = torch.cat([constant(value, CROP) for value in (2.0, 3.0, 5.0)])
-    assert compute_errors_NYU(gt, pred)["abs_diff"] == pytest.approx((0 + 1 + 3) / 3)
-    assert compute_errors_NYU(gt, pred)["rmse"] == pytest.approx((0 + 1 + 3) / 3)  # no root over all pixels
 
 
 @settings(max_examples=80)
@@ -357,6 +273,38 @@ def test_symmetries_and_order(seed, pixels, power):
     assert forth["silog"] <= forth["rmse_log"] ** 2 * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 1000, 2**20])
+def test_the_size_of_blocks_changes_nothing(at_once, monkeypatch):
+    gt, pred = uniform(0.5, 9.5, (1003,), 4), uniform(0.5, 9.5, (7, 1003), 5)
+    shares = torch.softmax(uniform(0, 1, (1003, 2), 6), 0)
+    cases = ((pred, None, 2e-6), (pred[:, :1], shares, 2e-5))
+    usual = [mean_errors(gt, maps, 10, ALL, weights) for maps, weights, _ in cases]
+    monkeypatch.setattr(calculate_error, "AT_ONCE", at_once)
+    for (maps, weights, tolerance), expected in zip(cases, usual, strict=True):
+        for name, values in mean_errors(gt, maps, 10, ALL, weights).items():
+            assert_close(values, expected[name], atol=0, rtol=tolerance, msg=name)
+
+
+def test_a_batch_of_many_maps_equals_its_singles_in_any_order():
+    gt, pred = uniform(-4, 11, (3, 1, *FRAME), 9).clamp(min=0), uniform(0.5, 9.5, (3, 4, *CROP), 10)
+    pred[:, 3, :30] = 0  # one of the maps loses pixels, the others do not
+    batch, backwards = of_nyu(gt, pred), of_nyu(gt.flip(0), pred.flip(0))
+    for name, values in batch.items():
+        assert torch.equal(values.flip(0), backwards[name]), name
+    for b, r in np.ndindex(3, 4):
+        for name, value in of_nyu(gt[b : b + 1], pred[b : b + 1, r : r + 1]).items():
+            assert_close(batch[name][b, r], value[0, 0], atol=1e-7, rtol=2e-6, msg=name)
+
+
+def test_every_image_has_the_same_weight():
+    # Official quirk: the release gives every batch the same weight, so that its result depends on the batch size
+    gt = constant(2.0, FRAME, batch=3)
+    gt[0, :, 100:] = 0  # fewer pixels in the first image
+    pred = torch.cat([constant(value, CROP) for value in (2.0, 3.0, 5.0)])
+    assert compute_errors_NYU(gt, pred)["abs_diff"] == pytest.approx((0 + 1 + 3) / 3)
+    assert compute_errors_NYU(gt, pred)["rmse"] == pytest.approx((0 + 1 + 3) / 3)  # no root over all pixels
+
+
 def test_any_float_is_taken():
     gt, pred = uniform(0.5, 9.5, (1, 1, *FRAME), 11), uniform(0.5, 9.5, (1, 1, *CROP), 12).half()
     assert compute_errors_NYU(gt.double(), pred) == compute_errors_NYU(gt, pred.float())
@@ -367,33 +315,31 @@ def test_any_float_is_taken():
 
 
 @settings(max_examples=80)
-@given(
-    seed=SEEDS,
-    count=st.integers(1, 60),
-    value=st.sampled_from([math.nan, math.inf, -math.inf]),
-    crop=st.booleans(),
-)
+@given(seed=SEEDS, count=st.integers(1, 60), value=st.sampled_from([math.nan, math.inf, -math.inf]), crop=st.booleans())
 def test_no_metric_improves_where_predictions_stop_being_finite(seed, count, value, crop):
     # In the release, NaN falls out of the mask, so that a network improves by failing where it would be wrong.
     rng = np.random.default_rng(seed)
     gt, pred = (torch.from_numpy(rng.uniform(0, 100, (1, 1, 12, 30)).astype(np.float32)) for _ in range(2))
     assert set(compute_errors(gt, pred, crop)) == set(KITTI_METRICS)
     pred.view(-1)[torch.from_numpy(rng.choice(360, count, replace=False))] = value
-    with pytest.raises(
-        UnscorableError, match=f"image 0: {count} of 360 predicted depths are NaN or infinite: no metrics"
-    ):
+    with pytest.raises(UnscorableError, match=f"image 0: {count} of 360 predicted depths are NaN or infinite"):
         compute_errors(gt, pred, crop)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("place", [(0, 0), (200, 300), (415, 543)])  # counted or not
-def test_a_single_value_that_is_not_finite_is_an_error_that_names_its_image(value, place):
+@pytest.mark.parametrize("values", [[math.nan], [math.inf], [math.inf, -math.inf]])
+@pytest.mark.parametrize("place", [(0, 0), (200, 300), (415, 542)])  # counted or not
+def test_a_single_value_that_is_not_finite_is_an_error_that_names_its_image(values, place):
     gt, pred = constant(2.0, FRAME, batch=2), torch.full((2, 3, *CROP), 2.0)
-    pred[1, 2, *place] = value
-    with pytest.raises(UnscorableError, match=r"^den/b\.jpg: 1 of 678,912 predicted depths are NaN"):
-        compute_errors_NYU_per_image(gt, pred, names=["den/a.jpg", "den/b.jpg"])
-    with pytest.raises(UnscorableError, match="image 1: 1 of 226,304"):
+    pred[1, 2, place[0], place[1] : place[1] + len(values)] = torch.tensor(values)
+    count = len(values)
+    with pytest.raises(UnscorableError, match=rf"^den/b\.jpg: {count} of 678,912 predicted depths are NaN"):
+        compute_errors_per_image(list(gt), pred, NYU, ["den/a.jpg", "den/b.jpg"])
+    with pytest.raises(UnscorableError, match=f"image 1: {count} of 226,304"):
         compute_errors_NYU(gt, pred[:, 2:])
+
+
+def test_finite_values_whose_sum_is_not_are_no_error():
+    assert compute_errors(constant(2.0, (20, 30)), constant(6e4, (20, 30)).half())["abs_diff"] == 78
 
 
 def test_an_image_without_a_counted_pixel_is_an_error_that_names_it():
@@ -401,35 +347,36 @@ def test_an_image_without_a_counted_pixel_is_an_error_that_names_it():
     gt[1, :, 56:471, 60:601] = 0  # what lies outside the crop does not help
     with pytest.raises(UnscorableError, match="image 1: no valid pixel, so it has no metrics; leave the image out"):
         compute_errors_NYU(gt, pred)
-    with pytest.raises(UnscorableError, match="image 0: every predicted depth is at most 1 mm"):
-        compute_errors_NYU(constant(2.0, FRAME), constant(0.0005, CROP))  # all of it dropped
-    with pytest.raises(UnscorableError, match="mine: every predicted depth is at most 1 mm"):  # one of two maps
-        errors_of_maps(torch.ones(2), torch.tensor([[1.0, 1.0], [0.0, 0.0]]), NYU, ("rmse",), "mine")
+    maps = torch.stack([torch.full(CROP, 1.0), torch.full(CROP, 0.0005)])  # all of one of them is dropped
+    with pytest.raises(UnscorableError, match="mine: every predicted depth is at most 1 mm"):
+        image_errors(gt[0, 0], maps, NYU, "mine")
     with pytest.raises(UnscorableError, match="image 0: no valid pixel"):
         compute_errors(constant(80.0, (50, 50)), constant(3.0, (50, 50)))
 
 
 @pytest.mark.parametrize(
-    ("gt", "pred", "message"),
+    ("protocol", "gt", "pred", "message"),
     [
-        ((2, 1, 480, 640), (1, 1, 416, 544), r"expected pred of shape \(2, R, 416, 544\), got \(1, 1, 416, 544\)"),
-        ((1, 480, 640), (1, 416, 544), r"expected gt of shape \(B, 1, 480, 640\), got \(1, 480, 640\)"),
-        ((1, 1, 480, 640), (1, 1, 480, 640), "expected pred"),
-        ((1, 1, 480, 640), (1, 0, 416, 544), "expected pred"),
-        ((1, 3, 480, 640), (1, 1, 416, 544), "expected gt"),
-        ((0, 1, 480, 640), (0, 1, 416, 544), "expected gt"),
+        (NYU, (2, 1, 480, 640), (1, 1, 416, 544), r"got 2 and \(1, 1, 416, 544\)"),
+        (NYU, (1, 480, 640), (1, 416, 544), "expected B frames"),
+        (NYU, (1, 1, 480, 640), (1, 0, 416, 544), "expected B frames"),
+        (NYU, (1, 3, 480, 640), (1, 1, 416, 544), "expected B frames"),
+        (NYU, (0, 1, 480, 640), (0, 1, 416, 544), "expected B frames"),
+        (NYU, (1, 1, 480, 640), (1, 1, 480, 640), r"image 0: .* of \(416, 544\) px, got pred of \(480, 640\)"),
+        (NYU, (1, 1, 240, 320), (1, 1, 416, 544), "expected a frame of NYU, 480 x 640, got 240 x 320"),
+        (KITTI_BTS, (1, 1, 375, 1242), (1, 1, 375, 1242), r"of \(352, 1216\) px, got pred of \(375, 1242\)"),
+        (KITTI_BTS, (1, 1, 300, 1242), (1, 1, 352, 1216), r"of \(352, 1216\) px"),
+        (replace(NYU, window=whole, region=whole), (1, 1, 20, 30), (1, 1, 20, 31), r"of \(20, 30\) px"),
     ],
 )
-def test_nothing_is_broadcast(gt, pred, message):
+def test_nothing_is_broadcast(protocol, gt, pred, message):
     with pytest.raises(ValueError, match=message):
-        compute_errors_NYU_per_image(torch.ones(gt), torch.ones(pred))
-    with pytest.raises(ValueError, match=r"expected pred of shape \(1, R, 20, 30\), got \(1, 1, 20, 31\)"):
-        compute_errors(torch.ones(1, 1, 20, 30), torch.ones(1, 1, 20, 31))
+        of_nyu(torch.ones(gt), torch.ones(pred), protocol)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_ground_truth_that_is_not_finite_is_refused(value):
     gt = constant(2.0, FRAME)
     gt[0, 0, 0, 0] = value
-    with pytest.raises(ValueError, match="gt holds NaN or infinite depths; use 0 where there is no measurement"):
+    with pytest.raises(ValueError, match="image 0: expected finite gt"):
         compute_errors_NYU(gt, constant(2.0, CROP))

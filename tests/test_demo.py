@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 import torch
 
 import clip
-from calculate_error import HIGHER_IS_BETTER, NYU_METRICS
+from calculate_error import HIGHER_IS_BETTER, NYU, NYU_METRICS
 from clip.checkpoint import read_state_dict
 from clip.model import CLIP, Architecture
-from datasets.nyu import NYUDepthV2, open_nyu
+from datasets.nyu import open_nyu
+from datasets.pairs import DepthPairs
 from demo import rooms, train_clip
-from eval import evaluate, mean
+from eval import evaluate, mean, predict_depth
 from monoclip import PAPER, MonoCLIP, Reading
 
 DEMO = Path(train_clip.__file__).parent
@@ -28,32 +30,20 @@ def rooms_clip() -> CLIP:
 
 
 @pytest.fixture(scope="module")
-def sample() -> NYUDepthV2:
-    return open_nyu(DEMO / "sample", PAPER.normalised)
+def sample() -> DepthPairs:
+    return open_nyu(DEMO / "sample", NYU)
 
 
-def metrics_of(model: MonoCLIP, dataset: NYUDepthV2) -> dict[str, float]:
+def metrics_of(model: MonoCLIP, dataset: DepthPairs) -> dict[str, float]:
     """Mean metrics by the official evaluation."""
-    rows, _ = evaluate(model, dataset, dataset.parts(range(len(dataset)), 4))
+    batches = dataset.batches(dataset.parts(range(len(dataset)), 4), PAPER.normalised)
+    rows, _ = evaluate(partial(predict_depth, model, NYU), batches, dataset, NYU)
     return mean(rows)
 
 
 @pytest.fixture(scope="module")
 def metrics(rooms_clip, sample) -> dict[str, float]:
     return metrics_of(MonoCLIP(rooms_clip), sample)
-
-
-def better(name: str, a: dict[str, float], b: dict[str, float]) -> bool:
-    return a[name] > b[name] if name in HIGHER_IS_BETTER else a[name] < b[name]
-
-
-def readme_table(heading: str) -> dict[str, dict[str, float]]:
-    """The table of demo/README.md below a heading: row -> metric -> value."""
-    section = (DEMO / "README.md").read_text(encoding="utf-8").split(f"### {heading}\n")[1].split("###")[0]
-    titles, _, *rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in re.findall(r"^\|.*\|$", section, re.M)
-    ]
-    return {row[0]: dict(zip(titles[1:], map(float, row[1:]), strict=True)) for row in rows}
 
 
 # ---- values by hand
@@ -116,25 +106,15 @@ def test_sample_is_small_and_is_what_the_renderer_makes(sample):
     scene, _, depth = rooms.render_scene(train_clip.SAMPLE_SEED, 0)
     first = next(i for i, pair in enumerate(sample.pairs) if pair.index == 0)
     assert sample.pairs[first].scene == scene
-    same = np.abs(sample[first][1][0].numpy() - depth) < 2e-3
+    same = np.abs(sample.depth(first)[0].numpy() - depth) < 2e-3
     assert same.mean() > 0.995  # another processor may round an edge otherwise
 
 
 def test_metrics_are_those_of_the_readme(metrics):
-    stated = readme_table("The sample: 16 pictures of seed 16000")["embedded CLIP"]
-    assert stated.keys() == metrics.keys()
-    for name, value in metrics.items():
-        assert value == pytest.approx(stated[name], abs=0.01), name
-
-
-@pytest.mark.parametrize("heading", ["Held out: 64 pictures of seed 64000", "The sample: 16 pictures of seed 16000"])
-def test_readme_states_a_model_that_beats_the_others(heading):
-    model, *others = readme_table(heading).values()
-    assert len(others) == 3
-    assert model["delta1"] >= 0.60
-    assert model["abs_rel"] <= 0.22
-    for name in NYU_METRICS:
-        assert all(better(name, model, other) for other in others), name
+    section = (DEMO / "README.md").read_text(encoding="utf-8").split("### The sample: 16 pictures of seed 16000\n")[1]
+    titles, _, row = ([cell.strip() for cell in line.split("|")[2:-1]] for line in section.strip().splitlines()[:3])
+    assert "embedded CLIP" in section.strip().splitlines()[2]
+    assert metrics == pytest.approx(dict(zip(titles, map(float, row), strict=True)), abs=0.01)
 
 
 # ---- it knows distance
@@ -151,7 +131,7 @@ def test_readme_states_a_model_that_beats_the_others(heading):
 def test_other_words_and_weights_make_every_metric_worse(rooms_clip, sample, metrics, change):
     other = metrics_of(MonoCLIP(rooms_clip, Reading(**change)), sample)
     for name in NYU_METRICS:
-        assert better(name, metrics, other), name
+        assert (metrics[name] - other[name]) * (1 if name in HIGHER_IS_BETTER else -1) > 0, name
 
 
 # ---- the command line

@@ -5,7 +5,6 @@ import math
 from dataclasses import replace
 from itertools import product
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -185,14 +184,6 @@ def test_batches_mirrors_and_half_precision(clips, kind, readout):
         assert 0 < (half - found[:1]).norm(dim=1).max() < tolerance
 
 
-def test_patches_of_14_pixels_see_an_image_that_is_resized_to_them():
-    visual = random_clip(replace(VIT, vision_patch_size=14, image_resolution=210)).visual
-    resized = F.interpolate(noise(*NYU), (420, 546), mode="bicubic", antialias=True)
-    found = read(visual, noise(*NYU), "raw")
-    assert found.shape == (1, 64, 30, 39)
-    assert torch.equal(found, read(visual, resized, "raw"))
-
-
 # ---- errors
 
 
@@ -211,25 +202,10 @@ def test_what_an_encoder_does_not_have_is_refused(clips):
 
 
 def test_the_command_line_refuses_them_in_one_sentence(clips, nyu_folder, tmp_path, capsys):
-    weights = {"vit": clips["vit"].state_dict(), "odd": random_clip(replace(TINY, embed_dim=48)).state_dict()}
-    pool = "visual.attnpool."
-    weights["poolless"] = {k: v for k, v in clips["resnet"].state_dict().items() if not k.startswith(pool)}
-    for name, readout, message in (
-        ("vit", "attnpool", "read-out 'attnpool': a vision transformer has no attention pool; there are raw, "),
-        ("odd", "raw", "read-out 'raw': 128 patch channels cannot be thinned evenly to 48 joint dimensions"),
-        ("poolless", "maskclip", "not a CLIP checkpoint: it has no entry visual.attnpool.positional_embedding"),
-    ):
-        path = tmp_path / f"{name}.pt"
-        torch.save(weights[name], path)
-        flags = ["--data_path", nyu_folder(1), "--clip_path", path, "--device", "cpu", "--readout", readout]
-        assert evaluation.main([*map(str, flags), *QUICKGELU]) == 2
-        err = capsys.readouterr().err
-        assert str(path) in err
-        assert message in err
-        assert err.count("\n") == 1
-
-
-def test_pictures_of_any_size_are_read(clips):
-    for kind, readout in CASES:
-        model = MonoCLIP(clips[kind], replace(PAPER, readout=readout))
-        assert model.infer_image(np.zeros((50, 70, 3), dtype=np.uint8)).shape == (50, 70)
+    path = tmp_path / "vit.pt"
+    torch.save(clips["vit"].state_dict(), path)
+    flags = ["--data_path", nyu_folder(1), "--clip_path", path, "--device", "cpu", "--readout", "attnpool"]
+    assert evaluation.main([*map(str, flags), *QUICKGELU]) == 2
+    err = capsys.readouterr().err
+    assert f"{path}: read-out 'attnpool': a vision transformer has no attention pool; there are raw, " in err
+    assert err.count("\n") == 1

@@ -21,11 +21,21 @@ from calculate_error import NYU, NYU_METRICS, compute_errors_NYU
 from datasets import nyu
 from datasets.nyu import TEST_INDICES, open_nyu, scan_folder
 from datasets.nyu_mat import LabelledMat
-from experiments.published import beside
+from experiments.published import beside, table
 from monoclip import PAPER, MonoCLIP, Reading, depth_of
-from tests.conftest import ANY_BYTES_IN_NAMES, GOLDEN, QUICKGELU, ROOT, TEN_MINUTES, child, torchrun, write_pair
-from tests.test_nyu import spoil
-from tests.test_nyu_mat import write_mat
+from tests.conftest import (
+    ANY_BYTES_IN_NAMES,
+    GOLDEN,
+    QUICKGELU,
+    ROOT,
+    TEN_MINUTES,
+    child,
+    spoil,
+    torchrun,
+    write_mat,
+    write_pair,
+)
+from viewer import notes
 
 RELEASED = ["--evaluate", "--batch_size", "1", "--dataset", "NYU", "--gpu_num", "0", "--encoder", "AST"]
 RELEASED += ["--other_method", "MonoCLIP"]
@@ -104,11 +114,11 @@ def test_released_evaluation(nyu_mini, seed0, run, tmp_path, expected, flags, ba
 
 
 def test_released_depth_maps(nyu_mini, rn50):
-    dataset = open_nyu(nyu_mini, PAPER.normalised)
+    dataset = open_nyu(nyu_mini, NYU)
     with np.load(GOLDEN / "nyu_mini_expected_depth.npz") as file:
         expected = np.concatenate([file[name] for name in file.files]).reshape(-1, 13, 17)
     with torch.inference_mode():
-        weights = MonoCLIP(rn50)(torch.stack([dataset[0][0], dataset[8][0]]))
+        weights = MonoCLIP(rn50)(torch.stack([PAPER.normalised(dataset.pixels(i)) for i in (0, 8)]))
     depth = depth_of(weights, torch.tensor([PAPER.bin_list]))
     assert np.abs(depth[:, 0].numpy() - expected[[0, 8]]).max() < 1e-3
 
@@ -121,8 +131,8 @@ def test_released_command_line_prints_the_released_line_and_the_papers_row_where
     assert re.search(rf"^ \* Avg {line}$", out, re.MULTILINE)
     assert re.search(r"delta1 .* abs_rel +log10 +rmse\nthis run .*\nuniform weights \(2\.143 m\) +0\.", out)
     lines = {"this run": dict.fromkeys(NYU_METRICS, 0.5), **beside("NYU"), "uniform": dict.fromkeys(NYU_METRICS, 0.1)}
-    assert re.search(r"this run +0\.500.*\npaper, DepthCLIP +0\.394.*\nuniform", evaluation.table(lines))
-    assert "data: 5 images in the layout of NYU Depth V2\n" in out
+    assert re.search(r"this run +0\.500.*\npaper, DepthCLIP +0\.394.*\nuniform", table(lines))
+    assert "data: 5 images of nyu\n" in out
     assert out.endswith("The paper's metrics are over the official test split: they do not compare with these.\n")
 
 
@@ -158,9 +168,10 @@ def test_metrics_are_those_of_the_method_by_a_plain_loop(run, tiny_clip):
     for reading, flags in ((PAPER, ["--exact"]), (own, ["--exact", *words])):
         assert run("--output", run.output, *flags)[0] == 0
         model = MonoCLIP(plain, reading)
-        dataset = open_nyu(run.root, PAPER.normalised)
+        dataset = open_nyu(run.root, NYU)
         expected: dict[str, list] = {"this run": [], "uniform weights": []}
-        for image, gt in (dataset[i] for i in range(len(dataset))):
+        for i in range(len(dataset)):
+            image, gt = PAPER.normalised(dataset.pixels(i)), dataset.depth(i)
             with torch.inference_mode():
                 depth = model.predict(image[None])
             uniform = torch.full_like(depth, sum(reading.bin_list) / len(reading.bin_list))
@@ -239,7 +250,7 @@ def test_another_precision_stays_close(run):
 def test_the_mat_and_the_folder_written_from_it_give_the_same_rows(run, tmp_path):
     images = [0, 1, 8]
     (tmp_path / "given").mkdir()
-    write_mat(tmp_path / "given" / "nyu_depth_v2_labeled.mat", ["attic"] * 1449, captures=None)  # not needed here
+    write_mat(tmp_path / "given" / "nyu_depth_v2_labeled.mat", ["attic"] * 1449)
     folder = tmp_path / "folder" / "official_splits" / "test" / "attic"
     folder.mkdir(parents=True)
     with LabelledMat(tmp_path / "given" / "nyu_depth_v2_labeled.mat") as mat:
@@ -284,7 +295,7 @@ def test_results_say_what_they_were_made_with_and_the_strip_shows_them(run, tiny
     assert {path.name for path in run.output.iterdir()} == {"results.json", "per_image.csv", "qualitative.png"}
     results = results_of(run.output)
     assert results["images"] == 3
-    assert (results["schema"], results["protocol"]) == (4, NYU.about)
+    assert (results["schema"], results["protocol"]) == (4, notes.ABOUT["NYU"])
     assert re.fullmatch("unknown|[0-9a-f]{40}(-dirty)?", results["commit"])
     assert results["published"] == {}  # three images are not the split
     assert {row["protocol"] for row in rows_of(run.output)} == {"NYU"}
@@ -301,16 +312,16 @@ def test_results_say_what_they_were_made_with_and_the_strip_shows_them(run, tiny
 
 def test_the_toy_and_the_demos_rooms_are_called_so_under_any_name(run, tmp_path, monkeypatch):
     captions = []
-    monkeypatch.setattr(evaluation, "draw_strip", lambda path, examples, caption, drawn: captions.append(caption))
+    monkeypatch.setattr(evaluation, "draw_strip", lambda path, examples, caption: captions.append(caption))
     (tmp_path / "RN50.pt").write_bytes((ROOT / "demo" / "rooms_clip.pt").read_bytes())
     rooms = ROOT / "demo" / "sample"
     flags = ("--output", run.output, "--figures", "--limit", 1)
     code, out, _ = run(*flags, data=rooms, weights=tmp_path / "RN50.pt")
-    assert (code, results_of(run.output)["data"]) == (0, "1 image of the demo's rendered rooms, not NYU Depth V2")
+    assert (code, results_of(run.output)["data"]) == (0, "1 image of sample")
     assert "counted: 1 image, " in out
     assert "\nA toy CLIP that was taught distance on rendered rooms: no evidence about the real CLIP" in out
     other, toy = results_of(run.output)["warnings"]
-    assert captions == [f"Over 1 image of the demo's rendered rooms, not NYU Depth V2; {other}; {toy}."]
+    assert captions == [f"Over 1 image of sample; {other}; {toy}."]
     assert str(tmp_path) not in captions[0] + json.dumps(results_of(run.output))
     assert "toy" not in run("--limit", 1, data=rooms)[1]  # another CLIP
 
@@ -328,10 +339,10 @@ def test_names_that_people_chose_stay_readable_and_lose_nothing(run, tmp_path):
     there = {row["scene"] for row in rows_of(run.output)}
     assert there == {r"caf\xe9", r"two\nlines", "'=1+1", r"\x1b[31mred", "'-x", "'@a", "\u4e2d", "x" * 200}
     (tmp_path / "odd" / os.fsdecode(scenes[3]) / "sync_depth_00003.png").write_bytes(b"")
-    beside = run("--scene", r"\x1b[31mred", data=tmp_path / "odd")
-    assert beside[0] == 2
-    assert r"\x1b[31mred/sync_depth_00003.png: not a readable image" in beside[2]
-    assert "\x1b" not in out + err + "".join(beside[1:])
+    again = run("--scene", r"\x1b[31mred", data=tmp_path / "odd")
+    assert again[0] == 2
+    assert r"\x1b[31mred/sync_depth_00003.png: no depth map, or truncated or damaged" in again[2]
+    assert "\x1b" not in out + err + "".join(again[1:])
 
 
 # What it refuses before a model is built
@@ -347,7 +358,7 @@ def test_all_problems_of_a_list_are_named_before_the_model_is_built(run, no_mode
     code, out, err = run("--list_file", tmp_path / "list.txt", "--output", run.output)
     assert (code, out) == (2, "")
     assert err.startswith("eval.py: 5 problems in the data:\n")
-    assert [int(re.match(r"  .*list\.txt, line (\d+): ", line)[1]) for line in err.splitlines()[1:]] == [1, 3, 5, 7, 9]
+    assert [int(re.match(r"  .*list\.txt, line (\d+): ", line)[1]) for line in err.splitlines()[1:]] == [9, 1, 3, 5, 7]
     assert not run.output.exists()
 
 
@@ -414,8 +425,10 @@ def ended(run, code: int, message: str, done: int, *flags: str) -> None:
     got, out, err = run("--output", run.output, *flags)
     assert (got, "Avg" in out) == (code, False)
     assert message in one_sentence(err)
-    assert [row["image"] for row in rows_of(run.output)] == [pair.name for pair in scan_folder(run.root)[:done]]
-    assert not (run.output / "results.json").exists()
+    (unfinished,) = run.output.glob("unfinished-*")
+    rows = rows_of(unfinished)
+    assert [row["image"] for row in rows] == [pair.name for pair in scan_folder(run.root)[:done]]
+    assert (run.output / "results.json").read_text() == "of an earlier run"
 
 
 @pytest.mark.parametrize(
@@ -424,7 +437,7 @@ def ended(run, code: int, message: str, done: int, *flags: str) -> None:
         (
             lambda depth: depth.index_fill(2, torch.tensor(100), float("nan")),
             1,
-            "eval.py: bathroom/rgb_00014.jpg: 544 of 452,608 predicted depths are NaN or infinite",
+            "eval.py: bathroom/rgb_00014.jpg: 544 of 226,304 predicted depths are NaN or infinite",
         ),
         (lambda _: torch.empty(2**60, dtype=torch.uint8), 1, "not enough memory; use smaller batches"),
         (lambda _: signal.default_int_handler(signal.SIGINT, None), 130, "eval.py: interrupted"),
@@ -439,22 +452,22 @@ def test_a_run_that_ends_early_says_why_and_keeps_its_rows(run, predicting, chan
 def test_a_file_damaged_after_the_check_is_named(run, monkeypatch):
     pair = scan_folder(run.root)[4]
     spoil("half JPEG", pair.rgb, pair.depth)
-    monkeypatch.setattr(nyu, "check_files", lambda *_, **__: None)
-    ended(run, 2, "kitchen/rgb_00013.jpg: truncated or damaged", 4, "--workers", "3")
+    monkeypatch.setattr(nyu, "check_files", lambda *_: [])
+    ended(run, 2, "kitchen/rgb_00013.jpg: cannot be read as a picture", 4, "--workers", "3")
 
 
 def test_a_full_disk_is_one_sentence_with_the_file(run):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (400, hard))  # the second image's row is cut
     try:
-        ended(run, 1, f"{run.output / 'per_image.csv'}: File too large; make room", 2)
+        ended(run, 1, "per_image.csv: File too large; make room", 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_rows_are_on_the_disk_before_the_next_image(run, predicting):
     def change(depth):
-        assert len(rows_of(run.output)) == 3
+        assert len(rows_of(next(run.output.glob("unfinished-*")))) == 3
         return depth
 
     predicting(change, 3)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import clip
+from datasets.readings import READINGS
 from monoclip import PAPER, MonoCLIP
-from options import READINGS
 from tests.conftest import TEN_MINUTES
 
 ROOT = str(Path(__file__).parents[1])
@@ -53,6 +53,7 @@ def test_words_of_ones_own(tiny_checkpoint):
         ({"readout": "nonsense"}, "read-out 'nonsense': there is none of this name"),
         ({"depth_classes": "near"}, "depth_classes: expected a list of words, got 'near'"),
         ({"image_std": [0, 1, 1]}, "image_std must be positive"),
+        ({"words": ["near"]}, "unknown field words; known are depth_templates"),
     ],
 )
 def test_readings_that_make_no_depth_are_refused_before_anything_is_read(fields, message):
@@ -67,16 +68,16 @@ def test_the_demo_is_loaded():
     assert model.infer_image(np.zeros((40, 50, 3), np.uint8)).shape == (40, 50)
 
 
-@pytest.mark.parametrize("name", ["clip", "datasets"])
-@pytest.mark.parametrize("module", ["hubconf", "predict"])
-def test_another_package_of_that_name_is_one_sentence(tmp_path, name, module):
-    if module == "predict":
-        (tmp_path / name).mkdir()  # a namespace
+@pytest.mark.parametrize("name", ["clip", "datasets", "monoclip", "download"])
+@pytest.mark.parametrize("namespace", [True, False])
+def test_another_module_of_that_name_is_one_sentence(tmp_path, name, namespace):
+    if namespace:
+        (tmp_path / name).mkdir()
     else:
         (tmp_path / f"{name}.py").write_text("")
-    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import {name}; sys.path[:1] = [{ROOT!r}]; import {module}"
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import {name}; sys.path[:1] = [{ROOT!r}]; import hubconf"
     plain = os.environ | {"PYTHON_COLORS": "0"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=TEN_MINUTES, cwd=tmp_path, env=plain
     )
-    assert done.stderr.splitlines()[-1].startswith(f"ImportError: another package '{name}' is imported already")
+    assert done.stderr.splitlines()[-1].startswith(f"ImportError: another module '{name}' is imported already")

@@ -2,7 +2,6 @@
 
 import copy
 import platform
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,15 +9,10 @@ from torch import nn
 from torch.testing import assert_close
 
 import clip
-from calculate_error import compute_errors_NYU
 from clip.inference import keep_freed_memory
 from clip.model import CLIP
-from datasets.nyu import open_nyu
-from monoclip import PAPER, MonoCLIP
-from tests.conftest import random_clip
-from tests.test_model import TINY_VIT
-
-DEMO = Path(clip.__file__).parents[1] / "demo"
+from monoclip import MonoCLIP
+from tests.conftest import TINY_VIT, random_clip
 
 
 def optimised(model: CLIP, dtype: torch.dtype | None = None) -> CLIP:
@@ -56,15 +50,7 @@ def test_the_fast_form_is_the_one_that_is_used(tiny_clip, image):
     model = optimised(tiny_clip)
     assert clip.optimize_for_inference(model) is model  # a second call changes nothing
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.visual.modules())
-    layouts: list[bool] = []
-    convolutions = [module for module in model.visual.modules() if isinstance(module, nn.Conv2d)]
-    for convolution in convolutions:
-        convolution.register_forward_hook(
-            lambda _, __, output: layouts.append(output.is_contiguous(memory_format=torch.channels_last))
-        )
-    model.visual.forward_trunk(image)
-    # 3 of the stem, 3 of each of the 4 blocks, and 4 that match the widths of residuals
-    assert layouts == [True] * len(convolutions) == [True] * (3 + 3 * 4 + 4)
+    assert model.visual.forward_trunk(image).patches.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.03), (torch.float16, 0.003)])
@@ -83,19 +69,6 @@ def test_a_vision_transformer_keeps_its_features(image):
     with torch.inference_mode():
         trunks = (each.visual.forward_trunk(image) for each in (optimised(model), model))
         assert all(torch.equal(*parts) for parts in zip(*trunks, strict=True))
-
-
-def test_metrics_of_the_demo_move_by_less_than_a_hundred_thousandth():
-    plain = clip.load(DEMO / "rooms_clip.pt", device="cpu", activation="quickgelu")[0]
-    dataset = open_nyu(DEMO / "sample", PAPER.normalised, limit=4)
-    images, truths = (torch.stack([dataset[i][part] for i in range(4)]) for part in (0, 1))
-    with torch.inference_mode():
-        depths = [MonoCLIP(model).predict(images) for model in (plain, optimised(plain))]
-    assert_close(depths[1], depths[0], rtol=0, atol=1e-5)
-    for truth, *maps in zip(truths, *depths, strict=True):
-        expected, found = (compute_errors_NYU(truth[None], depth[None]) for depth in maps)
-        for name, value in expected.items():  # five pixels at a threshold are 2.5e-5 of a delta
-            assert found[name] == pytest.approx(value, abs=2.5e-5 if "delta" in name else 1e-5), name
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc")

@@ -1,9 +1,5 @@
 """clip.load and its preprocessing: OpenAI's interface."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +7,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import clip
-from tests.conftest import TEN_MINUTES
+from tests.conftest import child
 
 
 def test_load_gives_the_model_and_its_preprocessing(tiny_checkpoint, tiny_clip):
@@ -35,7 +31,6 @@ def test_the_activation_is_that_of_the_file_or_has_to_be_said(tiny_checkpoint, t
     text = clip.tokenize(["a room"])
     for activation in ("quickgelu", "gelu"):
         model, _ = clip.load(tiny_checkpoint, device="cpu", activation=activation)
-        assert model.activation == activation
         same = torch.allclose(model.encode_text(text), tiny_clip.encode_text(text), rtol=1e-4)
         assert same == (activation == "quickgelu")
     with pytest.raises(clip.CheckpointError, match=r"tiny\.pt: a state dict does not tell QuickGELU from GELU"):
@@ -63,8 +58,5 @@ def test_torchvision_is_imported_only_to_preprocess(tiny_checkpoint):
         "_, preprocess = clip.load(sys.argv[1], device='cpu', activation='quickgelu')\n"
         "print('torchvision' in sys.modules, 'safetensors' in sys.modules)"
     )
-    command = [sys.executable, "-c", code, str(tiny_checkpoint)]
-    done = subprocess.run(
-        command, cwd=Path(clip.__file__).parents[1], capture_output=True, text=True, timeout=TEN_MINUTES
-    )
+    done = child("-c", code, tiny_checkpoint)
     assert done.stdout == "False False\n", done.stderr

@@ -9,31 +9,8 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import clip
-from clip.model import (
-    ACTIVATIONS,
-    CLIP,
-    Architecture,
-    build_model,
-    check_state_dict,
-    infer_architecture,
-    resized_positions,
-)
-from tests.conftest import TINY, random_clip
-
-TEXT = {"context_length": 77, "vocab_size": 49408}
-RN, VIT = dict(TEXT, vision_patch_size=None), TEXT
-PAPER_MODELS = {
-    "RN50": Architecture(1024, 224, (3, 4, 6, 3), 64, transformer_width=512, transformer_layers=12, **RN),
-    "RN101": Architecture(512, 224, (3, 4, 23, 3), 64, transformer_width=512, transformer_layers=12, **RN),
-    "RN50x4": Architecture(640, 288, (4, 6, 10, 6), 80, transformer_width=640, transformer_layers=12, **RN),
-    "RN50x16": Architecture(768, 384, (6, 8, 18, 8), 96, transformer_width=768, transformer_layers=12, **RN),
-    "RN50x64": Architecture(1024, 448, (3, 15, 36, 10), 128, transformer_width=1024, transformer_layers=12, **RN),
-    "ViT-B/32": Architecture(512, 224, 12, 768, 32, transformer_width=512, transformer_layers=12, **VIT),
-    "ViT-B/16": Architecture(512, 224, 12, 768, 16, transformer_width=512, transformer_layers=12, **VIT),
-    "ViT-L/14": Architecture(768, 224, 24, 1024, 14, transformer_width=768, transformer_layers=12, **VIT),
-    "ViT-L/14@336px": Architecture(768, 336, 24, 1024, 14, transformer_width=768, transformer_layers=12, **VIT),
-}
-TINY_VIT = replace(TINY, vision_layers=2, vision_width=64, vision_patch_size=16)
+from clip.model import ACTIVATIONS, CLIP, build_model, check_state_dict, infer_architecture
+from tests.conftest import PAPER_MODELS, TINY, TINY_VIT, random_clip
 
 
 @pytest.mark.parametrize("name", PAPER_MODELS)
@@ -44,10 +21,19 @@ def test_architecture_is_inferred_from_the_state_dict(name):
     assert infer_architecture(model.state_dict()) == PAPER_MODELS[name]
 
 
-@pytest.mark.parametrize("kind", ["RN50", "ViT-B/32"])
-def test_embeddings_agree_with_open_clip(kind, rn50):
-    model = rn50 if kind == "RN50" else random_clip(PAPER_MODELS[kind])
-    twin = open_clip.create_model(f"{kind.replace('/', '-')}-quickgelu").eval()
+@pytest.mark.parametrize(
+    ("kind", "name", "activation"),
+    [
+        ("RN50", "RN50-quickgelu", "quickgelu"),
+        ("ViT-B/32", "ViT-B-32-quickgelu", "quickgelu"),
+        ("ViT-B/32", "ViT-B-32", "gelu"),
+    ],
+)
+def test_embeddings_agree_with_open_clip(kind, name, activation, seed0):
+    state_dict = seed0 if kind == "RN50" else random_clip(PAPER_MODELS[kind]).state_dict()
+    model = build_model(state_dict, activation=activation)
+    assert model.activation == activation
+    twin = open_clip.create_model(name).eval()
     twin.load_state_dict(model.state_dict())
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(2, 3, 224, 224, generator=generator)
@@ -71,51 +57,11 @@ def test_activations_by_hand():
     assert_close(ACTIVATIONS["gelu"]()(x), x * (1 + torch.erf(x / 2**0.5)) / 2)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_all_transformers_take_the_activation(activation):
-    state_dict = random_clip(TINY_VIT).state_dict()
-    model = build_model(state_dict, activation=activation)
-    assert model.activation == activation
-    blocks = [*model.transformer.resblocks, *model.visual.transformer.resblocks]
-    assert [type(block.mlp.gelu) for block in blocks] == [ACTIVATIONS[activation]] * 4
-    x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0))
-    block = model.visual.transformer.resblocks[0]
-    attended = x + block.attn(*[block.ln_1(x)] * 3)[0]
-    hidden = block.ln_2(attended) @ block.mlp.c_fc.weight.T + block.mlp.c_fc.bias
-    gate = torch.sigmoid(1.702 * hidden) if activation == "quickgelu" else (1 + torch.erf(hidden / 2**0.5)) / 2
-    expected = attended + (hidden * gate) @ block.mlp.c_proj.weight.T + block.mlp.c_proj.bias
-    assert_close(block(x, None), expected, rtol=1e-5, atol=1e-5)
-
-    other = build_model(state_dict, activation=next(name for name in ACTIVATIONS if name != activation))
-    image, text = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)), clip.tokenize(["a room"])
-    for ours, theirs in (
-        (model.encode_image(image), other.encode_image(image)),
-        (model.encode_text(text), other.encode_text(text)),
-    ):
-        assert (ours - theirs).abs().max() > 1e-4 * theirs.abs().max()
-    with pytest.raises(ValueError, match="expected the activation quickgelu or gelu, got 'relu'"):
-        build_model(state_dict, activation="relu")
-
-
-def test_gelu_agrees_with_open_clip():
-    model = build_model(random_clip(PAPER_MODELS["ViT-B/32"]).state_dict(), activation="gelu")
-    twin = open_clip.create_model("ViT-B-32").eval()
-    twin.load_state_dict(model.state_dict())
-    image, text = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1)), clip.tokenize(["a room"])
-    with torch.inference_mode():
-        assert_close(F.normalize(model.encode_image(image)), F.normalize(twin.encode_image(image)), atol=1e-5, rtol=0)
-        assert_close(F.normalize(model.encode_text(text)), F.normalize(twin.encode_text(text)), atol=1e-5, rtol=0)
-
-
 def test_a_vision_transformer_wider_than_vit_l_is_refused():
-    for width, wide in ((1024, False), (1280, True)):
-        with torch.device("meta"):
-            model = CLIP(replace(TINY_VIT, vision_width=width))
-        if wide:
-            with pytest.raises(ValueError, match=r"vision transformer is 1280 wide.*80 channels or more, not 64"):
-                infer_architecture(model.state_dict())
-        else:
-            assert infer_architecture(model.state_dict()).vision_width == width
+    with torch.device("meta"):
+        model = CLIP(replace(TINY_VIT, vision_width=1280))
+    with pytest.raises(ValueError, match=r"vision transformer is 1280 wide.*80 channels or more, not 64"):
+        infer_architecture(model.state_dict())
 
 
 def test_weights_are_rounded_to_fp16_as_by_openais_package(tiny_clip):
@@ -148,16 +94,6 @@ def test_build_model_equals_the_model_built_the_usual_way(architecture, dtype):
         ):
             assert ours.dtype == dtype
             assert_close(ours.float(), theirs, atol=tolerance * theirs.abs().max().item(), rtol=0)
-
-
-def test_vit_patches_at_its_own_resolution_use_the_embedding_as_it_is():
-    model = random_clip(TINY_VIT)
-    own = resized_positions(model.visual.positional_embedding, 4, 4)
-    wide = resized_positions(model.visual.positional_embedding, 4, 7)
-    assert_close(own, model.visual.positional_embedding, atol=0, rtol=0)
-    assert_close(wide[0], own[0], atol=0, rtol=0)  # the class token's stays
-    corners = [0, 6, 21, 27]  # align_corners: the corners of 4 x 7 are the corners of 4 x 4
-    assert_close(wide[1:][corners], own[1:][[0, 3, 12, 15]], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("architecture", [TINY, TINY_VIT], ids=["resnet", "vit"])

@@ -15,34 +15,41 @@ import torch
 from PIL import Image
 
 import eval as evaluation
-import options
 import predict
-from calculate_error import KITTI_ADABINS, KITTI_BTS, KITTI_METRICS, MIN_DEPTH, counted_pixels
+from calculate_error import KITTI_ADABINS, KITTI_BTS, KITTI_METRICS, MIN_DEPTH, NYU_METRICS, Protocol
 from datasets import kitti
-from datasets.kitti import Frame, split_frames
-from datasets.rgbd import own_protocol
+from datasets.kitti import split_frames
 from experiments import __main__ as experiments
-from experiments import plots, readouts, score, statistics
-from experiments.published import AUTY, KITTI_ROWS, OUTDOORS, PROMPTS, published_over
-from experiments.score import PIXEL, RANDOM_ROWS, errors_of_rows, histogram, metrics_of, random_depth, truth_of
+from experiments import readouts, score
+from experiments.published import AUTY, KITTI_ROWS, OUTDOORS, PROMPTS
+from experiments.score import errors_of, histogram, metrics_of, truth_of
 from monoclip import MonoCLIP
-from options import DEMO_WEIGHTS
-from tests import test_kitti
-from tests.conftest import QUICKGELU, TINY, random_clip, write_pair
-from tests.test_kitti import SIZES, lines_of, picture_of, sparse_depth, window_of, write_tree
+from options import DEMO_WEIGHTS, PROTOCOLS
+from tests.conftest import (
+    QUICKGELU,
+    SIZES,
+    TINY,
+    lines_of,
+    picture_of,
+    random_clip,
+    sparse_depth,
+    window_of,
+    write_pair,
+    write_tree,
+)
 
-DRAWINGS = ("qualitative.png", "rows.png", "question.png", "certainty.png")
+DRAWINGS = ("qualitative.png", "ladder.png", "question.png", "certainty.png")
 REPORTED = {"results.json", "per_image.csv", "tables.md"}
 GRID, SEEN = (11, 38), (352, 1216)
 SHARED = ("image", "scene", "index", "protocol", "valid_pixels", "dropped_pixels")
 LOG_SOFT = ("--preset", "log", "--temperature", 2)  # so that a tiny CLIP's depth is not one bin
-PROTOCOLS = {"bts": KITTI_BTS, "adabins": KITTI_ADABINS}
-(DEPTH,) = (row for row in published_over("KITTI") if row.reading)  # Auty's depth words
+OWN = ("--depth_scale", 256, "--max_depth", 80, *LOG_SOFT)
+UNITS = kitti.DEPTH_FORM.units_per_metre
 
 
 def chosen_frames() -> list[tuple]:
-    """Twelve frames of the split in eleven drives, as `test_kitti.FRAMES`: all sizes, both halves, both kinds."""
-    split = [frame[:2] for frame in split_frames()]
+    """Twelve frames of the split in eleven drives, as `FRAMES`: all sizes, both halves, both kinds."""
+    split = list(split_frames())
     drives = dict(reversed(split))  # each drive's first frame
     frames = [*[(drive, drives[drive]) for drive in dict(split)][:11], split[1]]
     return [(*f, SIZES[i % 11 % 5], ("train", "val")[i % 11 % 2], ("png", "jpg")[i % 2]) for i, f in enumerate(frames)]
@@ -74,9 +81,8 @@ class Command:
         ours, theirs = self.json(out), self.json("eval")
         for row in ("this run", "uniform weights"):
             expected, found = theirs["rows"][row]["metrics"], ours["rows"][row]["metrics"]
-            assert {name: found[name] for name in expected} == pytest.approx(
-                expected, rel=1e-6, abs=2e-5
-            )  # five pixels
+            # five pixels
+            assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-6, abs=2e-5)
         counts = [{tuple(line[key] for key in SHARED) for line in self.lines(folder)} for folder in (out, "eval")]
         assert (counts[0], ours["protocol"]) == (counts[1], theirs["protocol"])
         return ours
@@ -84,22 +90,21 @@ class Command:
     def json(self, out: str, name: str = "results.json") -> dict:
         return json.loads((self.folder / out / name).read_text())
 
-    def page(self, out: str) -> dict:
-        text = (self.folder / out / "depth.html").read_text()
-        return json.loads(re.search(r"<script[^>]*application/json[^>]*>(.*?)</script>", text, re.DOTALL)[1])
-
     def lines(self, out: str) -> list[dict[str, str]]:
         with (self.folder / out / "per_image.csv").open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
+
+
+def page_of(folder: Path) -> dict:
+    text = (folder / "depth.html").read_text()
+    return json.loads(re.search(r"<script[^>]*application/json[^>]*>(.*?)</script>", text, re.DOTALL)[1])
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory, tiny_checkpoint) -> Command:
     """Twelve frames of KITTI, one image of NYU and two own pairs of odd sizes; nothing is run."""
     folder = tmp_path_factory.mktemp("outdoors")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(test_kitti, "FRAMES", chosen_frames())
-        write_tree(folder / "KITTI")
+    write_tree(folder / "KITTI", frames=chosen_frames())
     (folder / "list.txt").write_text("\n".join(lines_of(chosen_frames())))
     write_pair(folder / "NYU" / "official_splits" / "test" / "kitchen", 0)
     for i, size in enumerate(((131, 173), (97, 131))):
@@ -121,99 +126,50 @@ def whole(command) -> Command:
     return command
 
 
+# ---- KITTI
+
+
 @pytest.mark.parametrize("out", PROTOCOLS)
 def test_this_run_is_that_of_eval(whole, out):
     listed = ("--list_file", whole.folder / "list.txt", "--protocol", out)
     results = whole.results_as_of_eval("KITTI", out, *listed, *LOG_SOFT)
-    assert results["protocol"] == PROTOCOLS[out].about
+    assert results["protocol_name"] == PROTOCOLS[out].name
     assert {line["protocol"] for line in whole.lines(out)} == {PROTOCOLS[out].name}
     assert results["rows"]["this run"]["metrics"].keys() == set(metrics_of(PROTOCOLS[out])) > {*KITTI_METRICS, "log10"}
 
 
 def test_files_rows_tables_and_page_are_those_of_kitti(whole):
-    results, folder, drives = whole.json("bts"), whole.folder / "bts", {drive for drive, *_ in chosen_frames()}
+    results, folder = whole.json("bts"), whole.folder / "bts"
     assert {path.name for path in folder.iterdir()} == {*REPORTED, *DRAWINGS, "depth.html"}
     for name in DRAWINGS:
         with Image.open(folder / name) as image:
             assert min(image.size) > 300
-    assert (results["images"], results["clustered_by"], results["scenes"].keys()) == (12, "drives", drives)
+    assert (results["images"], results["clustered_by"]) == (12, "drives")
     assert "over 11 clusters (drives)" in results["intervals"]
     assert {*OUTDOORS, "this run", "colour words"} <= results["rows"].keys()
     assert not any(row.startswith(("prompt", "bins class", "mean training")) for row in results["rows"])
     lines = [(line["scene"], line["cluster"], int(line["index"])) for line in whole.lines("bts")]
     assert len(lines) == 12 * len(results["rows"])
     assert set(lines) == {(drive, drive, number) for drive, number, *_ in chosen_frames()}
-    text, content = (folder / "tables.md").read_text(), whole.page("bts")
-    assert (f"## {KITTI_ROWS}" in text, PROMPTS in text) == (True, False)
-    assert "size words" not in text  # which is not ours, and over the whole split
-    assert re.search(r"\| Auty, depth words \(KITTI, AdaBins\) \| .* 0\.094 \|", text)  # beside ours, in columns apart
-    near, far = content["scale"]
-    assert (content["limits"], content["drops_tiny"], near, far) == ([MIN_DEPTH, 80], False, 0, 80)
+    text, content = (folder / "tables.md").read_text(), page_of(folder)
+    assert not any(title in text for title in (KITTI_ROWS, PROMPTS, "size words"))  # which are over the whole split
+    assert (content["limits"], content["drops_tiny"], content["scale"][1]) == ([MIN_DEPTH, 80], False, 80)
     assert list(content["presets"]) == ["run", "paper", "auty", "log", "colour"]
     assert {word for preset in content["presets"].values() for word in preset["depth_classes"]} <= {*content["phrases"]}
     assert {(*card["size"], *card["grid"]) for card in content["images"]} == {(*SEEN, *GRID)}
 
 
-def test_the_whole_split_stands_beside_published_rows_of_its_protocol_only(command, monkeypatch):
-    whole = [Frame(*frame[:2]) for frame in chosen_frames()]
-    monkeypatch.setattr(kitti, "split_frames", lambda: iter(whole))
-    drawn: list = []
-    monkeypatch.setattr(plots, "draw_chart", lambda path, results, theirs, caption: drawn.append(theirs))
-    for protocol in ("bts", "adabins"):
-        assert command("KITTI", f"whole {protocol}", *LOG_SOFT, "--figures", "--protocol", protocol) == 0
-        text, same = (command.folder / f"whole {protocol}" / "tables.md").read_text(), protocol == "adabins"
-        ours = PROTOCOLS[protocol].name
-        main = text[text.index(f"## This run ({ours})") :].split("\n## ")[0]
-        assert "| Auty, size words (KITTI, AdaBins) |" in main
-        assert "| DepthCLIP, as run in MfH (protocol not said) |" in main
-        table = text[text.index(f"## {KITTI_ROWS}") :].split("\n## ")[0]
-        assert re.search(rf"\| Auty, depth words \({ours}\) \| ours .*\n\| \(KITTI, AdaBins\) \| published ", table)
-        assert ("| difference |" in table) == same
-        assert drawn.pop() == ({"Auty's words and bins": DEPTH.by_column()} if same else {})
-
-
-def test_the_demos_clip_sees_kitti_in_experiments_and_predict(command, tmp_path, capsys):
-    root = command.folder / "KITTI"
-    demo = ("--clip_path", DEMO_WEIGHTS, "--device", "cpu", "--preset", "log")
-    data = ("--dataset", "KITTI", "--data_path", root, "--list_file", command.folder / "list.txt", "--limit", 3)
-    assert experiments.main(list(map(str, [*data, *demo, "--no_paper", "--output", tmp_path / "x"]))) == 0
-    results = json.loads((tmp_path / "x" / "results.json").read_text())
-    assert evaluation.main(list(map(str, [*data, *demo, "--output", tmp_path / "e"]))) == 0
-    same = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]["this run"]["metrics"]
-    found = results["rows"]["this run"]["metrics"]
-    assert {name: found[name] for name in same} == pytest.approx(same, rel=1e-4, abs=1e-4)
-    assert {options.TOY, KITTI_BTS.whole_split} < set(results["warnings"])
-    (drive, number, size, _, suffix), _ = chosen_frames()[0], capsys.readouterr()
-    picture = root / picture_of(drive, number, suffix)
-    assert predict.main(list(map(str, ["-i", picture, "-o", tmp_path / "p", *demo, "--html"]))) == 0
-    depth = np.load(tmp_path / "p" / f"{number:010d}_depth.npy")
-    assert (depth.shape, 5 <= depth.min() <= depth.max() <= 60) == (size, True)
-    text = (tmp_path / "p" / "depth.html").read_text()
-    content = json.loads(re.search(r"<script[^>]*application/json[^>]*>(.*?)</script>", text, re.DOTALL)[1])
-    assert list(content["presets"]) == ["run", "paper", "log", "colour"]  # Auty's bins are beyond these
-
-
-def test_predict_passes_by_the_depth_of_own_pairs_and_of_raw_lidar(command, tmp_path):
-    shutil.copytree(command.folder / "rgbd", tmp_path / "pairs")
-    lidar = tmp_path / "pairs" / "drive" / "proj_depth" / "velodyne_raw" / "image_02"
-    lidar.mkdir(parents=True)
-    shutil.copy(tmp_path / "pairs" / "depth" / "0.png", lidar)
-    (tmp_path / "depth").mkdir()  # without rgb/ beside it, a folder like any other
-    shutil.copy(tmp_path / "pairs" / "rgb" / "0.png", tmp_path / "depth")
-    usual = ("--clip_path", command.weights, *QUICKGELU, "--device", "cpu", "--save", "npy")
-    assert predict.main(list(map(str, ["-i", tmp_path, "-o", tmp_path / "out", *usual]))) == 0
-    found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.npy")}
-    assert found == {"depth/0_depth.npy", "pairs/rgb/0_depth.npy", "pairs/rgb/1_depth.npy"}
-
-
-@pytest.mark.parametrize(("share", "counts"), [(0.03, True), (0.01, False)])
-def test_a_patch_of_lidar_counts_from_a_fiftieth_on(share, counts):
-    gt = torch.zeros(1, *SIZES[3])
-    rows, columns = window_of(*SIZES[3])
-    patch = gt[0, rows, columns][320 - 32 : 320, 320:352]
-    places = np.random.default_rng(0).permutation(32 * 32)[: int(share * 32 * 32)]
-    patch[places // 32, places % 32] = 20
-    assert (len(truth_of(gt, GRID, KITTI_BTS).patches) == 1) == counts
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_whole_split_stands_beside_published_rows_of_its_protocol_only(command, monkeypatch, name):
+    monkeypatch.setattr(kitti, "split_frames", lambda: iter([frame[:2] for frame in chosen_frames()]))
+    assert command("KITTI", f"whole {name}", *LOG_SOFT, "--protocol", name) == 0
+    text, ours = (command.folder / f"whole {name}" / "tables.md").read_text(), PROTOCOLS[name].name
+    main = text[text.index(f"## This run ({ours})") :].split("\n## ")[0]
+    assert "| Auty, size words (KITTI, AdaBins) |" in main
+    assert "| DepthCLIP, as run in MfH (KITTI, protocol not said) |" in main
+    table = text[text.index(f"## {KITTI_ROWS}") :].split("\n## ")[0]
+    assert re.search(rf"\| Auty, depth words \({ours}\) \| ours .*\n\| KITTI, AdaBins \| published ", table)
+    assert ("| difference |" in table) == (name == "adabins")
 
 
 def test_both_protocols_share_a_store_and_nyu_has_another(whole):
@@ -226,79 +182,6 @@ def test_both_protocols_share_a_store_and_nyu_has_another(whole):
     assert len(list(whole.store.iterdir())) == 2
 
 
-def test_constants_and_histograms_are_those_of_a_naive_search():
-    gt = torch.from_numpy(sparse_depth(SIZES[2], 5).astype(np.float32) / 256)[None]
-    _, depth = counted_pixels(gt, KITTI_BTS)
-    every, shares = score.depths_of(KITTI_BTS), histogram(depth, KITTI_BTS)
-    assert (len(every), every[0].item(), every[-1].item()) == (80 * 256, 0, 80 - 1 / 256)
-    found = every.numpy()[shares > 0], np.rint(shares[shares > 0] * len(depth))
-    np.testing.assert_array_equal(found, np.unique(depth.numpy(), return_counts=True))
-    swept, tried = score.swept_constants(torch.from_numpy(shares)[:, None], KITTI_BTS), score.sweep_of(KITTI_BTS)
-    np.testing.assert_allclose(tried, np.arange(2000) * 0.04 + 0.0011, atol=1e-9)
-    true, constants = depth.double().numpy(), np.array(tried)[:, None]  # (N,), (S, 1)
-    delta1 = (np.maximum(true / constants, constants / true) < 1.25).mean(1)
-    abs_rel, rmse = (np.abs(true - constants) / true).mean(1), np.sqrt(((true - constants) ** 2).mean(1))
-    for metric, naive in {"delta1": -delta1, "abs_rel": abs_rel, "rmse": rmse}.items():
-        tolerance, sign = (5e-4, -1) if metric == "delta1" else (1e-5, 1)  # ratios of 1.25 to the last bit
-        np.testing.assert_allclose(sign * swept[metric][:, 0], naive, rtol=1e-4, atol=tolerance)
-        assert naive[statistics.best_places(swept)[metric]] == pytest.approx(naive.min(), abs=tolerance)
-
-
-@pytest.mark.parametrize(("scale", "farthest", "units"), [(100, 5.5504, 555), (1, 10.4, 10)])
-def test_the_deepest_that_counts_is_in_the_histogram(scale, farthest, units):
-    protocol = own_protocol(scale, farthest)
-    shares = histogram(counted_pixels(torch.tensor([[[units / scale]]]), protocol)[1], protocol)
-    assert (len(shares), shares[units]) == (len(score.depths_of(protocol)), 1)
-
-
-def test_random_depth_is_up_to_80_metres():
-    for row in RANDOM_ROWS:
-        drawn = random_depth(row, "a", GRID, SEEN, KITTI_BTS.max_depth)
-        assert (tuple(drawn.shape), round(drawn.mean().item(), -1)) == (SEEN if row == PIXEL else GRID, 40)
-        assert 0 <= drawn.min() < 10 < 68 < drawn.max() <= 80
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
-def test_correlations_are_of_patches_that_a_lidar_measures_a_little_of(protocol):
-    rng = np.random.default_rng(0)
-    depth = np.kron(rng.permutation(np.arange(5, 5 + 11 * 38) * 40).reshape(GRID), np.ones((32, 32))) / 256
-    gt = np.zeros(SIZES[3], np.float32)
-    gt[window_of(*SIZES[3])] = np.where(rng.random(SEEN) < 1 / 12, depth, 0)
-    half = replace(protocol, measured_share=0.5)
-    truth, no_truth = (truth_of(torch.from_numpy(gt)[None], GRID, of) for of in (protocol, half))
-    assert len(truth.patches) > 200 > len(no_truth.patches) == 0
-    perfect = torch.from_numpy(depth.astype(np.float32))[None]
-    errors = errors_of_rows(truth, perfect[:, ::32, ::32], torch.cat([perfect, 80 - perfect]), "a")
-    assert 0.5 < errors["spearman"][0] < 1  # resized as the method's, which mixes neighbours
-    assert errors["spearman"][1:] == pytest.approx([1, -1], abs=1e-6)
-    assert errors["abs_rel"][1] == errors["silog"][1] == 0
-    truth = truth_of(torch.from_numpy(gt)[None], (25, 87), protocol)  # patches of 14 px, which do not divide the window
-    constant = errors_of_rows(truth, torch.full((1, 25, 87), 40.0), torch.full((1, *SEEN), 23.886), "a")
-    assert np.isnan(constant["spearman"]).all()
-
-
-def test_own_pairs_of_two_odd_sizes(command):
-    flags = ("--depth_scale", 256, "--max_depth", 80, *LOG_SOFT)
-    ran = command("rgbd", "own", *flags, "--figures", "--html", "--store", command.folder / "store of own")
-    assert (ran, command.encoded) == (0, 2)
-    ours = command.results_as_of_eval("rgbd", "own", *flags)
-    assert (ours["clustered_by"], ours["published"]) == ("images", {})
-    assert ours["rows"]["uniform weights"]["metrics"]["spearman"] is None
-    assert [card["size"] for card in command.page("own")["images"]] == [[131, 173], [97, 131]]
-
-
-def test_the_room_for_features_is_of_every_pairs_own_size(command, monkeypatch, capsys):
-    flags = ("--depth_scale", 256, "--max_depth", 80, *LOG_SOFT, "--no_paper")
-    assert command("rgbd", "roomy", *flags, "--store", command.folder / "roomy") == 0
-    files = list((command.folder / "roomy").glob("*/*.npz"))
-    needed = sum(part.nbytes for file in files for part in np.load(file).values())
-    usage = namedtuple("usage", "total used free")
-    for free, code in ((needed - 1, 1), (needed, 0)):
-        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage(10**9, 10**9, free))
-        assert command("rgbd", "tight", *flags, "--store", command.folder / "tight") == code
-        assert ("the features need" in capsys.readouterr().err) == (code == 1)
-
-
 def test_read_outs_of_one_backbone_on_kitti(command):
     weights = command.folder / "resnet.pt"
     torch.save(random_clip(replace(TINY, image_resolution=224), seed=1).state_dict(), weights)
@@ -307,14 +190,106 @@ def test_read_outs_of_one_backbone_on_kitti(command):
     flags = ("--clip_path", weights, *words, *listed)
     assert command("KITTI", "readouts", *flags, main=readouts.main) == 0
     results = command.json("readouts", "readouts.json")
-    assert (results["clustered_by"], len(results["readouts"])) == ("drives", 4 * 2 * 2)
+    settings = [row for row in results["readouts"] if row["temperature"]]  # the others are linear probes
+    assert (results["clustered_by"], len(settings)) == ("drives", 4 * 2 * 2)
 
 
-def test_predict_passes_by_kittis_depth(command, tmp_path):
+# ---- one's own pairs
+
+
+def test_own_pairs_of_two_odd_sizes(command):
+    store = ("--store", command.folder / "store of own")
+    assert (command("rgbd", "own", *OWN, "--figures", "--html", *store), command.encoded) == (0, 2)
+    ours = command.results_as_of_eval("rgbd", "own", *OWN)
+    assert (ours["clustered_by"].partition(",")[0], ours["published"]) == ("images", {})
+    assert ours["rows"]["uniform weights"]["metrics"]["spearman"] is None
+    assert [card["size"] for card in page_of(command.folder / "own")["images"]] == [[131, 173], [97, 131]]
+
+
+def test_the_room_for_features_is_of_every_pairs_own_size(command, monkeypatch, capsys):
+    assert command("rgbd", "roomy", *OWN, "--no_paper", "--store", command.folder / "roomy") == 0
+    files = map(np.load, (command.folder / "roomy").glob("*/*.npz"))
+    needed = sum(file[part].nbytes for file in files for part in ("patches", "cls"))
+    usage = namedtuple("usage", "total used free")
+    for free, code in ((needed - 1, 1), (needed, 0)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage(10**9, 10**9, free))
+        assert command("rgbd", "tight", *OWN, "--no_paper", "--store", command.folder / "tight") == code
+        assert ("the features need" in capsys.readouterr().err) == (code == 1)
+
+
+# ---- predict.py
+
+
+def test_the_demos_clip_sees_a_frame_of_kitti(command, tmp_path):
+    drive, number, size, _, suffix = chosen_frames()[0]
+    demo = ("--clip_path", DEMO_WEIGHTS, "--device", "cpu", "--preset", "log", "--html")
+    picture = command.folder / "KITTI" / picture_of(drive, number, suffix)
+    assert predict.main(list(map(str, ["-i", picture, "-o", tmp_path, *demo]))) == 0
+    depth = np.load(tmp_path / f"{number:010d}_depth.npy")
+    assert (depth.shape, 5 <= depth.min() <= depth.max() <= 60) == (size, True)
+    assert list(page_of(tmp_path)["presets"]) == ["run", "paper", "log", "colour"]  # Auty's bins are beyond these
+
+
+def test_predict_passes_by_depth_maps(command, tmp_path):
+    pictures = tmp_path / "in"
+    shutil.copytree(command.folder / "KITTI", pictures / "KITTI")
+    shutil.copytree(command.folder / "rgbd", pictures / "pairs")
+    (pictures / "drive/proj_depth/velodyne_raw/image_02").mkdir(parents=True)
+    shutil.copy(pictures / "pairs/depth/0.png", pictures / "drive/proj_depth/velodyne_raw/image_02")
+    (pictures / "depth").mkdir()  # without rgb/ beside it, a folder like any other
+    shutil.copy(pictures / "pairs/rgb/0.png", pictures / "depth")
     usual = ("--clip_path", command.weights, *QUICKGELU, "--device", "cpu", "--preset", "auty", "--save", "npy")
-    assert predict.main(list(map(str, ["-i", command.folder / "KITTI", "-o", tmp_path, *usual]))) == 0
-    assert len(list(tmp_path.rglob("*.npy"))) == 12
-    for drive, number, size, *_ in chosen_frames():
-        depth = np.load(tmp_path / picture_of(drive, number).replace(".png", "_depth.npy"))
+    assert predict.main(list(map(str, ["-i", pictures, "-o", tmp_path / "out", *usual]))) == 0
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.npy")}
+    frames = {f"KITTI/{picture_of(*frame[:2])}".replace(".png", "_depth.npy"): frame[2] for frame in chosen_frames()}
+    assert found == {"depth/0_depth.npy", "pairs/rgb/0_depth.npy", "pairs/rgb/1_depth.npy", *frames}
+    for name, size in frames.items():
+        depth = np.load(tmp_path / "out" / name)
         assert depth.shape == size
         assert min(AUTY.bin_list) <= depth.min() <= depth.max() <= max(AUTY.bin_list)
+
+
+# ---- what is fitted to depth beyond 10 m, and to lidar
+
+
+def test_constants_and_histograms_are_those_of_a_naive_search():
+    gt = torch.from_numpy(sparse_depth(SIZES[2], 5).astype(np.float32) / 256)
+    depth = gt[KITTI_BTS.window(*gt.shape)][KITTI_BTS.counted(gt)]
+    every, shares = score.depths_of(KITTI_BTS, UNITS), histogram(depth, KITTI_BTS, UNITS)
+    assert (len(every), every[0].item(), every[-1].item()) == (80 * 256, 0, 80 - 1 / 256)
+    found = every.numpy()[shares > 0], np.rint(shares[shares > 0] * len(depth))
+    np.testing.assert_array_equal(found, np.unique(depth.numpy(), return_counts=True))
+    swept, tried = score.swept_constants(torch.from_numpy(shares)[:, None], KITTI_BTS, UNITS), score.sweep_of(KITTI_BTS)
+    np.testing.assert_allclose(tried, np.arange(2000) * 0.04 + 0.0011, atol=1e-9)
+    true, constants = depth.double().numpy(), np.array(tried)[:, None]  # (N,), (S, 1)
+    delta1 = (np.maximum(true / constants, constants / true) < 1.25).mean(1)
+    abs_rel, rmse = (np.abs(true - constants) / true).mean(1), np.sqrt(((true - constants) ** 2).mean(1))
+    for metric, naive in {"delta1": -delta1, "abs_rel": abs_rel, "rmse": rmse}.items():
+        tolerance, sign = (5e-4, -1) if metric == "delta1" else (1e-5, 1)  # ratios of 1.25 to the last bit
+        np.testing.assert_allclose(sign * swept[metric][:, 0], naive, rtol=1e-4, atol=tolerance)
+
+
+@pytest.mark.parametrize(("scale", "farthest", "units"), [(100, 5.5504, 555), (1, 10.4, 10)])
+def test_the_deepest_that_counts_is_in_the_histogram(scale, farthest, units):
+    protocol = Protocol("own pairs", NYU_METRICS, farthest)
+    shares = histogram(torch.tensor([units / scale]), protocol, scale)
+    assert (len(shares), shares[units]) == (len(score.depths_of(protocol, scale)), 1)
+
+
+@pytest.mark.parametrize("protocol", [KITTI_BTS, KITTI_ADABINS], ids=PROTOCOLS)
+def test_correlations_are_of_patches_that_a_lidar_measures_a_little_of(protocol):
+    rng = np.random.default_rng(0)
+    depth = np.kron(rng.permutation(np.arange(5, 5 + 11 * 38) * 40).reshape(GRID), np.ones((32, 32))) / 256
+    gt = np.zeros(SIZES[3], np.float32)
+    gt[window_of(*SIZES[3])] = np.where(rng.random(SEEN) < 1 / 12, depth, 0)
+    truth = truth_of(torch.from_numpy(gt), GRID, protocol, UNITS)
+    assert len(truth.patches) > 200
+    perfect = torch.from_numpy(depth.astype(np.float32))[None]
+    of_pixels = errors_of(torch.cat([perfect, 80 - perfect]), truth, GRID, protocol, "a")
+    assert of_pixels["spearman"].tolist() == pytest.approx([1, -1], abs=1e-6)
+    assert of_pixels["abs_rel"][0] == of_pixels["silog"][0] == 0
+    of_patches = errors_of(perfect[:, ::32, ::32], truth, GRID, protocol, "a")
+    assert 0.5 < of_patches["spearman"][0] < 1  # resized as the method's, which mixes neighbours
+    odd = truth_of(torch.from_numpy(gt), (25, 87), protocol, UNITS)  # patches of 14 px, which do not divide the window
+    constant = errors_of(torch.full((1, *SEEN), 23.886), odd, (25, 87), protocol, "a")
+    assert constant["spearman"].isnan().all()

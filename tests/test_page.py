@@ -15,15 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 import predict
-from calculate_error import KITTI_BTS, NYU, NYU_METRICS, errors_of_maps
+from calculate_error import KITTI_BTS, NYU, NYU_METRICS, Protocol, mean_errors
 from datasets import DataError
 from experiments import __main__ as experiments
 from experiments.published import AUTY, LOG_BINS
 from monoclip import PAPER, Reading, mirror_average
 from options import DEMO_DATA, DEMO_WEIGHTS
 from tests.browser import Browser, find_browser
-from tests.conftest import QUICKGELU
-from tests.test_pictures import noise, save
+from tests.conftest import QUICKGELU, noise, save
 from viewer import page
 from viewer.colour import coloured
 
@@ -35,8 +34,6 @@ ALL = (*WORDS.depth_classes, *PHRASES)
 COLUMNS = NYU_METRICS[1:]  # those of the paper's tables
 COUNTED = np.indices(SIZE).sum(axis=0) > 40  # not the corner at the top left
 NEAR, FAR = 0.4, 4.4  # of the colours: the 2nd and the 98th percentile of `true_depth`
-BOX = "e.getBoundingClientRect().toJSON()"
-SCREENS = [(390, 844, True), (844, 390, True), (320, 800, True), (820, 1180, False), (1400, 900, False)]  # phone?
 
 
 def logits_of(seed: int, classes: int = len(ALL), views: int = 2, grid: tuple[int, int] = GRID) -> np.ndarray:
@@ -55,18 +52,18 @@ def depth_of(seed: int, bins: tuple[float, ...], words: tuple[str, ...], tempera
     return torch.einsum("khw,k->hw", shares_of(seed, words, temperature), torch.tensor(bins).double())
 
 
+def pythons(truth: object, pred: object, protocol: Protocol = NYU) -> dict[str, float]:
+    """The metrics of N pixels' prediction, by calculate_error.py."""
+    true, depth = torch.as_tensor(truth), torch.as_tensor(pred)
+    kept = depth > (1e-3 if protocol.drops_tiny else -1)
+    errors = mean_errors(true[kept], depth[None, kept], protocol.cap, COLUMNS)
+    return {name: errors[name].item() for name in COLUMNS}
+
+
 def true_depth() -> np.ndarray:
     """(96, 128) float32 [m]: one depth for each patch, the first not measured, the last beyond the bins."""
     patches = np.linspace(0, 4.4, 12, dtype=np.float32).reshape(GRID)
     return patches.repeat(32, axis=0).repeat(32, axis=1)
-
-
-def noisy_depth(seed: int) -> np.ndarray:
-    """(416, 544) float32 [m]: steps with the Kinect's noise, 1.4 mm * (depth / m) ** 2, and its holes."""
-    rng, (y, x) = np.random.default_rng(seed), np.mgrid[:416, :544]
-    depth = 2.5 - y / 416 + (x // 90 + y // 80 + seed) % 4 * 0.7
-    holes = np.kron(rng.random((26, 34)) < 0.1, np.ones((16, 16))) + (rng.random(depth.shape) < 0.02)
-    return np.where(holes, 0, depth + rng.normal(size=depth.shape) * 1.4e-3 * depth**2).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +86,6 @@ def test_choices_by_hand():
     assert page.spread(5, 0) == page.spread(0, 5) == []
     assert page.spread_words("abcdefg", 3) == ("a", "d", "g")
     assert page.spread_words("abc", 1) == page.spread_words("abc", 4) == ()
-    assert page.subset_note(1, 1) == "the one picture of the run"
-    assert page.subset_note(1, 5) == "1 of the run's 5 pictures"
-    assert page.subset_note(2, 5) == "2 of the run's 5 pictures, spread evenly over it"
 
 
 def test_phrases_are_the_files_and_those_the_buttons_need(tmp_path):
@@ -108,25 +102,13 @@ def test_phrases_are_the_files_and_those_the_buttons_need(tmp_path):
             page.phrases_for(PAPER, file)
 
 
-def test_a_card_holds_the_picture_and_its_metrics():
-    pixels, metrics = np.full((*SIZE, 3), 90, dtype=np.uint8), {"abs_rel": 0.5, "rmse": None}
-    stored = page.card("k/1.jpg", "k", pixels, logits_of(0), WORDS, PHRASES, metrics=metrics)
-    assert (stored["name"], stored["scene"], stored["size"], stored["metrics"]) == ("k/1.jpg", "k", [96, 128], metrics)
+def test_a_card_holds_the_picture_and_no_logits_of_other_words():
+    pixels = np.full((*SIZE, 3), 90, dtype=np.uint8)
+    stored = page.card("k/1.jpg", "k", pixels, logits_of(0), WORDS, PHRASES)
     with Image.open(io.BytesIO(base64.b64decode(stored["jpeg"]))) as image:
         assert np.abs(np.asarray(image).astype(int) - pixels).max() <= 1
-
-
-def test_shapes_that_do_not_fit_are_refused():
-    for logits, *truth in (
-        (logits_of(0, classes=6),),
-        (logits_of(0).repeat(2, axis=0),),
-        (logits_of(0), np.zeros((480, 640), np.float32)),
-        (logits_of(0), true_depth(), None, COUNTED[1:]),
-        (logits_of(0), true_depth()),
-        (logits_of(0) * np.nan,),
-    ):
-        with pytest.raises(ValueError, match=r"expected|true depth|not finite"):
-            page.card("a", "", noise(*SIZE), logits, WORDS, PHRASES, *truth)
+    with pytest.raises(ValueError, match=r"expected logits \(V, \d+, h, w\), got \(2, 6, 3, 4\)"):
+        page.card("k/1.jpg", "k", pixels, logits_of(0, classes=6), WORDS, PHRASES)
 
 
 def test_words_and_names_are_data_and_nothing_leaves_the_page(html):
@@ -195,22 +177,15 @@ def each(browser: Browser, selector: str, value: str = "e.textContent") -> list:
     return browser.js(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => {value})")
 
 
-def light(colour: str) -> float:
-    """The luminance of a CSS colour plus 0.05; the ratio of two is WCAG's contrast, enough from 4.5 on."""
-    return (np.array(re.findall(r"\d+", colour)[:3], float) / 255) ** 2.2 @ (0.21, 0.72, 0.07) + 0.05
-
-
 def check(browser: Browser, bins: tuple[float, ...], words: tuple[str, ...], temperature: float = 0.1) -> None:
     """Compares every card's patches [m] with what monoclip.py says, and its metrics with calculate_error's."""
     maps, live = browser.js("[cards.map(c => [...c.depth]), cards.map(c => c.live)]")
     depths = [depth_of(i, bins, words, temperature) for i in range(4)]
     np.testing.assert_allclose(maps, [depth.flatten() for depth in depths], atol=1e-3)
-    counted = torch.from_numpy(COUNTED & (true_depth() > 0))
+    counted = COUNTED & (true_depth() > 0)
     for depth, got in zip(depths[:3], live[:3], strict=True):
         pred = F.interpolate(depth[None, None], SIZE, mode="bilinear", align_corners=True)[0, 0].float()
-        truth = torch.from_numpy(true_depth())[counted]
-        wanted = errors_of_maps(truth, pred[counted][None], NYU, COLUMNS, "")
-        assert got == pytest.approx({name: wanted[name].item() for name in COLUMNS}, abs=1e-3)
+        assert got == pytest.approx(pythons(true_depth()[counted], pred[counted]), abs=1e-3)
 
 
 def test_nothing_is_lost_on_the_way_into_the_page(opened):
@@ -234,11 +209,8 @@ def test_maps_and_metrics_equal_pythons_at_all_settings(opened):
     assert each(opened, "#near, #far") == ["near ≤ 0.40 m", "≥ 4.40 m far"]  # as before: the colours are locked
     means = opened.js("cards.slice(0, 3).map(c => c.live.rmse).reduce((a, b) => a + b) / 3")
     assert each(opened, "#metrics tr.live td:last-child") == [f"{means:.3f}"]
-    live = opened.js("['abs_rel', 'rmse', 'spearman'].map(name => decimals(cards[0].live[name]))")
-    assert each(opened, ".card tr.live td")[:3] == live == [live[0], live[1], ""]
     click(opened, "preset-run")
     check(opened, bins, words)
-    assert {*each(opened, ".live", "getComputedStyle(e).visibility")} == {"hidden"}
     quirk = (*[1e-4] * 6, 11.0)  # below 1 mm, which does not count, and beyond the cap of 10 m
     opened.js(f"state.bins = {list(quirk)}")
     put(opened, "temperature", -1.3)
@@ -257,8 +229,6 @@ def test_buttons_and_own_words(opened):
     check(opened, bins, page.COLOUR_WORDS, 1e9)
     put(opened, "temperature", -2)
     check(opened, bins[::-1], page.COLOUR_WORDS, 0.01)
-    click(opened, "equal", "equal")
-    check(opened, bins[::-1], page.COLOUR_WORDS, 0.01)
     click(opened, "preset-run")
     values = each(opened, ".word input", "e.value")
     assert (*values[::2], *map(float, values[1::2])) == (*WORDS.depth_classes, *bins)
@@ -266,31 +236,21 @@ def test_buttons_and_own_words(opened):
     put(opened, "word-2", "touching my nose")
     words = (*WORDS.depth_classes[:2], "touching my nose", *WORDS.depth_classes[3:])
     check(opened, bins, words)
-    shares = shares_of(0, words)
-    expected = [f"{w} {s * 100:.0f}\u00a0%" for w, s in zip(words, shares.mean((1, 2)).tolist(), strict=True)]
-    entropy = -(shares * shares.log()).sum(0).mean() / np.log(7) * 100
-    depth = depth_of(0, bins, words)
-    sigma = (shares * (torch.tensor(bins)[:, None, None] - depth) ** 2).sum(0).sqrt().mean()
-    unsure = f"CLIP is unsure here (entropy) {entropy:.0f}\u00a0%"
-    captions = [*expected, unsure, f"its answers lie apart (sigma) {sigma:.2f} m"]
-    assert each(opened, ".card:first-child .small figcaption") == captions
     assert "“This object is touching my nose”" in each(opened, "#prompt")[0]
     put(opened, "word-0", "no such phrase", "change")
     assert f"“no such phrase” is none of the {len(ALL)} phrases" in each(opened, "#message")[0]
     assert opened.js("byId('word-0').value") == words[0]
     click(opened, "add")
-    assert opened.js("document.activeElement.id") == "word-7"
     put(opened, "word-7", "out of reach")
     put(opened, "bin-7", 5)
     click(opened, "remove-3")
     check(opened, (*bins[:3], *bins[4:], 5.0), (*words[:3], *words[4:], "out of reach"))
     click(opened, *["remove-0"] * 6)
-    assert opened.js("byId('remove-0').disabled")
     check(opened, (5.0,), ("out of reach",))
     assert set(each(opened, "#phrases option", "e.value")) == set(ALL)
 
 
-def test_pixels_of_the_maps_are_pythons_and_what_was_not_measured_is_hatched(opened):
+def test_pixels_of_the_maps_are_pythons_and_what_was_not_measured_is_clear(opened):
     depth = depth_of(0, PAPER.bin_list, WORDS.depth_classes)[None, None]
     full = F.interpolate(depth, SIZE, mode="bilinear", align_corners=True)[0, 0].numpy()
     np.testing.assert_allclose(opened.js("[...cards[0].map]"), full.flatten(), atol=1e-3)
@@ -304,15 +264,6 @@ def test_pixels_of_the_maps_are_pythons_and_what_was_not_measured_is_hatched(ope
     assert ((error[..., 3] == 255) == (measured & COUNTED)).all()
     red, right = error[..., 0] - error[..., 2], measured & COUNTED
     assert red[right & (full > 1.1 * truth)].min() > 0 > red[right & (full < 0.9 * truth)].max()
-    for dark in (False, True):
-        opened.show(1280, 900, dark)
-        hatch = opened.js("getComputedStyle(cards[0].truthCanvas.parentElement).backgroundImage")
-        stripe, *_, ground = (sum(map(int, rgb)) for rgb in re.findall(r"(\d+), (\d+), (\d+)", hatch))
-        assert abs(stripe - ground) > 3 * 64
-        ground, *_ = map(light, each(opened, ".card", "getComputedStyle(e).backgroundColor"))
-        inks = map(light, each(opened, ".card .key span, .live", "getComputedStyle(e).color"))
-        assert (ground < 0.5) == dark
-        assert all(max(ink / ground, ground / ink) > 4.5 for ink in inks)
 
 
 def test_hover_and_keys_choose_the_patch_whose_answers_are_shown(opened):
@@ -333,20 +284,11 @@ def test_hover_and_keys_choose_the_patch_whose_answers_are_shown(opened):
     check(2, 3, " 4.40 m")
     opened.hover(".card .small canvas", 0.3, 0.5)
     check(1, 1, " 2.00 m")
-    boxes = each(opened, ".card:first-child .box", "e.offsetLeft / e.parentElement.offsetWidth")
-    assert boxes == pytest.approx([0.25] * (4 + 7 + 2), abs=0.02)
 
     opened.js("document.querySelector('.card [tabindex]').focus()")
-    moves = {"ArrowRight": "2, column 3", "ArrowUp": "1, column 3", "End": "1, column 4", "ArrowDown": "2, column 4"}
-    for key, place in (moves | {"Home": "2, column 1", "ArrowLeft": "2, column 1"}).items():
+    for key, place in {"ArrowRight": "2, column 3", "ArrowUp": "1, column 3", "Home": "1, column 1"}.items():
         opened.press(key)
         assert f"row {place}" in each(opened, ".card .key")[0]
-    assert "true" not in each(opened, ".card .key")[3]
-
-    opened.show(1000, 600)
-    opened.hover(".card .maps figure:last-child canvas", 0.5, 0.9)
-    bar, chart = each(opened, "#controls, .card:first-child .chart", BOX)
-    assert bar["bottom"] < chart["top"] < 300  # beside the last map, in the middle of the screen
 
 
 def test_sorting(opened):
@@ -358,63 +300,24 @@ def test_sorting(opened):
     assert each(opened, ".card h2") == [names[i] for i in (0, 3, 2, 1)]
 
 
-def test_everything_is_reached_by_the_tab_key(opened):
-    reached = set()
-    for _ in range(45):
-        opened.press("Tab")
-        reached.add(opened.js("(e => e.id || e.type || e.getAttribute('role') || e.tagName)(document.activeElement)"))
-    controls = "help-close SUMMARY preset-paper preset-colour reversed equal add temperature word-0 bin-6 remove-6 sort"
-    assert {*controls.split(), "direction", "application"} <= reached
-
-
-@pytest.mark.parametrize("tall", [False, True])
-@pytest.mark.parametrize(("width", "height", "phone"), SCREENS)
-def test_it_fits_the_screen(opened, tmp_path, html, width, height, phone, tall):
-    if tall:  # and twelve crowded words
-        crowd = Reading(depth_classes=ALL[:12], bin_list=(2, *[2.1] * 11))
-        card = page.card("tall", "", noise(544, 224), logits_of(0, grid=(17, 7)), crowd, ALL[12:])
-        html = page.build("Tall", [card], crowd, ALL[12:])
-    opened.show(width, height, dark=tall, phone=phone)
-    show(opened, tmp_path / "page.html", html)
+@pytest.mark.parametrize(("width", "height", "phone"), [(320, 800, True), (844, 390, True), (820, 1180, False)])
+def test_it_fits_the_screen(opened, tmp_path, width, height, phone):
+    crowd = Reading(depth_classes=ALL[:12], bin_list=(2, *[2.1] * 11))  # and a tall picture
+    card = page.card("tall", "", noise(544, 224), logits_of(0, grid=(17, 7)), crowd, ALL[12:])
+    opened.show(width, height, phone=phone)
+    show(opened, tmp_path / "page.html", page.build("Tall", [card], crowd, ALL[12:]))
     assert opened.js("document.documentElement.scrollWidth") <= width
     assert max(each(opened, ".maps .frame", "e.offsetHeight")) < height - 60
     rows = each(opened, ".card:first-child .answer", "[e.offsetTop, e.offsetHeight]")
     assert all(row[0] + row[1] <= after[0] + 1 for row, after in pairwise(rows))  # no label over another
-    assert min(each(opened, "body *", "parseFloat(getComputedStyle(e).fontSize)")) >= 11
-
-    assert opened.js("byId('panel').open") is not phone
-    opened.js("document.querySelector('.card').scrollIntoView(); byId('panel').open = true")
-    opened.settle()
-    before = each(opened, areas := "#controls, .card:first-child [tabindex] canvas", BOX)
-    click(opened, "reversed")
-    bar, area = after = each(opened, areas, BOX)
-    assert after == before
-    if phone:
-        assert (bar["bottom"], bar["left"], bar["width"]) == (height, 0, width)
-        assert -1 <= area["top"] <= area["bottom"] <= bar["top"] + 1  # the map stays in view
-    assert (
-        min(each(opened, "button:not([hidden]), select, input, summary", "Math.min(e.offsetWidth, e.offsetHeight)"))
-        >= 24
-    )
 
 
-def test_24_pictures_of_nyu_take_12_mb(tmp_path):
-    grain = np.random.default_rng(0).integers(0, 24, (24, 416, 544, 3), dtype=np.uint8)
-    pictures = grain + np.stack([noise(416, 544, i) // 2 for i in range(24)])
-    logits = [logits_of(i, grid=(15, 20)) for i in range(24)]
-    rest = {"metrics": {"rmse": 1}, "counted": np.ones((416, 544), dtype=bool)}
-    cards = [page.card(f"{i}", "", pictures[i], logits[i], WORDS, PHRASES, noisy_depth(i), **rest) for i in range(24)]
-    assert 8e6 < len(page.build("24 pictures", cards, WORDS, PHRASES).encode()) < 12e6
-
-
-def test_the_page_of_predict_begins_and_ends_like_its_arrays(opened, tiny_checkpoint, tmp_path, capsys):
+def test_the_page_of_predict_begins_and_ends_like_its_arrays(opened, tiny_checkpoint, tmp_path):
     for i in range(5):
         save(tmp_path / "in" / f"scene{i % 2}" / f"{i}.jpg", noise(100, 140, i))
     path = tmp_path / "out" / "depth.html"
     flags = ["-i", f"{tmp_path}/in", "-o", str(path.parent), "--clip_path", str(tiny_checkpoint), "--device", "cpu"]
     flags += QUICKGELU
-    assert predict.main([*flags, "--html", "2"]) == 0
-    assert "2 of the run's 5 pictures" in capsys.readouterr().out
     assert predict.main([*flags, "--html", "--no_mirror"]) == 0
     show(opened, path)
     names = each(opened, ".card h2")
@@ -427,8 +330,6 @@ def test_the_page_of_predict_begins_and_ends_like_its_arrays(opened, tiny_checkp
 def test_the_page_of_experiments_gives_the_runs_own_metrics(opened, tmp_path):
     flags = ["--data_path", str(DEMO_DATA), "--clip_path", str(DEMO_WEIGHTS), "--output", str(tmp_path / "out")]
     flags += ["--device", "cpu", "--no_paper", "--limit", "3", "--html", "2"]
-    assert experiments.main([*flags, "--phrases", str(tmp_path / "none.txt")]) == 2
-    assert not (tmp_path / "out").exists()
     assert experiments.main(flags) == 0
     show(opened, tmp_path / "out" / "depth.html")
     for live, run in opened.js("cards.map(c => [c.live, c.image.metrics])"):
@@ -437,14 +338,12 @@ def test_the_page_of_experiments_gives_the_runs_own_metrics(opened, tmp_path):
     assert "toy" in each(opened, "#warning")[0]
 
 
-def test_table_notes_and_help_show_what_they_were_given(opened):
+def test_table_and_notes_show_what_they_were_given(opened):
     table = opened.js("[...document.querySelectorAll('#metrics tr')].map(r => [...r.cells].map(c => c.textContent))")
     assert table[:3] == [["", "delta1", "rmse"], ["this run", "0.500", "\u2013"], [HOSTILE, "0.394", "1.167"]]
     assert table[3] == ["this run, the 3 pictures on this page", "\u2013", "1.000"]
     assert "4 of the run's 654 pictures" in each(opened, "#notes")[0]
     assert each(opened, "#warning") == [HOSTILE]
-    click(opened, "help-close")
-    assert not opened.js("byId('help').open")
 
 
 def test_one_word_and_metrics_at_ties_and_beyond_the_cap(opened, tmp_path):
@@ -453,11 +352,9 @@ def test_one_word_and_metrics_at_ties_and_beyond_the_cap(opened, tmp_path):
     truths, metrics = [np.full(SIZE, depth, np.float32) for depth, _ in pairs], {"rmse": 1.5}
     cards = [page.card("", "", noise(*SIZE), logits_of(0), one, ALL[1:], t, metrics, t > 0) for t in truths]
     show(opened, tmp_path / "page.html", page.build("One word", cards, one, ALL[1:], {"this run": metrics}))
-    assert each(opened, "#metrics th")[1:] == ["this run", "these settings, the 5 pictures on this page"]
     for i, (depth, predicted) in enumerate(pairs):
         put(opened, "bin-0", predicted)
-        wanted = errors_of_maps(torch.tensor([depth]), torch.tensor([[predicted]]), NYU, COLUMNS, "")
-        assert opened.js(f"cards[{i}].live") == pytest.approx({name: wanted[name].item() for name in COLUMNS}, abs=1e-6)
+        assert opened.js(f"cards[{i}].live") == pytest.approx(pythons([depth], [predicted]), abs=1e-6)
     click(opened, "preset-colour")
     assert opened.js("[...state.words.map(w => phrases[w]), ...state.bins]") == [*page.COLOUR_WORDS, *PAPER.bin_list]
 
@@ -479,15 +376,9 @@ def test_a_page_of_another_protocol(opened, tmp_path):
     for predicted in (1e-4, 9.0, 90.0):  # none is dropped: all are clamped
         put(opened, "bin-0", predicted)
         for i, truth in enumerate(truths):
-            pred = torch.tensor([[predicted]])
-            wanted = errors_of_maps(torch.from_numpy(truth[0, :1]), pred, KITTI_BTS, COLUMNS, "")
-            expected = {name: wanted[name].item() for name in COLUMNS}
-            assert opened.js(f"cards[{i}].live") == pytest.approx(expected, rel=1e-5, abs=1e-6)
+            wanted = pythons(truth[0, :1], [predicted], KITTI_BTS)
+            assert opened.js(f"cards[{i}].live") == pytest.approx(wanted, rel=1e-5, abs=1e-6)
     for name, preset in (("auty", AUTY), ("log", LOG_BINS)):
         click(opened, f"preset-{name}")
         assert opened.js("state.words.map(w => phrases[w])") == list(preset.depth_classes)
         assert opened.js("state.bins") == list(preset.bin_list)
-    show(opened, tmp_path / "indoors.html", page.build("NYU", cards, words, phrases))
-    assert each(opened, "[id^=preset-]", "[e.id, e.checkVisibility()]") == [
-        [f"preset-{name}", name not in ("auty", "log")] for name in ("run", "paper", "auty", "log", "colour")
-    ]

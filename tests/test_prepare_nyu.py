@@ -2,19 +2,17 @@
 
 import errno
 import hashlib
-import signal
-import subprocess
-import sys
+import re
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 import download
 from datasets import prepare_nyu
 from datasets.prepare_nyu import MAT_NAME, main
-from tests.conftest import ROOT, TEN_MINUTES
-from tests.test_download import SHA256, SIZE, serving
-from tests.test_nyu_mat import SCENES, write_mat
+from download import write_whole
+from tests.conftest import SCENES, SHA256, SIZE, TEN_MINUTES, serving, write_mat
 
 
 @pytest.fixture(scope="module")
@@ -32,76 +30,40 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_splits_are_disjoint_and_complete() -> None:
-    assert len(prepare_nyu.TEST) == 654
-    assert set(range(1449)) > prepare_nyu.TEST
-
-
-def test_places_of_files_and_a_second_run(mat: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_places_of_files(mat: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     flags = ["--output", str(tmp_path), "--dense", "--mat", str(mat), "--no_verify"]
     assert main(flags) == 0
     assert capsys.readouterr().err == f"{tmp_path / 'official_splits'}: complete, 15 files written now\n"
     names = ("rgb_{:05d}.jpg", "sync_depth_{:05d}.png", "dense/sync_depth_dense_{:05d}.png")
-    whole = files_below(tmp_path)
-    assert sorted(whole) == sorted(
+    assert sorted(files_below(tmp_path)) == sorted(
         f"official_splits/test/{SCENES[index]}/{name.format(index)}" for index in (0, 1, 8, 13, 14) for name in names
     )
-    (tmp_path / "official_splits" / "test" / SCENES[8] / "rgb_00008.jpg").unlink()
-    assert main(flags) == 0
-    assert "complete, 1 files written now" in capsys.readouterr().err
-    assert files_below(tmp_path) == whole
 
 
-STOPS_IN_THE_SIXTH_FILE = """
-import os, sys
-import download
-from datasets import prepare_nyu
-
-def write(path, write_file, real=prepare_nyu.write_whole, paths=[]):
-    paths.append(path)
-    real(path, write_file if len(paths) < 6 else stop)
-
-def stop(file):
-    file.write(b"half")
-    file.flush()
-    os.write(1, b".")
-    sys.stdin.read()  # until this process is killed
-
-prepare_nyu.NUM_IMAGES, prepare_nyu.write_whole = 60, write
-prepare_nyu.main(sys.argv[1:])
-"""
-
-
-def test_killed_and_continued_extraction_gives_the_same_bytes(mat, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(prepare_nyu, "NUM_IMAGES", 60)
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 1, r".*\.jpg: No space left on device; make room"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again"),
+    ],
+)
+def test_stopped_extraction_says_so_and_goes_on(mat, tmp_path, monkeypatch, capsys, error, code, text) -> None:
     flags = ["--mat", str(mat), "--no_verify", "--output"]
     assert main([*flags, str(tmp_path / "whole")]) == 0
-    command = [sys.executable, "-c", STOPS_IN_THE_SIXTH_FILE, *flags, str(tmp_path / "killed")]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-        assert child.stdout.read(1) == b"."
-        child.kill()
-    assert child.returncode == -signal.SIGKILL
-    (half,) = (tmp_path / "killed").rglob("*.part")
-    assert half.read_bytes() == b"half"
-    assert len(files_below(tmp_path / "killed")) == 6
-    assert main([*flags, str(tmp_path / "killed")]) == 0
-    found = {name: data for name, data in files_below(tmp_path / "killed").items() if not name.endswith(".part")}
-    assert found == files_below(tmp_path / "whole")
 
+    def stop(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise error
 
-def test_full_disk_and_interruption_are_one_sentence(mat, tmp_path, monkeypatch, capsys) -> None:
-    flags = ["--output", str(tmp_path / "nyu"), "--mat", str(mat), "--no_verify"]
-    for error, code, text in (
-        (OSError(errno.ENOSPC, "No space left on device", "rgb.jpg"), 1, "rgb.jpg: No space left on device; make room"),
-        (KeyboardInterrupt(), 130, "interrupted; run the same command again"),
-    ):
-
-        def fail(*_: object, error: BaseException = error) -> None:
-            raise error
-
-        monkeypatch.setattr(prepare_nyu, "write_whole", fail)
-        assert main(flags) == code
-        assert f"python -m datasets.prepare_nyu: {text}" in capsys.readouterr().err
+    writers = iter([None] * 6 + [stop])
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare_nyu, "write_whole", lambda path, write: write_whole(path, next(writers) or write))
+        assert main([*flags, str(tmp_path / "stopped")]) == code
+    assert re.search(f"python -m datasets.prepare_nyu: {text}", capsys.readouterr().err)
+    assert len(files_below(tmp_path / "stopped")) == 6
+    assert main([*flags, str(tmp_path / "stopped")]) == 0
+    assert "complete, 4 files written now" in capsys.readouterr().err
+    assert files_below(tmp_path / "stopped") == files_below(tmp_path / "whole")
 
 
 def test_own_mat_is_verified(mat, tmp_path, monkeypatch, capsys) -> None:

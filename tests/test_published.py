@@ -6,11 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import options
-from calculate_error import KITTI_ADABINS, KITTI_BTS, NYU
-from datasets.rgbd import own_protocol
+from datasets.readings import READINGS
 from experiments import published
-from experiments.published import AUTY, LOG_BINS
+from experiments.published import AUTY, COLUMNS, LOG_BINS
 from monoclip import PAPER
 
 METHODS = """
@@ -49,7 +47,7 @@ class-dependent 4: 2.00 2.50 3.00 3.25 3.50 3.75 4.00: classroom: .276 .637 .844
 """
 KITTI = """
 DepthCLIP, as run in MfH: .281 - - .473 - 12.96
-Hu et al., one image of training: .312 - - .384 - 12.29
+Hu et al., one training image of each scene: .312 - - .384 - 12.29
 Auty, depth words: .094 .193 .297 2.353 .454 25.518
 Auty, size words: .048 .103 .171 3.363 .568 33.978
 Auty, colour words: .077 .163 .267 2.177 .446 23.470
@@ -67,55 +65,33 @@ def lines(text: str) -> list[list[str]]:
 
 
 def rows_of(table: str) -> list[published.Published]:
-    return [row for row in published.PUBLISHED if row.table == table and "not in the paper" not in row.note]
+    return [row for row in published.published_rows() if row.table == table and "not in the paper" not in row.note]
 
 
-def test_methods():
+def test_methods_and_other_work():
     rows = rows_of(published.TABLE_1)
     assert [(row.name, row.metrics) for row in rows] == [(name, numbers(text)) for name, text in lines(METHODS)]
     assert [row.name for row in rows if row.reading] == ["DepthCLIP"]
+    others = {row.name: row.metrics for row in published.published_rows() if "not in the paper" in row.note}
+    assert others == {
+        "DepthCLIP, run by MoA-DepthCLIP": numbers(".390 .680 .848 .393 .158 1.176"),
+        "mean training depth image": numbers(".418 .711 .874 .408 - 1.244"),
+        "Hu et al., one training image of each scene": numbers(".428 .732 .898 .347 - 1.049"),
+    }
+    assert len(published.published_rows()) == 9 + 3 + 4 + 15 + 7
 
 
-def test_prompts():
+def test_prompts_and_bins():
     rows = rows_of(published.PROMPTS)
     assert [(row.name, row.metrics) for row in rows] == [(name, numbers(text)) for name, _, text in lines(PROMPTS)]
     assert [row.reading.depth_classes for row in rows] == [tuple(words.split(", ")) for _, words, _ in lines(PROMPTS)]
     assert all(row.reading.bin_list == PAPER.bin_list for row in rows)
-
-
-def test_bins():
     rows = rows_of(published.BINS)
-    assert [(row.name, row.scene, row.metrics) for row in rows] == [
-        (name, None if scene == "all" else scene, numbers(text)) for name, _, scene, text in lines(BINS)
+    assert [(row.name, row.scene or "all", row.metrics) for row in rows] == [
+        (name, scene, numbers(text)) for name, _, scene, text in lines(BINS)
     ]
     assert [row.reading.bin_list for row in rows] == [numbers(metres) for _, metres, _, _ in lines(BINS)]
     assert all(row.reading.depth_classes == PAPER.depth_classes for row in rows)
-
-
-def test_other_work():
-    others = {row.name: row.metrics for row in published.PUBLISHED if "not in the paper" in row.note}
-    assert others == {
-        "DepthCLIP, run by MoA-DepthCLIP": numbers(".390 .680 .848 .393 .158 1.176"),
-        "mean training depth image": numbers(".418 .711 .874 .408 - 1.244"),
-        "Hu et al., one image of training": numbers(".428 .732 .898 .347 - 1.049"),
-    }
-    assert len(published.PUBLISHED) == 9 + 3 + 4 + 15 + 7
-
-
-def test_rows_beside_a_run():
-    expected = {name: dict(zip(published.COLUMNS, numbers(text), strict=True)) for name, text in lines(KITTI)}
-    rows = rows_of(published.KITTI_ROWS)
-    assert rows == [row for row in published.PUBLISHED if row.data_set != "NYU"]
-    assert {row.data_set for row in rows} == {"KITTI"}
-    assert {row.name: row.by_column() for row in rows} == expected
-    assert [(row.name, row.reading) for row in rows if row.reading] == [("Auty, depth words", AUTY)]
-    assert published.beside(NYU.data_set) == {"paper, DepthCLIP": dict(published.DEPTHCLIP)}
-    by = {name: KITTI_ADABINS.name if name.startswith("Auty") else "protocol not said" for name in expected}
-    as_printed = [(f"{name} ({by[name]})", metrics) for name, metrics in expected.items()]
-    for protocol in (KITTI_BTS, KITTI_ADABINS):
-        assert list(published.beside(protocol.data_set).items()) == as_printed
-    assert published.beside(own_protocol().data_set) == {}
-    assert [published.shown(value) for value in (None, 12.96, 0.0)] == ["-", "12.960", "0.000"]
 
 
 def test_bin_response():
@@ -124,23 +100,32 @@ def test_bin_response():
     assert ", ".join(published.BIN_RESPONSE.depth_classes) == lines(PROMPTS)[3][1]
 
 
-def test_metrics_by_column():
-    assert published.COLUMNS == ("delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")
-    expected = {"delta1": 0.394, "delta2": 0.683, "delta3": 0.851, "abs_rel": 0.388, "log10": 0.156, "rmse": 1.167}
-    assert dict(published.DEPTHCLIP) == expected
-    assert rows_of(published.PROMPTS)[0].by_column() == expected
+def test_rows_beside_a_run():
+    expected = {name: dict(zip(COLUMNS, numbers(text), strict=True)) for name, text in lines(KITTI)}
+    rows = rows_of(published.KITTI_ROWS)
+    assert {row.name: row.by_column() for row in rows} == expected
+    assert [(row.name, row.reading) for row in rows if row.reading] == [("Auty, depth words", AUTY)]
+    by = {name: "KITTI, AdaBins" if name.startswith("Auty") else "KITTI, protocol not said" for name in expected}
+    for protocol in ("KITTI, BTS", "KITTI, AdaBins"):
+        assert published.published_over(protocol) == rows
+        as_printed = [(f"{name} ({by[name]})", metrics) for name, metrics in expected.items()]
+        assert list(published.beside(protocol).items()) == as_printed
+    metrics = {"delta1": 0.394, "delta2": 0.683, "delta3": 0.851, "abs_rel": 0.388, "log10": 0.156, "rmse": 1.167}
+    assert published.beside("NYU") == {"paper, DepthCLIP": metrics}
+    assert published.published_over("NYU") == [row for row in published.published_rows() if row not in rows]
+    assert published.beside("own pairs") == {}
+    assert [published.label_of(name) for name in ("NYU", "KITTI, BTS", "own pairs")] == ["", "KITTI, BTS", ""]
+    assert published.table({"a": dict.fromkeys(COLUMNS), "b": dict.fromkeys(COLUMNS, 12.96)}).count("12.960") == 6
 
 
 def test_numbers_of_the_readings_for_outdoors():
-    assert options.READINGS == {"paper": PAPER, "auty": AUTY, "log": LOG_BINS}
-    assert AUTY.depth_templates == ("This object appears to be {}",)
+    assert READINGS == {"paper": PAPER, "auty": AUTY, "log": LOG_BINS}
     words = (
         "very close | close | slightly close | neither close nor distant | slightly distant | distant | very distant"
     )
-    assert " | ".join(AUTY.depth_classes) == words
-    assert AUTY.bin_list == (5.715, 17.144, 28.572, 40.0, 51.429, 62.857, 74.286)
-    own = ("depth_templates", "depth_classes", "bin_list")
-    assert replace(AUTY, **{name: getattr(PAPER, name) for name in own}) == PAPER  # all else is the paper's
+    bins = (5.715, 17.144, 28.572, 40.0, 51.429, 62.857, 74.286)
+    own = {"depth_templates": ("This object appears to be {}",), "depth_classes": tuple(words.split(" | "))}
+    assert replace(PAPER, **own, bin_list=bins) == AUTY  # all else is the paper's
     assert replace(LOG_BINS, bin_list=PAPER.bin_list) == PAPER
     assert (LOG_BINS.bin_list[0], LOG_BINS.bin_list[-1]) == (5, 60)
     assert np.diff(np.log(LOG_BINS.bin_list)) == pytest.approx([math.log(60 / 5) / 6] * 6, abs=2e-3)  # of centimetres

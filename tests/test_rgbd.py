@@ -1,4 +1,4 @@
-"""One's own pairs: folders and lists of any sizes, every measured pixel by a naive loop, and what is refused."""
+"""One's own pairs: every measured pixel by a naive loop, all forms of files and lists, and what is refused."""
 
 import csv
 import json
@@ -9,40 +9,61 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.Image import Transpose
 
 import eval as evaluation
 import options
-from calculate_error import NYU_METRICS
+from calculate_error import NYU_METRICS, Protocol
 from datasets import DataError
-from datasets.rgbd import folder_pairs, listed_pairs, open_rgbd, own_protocol
-from monoclip import PAPER
-from tests.conftest import QUICKGELU
-from tests.test_calculate_error import naive_metrics
-from tests.test_nyu import huge_png
+from datasets.pairs import DepthPairs
+from datasets.readings import checked_reading
+from datasets.rgbd import open_rgbd
+from monoclip import PAPER, MonoCLIP
+from tests.conftest import QUICKGELU, naive_metrics, spoil
 
 # In the order of their names: (H, W) and suffix of the picture. No size but 64 x 96 is one of whole patches.
 PAIRS = {"a": ((70, 101), "png"), "b": ((64, 96), "jpg"), "c": ((64, 96), "png"), "d": ((97, 50), "JPEG")}
 SCALE, FARTHEST = 500.0, 20.0  # units in a metre, and [m]
+OWN = Protocol("own pairs", NYU_METRICS, FARTHEST)
+
+
+def noise(size: tuple[int, int], seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def depth_units(size: tuple[int, int], seed: int) -> np.ndarray:
+    """Depth of 1 to 25 m in units of 2 mm, with a hole and a row of 1 unit."""
+    depth = np.random.default_rng(seed).integers(500, 12500, size).astype(np.uint16)
+    depth[10 : 20 + seed, 10:20], depth[0] = 0, 1
+    return depth
+
+
+def write(path: Path, values: np.ndarray, **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, values) if path.suffix == ".npy" else Image.fromarray(values).save(path, **options)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """`PAIRS` in rgb/ and depth/: depth of 1 to 25 m in units of 2 mm, a hole and a row of 1 unit, 2 mm."""
-    root = tmp_path / "pairs"
-    for part in ("rgb", "depth"):
-        (root / part).mkdir(parents=True)
+    """`PAIRS` in rgb/ and depth/."""
     for seed, (name, (size, suffix)) in enumerate(PAIRS.items()):
-        rng = np.random.default_rng(seed)
-        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(root / "rgb" / f"{name}.{suffix}")
-        depth = rng.integers(500, 12500, size).astype(np.uint16)
-        depth[10 : 20 + seed, 10:20], depth[0] = 0, 1
-        Image.fromarray(depth).save(root / "depth" / f"{name}.png")
-    return root
+        write(tmp_path / "pairs" / "rgb" / f"{name}.{suffix}", noise(size, seed))
+        write(tmp_path / "pairs" / "depth" / f"{name}.png", depth_units(size, seed))
+    return tmp_path / "pairs"
 
 
-def list_of(root: Path, *lines: str) -> Path:
-    (root / "list.txt").write_bytes("\r\n".join(lines).encode())
-    return root / "list.txt"
+def of(root: Path, *lines: str, **given: object) -> DepthPairs:
+    """The data set of a folder, or of some lines of a list."""
+    if lines:
+        (root / "list.txt").write_bytes("\r\n".join(lines).encode("utf-8", "surrogateescape"))
+        given["list_file"] = root / "list.txt"
+    return open_rgbd(root, OWN, SCALE, **given)
+
+
+@pytest.fixture
+def model(tiny_checkpoint: Path) -> MonoCLIP:
+    reading = checked_reading({"temperature": 2})
+    return options.load_model(tiny_checkpoint, torch.device("cpu"), "fp32", reading, activation="quickgelu")[1]
 
 
 @pytest.fixture
@@ -51,7 +72,8 @@ def run(folder, tiny_checkpoint, capsys):
 
     def call(*flags: object) -> tuple[int, str, str]:
         usual = ["--dataset", "rgbd", "--data_path", folder, "--clip_path", tiny_checkpoint, "--device", "cpu"]
-        code = evaluation.main(list(map(str, [*usual, *QUICKGELU, "--temperature", 2, *flags])))
+        usual += ["--depth_scale", SCALE, "--max_depth", FARTHEST, *QUICKGELU, "--temperature", 2]
+        code = evaluation.main(list(map(str, [*usual, *flags])))
         return code, *capsys.readouterr()
 
     return call
@@ -62,178 +84,274 @@ def rows_of(output: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_protocol_is_every_pixel_of_any_size():
-    protocol = own_protocol()
-    assert (protocol.units_per_metre, protocol.max_depth, protocol.metrics) == (1000, 10, NYU_METRICS)
-    assert (protocol.frames, protocol.seen, protocol.drops_tiny) == ((), None, False)
-    for crop in (protocol.window(70, 101), protocol.counted_region(70, 101)):
-        assert crop == (slice(0, 70), slice(0, 101))
-    assert "1e-3 < gt < 20 m" in own_protocol(max_depth=20).about
+def expected_of(gt: np.ndarray, pred: np.ndarray) -> dict[str, float]:
+    counts = (gt > 1e-3) & (gt < FARTHEST)
+    found = naive_metrics(gt[counts], pred[counts], FARTHEST)
+    return {metric: found[metric] for metric in NYU_METRICS} | {"valid_pixels": counts.sum(), "dropped_pixels": 0}
 
 
-def test_every_measured_pixel_counts_at_every_size(run, folder, tmp_path, tiny_checkpoint):
-    scale = ("--depth_scale", SCALE, "--max_depth", FARTHEST)
-    code, out, err = run(*scale, "--output", tmp_path / "out")
+# ---- metrics
+
+
+def test_every_measured_pixel_counts_at_every_size(run, folder, tmp_path, model):
+    code, out, err = run("--output", tmp_path / "out")
     assert code == 0, err
-    assert "data: 4 images of your own\n" in out
+    assert "data: 4 images of pairs\n" in out
     assert re.search(r"^ \* Avg abs_diff : .*, a1 : .*, abs_rel : .*, rmse : \d+\.\d{3}$", out, re.MULTILINE)
     assert re.search(r"\nthis run .*\nuniform weights \(2\.143 m\)", out)  # and nothing published
-    reading = options.checked_reading({"temperature": 2})
-    _, model = options.load_model(tiny_checkpoint, torch.device("cpu"), "fp32", reading, activation="quickgelu")
     rows, means = rows_of(tmp_path / "out"), dict.fromkeys(NYU_METRICS, 0.0)
-    assert len(rows) == 2 * len(PAIRS)
     for place, (name, (size, suffix)) in enumerate(PAIRS.items()):
         pixels = np.array(Image.open(folder / "rgb" / f"{name}.{suffix}"))
-        gt = np.asarray(Image.open(folder / "depth" / f"{name}.png")).astype(np.float32) / np.float32(SCALE)
+        gt = depth_units(size, place).astype(np.float32) / np.float32(SCALE)
+        assert (gt[0] < 0.01).all()  # 2 mm count
         with torch.inference_mode():  # resized to whole patches, and back
             depth = model.predict(model.prepare(pixels)[None], size)[0, 0].numpy()
-        counts = (gt > 1e-3) & (gt < FARTHEST)
-        assert counts[0].all()  # 2 mm count
-        assert (gt >= FARTHEST).any()
-        for row, pred in zip(rows[place :: len(PAIRS)], (depth, np.full(size, 15 / 7, np.float32)), strict=False):
-            expected = naive_metrics(gt[counts], pred[counts], FARTHEST)
-            expected = {metric: expected[metric] for metric in NYU_METRICS}
-            assert {metric: float(row[metric]) for metric in NYU_METRICS} == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        for row, pred in zip(rows[place :: len(PAIRS)], (depth, np.full(size, 15 / 7, np.float32)), strict=True):
+            expected = expected_of(gt, pred)
+            assert {key: float(row[key]) for key in expected} == pytest.approx(expected, rel=1e-4, abs=1e-4)
             assert (row["image"], row["protocol"]) == (f"rgb/{name}.{suffix}", "own pairs")
-            assert (int(row["valid_pixels"]), row["dropped_pixels"]) == (counts.sum(), "0")
             if row["reading"] == "this run":
                 means = {metric: means[metric] + expected[metric] / 4 for metric in NYU_METRICS}
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert (results["protocol"], results["published"]) == (own_protocol(SCALE, FARTHEST).about, {})
     found = results["rows"]["this run"]["metrics"]
     assert {metric: found[metric] for metric in means} == pytest.approx(means, rel=1e-4, abs=1e-4)
+    assert ("1e-3 < gt < 20 m" in results["protocol"], results["published"]) == (True, {})
 
-    listed = list_of(folder, "rgb/a.png depth/a.png", "rgb/b.jpg depth/b.png", "", "rgb/c.png depth/c.png")
-    assert run(*scale, "--list_file", listed, "--batch_size", 1, "--output", tmp_path / "list")[0] == 0
+    (folder / "list.txt").write_text("rgb/a.png depth/a.png\nrgb/b.jpg depth/b.png\n\nrgb/c.png depth/c.png\n")
+    listed = ("--list_file", folder / "list.txt", "--batch_size", 1, "--output", tmp_path / "list")
+    assert run(*listed)[0] == 0
     for one, other in zip(rows_of(tmp_path / "list"), [*rows[:3], *rows[4:7]], strict=True):
         for metric in NYU_METRICS:
             assert float(one.pop(metric)) == pytest.approx(float(other.pop(metric)), abs=1e-4)
         assert one == other
 
 
+def big_endian(units: np.ndarray) -> bytes:
+    """A TIFF of 16 bits, big end first, as Pillow does not write it."""
+    (height, width), one, data = units.shape, 1 << 16, units.astype(">u2").tobytes()
+    size = [(256, 3, width << 16), (257, 3, height << 16), (258, 3, 16 << 16), (259, 3, one), (262, 3, one)]
+    tags = [*size, (273, 4, 122), (277, 3, one), (278, 3, height << 16), (279, 4, len(data))]
+    entries = b"".join(np.array([tag << 16 | kind, 1, value], ">u4").tobytes() for tag, kind, value in tags)
+    return b"MM\0*\0\0\0\x08" + len(tags).to_bytes(2) + entries + bytes(4) + data
+
+
+def test_all_forms_of_a_pair_give_the_metrics_of_its_pixels(run, tmp_path, model):
+    pixels, units = noise((70, 101), 5), depth_units((70, 101), 5)
+    metres, grey = units.astype(np.float32) / np.float32(SCALE), pixels[..., :1].repeat(3, axis=2)
+    exif = {orientation: Image.Exif() for orientation in (3, 6)}
+    for orientation, tags in exif.items():
+        tags[0x0112] = orientation
+    upside_down, lying = (np.array(Image.fromarray(pixels).transpose(t)) for t in (Transpose(3), Transpose.ROTATE_90))
+    holes = np.where(metres == 0, np.nan, metres).astype(np.float64)
+    holes[20, 20:30] = np.inf
+    forms = {  # picture, how it is saved, what it looks like; depth, what it is [m]
+        "upright": (("rgb/a.png", pixels, {}, pixels), ("a.png", units, metres)),
+        "turned": (("rgb/a.png", upside_down, {"exif": exif[3]}, pixels), ("a.png", units, metres)),
+        "lying": (("rgb/a.jpg", lying, {"exif": exif[6]}, None), ("a.png", units, metres)),
+        "grey": (("image/a.png", pixels[..., 0].copy(), {}, grey), ("a.png", units, metres)),
+        "npy": (("color/a.webp", pixels, {"lossless": True}, pixels), ("a.npy", metres, metres)),
+        "npy, holes": (("rgb/a.png", pixels, {}, pixels), ("a.npy", holes, np.nan_to_num(holes, posinf=0))),
+        "tif": (("rgb/a.tiff", pixels, {}, pixels), ("a.tif", units, metres)),
+        "half": (("rgb/a.png", pixels, {}, pixels), ("a.png", units[::2, ::2].copy(), metres[::2, ::2])),
+        "nested": (("color/one/two/a.png", pixels, {}, pixels), ("one/two/a.png", units, metres)),
+    }
+    for form, ((picture, stored, how, seen), (depth, values, gt)) in forms.items():
+        root, out = tmp_path / form, tmp_path / f"{form} out"
+        write(root / picture, stored, **how)
+        write(root / "depth" / depth, values)
+        code, _, err = run("--data_path", root, "--output", out)
+        assert code == 0, err
+        seen = np.rot90(np.array(Image.open(root / picture)), -1) if seen is None else seen
+        with torch.inference_mode():
+            pred = model.predict(model.prepare(np.ascontiguousarray(seen))[None], gt.shape)[0, 0].numpy()
+        expected, row = expected_of(gt.astype(np.float32), pred), rows_of(out)[0]
+        assert {key: float(row[key]) for key in expected} == pytest.approx(expected, rel=1e-4, abs=1e-4), form
+    (tmp_path / "tif" / "depth" / "a.tif").write_bytes(big_endian(units))
+    assert np.array_equal(of(tmp_path / "tif").depth(0)[0], metres.clip(0, FARTHEST))
+
+
 def test_a_batch_has_one_size(folder):
-    protocol = own_protocol(SCALE, FARTHEST)
-    dataset = open_rgbd(folder, protocol, PAPER.normalised)
+    dataset = of(folder)
     for items, batch_size, parts in (
         ([0, 1, 2, 3], 4, [[0], [1, 2], [3]]),
         ([2, 1, 1, 3, 0, 0], 2, [[2, 1], [1], [3], [0, 0]]),
     ):
-        batches = list(dataset.batches(dataset.parts(items, batch_size), workers=2))
+        batches = list(dataset.batches(dataset.parts(items, batch_size), PAPER.normalised, workers=2))
         assert [batch.items for batch in batches] == parts
         for batch in batches:
             for item, image, depth in zip(batch.items, batch.image, batch.depth, strict=True):
-                assert torch.equal(image, dataset[item][0])
-                assert torch.equal(depth, dataset[item][1])
-    raw = np.asarray(Image.open(folder / "depth" / "d.png")).astype(np.float32)
-    np.testing.assert_allclose(dataset.truth(3), np.minimum(raw / SCALE, FARTHEST), rtol=1e-6)
-    assert len(open_rgbd(folder, protocol, PAPER.normalised, limit=2)) == 2
-    (folder / "name.txt").write_text("my garden")
-    assert open_rgbd(folder, protocol, PAPER.normalised).title == "4 images of my garden"
+                assert torch.equal(image, PAPER.normalised(dataset.pixels(item)))
+                assert torch.equal(depth, dataset.depth(item))
+    units = depth_units(PAIRS["d"][0], 3).astype(np.float32)
+    np.testing.assert_allclose(dataset.truth(3), np.minimum(units / SCALE, FARTHEST), rtol=1e-6)
+    assert len(of(folder, limit=2)) == 2
 
 
-def test_pictures_may_have_50_million_pixels_and_no_more(tmp_path):
+def test_one_picture_has_one_depth_whatever_its_size_in_eval_and_in_predict(run, tmp_path, model):
+    large = noise((30, 40), 0).repeat(32, 0).repeat(32, 1)  # 960 x 1280, seen as 480 x 640
+    write(tmp_path / "large" / "rgb" / "a.png", large)
+    write(tmp_path / "large" / "depth" / "a.png", np.full(large.shape[:2], 2 * SCALE, np.uint16))
+    assert model.prepare(large).shape == (3, 480, 640)
+    assert run("--data_path", tmp_path / "large", "--output", tmp_path / "out", "--figures")[0] == 0
+    expected = np.abs(model.infer_image(large) - 2).mean()
+    assert float(rows_of(tmp_path / "out")[0]["abs_diff"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_span_of_the_true_depth_is_said_and_much_that_does_not_count_is_a_warning(run):
+    line = r"true depth: 5 % nearer than 1\.87 m, .*; 4,\d{3} of 23,748 measured pixels lie beyond --max_depth 20 m"
+    _, out, _ = run()
+    assert re.search(line, out)
+    assert re.search(r"\nwarning: \d\d% of the measured depth does not count; is --depth_scale right\?\n", out)
+    assert "warning" not in run("--depth_scale", 2000)[1]
+
+
+# ---- folders, lists, links, clusters
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "rgb/a.png depth/a.png",
+        "rgb/a.png depth/a.png dense/a.png",
+        "rgb/a.png depth/a.png 518.8579",
+        "1305031102.175304 rgb/a.png 1305031102.160407 depth/a.png  # a comment",
+        "\ufeff./rgb/./a.png ./depth/a.png",
+        "{root}/rgb/a.png {root}/depth/a.png",
+        "{resolved}/rgb/a.png depth/a.png",
+    ],
+)
+def test_of_a_line_the_first_picture_and_the_first_depth_after_it_count(folder, line):
+    (folder.parent / "link").symlink_to(folder)
+    root = folder.parent / "link"
+    line = line.format(root=root, resolved=root.resolve())
+    (pair,) = of(root, line, "# picture depth", "", "rgb/b.jpg None").pairs
+    assert (pair.rgb, pair.depth) == (root / "rgb/a.png", root / "depth/a.png")
+    assert (pair.name, pair.origin) == ("rgb/a.png", f"{root / 'list.txt'}, line 1")
+
+
+BAD_LINES = {
+    "rgb/a.png depth/b.png": "a.png stands in line 1 already",
+    "rgb/c.png depth/../depth/a.png": "'depth/../depth/a.png' is not a plain path",
+    "alias/a.png depth/c.png": "a.png stands in line 1 already",
+    "rgb/c.png": "expected a picture and its depth map, such as rgb/a.jpg depth/a.png",
+    "rgb/c.png depth/c.exr": "expected a picture and its depth map",
+    "../x.png depth/c.png": "'../x.png' is not a plain path",
+    "/etc/x.png depth/c.png": "'/etc/x.png' is not in ",
+    "C:/x.png depth/c.png": "'C:/x.png' is not a plain path",
+    r"rgb\c.png depth/c.png": r"'rgb\\c.png' is not a plain path",
+    "loop/c.png depth/c.png": "loop",
+    "x\udcff.png depth/c.png": r"x\xff.png: no such file",
+    "x" * 300 + ".png depth/c.png": "x.png: no such file",
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES.items(), ids=range(len(BAD_LINES)))
+def test_a_wrong_line_is_named_with_its_number(folder, line, message):
+    (folder / "loop").symlink_to("loop")
+    (folder / "alias").symlink_to("rgb")
+    with pytest.raises(DataError, match=r"list\.txt, line 2: ") as error:
+        of(folder, "rgb/a.png depth/a.png", line)
+    assert message in str(error.value)
+
+
+def test_links_are_followed_by_folder_and_by_list(folder, tmp_path):
     for part in ("rgb", "depth"):
-        (tmp_path / part).mkdir()
-    Image.new("RGB", (2600, 2500)).save(tmp_path / "rgb" / "a.png")  # more than an image of NYU may claim
-    Image.fromarray(np.full((2500, 2600), 2000, np.uint16)).save(tmp_path / "depth" / "a.PNG")
-    assert len(open_rgbd(tmp_path, own_protocol(), PAPER.normalised)) == 1
-    huge_png(tmp_path / "depth" / "a.PNG", 7100)
-    with pytest.raises(DataError, match=r"a\.PNG: claims 7100x7100 pixels, so it is not decoded"):
-        open_rgbd(tmp_path, own_protocol(), PAPER.normalised)
+        (tmp_path / "linked" / part).mkdir(parents=True)
+        (tmp_path / "linked" / part / "den").symlink_to(folder / part)
+    by_folder = of(tmp_path / "linked")
+    listed = [f"rgb/den/{name}.{suffix} depth/den/{name}.png" for name, (_, suffix) in PAIRS.items()]
+    by_list = of(tmp_path / "linked", *listed)
+    assert by_folder.names == [f"den/{name}.{suffix}" for name, (_, suffix) in PAIRS.items()]
+    assert [(pair.rgb, pair.depth) for pair in by_list.pairs] == [(pair.rgb, pair.depth) for pair in by_folder.pairs]
+
+
+def test_folders_of_pictures_are_clusters_if_there_are_several(folder):
+    flat = of(folder)
+    assert (flat.clusters, flat.indices) == (flat.names, [0, 1, 2, 3])
+    assert flat.clustered_by.startswith("images, as if independent; frames of a video are not: a folder for each scene")
+    for part in ("rgb", "depth"):
+        for scene in ("one\n", "two/deep"):
+            for name in ("a", "b"):
+                write(folder.parent / "nested" / part / scene / f"{name}.png", depth_units((64, 96), len(scene)))
+        (folder.parent / "nested" / part / "two" / "deep" / "b.png").unlink()
+    scenes = [r"one\n", r"one\n", "two/deep"]
+    nested = of(folder.parent / "nested")
+    assert (nested.scenes, nested.clusters, nested.clustered_by) == (scenes, scenes, "folders")
+    assert (nested.names, nested.indices) == ([r"one\n/a.png", r"one\n/b.png", "two/deep/a.png"], [0, 1, 2])
+    listed = of(folder.parent, "pairs/rgb/a.png pairs/depth/a.png", "nested/rgb/two/deep/a.png pairs/depth/b.png")
+    assert listed.names == ["pairs/rgb/a.png", "nested/rgb/two/deep/a.png"]
 
 
 # ---- what is refused
 
 
-def spoil(kind: str, root: Path) -> None:
-    """Does to the pair c what `kind` says."""
-    if kind == "another size":
-        Image.fromarray(np.full((96, 64), 2000, np.uint16)).save(root / "depth" / "c.png")
-    elif kind == "no depth map":
-        (root / "depth" / "c.png").unlink()
-    elif kind == "no picture":
-        (root / "rgb" / "c.png").unlink()
-    elif kind == "two pictures":
-        (root / "rgb" / "c.jpeg").write_bytes((root / "rgb" / "b.jpg").read_bytes())
-        (root / "rgb" / "c.png").rename(root / "rgb" / "c.jpg")
-    elif kind == "8-bit depth":
-        Image.fromarray(np.ones((64, 96), np.uint8)).save(root / "depth" / "c.png")
-    elif kind == "all too far":
-        Image.fromarray(np.full((64, 96), 60_000, np.uint16)).save(root / "depth" / "c.png")
-    elif kind == "metres":
-        Image.fromarray(np.full((64, 96), 3, np.uint16)).save(root / "depth" / "c.png")
+FILES = {
+    "small picture": r"depth/c\.png: is 96x64 where its picture is 64x48, another shape; write it again",
+    "turned depth": r"depth/c\.png: is 64x96 where its picture is 96x64, another shape; write it again",
+    "no depth map": r"rgb/c\.png: its depth map is missing in depth/, which has a\.png, b\.png, d\.png; name your",
+    "no picture": r"depth/c\.png: its picture is missing in rgb/, which has a\.png, b\.jpg, d\.JPEG; name your",
+    "8-bit depth": r"depth/c\.png: has mode L, expected 16 bits of one channel",
+    "depth in metres": r"depth/c\.png: its largest depth is 0\.0\d+ m, so it does not hold units of 1/500 m",
+    "too far": r"depth/c\.png: no valid pixel, no depth of up to 20 m .* or see its unit",
+    "400 megapixels": r"depth/c\.png: no depth map, or truncated",
+}
+FLAGS = {
+    ("--depth_scale", 0): "--depth_scale must be positive, --max_depth above 0.001 m, and both finite",
+    ("--depth_scale", "nan"): "--depth_scale must be positive, --max_depth above 0.001 m, and both finite",
+    ("--max_depth", "inf"): "--depth_scale must be positive, --max_depth above 0.001 m, and both finite",
+    ("--max_depth", "0.001"): "--depth_scale must be positive, --max_depth above 0.001 m, and both finite",
+    ("--scene", "rgb"): "--scene: one's own pairs have no scenes",
+    ("--data_path", "/nowhere"): "/nowhere: no such folder; name that of your pairs",
+    ("--list_file", "/nowhere/list.txt"): "list.txt: cannot be read",
+}
 
 
-@pytest.mark.parametrize(
-    ("kind", "flags", "message"),
-    [
-        ("another size", (), r"depth/c\.png: is 64x96 where its picture is 96x64; write it again"),
-        ("no depth map", (), r"rgb/c\.png: its depth map depth/c\.png is missing"),
-        ("no picture", (), r"depth/c\.png: its picture in rgb/ is missing"),
-        ("8-bit depth", (), r"depth/c\.png: has mode L and format PNG, expected a 16-bit PNG of one channel"),
-        ("metres", (), r"depth/c\.png: its largest depth is 0\.003 m, so it does not hold millimetres"),
-        ("metres", ("--depth_scale", 50), r"depth/c\.png: its largest depth is 0\.06 m, so .* hold units of 1/50 m"),
-        ("", ("--depth_scale", 0), "--depth_scale must be positive, --max_depth above 0.001 m, and both finite"),
-        ("", ("--depth_scale", "nan"), "--depth_scale must be positive, --max_depth above 0.001 m, and both finite"),
-        ("", ("--max_depth", "-1"), "--depth_scale must be positive, --max_depth above 0.001 m, and both finite"),
-        ("", ("--max_depth", "inf"), "--depth_scale must be positive, --max_depth above 0.001 m, and both finite"),
-        ("", ("--max_depth", "0.001"), "--depth_scale must be positive, --max_depth above 0.001 m, and both finite"),
-        ("all too far", (), r"depth/c\.png: no valid pixel, no depth of 0\.001 to 10 m .* or see its unit"),
-        ("", ("--scene", "rgb"), "--scene: one's own pairs have no scenes"),
-        ("", ("--data_path", "/nowhere"), "/nowhere: no such folder; name that of your pairs"),
-    ],
-)
-def test_what_cannot_be_used_is_one_sentence_before_the_model_is_built(run, no_model, folder, kind, flags, message):
-    spoil(kind, folder)
+@pytest.mark.parametrize(("kind", "message"), {**FILES, **FLAGS}.items())
+def test_what_cannot_be_used_is_one_sentence_before_the_model_is_built(run, no_model, folder, kind, message):
+    flags = kind if kind in FLAGS else ()
+    if not flags:
+        spoil(kind, folder / "rgb" / "c.png", folder / "depth" / "c.png")
     code, out, err = run(*flags)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert re.fullmatch(rf"eval\.py: .*{message}.*\n", err), err
 
 
-def test_one_picture_has_one_depth_whatever_its_size_in_eval_and_in_predict(run, folder, tiny_checkpoint, tmp_path):
-    for name in ("a", "b", "c", "d"):
-        for path in folder.glob(f"*/{name}.*"):
-            path.unlink()
-    large = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8).repeat(32, 0).repeat(32, 1)  # 960 x 1280
-    Image.fromarray(large).save(folder / "rgb" / "a.png")
-    Image.fromarray(np.full(large.shape[:2], 2 * SCALE, np.uint16)).save(folder / "depth" / "a.png")
-    reading = options.checked_reading({"temperature": 2})
-    _, model = options.load_model(tiny_checkpoint, torch.device("cpu"), "fp32", reading, activation="quickgelu")
-    dataset = open_rgbd(folder, own_protocol(SCALE), reading.normalised)
-    assert model.prepare(large).shape == (3, 480, 640)
-    drawn = evaluation.example(model, dataset, 0).depth
-    np.testing.assert_allclose(drawn, model.infer_image(folder / "rgb" / "a.png"), atol=1e-5)
-    (row,), _ = evaluation.evaluate(model, dataset, [[0]])
-    assert row["abs_diff"] == pytest.approx(np.abs(drawn - 2).mean(), abs=1e-5)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.full((64, 96), -1.0), "holds depths below 0 m"),
+        (np.full((64, 96), np.nan), "no valid pixel"),
+        (np.full((64, 96), 2, np.uint16), r"holds uint16 \(64, 96\), expected \(H, W\) floats"),
+        (np.full((64, 96, 3), 2.0), r"holds float64 \(64, 96, 3\), expected"),
+        (np.full((64, 96), 0.02), "its largest depth is 0.02 m, so it does not hold metres"),
+        (b"PK\3\4", "not a readable .npy"),
+        (b"", "not a readable .npy"),
+    ],
+    ids=range(7),
+)
+def test_npy_that_holds_no_metres_is_refused(tmp_path, content, message):
+    write(tmp_path / "rgb" / "a.png", noise((64, 96), 0))
+    write(tmp_path / "depth" / "a.npy", content if isinstance(content, np.ndarray) else np.zeros(0))
+    if isinstance(content, bytes):
+        (tmp_path / "depth" / "a.npy").write_bytes(content)
+    with pytest.raises(DataError, match=rf"depth/a\.npy: {message}"):
+        of(tmp_path)
 
 
-def test_two_pictures_of_a_name_and_empty_folders_are_refused(folder, tmp_path):
-    spoil("two pictures", folder)
-    with pytest.raises(DataError, match=r"2 problems in the data:\n.*c\.jpeg: a second picture.*\n.*c\.jpg: a second"):
-        folder_pairs(folder)
-    with pytest.raises(DataError, match=r"no rgb/NAME\.png or \.jpg with depth/NAME\.png in it"):
-        folder_pairs(tmp_path)
-
-
-def test_every_wrong_line_is_named(folder):
-    lines = ("rgb/a.png depth/a.png", "rgb/a.png depth/b.png", "rgb/c.png", "../x.png depth/c.png", "rgb/d.JPEG 1 2")
-    with pytest.raises(DataError) as error:
-        listed_pairs(list_of(folder, *lines), folder)
-    head, *found = str(error.value).split("\n")
-    assert head == "4 problems in the data:"
-    for line, text in zip(
-        found,
+def test_files_that_make_no_pairs_are_said_once_with_what_there_is(folder, tmp_path):
+    for i in range(5):
+        write(tmp_path / "prefixed" / "rgb" / f"rgb_{i}.png", noise((64, 96), i))
+        write(tmp_path / "prefixed" / "depth" / f"depth_{i}.exr.png", noise((64, 96), i))
+    (folder / "rgb" / "c.jpeg").write_bytes(b"")
+    (tmp_path / "photos").mkdir()
+    for root, message in (
+        (tmp_path / "prefixed", r"(?s)10 problems .* map is missing in depth/, .*5 times, first .*with --list_file$"),
+        (folder, r"rgb/c\.png: a second file of this name"),
         (
-            "line 2: rgb/a.png stands in line 1 already",
-            "line 3: 1 columns, expected picture and depth",
-            "line 4: '../x.png' is not a plain relative path",
-            "line 5: 3 columns, expected picture and depth",
+            tmp_path,
+            "with depth/NAME.png, but pairs, photos, prefixed; name your files with --list_file",
         ),
-        strict=True,
+        (tmp_path / "photos", "depth/NAME.png, but nothing; name your files with --list_file"),
     ):
-        assert line == f"  {folder / 'list.txt'}, {text}"
-    with pytest.raises(DataError, match="names no pair"):
-        listed_pairs(list_of(folder, "", " "), folder)
-    spoil("no depth map", folder)
-    with pytest.raises(DataError, match=r"list\.txt, line 1: .*depth/c\.png: no such file"):
-        open_rgbd(folder, own_protocol(SCALE), PAPER.normalised, list_of(folder, "rgb/c.png depth/c.png"))
+        with pytest.raises(DataError, match=message):
+            of(root)

@@ -5,8 +5,7 @@ import pytest
 from PIL import Image, JpegImagePlugin
 
 from calculate_error import NYU
-from datasets.nyu import TEST_INDICES, scan_folder
-from datasets.pairs import check_files
+from datasets.nyu import TEST_INDICES, open_nyu
 from demo import render, rooms
 from demo.render import FOCAL_PX, Material, Room, Solid
 
@@ -104,8 +103,7 @@ def test_pictures_have_the_black_border_and_depths_that_fit_the_bins():
 
 def test_official_layout_as_the_data_set_reads_it(tmp_path):
     assert rooms.main(["--output", str(tmp_path), "--count", "3", "--seed", "3"]) == 0
-    pairs = scan_folder(tmp_path)
-    check_files(pairs, NYU)
+    pairs = open_nyu(tmp_path, NYU).pairs
     assert sorted(pair.index for pair in pairs) == sorted(TEST_INDICES[:3])
     scene, image, depth = rooms.render_scene(3, 2)
     pair = next(pair for pair in pairs if pair.index == TEST_INDICES[2])

@@ -5,14 +5,15 @@ from itertools import permutations as every_permutation
 
 import numpy as np
 import pytest
-import torch
 
-from experiments.published import BEST, BIN_RESPONSE, BIN_SETS, MEAN_IMAGE, PROMPT_SETS, PUBLISHED, THIS_RUN, UNIFORM
-from experiments.score import GRID, MIRRORED, PIXEL, RANDOM_ROWS, Rows
+from experiments.published import BIN_RESPONSE, BIN_SETS, LOG_BINS, PROMPT_SETS, THIS_RUN, UNIFORM, published_rows
+from experiments.score import RANDOM_ROWS, Rows, Setting
 from experiments.settings import (
     COLOUR_WORDS,
+    TEMPERATURES,
     UNRELATED_WORDS,
     assignments,
+    control_groups,
     own_rows,
     paper_rows,
     with_controls,
@@ -22,12 +23,8 @@ from monoclip import PAPER, Reading
 OTHER = replace(PAPER, temperature=1)
 
 
-def controls_of(reading: Reading, channels: bool = True) -> Rows:
-    return with_controls(paper_rows(reading, {}), channels, None)
-
-
-def few(*bins: float) -> Rows:
-    return controls_of(Reading(depth_classes=tuple("abcdefghi"[: len(bins)]), bin_list=bins))
+def names_of(rows: Rows) -> list[str]:
+    return [setting.name for setting in rows.settings]
 
 
 def reading_of(rows: Rows, name: str) -> Reading:
@@ -35,24 +32,31 @@ def reading_of(rows: Rows, name: str) -> Reading:
     return setting.reading
 
 
+def controls_of(reading: Reading, channels: bool = True) -> dict[str, Setting]:
+    return {setting.name: setting for group in control_groups(reading, channels).values() for setting in group}
+
+
 def test_rows_of_the_paper():
     rows = paper_rows(PAPER, {})
     prompts, bins = (f"prompt {i}" for i in (1, 2, 3)), (f"bins class-dependent {i}" for i in (1, 2, 3, 4))
-    response = "prompt 3, bins class-dependent 1"
-    uniform = (UNIFORM, *(f"{UNIFORM}, {mean} m" for mean in ("2.5", "1.75", "3.14286")))
-    assert rows.names == (THIS_RUN, *prompts, *bins, response, GRID, MIRRORED, PIXEL, *uniform)
+    assert names_of(rows) == [THIS_RUN, *prompts, *bins, response := "prompt 3, bins class-dependent 1"]
+    assert rows.randoms == RANDOM_ROWS
     assert reading_of(rows, response) == BIN_RESPONSE
     assert reading_of(rows, "prompt 2") == PROMPT_SETS["prompt 2"]
     assert reading_of(rows, "bins class-dependent 4") == BIN_SETS["class-dependent 4"]
-    assert [*rows.constants.values()] == pytest.approx([15 / 7, 17.5 / 7, 12.25 / 7, 22 / 7])
+    means = {UNIFORM: 15 / 7} | {f"{UNIFORM}, {mean:g} m": mean for mean in (2.5, 1.75, 22 / 7)}
+    assert rows.constants == pytest.approx(means)
+    for kitti in ("KITTI, BTS", "KITTI, AdaBins"):
+        outdoors = paper_rows(PAPER, {}, kitti)
+        assert names_of(outdoors) == [THIS_RUN, "Auty's words and bins", "the paper's words, bins in log depth (ours)"]
+        assert reading_of(outdoors, names_of(outdoors)[2]) == LOG_BINS
 
 
 def test_each_row_is_compared_with_the_mean_of_its_own_bins():
     rows = paper_rows(PAPER, {"mine": replace(PAPER, bin_list=(1.0,) * 7), "warm": OTHER})
     own = {"mine": 1.0, "bins class-dependent 1": 2.5, "bins class-dependent 2": 2.5, "bins class-dependent 3": 1.75}
     own |= {"bins class-dependent 4": 22 / 7, "prompt 3, bins class-dependent 1": 2.5}
-    assert set(rows.baselines) == {setting.name for setting in rows.settings}
-    assert next(iter(rows.baselines)) == THIS_RUN  # whose baseline rows without one take: random depth, say
+    assert list(rows.baselines) == names_of(rows)  # the first is that of rows without one of their own
     for name, baseline in rows.baselines.items():
         assert baseline == (f"{UNIFORM}, {own[name]:g} m" if name in own else UNIFORM), name
         assert rows.constants[baseline] == pytest.approx(own.get(name, 15 / 7))
@@ -60,33 +64,50 @@ def test_each_row_is_compared_with_the_mean_of_its_own_bins():
 
 
 def test_every_published_reading_has_a_row():
-    for rows in (paper_rows(PAPER, {}), paper_rows(OTHER, {}), controls_of(PAPER)):
-        assert all(rows.row_of(row.reading) for row in PUBLISHED if row.reading and row.data_set == "NYU")
+    for rows in (paper_rows(PAPER, {}), paper_rows(OTHER, {})):
+        assert all(rows.row_of(row.reading) for row in published_rows() if row.reading and row.protocol == "NYU")
     assert paper_rows(PAPER, {}).row_of(PAPER) == THIS_RUN
     assert paper_rows(OTHER, {}).row_of(PAPER) == "the paper's words and bins"
     rows = paper_rows(PAPER, {"mine": OTHER, "again the paper's": PAPER})
-    assert rows.names[:4] == (THIS_RUN, "mine", "again the paper's", "prompt 1")
+    assert names_of(rows)[:4] == [THIS_RUN, "mine", "again the paper's", "prompt 1"]
     assert rows.row_of(PAPER) == THIS_RUN
 
 
-def test_rows_with_controls():
-    rows, channels = controls_of(PAPER), [f"random channels, unsorted {seed}" for seed in range(5)]
-    plain = paper_rows(PAPER, {})
-    assert sorted(rows.names) == sorted([*plain.names, "colour words", "unrelated words", *channels])
-    assert rows.names[:9] == plain.names[:9]
-    assert rows.randoms == RANDOM_ROWS
-    assert BEST not in rows.names
-    assert set(controls_of(PAPER, channels=False).names) == set(rows.names) - set(channels)  # without spare channels
-    mean = torch.ones(416, 544)
-    assert with_controls(plain, True, mean).maps == {MEAN_IMAGE: mean}
+def test_controls_are_of_this_runs_reading_and_have_a_question_each():
+    groups, found = control_groups(OTHER, True), controls_of(OTHER)
+    assert [len(group) for group in groups.values()] == [7, 3, 2, 5]
+    assert all(title.endswith("?") for title in groups)
+    words, bins = PAPER.depth_classes, PAPER.bin_list
+    without = replace(OTHER, depth_classes=words[:2] + words[3:], bin_list=bins[:2] + bins[3:])
+    assert found["without 'close'"].reading == without
+    assert [found[f"temperature {t:g}"].reading.temperature for t in TEMPERATURES if t != 1] == [0.03, 0.1, 0.3]
+    assert found["colour words"].reading == replace(OTHER, depth_classes=COLOUR_WORDS)
+    assert found["unrelated words"].reading == replace(OTHER, depth_classes=UNRELATED_WORDS)
+    channels = [setting for setting in found.values() if setting.channels is not None]
+    assert [(s.channels, s.reading) for s in channels] == [(seed, OTHER) for seed in range(5)]
+    assert not any(s.channels is not None for s in controls_of(OTHER, channels=False).values())
 
 
-def test_controls_are_of_this_runs_reading():
-    rows = controls_of(OTHER)
-    assert reading_of(rows, "colour words") == replace(OTHER, depth_classes=COLOUR_WORDS)
-    assert reading_of(rows, "unrelated words") == replace(OTHER, depth_classes=UNRELATED_WORDS)
-    assert [s.channels for s in rows.settings if s.reading == OTHER] == [None, *range(5)]
-    assert rows.row_of(OTHER) == THIS_RUN
+def test_controls_stand_behind_the_other_rows():
+    plain = own_rows(PAPER, {})
+    rows = with_controls(plain, control_groups(PAPER, True))
+    assert names_of(rows) == [*names_of(plain), *controls_of(PAPER)]
+    assert (rows.randoms, rows.constants, rows.baselines) == (RANDOM_ROWS, plain.constants, plain.baselines)
+    assert rows.row_of(PAPER) == THIS_RUN  # and not one of random channels
+
+
+def test_controls_of_fewer_and_more_words():
+    def of(*bins: float, words: str = "abcdefghi") -> dict[str, Setting]:
+        return controls_of(Reading(depth_classes=tuple(words[: len(bins)]), bin_list=bins), channels=False)
+
+    three = of(1, 2, 4)
+    assert three["colour words"].reading.depth_classes == ("very red", "not in colour", "very green")
+    assert three["unrelated words"].reading.depth_classes == ("banana", "Tuesday", "giraffe")
+    assert three["without 'b'"].reading.bin_list == (1, 4)
+    warm = [f"temperature {t:g}" for t in (0.03, 0.3, 1)]
+    assert list(of(1, 2, 3, words="aba"))[:2] == ["without 'b'", warm[0]]  # two rows cannot have one name
+    assert list(of(2.5)) == warm  # without its one word there is none, and one word has no order
+    assert list(of(*range(1, 10))) == [*(f"without {word!r}" for word in "abcdefghi"), *warm]
 
 
 @pytest.mark.parametrize(
@@ -103,25 +124,11 @@ def test_assignments_are_all_that_there_are(bins, count):
     assert list(map(list, assignments(PAPER.bin_list)[0][1:3])) == drawn  # on every machine
 
 
-@pytest.mark.parametrize("n", [8, 9])
-def test_of_more_than_5040_assignments_as_many_are_drawn(n):
-    found, complete = assignments(tuple(map(float, range(n))))
+def test_of_more_than_5040_assignments_as_many_are_drawn():
+    found, complete = assignments(tuple(map(float, range(9))))
     assert not complete
-    assert found[0] == tuple(range(n))
+    assert found[0] == tuple(range(9))
     assert len(set(found)) == len(found) == 5040
-    assert all(sorted(order) == [*range(n)] for order in found)
-    assert (found, complete) == assignments(tuple(map(float, range(n))))
+    assert all(sorted(order) == [*range(9)] for order in found)
     late = np.mean([order.index(0) for order in found])  # not those that differ in the last places
-    assert late == pytest.approx((n - 1) / 2, abs=0.15)
-
-
-def test_fewer_and_more_bins():
-    rows = few(1, 2, 4)
-    assert reading_of(rows, "colour words").depth_classes == ("very red", "not in colour", "very green")
-    assert reading_of(rows, "unrelated words").depth_classes == ("banana", "Tuesday", "giraffe")
-    assert rows.constants[UNIFORM] == pytest.approx(7 / 3)
-    assert not {"colour words", "unrelated words"} & set(few(2.5).names)  # one word has no order
-    rows = few(1, 2, 3, 4, 5, 6, 7, 8, 8)
-    assert not {"colour words", "unrelated words"} & set(rows.names)
-    assert len(rows.constants) == 4 + 1  # means of the paper's bins, and of these
-    assert len(rows.names) == len(set(rows.names))
+    assert late == pytest.approx(4, abs=0.15)

@@ -26,22 +26,18 @@ def test_tokens_are_the_released_ones(golden):
 def random_texts(count: int) -> list[str]:
     """Texts of words, numbers, entities, emoji, many scripts, white space, quotes and bytes that look broken."""
     rng = random.Random(0)
-    ranges = [(0x20, 0x7F), (0xA0, 0x250), (0x370, 0x530), (0x590, 0x700), (0x900, 0xA00), (0xE00, 0xE80)]
+    ranges = [(0x20, 0x7F), (0xA0, 0x250), (0x300, 0x530), (0x590, 0x700), (0x900, 0xA00), (0xE00, 0xE80)]
     ranges += [(0x1E00, 0x2100), (0x2190, 0x2800), (0x3040, 0x3100), (0x4E00, 0x5000), (0xAC00, 0xAD00)]
-    ranges += [(0xFF00, 0xFFF0), (0x1F300, 0x1F700), (0x10000, 0x10100), (0x300, 0x370)]
-    words = ["giant", "extremely close", "it's", "they'll", "don't", "I'VE", "Far-Away", "3.14159", "2026", "x_y"]
+    ranges += [(0xFF00, 0xFFF0), (0x10000, 0x10100), (0x1F300, 0x1F700)]
+    words = ["giant", "extremely close", "it's", "they'll", "don't", "I'VE", "Far-Away", "3.14159", "x_y", "a" * 90]
     words += ["&amp;", "&lt;b&gt;", "&amp;amp;", "&eacute;", "&#128512;", "&nbsp;", "<br/>", "\t", "\n\n", "\x00"]
     words += ["cafÃ©", "schÃ¶n", "â€œquoteâ€", "👩\u200d👩\u200d👧\u200d👦", "🇩🇪", "❤️", "naïve", "ﬁne", "ＷＩＤＥ"]
-    words += ["ß", "İstanbul", "ǅ", "…", "—", "\u200b", "¼", "①"]
-    words += ["donaudampfschifffahrtsgesellschaft" * 3, "a" * 90]
-
-    def piece() -> str:
-        if rng.random() < 0.6:
-            return rng.choice(words)
+    words += ["ß", "İstanbul", "ǅ", "…", "—", "\u200b", "¼", "①", "donaudampfschifffahrtsgesellschaft" * 3]
+    pieces = [rng.choice(words) for _ in range(3 * count)]
+    for _ in range(2 * count):
         low, high = rng.choice(ranges)
-        return "".join(chr(rng.randrange(low, high)) for _ in range(rng.randrange(1, 12)))
-
-    return [rng.choice([" ", "", "  "]).join(piece() for _ in range(rng.randrange(0, 9))) for _ in range(count)]
+        pieces.append("".join(chr(rng.randrange(low, high)) for _ in range(rng.randrange(1, 12))))
+    return [rng.choice([" ", "", "  "]).join(rng.choices(pieces, k=rng.randrange(9))) for _ in range(count)]
 
 
 def test_tokens_agree_with_openais_tokenizer():

@@ -13,7 +13,6 @@ import io
 import json
 import math
 import re
-import unicodedata
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -26,7 +25,7 @@ from PIL import Image
 from calculate_error import MIN_DEPTH, NYU, Protocol
 from clip.tokenizer import tokenize
 from datasets import DataError, printable, text_of
-from datasets.kitti import PRESETS
+from datasets.presets import PRESETS
 from monoclip import PAPER, Reading, prompt
 from viewer.colour import COLOUR_MAP, LARGEST_MM, NO_DEPTH_MAP, colour_table, to_millimetres
 
@@ -62,8 +61,8 @@ def subset_note(shown: int, total: int) -> str:
 
 
 def presets_for(reading: Reading, protocol: Protocol) -> dict[str, Reading]:
-    """The readings that the page offers as buttons: those with bins within what the run's go to, or the protocol."""
-    largest = max(*reading.bin_list, protocol.max_depth)
+    """Return the readings offered as buttons: those with bins within what the run's go to, or the protocol."""
+    largest = max(*reading.bin_list, protocol.cap)
     readings = {"paper": PAPER} | {name: replace(PAPER, **fields) for name, fields in PRESETS.items()}
     return {name: known for name, known in readings.items() if max(known.bin_list) <= largest}
 
@@ -71,30 +70,29 @@ def presets_for(reading: Reading, protocol: Protocol) -> dict[str, Reading]:
 def phrases_for(
     reading: Reading, path: Path | None = None, count: int | None = PAGE_IMAGES, protocol: Protocol = NYU
 ) -> tuple[str, ...]:
-    """What the page offers besides the reading's own words: its presets', the colour words, and those of a text file.
+    """Return what the page offers besides the reading's words: its presets', the colour words, and a text file's.
 
     The file, phrases.txt unless `path` names another, has a phrase a line, and headings after `#`. What of ours makes
     too long a prompt in the reading's sentences is left out. Without pictures, by --html's `count`, there are none.
-    Raises DataError: the file cannot be read, or has no phrase, too many, or one that CLIP cannot take; or there is no
-    page to use it.
+    Raises DataError: the file cannot be read, or has no phrase, too many or too long ones; or there is no page.
     """
     if not count:
         if path:
             raise DataError(f"--phrases {printable(str(path))}: only a page has phrases; add --html")
         return ()
-    lines = [line.strip() for line in text_of(path or SOURCES / "phrases.txt").splitlines()]
-    own, name = [line for line in lines if line and not line.startswith("#")], printable(str(path))
+    text, name = text_of(path or SOURCES / "phrases.txt"), printable(str(path))
+    if re.search("[\0\udc80-\udcff]", text):
+        raise DataError(f"{name}: no text that can be read; save the file as UTF-8")
+    own = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
     if not 0 < len(own) <= MOST_PHRASES:
         raise DataError(f"{name}: {len(own)} phrases, but 1 to {MOST_PHRASES} are needed, one a line")
     found = []
     presets = [word for known in presets_for(reading, protocol).values() for word in known.depth_classes]
     for phrase in dict.fromkeys((*presets, *COLOUR_WORDS, *own)):
         try:
-            if any(unicodedata.category(c) in ("Cc", "Cs") for c in phrase.replace("\t", " ")):
-                raise ValueError(f"{printable(phrase[:40])!r} is no text; save the file as UTF-8")
             tokenize([prompt(t, o, phrase) for t in reading.depth_templates for o in reading.obj_classes])
             found.append(phrase)
-        except (RuntimeError, ValueError) as error:
+        except RuntimeError as error:
             if path and phrase in own:
                 raise DataError(f"{name}: {error}") from error
     return tuple(phrase for phrase in found if phrase not in reading.depth_classes)
@@ -111,7 +109,7 @@ def card(
     metrics: Mapping[str, float | None] | None = None,
     counted: np.ndarray | None = None,
 ) -> Card:
-    """What the page stores of one picture, ready for JSON: some 200 kB, and the truth, as much again.
+    """Return what the page stores of one picture, ready for JSON: some 200 kB, and the truth, as much again.
 
     Args:
         name: as in every table.
@@ -125,16 +123,13 @@ def card(
         metrics: shown below the name and to sort by; the same names for every picture of a page.
         counted: (H, W) bool, which pixels count in the metrics; needed with `truth`.
 
-    Raises ValueError: shapes that do not fit, or logits that are not finite.
+    Raises ValueError: logits of another number of words.
     """
     views, classes, h, w = logits.shape
-    if classes != (count := len(reading.depth_classes) + len(phrases)) or views not in (1, 2):
-        raise ValueError(f"expected logits (1 or 2, {count}, h, w), got {logits.shape}")
-    if not np.isfinite(logits).all():
-        raise ValueError(f"{name}: logits that are not finite")
+    if classes != (count := len(reading.depth_classes) + len(phrases)):
+        raise ValueError(f"expected logits (V, {count}, h, w), got {logits.shape}")
     # Fixed point, above each patch's least similar word, which softmax does not notice: steps of 2e-5 where the words
-    # of a patch differ by up to 1.5. Half precision is as fine only near one word of each patch, and the page may
-    # choose any: at 1.5 it has steps of 1e-3, and at the temperature 0.1 depth would be off by several mm.
+    # of a patch differ by 1.5. Half precision has steps of 1e-3 there: at the temperature 0.1, several mm of depth.
     similarity = logits.astype(np.float64) * reading.temperature
     similarity -= similarity.min(axis=1, keepdims=True)
     similarity[1:] = similarity[1:, ..., ::-1]
@@ -154,23 +149,17 @@ def card(
         "truth": None,
         "metrics": {key: None if value is None else float(value) for key, value in (metrics or {}).items()},
     }
-    if truth is not None:
-        if counted is None or not truth.shape == counted.shape == pixels.shape[:2]:
-            raise ValueError(f"{name}: expected true depth and what counts of it as the picture, {pixels.shape[:2]}")
+    if truth is not None and counted is not None:
         unit = max(1, math.ceil(truth.max(initial=0) * 1000 / LARGEST_MM))  # [mm] of the stored map: 2 beyond 65.535 m
         millimetres = to_millimetres(truth / unit)
         span = np.percentile(truth[truth > 0], (2, 98)).tolist() if truth.any() else []  # [m]
-        stored["truth"] = {
-            "unit": unit,
-            "map": packed(millimetres),
-            "left_out": packed((millimetres > 0) & ~counted),
-            "span": span,
-        }
+        left_out = packed((millimetres > 0) & ~counted)
+        stored["truth"] = {"unit": unit, "map": packed(millimetres), "left_out": left_out, "span": span}
     return stored
 
 
 def packed(values: np.ndarray) -> str:
-    """(N, W) whole numbers of 16 bit, without loss: the form that `unpacked` in page.js undoes.
+    """Return (N, W) whole numbers of 16 bit, without loss, in the form that `unpacked` in page.js undoes.
 
     Differences along each row, of which small ones of either sign become small numbers; all their low bytes before all
     their high ones; zlib; base64. Noisy depth then takes three quarters of what it does with zlib alone.
@@ -181,13 +170,8 @@ def packed(values: np.ndarray) -> str:
 
 
 def encoded(content: bytes) -> str:
-    """The bytes in base64, as JSON can hold them."""
+    """Return the bytes in base64, as JSON can hold them."""
     return base64.b64encode(content).decode()
-
-
-def pixels_of(colours: str) -> str:
-    """The 256 colours of one of matplotlib's maps as a canvas has them: red, green, blue and 255 for opaque."""
-    return encoded(np.pad(colour_table(colours), ((0, 0), (0, 1)), constant_values=255).tobytes())
 
 
 def build(
@@ -200,7 +184,7 @@ def build(
     warning: str = "",
     protocol: Protocol = NYU,
 ) -> str:
-    """The page as text; everything that came from a user stands in it as data or escaped, never as markup.
+    """Return the page as text; what came from a user stands in it as data or escaped, never as markup.
 
     The controls start at the words, bins and temperature of `reading`; `phrases` are those of the cards. `metrics` is
     the table at the top: for each named row, the value of each column; all rows name the same columns. `notes` are
@@ -212,21 +196,22 @@ def build(
     # As the control of `experiments`; where that has no colour words, with the paper's bins.
     words, bins = spread_words(COLOUR_WORDS, len(reading.bin_list)), reading.bin_list
     colour = replace(reading, depth_classes=words or COLOUR_WORDS, bin_list=bins if words else PAPER.bin_list)
+    presets = {"run": reading, **presets_for(reading, protocol), "colour": colour}
     depths = [*reading.bin_list, *(depth for stored in cards if stored["truth"] for depth in stored["truth"]["span"])]
+    # The 256 colours of each map as a canvas has them: red, green, blue, and 255 for opaque.
+    tables = {k: np.pad(colour_table(v), ((0, 0), (0, 1)), constant_values=255) for k, v in COLOUR_MAPS.items()}
     content: dict[str, Any] = {
         "title": title,
         "notes": notes,
         "phrases": [*reading.depth_classes, *phrases],
-        "presets": {
-            n: asdict(r) for n, r in {"run": reading, **presets_for(reading, protocol), "colour": colour}.items()
-        },
+        "presets": {name: asdict(known) for name, known in presets.items()},
         "prompt": asked,
         "more_prompts": len(reading.depth_templates) * len(reading.obj_classes) - 1,
-        "scale": protocol.drawn or [min(depths), max(depths)],
-        "limits": [MIN_DEPTH, protocol.max_depth],
+        "scale": [min(depths), min(max(depths), protocol.cap)],
+        "limits": [MIN_DEPTH, protocol.cap],
         "drops_tiny": protocol.drops_tiny,
         "metrics": {name: dict(row) for name, row in (metrics or {}).items()},
-        "colours": {name: pixels_of(colours) for name, colours in COLOUR_MAPS.items()},
+        "colours": {name: encoded(table.tobytes()) for name, table in tables.items()},
         "images": cards,
     }
     data = json.dumps(content, allow_nan=False, separators=(",", ":"))
@@ -234,14 +219,9 @@ def build(
         "title": html.escape(title),
         "warning": html.escape(warning),
         "style": style,
-        "style_hash": policy_hash(style),
         "script": script,
-        "script_hash": policy_hash(script),
         "data": data.replace("<", "\\u003c"),  # so that nothing in it ends the script element or begins another
     }
+    for name in ("style", "script"):  # the page's content security policy accepts exactly these inline texts
+        parts[f"{name}_hash"] = "sha256-" + encoded(hashlib.sha256(parts[name].encode()).digest())
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
-
-
-def policy_hash(text: str) -> str:
-    """The source expression that lets a content security policy accept exactly this inline text."""
-    return "sha256-" + encoded(hashlib.sha256(text.encode()).digest())

@@ -49,16 +49,23 @@ def colour_range(examples: Sequence[Example]) -> tuple[float, float]:
     return min(float(depth.min()) for depth in bounds), max(float(depth.max()) for depth in bounds)
 
 
-def draw_strip(path: Path, examples: Sequence[Example], caption: str, drawn: tuple[float, float] | None = None) -> None:
-    """Writes a PNG with a row for each example: input, ground truth and prediction.
-
-    Colours span `drawn` [m], or `colour_range`. Raises OSError.
-    """
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, in inches, whatever a person's matplotlibrc says."""
+    import matplotlib
     from matplotlib.figure import Figure
 
-    near, far = drawn or colour_range(examples)
+    matplotlib.rcdefaults()
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_strip(path: Path, examples: Sequence[Example], caption: str) -> None:
+    """Writes a PNG with a row for each example: input, ground truth and prediction.
+
+    Colours span `colour_range`. Raises OSError.
+    """
+    near, far = colour_range(examples)
     heights = [3.07 * min(height / width, TALLEST) for height, width in (one.depth.shape for one in examples)]  # inches
-    figure = Figure(figsize=(11, max(sum(heights), LEAST_HEIGHT) + 0.5), layout="constrained")
+    figure = new_figure(11, max(sum(heights), LEAST_HEIGHT) + 0.5)
     axes = figure.subplots(len(examples), len(COLUMNS_SHOWN), squeeze=False, height_ratios=heights)
     for row, example in zip(axes, examples, strict=True):
         row[0].imshow(example.pixels)
