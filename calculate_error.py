@@ -1,6 +1,6 @@
-"""The metrics of monocular depth estimation, with the masks and crops of the release, for NYU Depth V2 and KITTI.
+"""The metrics of monocular depth estimation, with masks and crops as in the authors' release, for NYU and KITTI.
 
-Over the counted pixels of an image, gt and pred in metres and clamped to [1e-3, cap]:
+Over the counted pixels of an image, gt and pred in metres and clamped to [1e-3, cap] (which changes pred alone):
 
     delta_i  = share with max(gt / pred, pred / gt) < 1.25 ** i, i = 1, 2, 3       (the release's a1, a2, a3)
     abs_rel  = mean |gt - pred| / gt             log10    = mean |log10 gt - log10 pred|
@@ -8,8 +8,9 @@ Over the counted pixels of an image, gt and pred in metres and clamped to [1e-3,
     abs_diff = mean |gt - pred|                  rmse_log = sqrt mean (ln gt - ln pred)^2
     silog    = sqrt(mean s^2 - (mean s)^2), s = ln pred - ln gt: scale-invariant log error (Eigen et al., 2014)
 
-`pixel_errors` holds these formulas, `mean_errors` averages them. Every image has the same weight. A prediction that is
-not finite is an error, and so is an image without a counted pixel.
+Every image has the same weight. A prediction that is not finite raises an exception, and so does an image without a
+counted pixel. Shapes: a frame, the whole ground truth, has H x W pixels; a window of it, h x w, is predicted; N of its
+pixels count, in R depth maps of one image.
 """
 
 import math
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-MIN_DEPTH = 1e-3  # [m] gt and pred at or below it do not count; both are clamped to it
+MIN_DEPTH = 1e-3  # [m] gt at or below it does not count; pred is clamped to it, or on NYU does not count either
 NYU_METRICS = ("abs_diff", "delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")  # in the released line's order
 KITTI_METRICS = ("abs_diff", "abs_rel", "sq_rel", "delta1", "delta2", "delta3", "rmse", "rmse_log")
 HIGHER_IS_BETTER = frozenset({"delta1", "delta2", "delta3"})
@@ -65,7 +66,7 @@ class Protocol:
     """How the depth of a data set is scored. A pixel counts if `MIN_DEPTH` < gt < `cap` and it lies in `region`."""
 
     name: str
-    metrics: tuple[str, ...]  # of a row: the release's, in its order, and what the paper's tables have besides
+    metrics: tuple[str, ...]  # in the release's order, then what the paper's tables have besides
     cap: float  # [m] to which gt and pred are clamped: the range of NYU's Kinect, of KITTI's evaluation
     window: Region = whole  # of a frame, what the method sees and predicts
     region: Region = whole  # of a frame, what counts
@@ -82,7 +83,7 @@ class Protocol:
 # Official quirk: columns 46:601 where others have Eigen's 41:601. Predictions start at column 60: nothing changes.
 NYU_REGION = slice(45, 471), slice(46, 601)
 NYU = Protocol("NYU", NYU_METRICS, 10.0, nyu_crop, lambda height, width: NYU_REGION, drops_tiny=True)
-# The Eigen test split. BTS counts Garg's region of the frame; AdaBins crops the ground truth as the picture first.
+# The Eigen test split. BTS counts Garg's region of the frame; AdaBins crops ground truth and picture first.
 KITTI_BTS = Protocol("KITTI, BTS", (*KITTI_METRICS, "log10"), 80.0, kitti_crop, garg)
 KITTI_ADABINS = replace(KITTI_BTS, name="KITTI, AdaBins", region=garg_of_crop)
 
@@ -122,7 +123,7 @@ def mean_errors(
     """Metrics of R maps against one ground truth: the kernel of every evaluation.
 
     From gt (N,) float32 [m], of counted pixels, N > 0, and pred (R, N), or (R, 1) for constants; metric -> (R,), fp64.
-    With weights (N, I), gt lists depths, of which column i is the share of each in image i; metric -> (R, I).
+    With weights (N, I), gt are N possible depths, and column i is each one's share in image i; metric -> (R, I).
     """
     averaged = dict.fromkeys((*metrics, *(["rmse_log"] if "silog" in metrics else [])))
     step = max(1, AT_ONCE // len(pred))
@@ -154,7 +155,7 @@ def image_errors(
     if not pred.sum().isfinite() and (bad := int((~pred.isfinite()).sum())):
         raise UnscorableError(f"{name}: {bad:,} of {pred.numel():,} predicted depths are NaN or infinite: no metrics")
     true = gt[protocol.window(*gt.shape)][counts].float()  # (N,)
-    pred = pred.flatten(1)[:, counts.flatten().nonzero()[:, 0]].float()  # (R, N)
+    pred = pred.flatten(1).index_select(1, counts.flatten().nonzero()[:, 0]).float()  # (R, N)
     if not len(true):
         raise UnscorableError(f"{name}: no valid pixel, so it has no metrics; leave the image out")
     dropped = (pred <= (MIN_DEPTH if protocol.drops_tiny else -math.inf)).count_nonzero(dim=1)  # (R,)
@@ -182,14 +183,14 @@ def compute_errors_NYU(gt: Tensor, pred: Tensor, crop: bool = True) -> dict[str,
 
     From gt (B, 1, 480, 640) and pred (B, 1, 416, 544) [m]; without `crop`, all of the prediction counts.
     """
-    errors = compute_errors_per_image(list(gt), pred[:, :1], NYU if crop else replace(NYU, region=whole))
+    errors = compute_errors_per_image(list(gt), pred, NYU if crop else replace(NYU, region=whole))
     return {metric: errors[metric].mean().item() for metric in NYU_METRICS}
 
 
 def compute_errors(gt: Tensor, pred: Tensor, crop: bool = True, cap: float = KITTI_BTS.cap) -> dict[str, float]:
     """Mean metrics over images of KITTI: gt and pred (B, 1, H, W) [m]; without `crop`, all that is measured counts."""
     protocol = replace(KITTI_BTS, cap=cap, window=whole, region=garg if crop else whole)
-    errors = compute_errors_per_image(list(gt), pred[:, :1], protocol)
+    errors = compute_errors_per_image(list(gt), pred, protocol)
     return {metric: errors[metric].mean().item() for metric in KITTI_METRICS}
 
 

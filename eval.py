@@ -45,7 +45,7 @@ Row = dict[str, Any]  # of one image and one reading: `NAMES`, then metrics, the
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = options.new_parser("Evaluate MonoCLIP, or depth maps of any method, on NYU Depth V2, KITTI or own pairs.")
+    parser = terminal.new_parser("Evaluate MonoCLIP, or depth maps of any method, on NYU Depth V2, KITTI or own pairs.")
     options.add_data_arguments(parser)
     options.add_model_arguments(parser)
     options.add_reading_arguments(parser)
@@ -70,9 +70,9 @@ def evaluate(
     constant: float | None = None,
     write: Callable[[list[Row]], object] = lambda rows: None,
 ) -> tuple[list[Row], list[Row]]:
-    """The evaluation: every image through a prediction and the metrics; its rows, and those of a constant depth [m].
+    """The rows of every image by a prediction, and by a constant depth [m], such as the mean of the bins.
 
-    `predict` gives the depth (B, 1, h, w) [m] of a batch; `write` gets its rows as soon as they are there.
+    `predict` gives the depth (B, 1, h, w) [m] of a batch's h x w pixels; `write` gets its rows at once.
     Raises DataError: a file is damaged; UnscorableError: a prediction is not finite, or an image has no valid pixel.
     """
     rows, uniform = list[Row](), list[Row]()
@@ -89,7 +89,7 @@ def evaluate(
 
 
 def predict_depth(model: MonoCLIP, protocol: Protocol, batch: Batch) -> Tensor:
-    """The method's depth of a batch's images, (B, 1, h, w) [m], of what the protocol sees of their depth maps."""
+    """The method's depth of a batch, (B, 1, h, w) [m], in the protocol's window, which has one size in a batch."""
     size = size_of(protocol.window(*batch.depth[0].shape[1:]))
     return model.predict(batch.image.to(model.bin_list.device), size).cpu()
 
@@ -115,7 +115,7 @@ def released_line(metrics: Mapping[str, float], order: Sequence[str]) -> str:
 
 
 def gather_rows(rows: list[Row], rank: int, count: int) -> list[Row]:
-    """Collects the rows of all processes in the first, in the order of the data: process r has images r, r + n, ..."""
+    """Collects the rows of all processes in the first, in the order of the data, as they were shared out in turn."""
     if count == 1:
         return rows
     parts: list[Any] | None = [None] * count if rank == 0 else None
@@ -149,16 +149,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(*dataset.remarks)
         predict: Callable[[Batch], Tensor]
         prepare: Callable[..., Tensor] = reading.normalised
-        constant, of_reading = None, (device, precision, reading, args.exact)
+        constant, how = None, (device, precision, reading, args.exact)
         if args.predictions:
             made: dict[str, Any] = {"predictions": args.predictions.name, "align": args.align}
             caveats = notes.caveats(dataset.official, protocol)
             predict = SavedMaps(args.predictions, dataset, args.align, args.predictions_scale, caveats)
         else:
-            clip_model, model = options.load_model(args.clip_path, *of_reading, args.activation)
+            clip_model, model = options.load_model(args.clip_path, *how, args.activation)
             predict = partial(predict_depth, model, protocol)
             prepare, constant = dataset.prepared_by(model), model.bin_list.mean().item()
-            made = notes.made_with(args.clip_path, *of_reading, clip_model.activation)
+            made = notes.made_with(args.clip_path, *how, clip_model.activation)
             caveats = notes.caveats(dataset.official, protocol, made["checkpoint_sha256"], model, dataset.seen)
         say(f"depth: {args.predictions or f'{args.clip_path} on {device} in {precision}'}")
 

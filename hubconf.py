@@ -26,6 +26,7 @@ import torch
 
 import clip
 from clip.model import convert_weights
+from clip.tokenizer import TooLongError
 from datasets.readings import IMAGE_STATISTICS, READINGS, checked_reading, with_statistics
 from monoclip import MonoCLIP
 
@@ -54,10 +55,10 @@ def monoclip(
 
     Raises:
         clip.CheckpointError: no such checkpoint, or one that cannot be used.
-        ValueError: a reading that makes no depth, or a field, preset or read-out that there is not.
+        ValueError: a reading that makes no depth, too long a prompt, or a field, preset or read-out that there is not.
     """
     for kind, value, known in (("image_statistics", image_statistics, IMAGE_STATISTICS), ("preset", preset, READINGS)):
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise ValueError(f"{kind} {value!r}: there are {', '.join(known)}")
     chosen = checked_reading(reading, with_statistics(READINGS[preset], image_statistics))
     if device is None:
@@ -66,7 +67,10 @@ def monoclip(
     clip_model, _ = clip.load(clip_path, "cpu", activation=None if activation == "auto" else activation)
     change = convert_weights if exact else clip.optimize_for_inference
     change(clip_model, dtype)
-    return MonoCLIP(clip_model.to(device), chosen).eval()
+    try:
+        return MonoCLIP(clip_model.to(device), chosen).eval()
+    except TooLongError as error:
+        raise ValueError(str(error)) from error
 
 
 def monoclip_demo(device: str | None = None, exact: bool = False, **reading: Any) -> MonoCLIP:

@@ -1,17 +1,17 @@
 """The method of "Can Language Understand Depth?" (Zhang et al., ACM MM 2022, arXiv 2207.01077), from top to bottom.
 
-CLIP, which was never shown depth, is asked of every image patch how well it fits "This object is close", "... far" and
-five more such prompts. The softmax over the seven answers, weighted by seven depths, is the patch's depth:
+CLIP (RN50, a ResNet-50), which was never shown depth, is asked of every image patch how well it fits "This object is
+close", "... far" and five more such prompts. The softmax over the seven, weighted by seven depths, is its depth:
 
-    f      = unit vectors of CLIP's layer4, every second channel      (B, D, h, w)
-    p      = softmax(100 * f @ T / temperature)                       (B, K, h, w), T: text features (D, K)
-    depth  = sum_k p_k * bin_k    [m]                                 (B, 1, h, w)
+    f      = layer4 at unit length, then every second channel of it   (B, D, h, w)
+    p      = softmax(100 * f @ T / .1), nearly one word alone          (B, K, h, w), T: text features (D, K)
+    depth  = sum_k p_k * bin_k    [m], so never outside 1 to 3 m      (B, 1, h, w)
 
 p is the mean of the image's and its mirror's; depth is resized to the image. Left out: the encoders (clip/), other ways
-to read patches out of CLIP (clip/dense.py), the data (datasets/), the metrics (calculate_error.py).
+to read patches out of CLIP (clip/dense.py), the data and NYU's crop (datasets/), the metrics (calculate_error.py).
 
-Shapes, in all files: B images, H x W pixels, h = H/32 and w = W/32 patches, C channels of the image trunk (2048), D
-dimensions of the joint space (1024), K depth classes and bins (7), M sets of bins, L text tokens (77).
+Shapes: B images, H x W pixels, h = H/32 and w = W/32 patches, C channels of the image encoder's last map (2048), D
+dimensions of the joint space (1024), K depth classes and bins (7), M sets of bins (1 here), L text tokens (77).
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from datasets.pictures import Source, read_picture, resized, working_size
 class Reading:
     """How depth is read out of CLIP: the paper's words and numbers (table 1), or one's own. Raises ValueError."""
 
-    depth_templates: tuple[str, ...] = ("This {} is {}",)  # filled with an object and a depth class, or it alone
+    depth_templates: tuple[str, ...] = ("This {} is {}",)  # filled with object and depth class, or the latter alone
     obj_classes: tuple[str, ...] = ("object",)
     depth_classes: tuple[str, ...] = (
         "giant", "extremely close", "close", "not in distance", "a little remote", "far", "unseen",
@@ -96,7 +96,7 @@ def patch_features(layer4: Tensor, dimensions: int) -> Tensor:
     """f: a vector for each patch, |f| < 1: (B, C, h, w) -> (B, D, h, w) float32. Paper: section 3.1.
 
     Official quirks: layer4 comes before the attention pool, so f is not in the joint space of image and text; every
-    second channel (C / D-th) stands for all, without a new normalisation. Usual would be `clip.dense.maskclip`.
+    second channel (C / D-th) stands for all, without a new normalisation. Usual would be `maskclip` (clip/dense.py).
     """
     return F.normalize(layer4.float(), dim=1)[:, :: layer4.shape[1] // dimensions]
 

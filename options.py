@@ -2,8 +2,8 @@
 
 Three kinds of error mean something to a user: wrong arguments (`UsageError`), data that cannot be used
 (`datasets.DataError`) and a checkpoint that cannot be used (`clip.CheckpointError`). `run_command` turns them, and what
-a machine may refuse, into one sentence and an exit code. argparse's namespace ends in a command's main(): everything
-below takes what it needs by name.
+a machine may refuse, into one sentence and an exit code. argparse's namespace ends in a command's main(), but for the
+functions here that read its flags.
 """
 
 import argparse
@@ -73,28 +73,20 @@ def named_path(text: str) -> Path:
     return Path(text)
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
-
-
-def new_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
-    """A parser that shows defaults, where there is one, and takes no abbreviated flags."""
-    return argparse.ArgumentParser(prog=prog, description=description, formatter_class=_Help, allow_abbrev=False)
-
-
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds which images are evaluated."""
     data = parser.add_argument_group("data")
     default = next((path for path in DATA_FOLDERS if path.exists()), DATA_FOLDERS[0])
-    kinds = "NYU Depth V2, KITTI's Eigen test split, or one's own pairs of picture and 16-bit depth"
+    kinds = "NYU Depth V2, KITTI's Eigen test split, or one's own pairs of picture and depth map"
     data.add_argument("--dataset", choices=("NYU", "KITTI", "rgbd"), default="NYU", help=kinds)
     source = "folder that holds official_splits/test, or nyu_depth_v2_labeled.mat; KITTI's root; a folder of pairs"
     data.add_argument("--data_path", type=named_path, default=default, help=source)
     listed = "text file of 'rgb depth' lines, relative to the test split or the folder; KITTI's list of the Eigen split"
     data.add_argument("--list_file", type=Path, help=listed)
     data.add_argument("--protocol", choices=PROTOCOLS, default="bts", help="what of KITTI counts")
-    data.add_argument("--depth_scale", type=float, default=DEPTH_SCALE, metavar="N", help="rgbd: PNG units in a metre")
+    data.add_argument(
+        "--depth_scale", type=float, default=DEPTH_SCALE, metavar="N", help="rgbd: units in a metre, of 16-bit images"
+    )
     data.add_argument("--max_depth", type=float, default=MAX_DEPTH, metavar="M", help="rgbd: what counts is nearer [m]")
     data.add_argument("--scene", nargs="+", metavar="NAME", help="evaluate the images of these scenes, or drives, only")
     data.add_argument("--limit", type=positive, metavar="N", help="evaluate the first N images only")
@@ -112,7 +104,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, several: bool = False) 
     model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if any")
     precisions = ("auto", *PRECISIONS)
     model.add_argument("--precision", choices=precisions, default="auto", help="auto: fp32 on a CPU, fp16 on a GPU")
-    exact = "the plain network, bit for bit; else a faster form: in fp32 within 1e-5 m, at the temperature 0.1"
+    exact = "the plain network, bit for bit; else a faster form, within 1e-5 m on the demo's weights in fp32"
     model.add_argument("--exact", action="store_true", help=exact)
     return model
 
@@ -123,10 +115,17 @@ def add_word_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     presets = "what is not given here: the paper's; Auty and Mikolajczyk's for KITTI; ours, the paper's words with "
     presets += "bins spread in log depth over 5 to 60 m"
     reading.add_argument("--preset", choices=READINGS, default="paper", help=presets)
-    reading.add_argument("--depth_classes", nargs="+", metavar="WORD", help="words")
-    reading.add_argument("--bin_list", nargs="+", type=float, metavar="M", help="depths [m]")
-    reading.add_argument("--depth_templates", nargs="+", metavar="T", help="sentences")
-    reading.add_argument("--obj_classes", nargs="+", metavar="WORD", help="objects")
+    reading.add_argument(
+        "--depth_classes",
+        nargs="+",
+        metavar="WORD",
+        help="the words, seven in the paper: giant, extremely close, ..., unseen",
+    )
+    reading.add_argument("--bin_list", nargs="+", type=float, metavar="M", help="depth of each word [m]")
+    reading.add_argument(
+        "--depth_templates", nargs="+", metavar="T", help="sentences, with {} for object and word: This {} is {}"
+    )
+    reading.add_argument("--obj_classes", nargs="+", metavar="WORD", help="what stands for the object: object")
     return reading
 
 
@@ -183,6 +182,10 @@ def add_map_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_data(args: argparse.Namespace) -> tuple[DepthPairs, Protocol]:
     """The images that the flags of `add_data_arguments` name, and how they are scored. Raises DataError, UsageError."""
+    if getattr(args, "predictions", None) and any(getattr(args, name) is not None for name in READING_FLAGS):
+        raise UsageError("--predictions scores maps as they are: words, bins and temperature are the method's")
+    if getattr(args, "align", "none") != "none" and not args.predictions:
+        raise UsageError("--align is of --predictions, the folder of maps")
     path, some = args.data_path, (args.list_file, args.scene, args.limit)
     if args.dataset != "KITTI" and args.protocol != "bts":
         raise UsageError("--protocol: only KITTI has several")

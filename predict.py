@@ -45,6 +45,7 @@ from clip.dense import encode
 from clip.inference import start_program
 from datasets import DataError, counted, printable, text_of
 from datasets.pictures import find_files, read_picture
+from datasets.rgbd import FOLDERS
 from download import file_sha256, write_json, write_text, write_whole
 from monoclip import MonoCLIP, depth_of, logits_of, mirror_average, upsampled, with_mirror, zeroshot_classifier
 from viewer import notes, page, terminal
@@ -62,7 +63,7 @@ LARGE = 20_000_000  # pixels of a map, from which on its files take 80 MB and mo
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line. The flags of model and reading are those of eval.py, with the same defaults."""
-    parser = options.new_parser("Depth [m] of your own pictures: .npy, 16-bit PNG, colours, a page to look into.")
+    parser = terminal.new_parser("Depth [m] of your own pictures: .npy, 16-bit PNG, colours, a page to look into.")
     files = parser.add_argument_group("files")
     inputs = "pictures, folders, patterns, .txt lists; --demo has its own"
     files.add_argument("-i", "--input", nargs="+", metavar="INPUT", help=inputs)
@@ -103,7 +104,8 @@ class Predicted(NamedTuple):
 
 def passed_by(path: Path) -> bool:
     """Return whether to skip a file by its name; of one's own pairs, `depth/` beside `rgb/` holds no picture."""
-    own = path.parent.name == "depth" and (path.parent.parent / "rgb").is_dir()
+    part = next((parent for parent in path.parents if parent.name in ("depth", *FOLDERS)), path)
+    own = part.name == "depth" and any((part.parent / name).is_dir() for name in FOLDERS)
     return own or any(map(path.match, PASSED_BY))
 
 

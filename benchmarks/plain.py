@@ -2,9 +2,9 @@
 
     python -m benchmarks.plain --data_path NYU --clip_path WEIGHTS.pt --limit 8 --device cuda
 
-The one other place in Python of the formulas of monoclip.py and calculate_error.py, on purpose without their speed: the
-network is initialised and then filled, prompts are encoded one by one, an image and its mirror are two batches of one,
-and the next file is read when the last one's metrics are there. Words, bins and the encoders are the suite's.
+The one other place in Python of the formulas of monoclip.py and calculate_error.py, on purpose without their speed:
+prompts are encoded one by one, an image and its mirror are two batches of one, and the next file is read when the last
+one's metrics are there. Words, bins and the encoders are the suite's.
 """
 
 import argparse
@@ -43,13 +43,10 @@ def words(network: CLIP) -> Tensor:
 
 def depth_of_view(network: CLIP, text_features: Tensor, image: Tensor) -> Tensor:
     """Depth of each patch of the image or of its mirror: (1, 3, H, W) -> (1, 1, h, w) [m]."""
-    features = network.visual.forward_trunk(image).patches  # (1, C, h, w)
-    height, width = features.shape[2:]
-    features = features.flatten(2).transpose(1, 2)  # (1, N, C)
+    features = network.visual.forward_trunk(image).patches.permute(0, 2, 3, 1)  # (1, h, w, C)
     features = (features / features.norm(dim=-1, keepdim=True))[..., :: features.shape[-1] // len(text_features)]
-    logits = PAPER.logit_scale * features @ text_features / PAPER.temperature  # (1, N, K)
-    depth = (logits.softmax(dim=-1) * logits.new_tensor(PAPER.bin_list)).sum(dim=-1)  # (1, N)
-    return depth.reshape(1, 1, height, width)
+    logits = PAPER.logit_scale * features @ text_features / PAPER.temperature  # (1, h, w, K)
+    return (logits.softmax(dim=-1) * logits.new_tensor(PAPER.bin_list)).sum(dim=-1)[None]  # (1, 1, h, w)
 
 
 def predict(network: CLIP, text_features: Tensor, image: Tensor) -> Tensor:
@@ -68,7 +65,8 @@ def metrics_of(gt: Tensor, pred: Tensor) -> dict[str, float]:
     ratio, error = torch.maximum(gt / pred, pred / gt), (gt - pred).abs()
     metrics = {"abs_diff": error.mean()} | {f"delta{i}": (ratio < 1.25**i).float().mean() for i in (1, 2, 3)}
     metrics |= {"abs_rel": (error / gt).mean(), "log10": (gt.log10() - pred.log10()).abs().mean()}
-    return {name: value.item() for name, value in {**metrics, "rmse": error.square().mean().sqrt()}.items()}
+    metrics["rmse"] = error.square().mean().sqrt()
+    return {name: value.item() for name, value in metrics.items()}
 
 
 @torch.inference_mode()

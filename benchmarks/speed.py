@@ -4,15 +4,13 @@
     python -m benchmarks.speed --quick      few images, one round: whether it runs, not how fast
 
 Weights are random, of RN50's shape; the images are the demo's, repeated. Whole commands are timed, from start to exit.
-In each round all take their turn, and a ratio is the median over the rounds of the ratio within a round, so that a
-machine that slows down slows both sides. Ratios hold for the machine that is named, if nothing else runs there.
+A ratio is the median over the rounds of the ratio within a round, so that a machine that slows down slows both sides.
 """
 
 import argparse
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,29 +18,24 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
-from torch import nn
 
 import options
 from clip.checkpoint import RN50
-from clip.model import CLIP, Architecture, convert_weights
+from clip.model import CLIP, convert_weights
 from datasets.nyu import TEST_INDICES
-from experiments.published import published_rows
+from viewer import terminal
 
 ROOT = Path(__file__).parents[1]
-
-SETTINGS = len(
-    {row.reading for row in published_rows() if row.reading and row.protocol == "NYU"}
-)  # 8, in its two ablations
+SETTINGS = 8  # the paper's, in its two ablations
 HALF = {"cpu": "bf16", "cuda": "fp16"}  # of which one evaluation is, too
-
-Seconds = Mapping[str, Sequence[float]]  # by name, of each round
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = options.new_parser("Measure the suite's speed beside a plain implementation.", "benchmarks.speed")
+    parser = terminal.new_parser("Measure the suite's speed beside a plain implementation.", "benchmarks.speed")
     parser.add_argument("--device", choices=HALF, default="cpu", help="where networks run; all in fp32 but one line")
     parser.add_argument("--quick", action="store_true", help="8 images, 16 stored images, 1 round")
     parser.add_argument("--images", type=options.positive, default=96, help="images of a whole evaluation")
@@ -50,23 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def write_weights(path: Path, architecture: Architecture = RN50) -> None:
-    """Writes random weights, in fp16 like OpenAI's, with batch norms unlike those of a new layer."""
-    torch.manual_seed(0)
-    network = CLIP(architecture)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.get_buffer("running_mean").normal_(0, 0.05)
-            module.get_buffer("running_var").uniform_(0.8, 1.2)
-    convert_weights(network, torch.float16)
-    torch.save(network.state_dict(), path)
-
-
 def write_images(root: Path, count: int, distinct: int) -> None:
-    """Writes `count` pairs out of the demo's, the first `distinct` of which the feature store takes for different ones.
-
-    The store knows images by the bytes of their files: a comment in the JPEG makes a difference that nothing else sees.
-    """
+    """Writes `count` pairs out of the demo's; a comment in the JPEG makes `distinct` of them new to the store."""
     folder = root / "official_splits" / "test" / "office"
     folder.mkdir(parents=True)
     pictures = sorted(options.DEMO_DATA.rglob("rgb_*.jpg"))
@@ -86,11 +64,6 @@ def take_turns(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
             run()
             seconds[name].append(time.perf_counter() - start)
     return seconds
-
-
-def ratio(seconds: Seconds, name: str, base: str) -> float:
-    """Median over the rounds of the ratio of two runs."""
-    return statistics.median(one / other for one, other in zip(seconds[name], seconds[base], strict=True))
 
 
 def command(*arguments: object) -> None:
@@ -121,61 +94,55 @@ def commands(weights: Path, data: Path, store: Path, images: int, device: str) -
     }
 
 
-def command_lines(seconds: Seconds, images: int, stored: int, half: str) -> list[str]:
-    """What the whole commands took, a line each, with the target on two cores beside it."""
-    median = {name: statistics.median(times) for name, times in seconds.items()}
+def command_lines(seconds: Mapping[str, Sequence[float]], images: int, stored: int, half: str) -> list[str]:
+    """What the whole commands took, by name and round: a line each, with the target on two cores beside it."""
+    took = {name: median(times) for name, times in seconds.items()}
 
-    def compared(text: str, name: str, base: str, of: str, target: str) -> str:
-        took = f"{median[name]:.1f} s against {median[base]:.1f} s"
-        return f"{text}, {images} images: {ratio(seconds, name, base):.2f} of {of} ({took}); target: at most {target}"
+    def ratio(name: str, base: str) -> float:
+        return median(one / other for one, other in zip(seconds[name], seconds[base], strict=True))
 
-    faster = SETTINGS / ratio(seconds, "paper", "plain")
-    took = f"{median['paper']:.1f} s against {SETTINGS} x {median['plain']:.1f} s"
+    lines = []
+    for title, name, base, whose, target in (
+        ("eval.py, fp32", "eval fp32", "plain", "the plain implementation's", "0.75"),
+        (f"eval.py, {half}", "eval half", "plain", "the plain implementation's", "0.42"),
+        ("experiments, empty store", "paper", "eval fp32", "eval.py's", "1.10"),
+        ("experiments --controls, empty store", "controls", "eval fp32", "eval.py's", "1.40"),
+    ):
+        against = f"{took[name]:.1f} s against {took[base]:.1f} s"
+        of = f"{ratio(name, base):.2f} of {whose} time ({against})"
+        lines.append(f"{title}, {images} images: {of}; target: at most {target}")
     return [
-        compared("eval.py, fp32", "eval fp32", "plain", "the plain implementation's time", "0.75"),
-        compared(f"eval.py, {half}", "eval half", "plain", "the plain implementation's time", "0.42"),
-        compared("experiments, empty store", "paper", "eval fp32", "eval.py's time", "1.10"),
-        compared("experiments --controls, empty store", "controls", "eval fp32", "eval.py's time", "1.40"),
-        f"experiments, empty store, {images} images: {faster:.1f} times faster than "
-        f"the plain implementation run for each of {SETTINGS} settings ({took}); target: at least 9.5",
-        f"experiments with new words over {stored} stored images: {median['new words']:.1f} s; target: under 12 s",
-        f"eval.py --help: {median['help']:.1f} s; target: under 3 s",
+        *lines,
+        f"experiments, empty store, {images} images: {SETTINGS / ratio('paper', 'plain'):.1f} times faster than the "
+        f"plain implementation run for each of {SETTINGS} settings ({took['paper']:.1f} s against {SETTINGS} x "
+        f"{took['plain']:.1f} s); target: at least 9.5",
+        f"experiments with new words over {stored} stored images: {took['new words']:.1f} s; target: under 12 s",
+        f"eval.py --help: {took['help']:.1f} s; target: under 3 s",
     ]
 
 
-def machine(device: str) -> str:
-    """The processor and what computes on it, and the GPU, if one is measured."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
-    isa = torch.backends.cpu.get_cpu_capability()
+def measure(images: int, stored: int, rounds: int, device: str) -> None:
+    """Prints the lines. Raises WorkError: a command failed."""
+    machine = f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores"
     gpu = f"{torch.cuda.get_device_name()}, " if device == "cuda" else ""
-    return f"{gpu}{name} ({isa}), {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def measure(work: Path, images: int, stored: int, rounds: int, device: str) -> None:
-    """Measures everything on files that it writes into `work`, and prints the lines."""
-    print(f"machine: {machine(device)}; medians of {rounds}", flush=True)
-    weights, data, store = (work / name for name in ("random.pt", "nyu", "features"))
-    write_weights(weights)
-    write_images(data, stored, images)
-
-    source = ("--data_path", data, "--clip_path", weights, "--activation", "quickgelu", "--device", device)
-    command("-m", "experiments", *source, "--precision", "fp32", "--store", store, "--output", "OUTPUT")
-    seconds = take_turns(commands(weights, data, store, images, device), rounds)
+    print(f"machine: {gpu}{machine}, torch {torch.__version__}; medians of {rounds}", flush=True)
+    network = CLIP(RN50)
+    convert_weights(network, torch.float16)  # as OpenAI's
+    with tempfile.TemporaryDirectory() as folder:
+        weights, data, store = (Path(folder, name) for name in ("random.pt", "nyu", "features"))
+        torch.save(network.state_dict(), weights)
+        write_images(data, stored, images)
+        runs = commands(weights, data, store, images, device)
+        runs["new words"]()  # fills the store
+        seconds = take_turns(runs, rounds)
     print("\n".join(command_lines(seconds, images, stored, HALF[device])), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; every error for the user is one sentence on stderr."""
     args = build_parser().parse_args(argv)
-
-    def work() -> None:
-        images, stored, rounds = (8, 16, 1) if args.quick else (args.images, len(TEST_INDICES), args.rounds)
-        with tempfile.TemporaryDirectory() as folder:
-            measure(Path(folder), images, stored, rounds, args.device)
-
-    return options.run_command("benchmarks.speed", work)
+    images, stored, rounds = (8, 16, 1) if args.quick else (args.images, len(TEST_INDICES), args.rounds)
+    return options.run_command("benchmarks.speed", lambda: measure(images, stored, rounds, args.device))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,4 @@
-"""CLIP with the public interface of OpenAI's package: `load`, `tokenize`, `available_models`.
-
-It knows nothing of depth. `model.py` holds the networks, `dense.py` ways to read patches, `tokenizer.py` the byte-pair
-encoding, `checkpoint.py` where weights come from, `archive.py` how they are read, `inference.py` the form of a model
-that is fastest to evaluate.
-"""
+"""CLIP with the public interface of OpenAI's package: `load`, `tokenize`, `available_models`. It knows no depth."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,27 +10,15 @@ from torch import Tensor
 
 from clip.archive import CheckpointError, read_state_dict
 from clip.checkpoint import CHECKPOINTS, activation_of, locate_checkpoint
-from clip.inference import optimize_for_inference
-from clip.model import ACTIVATIONS, CLIP, CLIP_MEAN, CLIP_STD, build_model, check_activation
-from clip.tokenizer import tokenize
+from clip.inference import optimize_for_inference as optimize_for_inference
+from clip.model import ACTIVATIONS as ACTIVATIONS
+from clip.model import CLIP, CLIP_MEAN, CLIP_STD, build_model, check_activation
+from clip.tokenizer import tokenize as tokenize
 from download import file_sha256
-
-__all__ = [
-    "ACTIVATIONS",
-    "CLIP",
-    "CLIP_MEAN",
-    "CLIP_STD",
-    "CheckpointError",
-    "available_models",
-    "build_model",
-    "load",
-    "optimize_for_inference",
-    "tokenize",
-]
 
 
 def available_models() -> list[str]:
-    """Names that `load` knows: the paper's nine, `RN50`, ..., `ViT-L/14@336px`, and two RN50s of open_clip."""
+    """Names that `load` knows: OpenAI's nine, `RN50`, ..., `ViT-L/14@336px`, and two RN50s of open_clip."""
     return list(CHECKPOINTS)
 
 
@@ -46,28 +29,23 @@ def load(
     download_root: str | Path | None = None,
     activation: str | None = None,
 ) -> tuple[CLIP, Callable[[Image.Image], Tensor]]:
-    """A CLIP in evaluation mode, and its preprocessing from a PIL image to (3, R, R).
+    """A CLIP in evaluation mode, fp32 on a CPU and fp16 elsewhere, and its preprocessing: PIL image -> (3, R, R).
 
     Args:
         name_or_path: one of `available_models()`, or a local file: an OpenAI archive or a plain state dict.
-        device: where the model goes; None takes the GPU if there is one. fp32 on a CPU, fp16 elsewhere.
+        device: where the model goes; None takes the GPU if there is one.
         jit: only False is possible, because torch.jit is deprecated and runs code from the file.
         download_root: folder of the checkpoints; None takes `$CLIP_CACHE`, else `~/.cache/clip`.
         activation: "quickgelu" or "gelu", whichever the model was trained with; None where the file tells: one of
             `available_models()`, by name or SHA-256, or an OpenAI archive.
 
-    Raises:
-        CheckpointError: the file is not there or is no CLIP checkpoint, or `activation` is lacking or contradicts what
-            is known of it; the message says which file, why, what to do.
-        ValueError: `jit` is True, or there is no such `activation`.
+    Raises CheckpointError: the file cannot be used, or `activation` is lacking or wrong; ValueError: other arguments.
     """
     if jit:
         raise ValueError("clip.load(jit=True) is not supported: torch.jit runs code from the file; pass jit=False")
     if activation is not None:
         check_activation(activation)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path = locate_checkpoint(name_or_path, download_root)
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     try:
@@ -79,7 +57,7 @@ def load(
 
 
 def _preprocess(image: Image.Image, resolution: int) -> Tensor:
-    """CLIP's own preprocessing: PIL image of any size and mode -> (3, R, R) float32, normalised, R = `resolution`."""
+    """CLIP's own preprocessing: PIL image of any size and mode -> (3, R, R) float32, normalised."""
     from torchvision import transforms  # here, because the import takes 1.3 s that depth does not need
 
     resized = transforms.Resize(resolution, interpolation=transforms.InterpolationMode.BICUBIC)(image)

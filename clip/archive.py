@@ -39,8 +39,9 @@ OTHER_LAYOUTS = {  # by the beginning of names
     "text_model.": "Hugging Face's transformers",
     "visual.trunk.": "a timm tower, as SigLIP's, which is no CLIP of OpenAI's design",
 }
-NUMBERS = ("Half", "BFloat16", "Float", "Double", "Int", "Long")
+NUMBERS = ("Half", "BFloat16", "Float", "Double", "Int", "Long", "Short", "Bool")
 STORAGES = {f"{number}Storage": getattr(torch, number.lower()) for number in NUMBERS}  # "HalfStorage": torch.half, ...
+STORAGES |= {"ByteStorage": torch.uint8, "CharStorage": torch.int8}
 
 
 def check_torch(version: str) -> None:
@@ -134,7 +135,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file  # torch.hub does not install it
     except ImportError as error:
         raise _FormatError("it is a .safetensors file, which needs a package: pip install safetensors") from error
-    return load_file(path)
+    return _state_dict(load_file(path))
 
 
 def _read_bare_pickle(path: Path) -> dict[str, Tensor]:
@@ -150,7 +151,10 @@ def _state_dict(loaded: object) -> dict[str, Tensor]:
     """`loaded` as a flat mapping from names to tensors, without the wrappings of training scripts."""
     for _ in range(2):
         inner = [loaded[key] for key in WRAPPINGS if isinstance(loaded, dict) and isinstance(loaded.get(key), dict)]
-        loaded = inner[0] if len(inner) == 1 else loaded
+        known = [
+            one for one in inner if any(isinstance(v, Tensor) for v in one.values()) or set(WRAPPINGS) & one.keys()
+        ]
+        loaded = known[0] if known else loaded
     if not isinstance(loaded, dict) or not loaded:
         raise _FormatError(f"it holds a {type(loaded).__name__}, not a state dict")
     found = {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
@@ -228,6 +232,8 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Tensor:
         _kind, dtype, key, _device, _count = pid
+        if not isinstance(dtype, torch.dtype) or not self.storage(key):  # of no weights, or empty
+            return torch.empty(0)
         return torch.frombuffer(self.storage(key), dtype=dtype)
 
     def find_class(self, module: str, name: str) -> Any:
@@ -236,7 +242,7 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda flat, offset, size, stride, *_: flat.as_strided(size, stride, offset)
+            return lambda flat, offset, size, stride, *_: flat.as_strided(size, stride, offset) if len(flat) else flat
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda data, *_: data
         if (module, name) == ("collections", "OrderedDict"):

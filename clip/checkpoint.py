@@ -1,24 +1,19 @@
 """Where CLIP's weights come from, and which activation they were trained with: names, hashes, the cache, addresses.
 
-The models are the nine of the paper and two RN50s that open_clip trained, on CC12M and on YFCC15M: the same network on
+The models are OpenAI's nine and two RN50s that open_clip trained, on CC12M and on YFCC15M: the same network on
 other pictures. A file has its final name in the cache only after its SHA-256 was compared with the one pinned here
 (`download.py`), so a mirror needs no trust; a cached file is hashed whenever it is used. There are two exceptions. Of
-open_clip's two files only the first 8 digits of the SHA-256 are known, from their names: 32 bits find damage and a
-wrong file, but whoever tries some billions of changes has one that passes, so it is https that vouches for these, and a
-mirror needs trust. Of the last source of RN50, the hub's `open_clip_model.safetensors`, the same weights in fp32, no
-digit is known here. What vouches for it is https and a check that its entries are exactly RN50's in name and shape, and
-finite. A changed weight would pass: whoever minds brings OpenAI's own file.
+open_clip's two files only the first 8 digits are known, from their names: enough against damage and a wrong file, not
+against an attack, so these need a mirror that one trusts. Of the last source of RN50, the hub's copy in fp32, no digit
+is known: https vouches for it, and a check that its entries are exactly RN50's in name and shape, and finite.
 
 Environment: `CLIP_CACHE` (folder), `CLIP_MIRRORS` (addresses separated by spaces, tried first), `CLIP_OFFLINE=1` (open
 no connection), and urllib's own `https_proxy`, `no_proxy` and `SSL_CERT_FILE`. How a file is read: `archive.py`.
 """
 
-import importlib.util
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from clip.archive import CheckpointError, is_torchscript, read_state_dict, require_file
 from clip.model import Architecture, build_model, infer_architecture
@@ -60,47 +55,44 @@ class Checkpoint:
         return sha256.startswith(self.sha256)
 
 
-CHECKPOINTS: Mapping[str, Checkpoint] = MappingProxyType(
-    {
-        "RN50": Checkpoint(
-            "RN50.pt", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", RN50_SIZE, HUB
-        ),
-        "RN101": Checkpoint("RN101.pt", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
-        "RN50x4": Checkpoint("RN50x4.pt", "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd"),
-        "RN50x16": Checkpoint("RN50x16.pt", "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa"),
-        "RN50x64": Checkpoint("RN50x64.pt", "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c"),
-        "ViT-B/32": Checkpoint("ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
-        "ViT-B/16": Checkpoint("ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
-        "ViT-L/14": Checkpoint("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
-        "ViT-L/14@336px": Checkpoint(
-            "ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"
-        ),
-        "RN50-cc12m": Checkpoint("rn50-quickgelu-cc12m-f000538c.pt", "f000538c", addresses=OPEN_CLIP),
-        "RN50-yfcc15m": Checkpoint("rn50-quickgelu-yfcc15m-455df137.pt", "455df137", addresses=OPEN_CLIP),
-    }
-)
+CHECKPOINTS = {
+    "RN50": Checkpoint("RN50.pt", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", RN50_SIZE, HUB),
+    "RN101": Checkpoint("RN101.pt", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
+    "RN50x4": Checkpoint("RN50x4.pt", "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd"),
+    "RN50x16": Checkpoint("RN50x16.pt", "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa"),
+    "RN50x64": Checkpoint("RN50x64.pt", "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c"),
+    "ViT-B/32": Checkpoint("ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
+    "ViT-B/16": Checkpoint("ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+    "ViT-L/14": Checkpoint("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+    "ViT-L/14@336px": Checkpoint(
+        "ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"
+    ),
+    "RN50-cc12m": Checkpoint("rn50-quickgelu-cc12m-f000538c.pt", "f000538c", addresses=OPEN_CLIP),
+    "RN50-yfcc15m": Checkpoint("rn50-quickgelu-yfcc15m-455df137.pt", "455df137", addresses=OPEN_CLIP),
+}
 
 
 def locate_checkpoint(name_or_path: str | Path, download_root: str | Path | None = None) -> Path:
     """The file of a checkpoint: a local file as it is, or that of a known model, fetched into the cache if need be.
 
-    Args:
-        name_or_path: a key of `CHECKPOINTS`, or a local file, for which the network is never used.
-        download_root: the cache folder; None takes `$CLIP_CACHE`, else `~/.cache/clip`.
-
     Raises CheckpointError: no such file and no such model, or it could not be fetched; the message says what to do.
     """
     checkpoint = CHECKPOINTS.get(str(name_or_path))
+    cache = download_root or os.environ.get("CLIP_CACHE") or "~/.cache/clip"
+    place = Path(cache if checkpoint else name_or_path)
+    try:
+        place = place.expanduser()
+    except RuntimeError as error:  # in a container, say
+        how = "set $CLIP_CACHE to a folder, or name a file with --clip_path"
+        raise CheckpointError(place, f"the home folder is not known, as $HOME is not set; {how}") from error
     if checkpoint is None:
-        path = _expanded(name_or_path)
         try:
-            require_file(path)
+            require_file(place)
         except CheckpointError as error:
             known = ", ".join(CHECKPOINTS)
-            raise CheckpointError(path, f"{error.reason} (nor is it one of the available models, {known})") from error
-        return path
-    folder = _expanded(download_root or os.environ.get("CLIP_CACHE") or "~/.cache/clip")
-    target = folder / checkpoint.file
+            raise CheckpointError(place, f"{error.reason} (nor is it one of the available models, {known})") from error
+        return place
+    target = place / checkpoint.file
     hub_target = target.with_suffix(".safetensors")
     found = None
     try:
@@ -110,7 +102,6 @@ def locate_checkpoint(name_or_path: str | Path, download_root: str | Path | None
             if checkpoint.matches(found):
                 return target
         if checkpoint.hub and hub_target.exists():
-            require_file(hub_target)
             return hub_target
     except OSError as error:
         raise CheckpointError(target, f"it cannot be read: {error.strerror}") from error
@@ -128,52 +119,15 @@ def locate_checkpoint(name_or_path: str | Path, download_root: str | Path | None
         raise CheckpointError(target, f"it cannot be stored ({error.strerror}); {how}, or {bring}") from error
 
 
-def activation_of(name_or_path: str | Path, path: Path, given: str | None = None) -> str:
-    """The activation that a checkpoint was trained with, a key of `clip.model.ACTIVATIONS`.
-
-    A state dict does not tell it. A known name or SHA-256 does; else `given` does; else a TorchScript archive is taken
-    for one of OpenAI's, because they alone ship that form.
-
-    Args:
-        name_or_path: a key of `CHECKPOINTS`, or a local file.
-        path: its file, which `read_state_dict` takes.
-        given: what the user says, if anything.
-
-    Raises CheckpointError: nothing tells it, or `given` contradicts what is known of the file.
-    """
-    known = str(name_or_path) if str(name_or_path) in CHECKPOINTS else None
-    sha256 = None
-    if known is None:
-        sha256 = file_sha256(path)
-        known = next((name for name, checkpoint in CHECKPOINTS.items() if checkpoint.matches(sha256)), None)
-        known = known or ("the demo's CLIP" if sha256 == TOY_SHA256 else None)
-    if known is not None:
-        if given not in (None, "quickgelu"):
-            raise CheckpointError(path, f"{known} was trained with QuickGELU; use --activation auto for it")
-        return "quickgelu"
-    if given is not None:
-        return given
-    if is_torchscript(path):
-        return "quickgelu"
-    why = "a state dict does not tell QuickGELU from GELU, and this file is not OpenAI's by its hash or its form"
-    how = f"pass --activation quickgelu ({QUICKGELU}) or --activation gelu ({GELU})"
-    raise CheckpointError(path, f"{why}; {how}", sha256)
-
-
 def _fetch(checkpoint: Checkpoint, target: Path, hub_target: Path) -> Path:
     """The new file, from the first that has it: mirrors, its own addresses, the hub. Raises DownloadError, OSError."""
-    mirrors = [
-        url if url.endswith("/" + checkpoint.file) else f"{url.rstrip('/')}/{checkpoint.file}"
-        for url in os.environ.get("CLIP_MIRRORS", "").split()
-    ]
+    file = "/" + checkpoint.file
+    mirrors = [url.removesuffix(file).rstrip("/") + file for url in os.environ.get("CLIP_MIRRORS", "").split()]
     try:
         return download([*mirrors, *checkpoint.urls], target, checkpoint.sha256, checkpoint.size)
     except DownloadError as error:
         if checkpoint.hub is None:
             raise
-        if importlib.util.find_spec("safetensors") is None:
-            lacking = f"{checkpoint.hub}: what it has needs a package, pip install safetensors"
-            raise DownloadError([*error.failures, lacking]) from error
         try:
             return download([checkpoint.hub], hub_target, None, check=check_rn50)
         except DownloadError as last:
@@ -191,10 +145,23 @@ def check_rn50(path: Path) -> None:
     build_model(state_dict)
 
 
-def _expanded(path: str | Path) -> Path:
-    """`path` with `~` replaced by the home folder. Raises CheckpointError: nobody knows that folder."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:  # in a container, say
-        how = "set $CLIP_CACHE to a folder, or name a file with --clip_path"
-        raise CheckpointError(path, f"the home folder is not known, as $HOME is not set; {how}") from error
+def activation_of(name_or_path: str | Path, path: Path, given: str | None = None) -> str:
+    """The activation that a checkpoint was trained with, a key of `clip.model.ACTIVATIONS`.
+
+    A state dict does not tell it. A known name or the SHA-256 of `path`, its file, does; else what the user has `given`
+    does; else a TorchScript archive is taken for one of OpenAI's, because they alone ship that form.
+
+    Raises CheckpointError: nothing tells it, or `given` contradicts what is known of the file.
+    """
+    known = name = str(name_or_path)
+    sha256 = None if name in CHECKPOINTS else file_sha256(path)
+    if sha256:
+        names = [name for name, checkpoint in CHECKPOINTS.items() if checkpoint.matches(sha256)]
+        known = next(iter(names), "the demo's CLIP" if sha256 == TOY_SHA256 else "")
+    if known and given == "gelu":
+        raise CheckpointError(path, f"{known} was trained with QuickGELU; use --activation auto for it")
+    if given or known or is_torchscript(path):
+        return given or "quickgelu"
+    why = "a state dict does not tell QuickGELU from GELU, and this file is not OpenAI's by its hash or its form"
+    how = f'pass --activation quickgelu ({QUICKGELU}) or gelu ({GELU}); in Python, activation="quickgelu"'
+    raise CheckpointError(path, f"{why}; {how}", sha256)

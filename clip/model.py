@@ -1,18 +1,18 @@
 """CLIP: an image encoder and a text encoder with one joint space (Radford et al., ICML 2021, arXiv 2103.00020).
 
 All five ModifiedResNets (RN50 ... RN50x64) and four vision transformers (ViT-B/32 ... ViT-L/14@336px) of the paper,
-under the state-dict keys of OpenAI's checkpoints. `build_model` makes a model from a state dict: every size is
-inferred from it; the activation cannot be. Besides the pooled embedding of the original, each image encoder has
-`forward_trunk`: what it has of each patch before its last layer, from which `dense.py` reads patch features. Left out:
-training (losses, schedules) and downloads.
+under the state-dict keys of OpenAI's checkpoints, from which every size is inferred. Besides the pooled embedding of
+the original, each image encoder has `forward_trunk`: what it has of each patch before its last layer. `dense.py` reads
+patch features from it. Left out: training.
 
 Shapes: B images or texts, H x W pixels, h x w patches, C channels of the trunk, D joint dimension, L text tokens.
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,9 +32,9 @@ class Architecture:
 
     embed_dim: int
     image_resolution: int
-    vision_layers: tuple[int, int, int, int] | int  # four numbers of blocks for a ModifiedResNet, else one
+    vision_layers: Any  # four numbers of blocks, a tuple, for a ModifiedResNet, else one
     vision_width: int
-    vision_patch_size: int | None  # [px]; None for a ModifiedResNet
+    vision_patch_size: Any  # an int [px]; None for a ModifiedResNet
     context_length: int
     vocab_size: int
     transformer_width: int
@@ -52,11 +52,6 @@ class Trunk(NamedTuple):
         return torch.cat([self.cls[:, None], self.patches.flatten(2).transpose(1, 2)], dim=1)
 
 
-def heads_of(width: int) -> int:
-    """Number of attention heads of a transformer of this width (one for widths below 64)."""
-    return max(1, width // HEAD_WIDTH)
-
-
 def drawn(*shape: int, std: float) -> Tensor:
     """Random start of a parameter: uniform, as normal numbers on the meta device load torch's compiler for a second."""
     bound = std * 3**0.5
@@ -64,10 +59,7 @@ def drawn(*shape: int, std: float) -> Tensor:
 
 
 def resized_positions(embedding: Tensor, h: int, w: int) -> Tensor:
-    """A positional embedding (1 + grid^2, width) for h x w patches: (1 + h w, width).
-
-    The row of the image's token stays; the others are resized bilinearly (align_corners=True) from their square grid.
-    """
+    """A positional embedding (1 + grid^2, width) for h x w patches: (1 + h w, width); the first row stays."""
     cls, patches = embedding[:1], embedding[1:]
     grid = int(len(patches) ** 0.5)
     if (h, w) == (grid, grid):
@@ -77,73 +69,67 @@ def resized_positions(embedding: Tensor, h: int, w: int) -> Tensor:
     return torch.cat([cls, patches[0].flatten(1).T.to(cls.dtype)])
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
-    """softmax(q k' / sqrt(C / heads)) v in each head: (B, Q, C), (B, L, C), (B, L, C) -> (B, Q, C)."""
-    heads = [x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (query, key, value)]  # (B, heads, Q or L, d)
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(q k' / sqrt d) v in each head of d channels: (B, Q, C), (B, L, C), (B, L, C) -> (B, Q, C)."""
+    shape = (max(1, query.shape[2] // HEAD_WIDTH), -1)
+    heads = [x.unflatten(2, shape).transpose(1, 2) for x in (query, key, value)]  # (B, heads, Q or L, d)
     return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
 
 
 class Bottleneck(nn.Module):
     """Residual block of a ModifiedResNet: 1x1, 3x3, 1x1 convolutions; strides are average pools (anti-aliased)."""
 
-    expansion = 4
-
     def __init__(self, inplanes: int, planes: int, stride: int = 1) -> None:
         super().__init__()
-        outplanes = planes * self.expansion
         self.conv1 = nn.Conv2d(inplanes, planes, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
         self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
-        self.conv3 = nn.Conv2d(planes, outplanes, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(outplanes)
+        self.conv3 = nn.Conv2d(planes, planes * 4, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(planes * 4)
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Sequential | None = None
-        if stride > 1 or inplanes != outplanes:
-            self.downsample = nn.Sequential()
-            self.downsample.add_module("-1", nn.AvgPool2d(stride))
-            self.downsample.add_module("0", nn.Conv2d(inplanes, outplanes, 1, bias=False))
-            self.downsample.add_module("1", nn.BatchNorm2d(outplanes))
+        if stride > 1 or inplanes != planes * 4:
+            pool, conv = nn.AvgPool2d(stride), nn.Conv2d(inplanes, planes * 4, 1, bias=False)
+            self.downsample = nn.Sequential(OrderedDict({"-1": pool, "0": conv, "1": nn.BatchNorm2d(planes * 4)}))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inplanes, H, W) -> (B, 4 planes, H/stride, W/stride)."""
         identity = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(self.avgpool(out)))
-        out += identity
-        return self.relu(out)
+        return self.relu(self.bn3(self.conv3(self.avgpool(out))) + identity)
 
 
 class AttentionPool2d(nn.Module):
-    """Pools a map into one joint embedding: attention whose single query is the mean of all cells."""
+    """Takes a map into the joint space by attention; the mean of all patches is one more token, the image's."""
 
-    def __init__(self, grid: int, width: int, num_heads: int, output_dim: int) -> None:
+    def __init__(self, grid: int, width: int, output_dim: int) -> None:
         super().__init__()
         self.positional_embedding = nn.Parameter(drawn(grid**2 + 1, width, std=width**-0.5))
         self.k_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.c_proj = nn.Linear(width, output_dim)
-        self.num_heads = num_heads
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, grid, grid) -> (B, D)."""
-        x = x.flatten(2).transpose(1, 2)  # (B, N, C)
-        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)  # (B, 1 + N, C)
-        x = x + self.positional_embedding.to(x.dtype)
-        out = attention(self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x), self.num_heads)  # (B, 1, C)
-        return self.c_proj(out[:, 0])  # (B, D)
+    def forward(self, trunk: Trunk, to_queries: bool = False) -> Tensor:
+        """CLIP's pooled embedding, then each patch's, of keys or `to_queries`: (B, C, h, w) -> (B, 1 + h w, D)."""
+        x = trunk.tokens().to(self.c_proj.weight.dtype)
+        x = x + resized_positions(self.positional_embedding, *trunk.patches.shape[2:]).to(x.dtype)
+        query = self.q_proj(x)
+        key = query if to_queries else self.k_proj(x)
+        return self.c_proj(attention(query, key, self.v_proj(x)))
 
 
 class ModifiedResNet(nn.Module):
     """CLIP's ResNet: three-convolution stem with an average pool, anti-aliased strides, an attention pool."""
 
-    def __init__(self, layers: tuple[int, int, int, int], output_dim: int, input_resolution: int, width: int) -> None:
+    def __init__(self, a: Architecture) -> None:
         super().__init__()
-        self.input_resolution = input_resolution
-        self.patch_size = RESNET_STRIDE
+        width, layers = a.vision_width, a.vision_layers
+        self.input_resolution, self.patch_size = a.image_resolution, RESNET_STRIDE  # [px]
+        self.patch_dim, self.joint_dim = width * 32, a.embed_dim  # C, D
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width // 2)
         self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
@@ -152,25 +138,19 @@ class ModifiedResNet(nn.Module):
         self.bn3 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.avgpool = nn.AvgPool2d(2)
-        self.layer1 = self._layer(width, width, layers[0], stride=1)
-        self.layer2 = self._layer(width * 4, width * 2, layers[1], stride=2)
-        self.layer3 = self._layer(width * 8, width * 4, layers[2], stride=2)
-        self.layer4 = self._layer(width * 16, width * 8, layers[3], stride=2)
-        self.patch_dim, self.joint_dim = width * 32, output_dim  # C, D
-        self.attnpool = AttentionPool2d(
-            input_resolution // RESNET_STRIDE, self.patch_dim, heads_of(self.patch_dim), output_dim
-        )
 
-    @staticmethod
-    def _layer(inplanes: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
-        rest = [Bottleneck(planes * Bottleneck.expansion, planes) for _ in range(blocks - 1)]
-        return nn.Sequential(Bottleneck(inplanes, planes, stride), *rest)
+        def layer(inplanes: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+            rest = [Bottleneck(planes * 4, planes) for _ in range(blocks - 1)]
+            return nn.Sequential(Bottleneck(inplanes, planes, stride), *rest)
+
+        self.layer1 = layer(width, width, layers[0], stride=1)
+        self.layer2 = layer(width * 4, width * 2, layers[1], stride=2)
+        self.layer3 = layer(width * 8, width * 4, layers[2], stride=2)
+        self.layer4 = layer(width * 16, width * 8, layers[3], stride=2)
+        self.attnpool = AttentionPool2d(a.image_resolution // RESNET_STRIDE, self.patch_dim, a.embed_dim)
 
     def forward_trunk(self, image: Tensor) -> Trunk:
-        """Output of layer4, before the attention pool, so NOT in the joint space of image and text.
-
-        (B, 3, H, W), normalised, H and W divisible by 32 -> patches (B, C, H/32, W/32) in the dtype of the weights.
-        """
+        """Output of layer4, so NOT in the joint space: (B, 3, H, W), divisible by 32 -> patches (B, C, H/32, W/32)."""
         check_image(image, self.patch_size)
         x = image.to(self.conv1.weight.dtype)
         x = self.relu(self.bn1(self.conv1(x)))
@@ -180,9 +160,8 @@ class ModifiedResNet(nn.Module):
         return Trunk(x, x.mean(dim=(2, 3)))
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, R, R) of the model's own resolution R -> (B, D), the pooled joint embedding."""
-        check_resolution(image, self.input_resolution)
-        return self.attnpool(self.forward_trunk(image).patches)
+        """The pooled joint embedding: (B, 3, R, R) of the model's own resolution R -> (B, D)."""
+        return self.attnpool(self.forward_trunk(image))[:, 0]
 
 
 class LayerNorm(nn.LayerNorm):
@@ -209,30 +188,28 @@ class ResidualAttentionBlock(nn.Module):
 
     def __init__(self, width: int, activation: str) -> None:
         super().__init__()
-        self.attn = nn.MultiheadAttention(width, heads_of(width), batch_first=True)
+        self.attn = nn.MultiheadAttention(width, max(1, width // HEAD_WIDTH), batch_first=True)
         self.ln_1 = LayerNorm(width)
-        self.mlp = nn.Sequential()
-        self.mlp.add_module("c_fc", nn.Linear(width, width * 4))
-        self.mlp.add_module("gelu", ACTIVATIONS[activation]())
-        self.mlp.add_module("c_proj", nn.Linear(width * 4, width))
+        c_fc, c_proj = nn.Linear(width, width * 4), nn.Linear(width * 4, width)
+        self.mlp = nn.Sequential(OrderedDict(c_fc=c_fc, gelu=ACTIVATIONS[activation](), c_proj=c_proj))
         self.ln_2 = LayerNorm(width)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None) -> Tensor:
-        """(B, L, width) -> (B, L, width)."""
+        """(B, L, width) -> (B, L, width); `attn_mask` (L, L) is added to the attention logits."""
         y = self.ln_1(x)
         x = x + self.attn(y, y, y, need_weights=False, attn_mask=attn_mask)[0]
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
-    """A stack of residual attention blocks; `attn_mask` (L, L) is added to the attention logits."""
+    """A stack of residual attention blocks."""
 
     def __init__(self, width: int, layers: int, activation: str) -> None:
         super().__init__()
         self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, activation) for _ in range(layers))
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """(B, L, width) -> (B, L, width)."""
+    def forward(self, x: Tensor, attn_mask: Tensor) -> Tensor:
+        """(B, L, width), (L, L) -> (B, L, width)."""
         for block in self.resblocks:
             x = block(x, attn_mask)
         return x
@@ -241,32 +218,26 @@ class Transformer(nn.Module):
 class VisionTransformer(nn.Module):
     """ViT with a class token, a norm before the transformer, and a projection into the joint space."""
 
-    def __init__(
-        self, input_resolution: int, patch_size: int, width: int, layers: int, output_dim: int, activation: str
-    ) -> None:
+    def __init__(self, a: Architecture, activation: str) -> None:
         super().__init__()
-        self.input_resolution = input_resolution
-        self.patch_size = patch_size
-        self.patch_dim, self.joint_dim = width, output_dim  # C, D
-        grid = input_resolution // patch_size
+        width, patch_size = a.vision_width, a.vision_patch_size
+        self.input_resolution, self.patch_size = a.image_resolution, patch_size  # [px]
+        self.patch_dim, self.joint_dim = width, a.embed_dim  # C, D
         self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
         self.class_embedding = nn.Parameter(drawn(width, std=width**-0.5))
-        self.positional_embedding = nn.Parameter(drawn(grid**2 + 1, width, std=width**-0.5))
+        positions = (a.image_resolution // patch_size) ** 2 + 1
+        self.positional_embedding = nn.Parameter(drawn(positions, width, std=width**-0.5))
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, layers, activation)
+        self.transformer = Transformer(width, a.vision_layers, activation)
         self.ln_post = LayerNorm(width)
-        self.proj = nn.Parameter(drawn(width, output_dim, std=width**-0.5))
+        self.proj = nn.Parameter(drawn(width, a.embed_dim, std=width**-0.5))
 
     def forward_trunk(self, image: Tensor) -> Trunk:
-        """Input of the last block: every patch token, and the class token.
-
-        (B, 3, H, W), normalised, H and W divisible by the patch size P -> patches (B, width, H/P, W/P) in the dtype of
-        the weights.
-        """
+        """Input of the last block: (B, 3, H, W), H and W divisible by the patch size P -> patches (B, C, H/P, W/P)."""
         check_image(image, self.patch_size)
-        x = self.conv1(image.to(self.conv1.weight.dtype))  # (B, width, h, w)
+        x = self.conv1(image.to(self.conv1.weight.dtype))  # (B, C, h, w)
         h, w = x.shape[2:]
-        x = x.flatten(2).transpose(1, 2)  # (B, h w, width)
+        x = x.flatten(2).transpose(1, 2)  # (B, h w, C)
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
         x = self.ln_pre(x + resized_positions(self.positional_embedding, h, w).to(x.dtype))
         for block in self.transformer.resblocks[:-1]:
@@ -274,32 +245,20 @@ class VisionTransformer(nn.Module):
         return Trunk(x[:, 1:].transpose(1, 2).unflatten(2, (h, w)), x[:, 0])
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, R, R) of the model's own resolution R -> (B, D), the projected class token."""
-        check_resolution(image, self.input_resolution)
+        """The projected class token: (B, 3, R, R) of the model's own resolution R -> (B, D)."""
         x = self.transformer.resblocks[-1](self.forward_trunk(image).tokens(), None)
         return self.ln_post(x[:, 0]) @ self.proj
 
 
 class CLIP(nn.Module):
-    """Image and text encoder. `visual` is a ModifiedResNet or a VisionTransformer, `activation` of the transformers."""
-
-    visual: ModifiedResNet | VisionTransformer
+    """Image and text encoder; `activation` is that of the transformers."""
 
     def __init__(self, architecture: Architecture, activation: str = "quickgelu") -> None:
         super().__init__()
         check_activation(activation)
-        self.activation = activation
-        a = architecture
-        if isinstance(a.vision_layers, tuple):
-            self.visual = ModifiedResNet(a.vision_layers, a.embed_dim, a.image_resolution, a.vision_width)
-        else:
-            if a.vision_patch_size is None:
-                raise ValueError("a vision transformer needs a vision_patch_size")
-            self.visual = VisionTransformer(
-                a.image_resolution, a.vision_patch_size, a.vision_width, a.vision_layers, a.embed_dim, activation
-            )
-        width = a.transformer_width
-        self.context_length = a.context_length
+        a, width = architecture, architecture.transformer_width
+        self.activation, self.context_length = activation, a.context_length
+        self.visual = VisionTransformer(a, activation) if a.vision_patch_size else ModifiedResNet(a)
         self.transformer = Transformer(width, a.transformer_layers, activation)
         self.token_embedding = nn.Embedding.from_pretrained(drawn(a.vocab_size, width, std=0.02), freeze=False)
         self.positional_embedding = nn.Parameter(drawn(a.context_length, width, std=0.01))
@@ -313,17 +272,14 @@ class CLIP(nn.Module):
         return self.visual.conv1.weight.dtype
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Pooled joint embedding, not normalised: (B, 3, R, R) -> (B, D), R = `visual.input_resolution`.
-
-        Raises ValueError: another shape; CLIP's pooling has positions for its own resolution only.
-        """
+        """Pooled joint embedding, not normalised: (B, 3, R, R) -> (B, D), R = `visual.input_resolution`."""
+        side = self.visual.input_resolution
+        if image.shape[1:] != (3, side, side):
+            raise ValueError(f"expected (B, 3, {side}, {side}), got {tuple(image.shape)}")
         return self.visual(image)
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """Joint embedding, not normalised, read at the end-of-text token (the largest id): (B, L) int -> (B, D).
-
-        Raises ValueError: `text` is not (B, L) with L = `context_length`, or has tokens that it does not know.
-        """
+        """Joint embedding, not normalised, read at the end-of-text token (the largest id): (B, L) int -> (B, D)."""
         if text.ndim != 2 or text.shape[1] != self.context_length:
             raise ValueError(f"expected tokens of shape (B, {self.context_length}), got {tuple(text.shape)}")
         if text.numel() and int(text.max()) >= (known := self.token_embedding.num_embeddings):
@@ -332,8 +288,7 @@ class CLIP(nn.Module):
         causal = torch.full((length, length), float("-inf"), dtype=dtype, device=text.device).triu(1)
         x = self.token_embedding(text).to(dtype) + self.positional_embedding.to(dtype)  # (B, L, width)
         x = self.ln_final(self.transformer(x, causal))
-        end = x[torch.arange(len(x), device=x.device), text.argmax(dim=-1)]  # (B, width)
-        return end @ self.text_projection
+        return x[torch.arange(len(x), device=x.device), text.argmax(dim=-1)] @ self.text_projection
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled cosine similarities: `(logits_per_image (B_image, B_text), logits_per_text (B_text, B_image))`."""
@@ -355,17 +310,8 @@ def check_image(image: Tensor, patch_size: int) -> None:
         raise ValueError(f"expected (B, 3, H, W) with H and W divisible by {patch_size}, got {tuple(image.shape)}")
 
 
-def check_resolution(image: Tensor, resolution: int) -> None:
-    """Raises ValueError unless `image` is (B, 3, resolution, resolution)."""
-    if image.ndim != 4 or tuple(image.shape[1:]) != (3, resolution, resolution):
-        raise ValueError(f"expected (B, 3, {resolution}, {resolution}), got {tuple(image.shape)}")
-
-
 def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
-    """The sizes of the CLIP whose state dict this is.
-
-    Raises ValueError: the keys are not those of a CLIP checkpoint, or its vision transformer is wider than ViT-L's.
-    """
+    """The sizes of the CLIP whose state dict this is. Raises ValueError: it is none, or wider than ViT-L."""
 
     def shape(key: str, rank: int) -> tuple[int, ...]:
         if key not in state_dict:
@@ -375,18 +321,13 @@ def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
         return tuple(state_dict[key].shape)
 
     def blocks(prefix: str) -> int:
-        count = len({key[len(prefix) :].split(".")[0] for key in state_dict if key.startswith(prefix)})
-        if count == 0:
-            raise ValueError(f"not a CLIP checkpoint: it has no entry {prefix}*")
-        return count
+        return len({key.removeprefix(prefix).split(".")[0] for key in state_dict if key.startswith(prefix)})
 
     context_length, transformer_width = shape("positional_embedding", 2)
-    vision_layers: tuple[int, int, int, int] | int
     if "visual.proj" in state_dict:
         vision_width, _, _, patch_size = shape("visual.conv1.weight", 4)
-        vision_layers = blocks("visual.transformer.resblocks.")
-        stride = vision_patch_size = patch_size
-        positions = shape("visual.positional_embedding", 2)[0]
+        vision_layers: Any = blocks("visual.transformer.resblocks.")
+        positions, stride = shape("visual.positional_embedding", 2)[0], patch_size
         if vision_width > MAX_VIT_WIDTH:
             raise ValueError(
                 f"its vision transformer is {vision_width} wide, and beyond {MAX_VIT_WIDTH} (ViT-H, -g and -G) heads "
@@ -394,15 +335,14 @@ def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
             )
     else:
         vision_width = shape("visual.layer1.0.conv1.weight", 4)[0]
-        vision_layers = tuple(blocks(f"visual.layer{i}.") for i in (1, 2, 3, 4))  # type: ignore[assignment]
-        stride, vision_patch_size = RESNET_STRIDE, None
-        positions = shape("visual.attnpool.positional_embedding", 2)[0]
+        vision_layers = tuple(blocks(f"visual.layer{i}.") for i in (1, 2, 3, 4))
+        positions, stride, patch_size = shape("visual.attnpool.positional_embedding", 2)[0], RESNET_STRIDE, None
     return Architecture(
         embed_dim=shape("text_projection", 2)[1],
         image_resolution=round((positions - 1) ** 0.5) * stride,
         vision_layers=vision_layers,
         vision_width=vision_width,
-        vision_patch_size=vision_patch_size,
+        vision_patch_size=patch_size,
         context_length=context_length,
         vocab_size=shape("token_embedding.weight", 2)[0],
         transformer_width=transformer_width,
@@ -411,22 +351,13 @@ def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
 
 
 def convert_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Puts the weights of convolutions, linear layers, attention and projections into `dtype`, in place.
-
-    Norms, embeddings and the logit scale go to fp32, as in OpenAI's half-precision models: they are cheap, and a batch
-    norm with fp32 statistics takes fp16 input on a GPU.
-    """
-    matrices: set[int] = set()
+    """Puts convolutions, linear layers, attention and projections into `dtype` and all else into fp32, as OpenAI's."""
     for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention)):
-            matrices.update(id(parameter) for parameter in module.parameters())
-        elif isinstance(module, VisionTransformer):
-            matrices.add(id(module.proj))
-        elif isinstance(module, CLIP):
-            matrices.add(id(module.text_projection))
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype if id(tensor) in matrices else torch.float32)
+        matrices = isinstance(module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention))
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if tensor.is_floating_point():
+                half = matrices or name in ("proj", "text_projection")
+                tensor.data = tensor.data.to(dtype if half else torch.float32)
 
 
 def build_model(
@@ -434,17 +365,12 @@ def build_model(
 ) -> CLIP:
     """The CLIP in evaluation mode whose weights are these, in `dtype` (see `convert_weights`).
 
-    The modules are made without storage and take over the tensors of `state_dict`, so nothing is initialised twice.
-    What the weights were trained with is for the caller to know: a key of `ACTIVATIONS`, OpenAI's unless said.
-
-    Raises:
-        ValueError: the entries are not exactly those of a CLIP; the message names what is missing, unexpected, of
-            another shape or dtype, or not finite. Nothing is loaded in part. Or there is no such activation.
+    Raises ValueError: the entries are not exactly those of a CLIP, or not usable, or there is no such activation.
     """
-    with torch.device("meta"):
+    with torch.device("meta"):  # without storage: the tensors of the state dict are taken over
         model = CLIP(infer_architecture(state_dict), activation)
     check_state_dict(state_dict, model.state_dict())
-    model.load_state_dict(state_dict, strict=True, assign=True)
+    model.load_state_dict(state_dict, assign=True)
     del state_dict  # if the caller kept no reference, each tensor is freed as soon as it is converted
     # Official quirk: OpenAI's package rounds these weights to fp16 whatever the file holds, then computes in fp32 on a
     # CPU. Its own files hold fp16, so only an fp32 file shows it; the usual thing would be to use the file's values.
@@ -457,20 +383,12 @@ def build_model(
 
 
 def check_state_dict(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises ValueError unless `state_dict` has exactly the keys and shapes of `expected` and usable values.
-
-    Values are usable when floating entries are fp16, bf16 or fp32 and finite, counters are integers, and running
-    variances are not negative.
-    """
-
-    def listed(keys: set[str]) -> str:
-        names = sorted(keys)
-        return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-    if missing := expected.keys() - state_dict.keys():
-        raise ValueError(f"{len(missing)} entries are missing: {listed(missing)}")
-    if unexpected := state_dict.keys() - expected.keys():
-        raise ValueError(f"{len(unexpected)} entries are unexpected: {listed(unexpected)}")
+    """Raises ValueError unless `state_dict` has exactly the keys and shapes of `expected` and usable values."""
+    missing, unexpected = expected.keys() - state_dict.keys(), state_dict.keys() - expected.keys()
+    for problem, keys in (("missing", missing), ("unexpected", unexpected)):
+        if keys:
+            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+            raise ValueError(f"{len(keys)} entries are {problem}: {', '.join(sorted(keys)[:5])}{more}")
     for key, want in expected.items():
         value = state_dict[key]
         if value.shape != want.shape:
@@ -478,7 +396,7 @@ def check_state_dict(state_dict: Mapping[str, Tensor], expected: Mapping[str, Te
         if want.is_floating_point():
             if value.dtype not in (torch.float16, torch.bfloat16, torch.float32):
                 raise ValueError(f"{key} has dtype {value.dtype}, expected float16 or float32")
-            if value.numel() and not torch.stack(value.aminmax()).isfinite().all():
+            if not torch.stack(value.aminmax()).isfinite().all():
                 raise ValueError(f"{key} holds values that are not finite; fetch the checkpoint again")
             if key.endswith("running_var") and (value < 0).any():
                 raise ValueError(f"{key} holds negative variances")

@@ -7,7 +7,7 @@ the order of `bpe_simple_vocab_16e6.txt.gz` (MIT, Copyright (c) 2021 OpenAI; see
 
 import gzip
 import html
-from functools import lru_cache
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,13 +26,11 @@ PIECES = regex.compile(
 )
 
 
-def bytes_to_unicode() -> dict[int, str]:
-    """A printable character for each of the 256 bytes: itself where it is printable, else one from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {byte: chr(byte) for byte in printable}
-    table.update({byte: chr(256 + i) for i, byte in enumerate(others)})
-    return table
+# A printable character for each of the 256 bytes: itself where it is printable, else one from U+0100 on.
+PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
+BYTE_ENCODER = {byte: chr(byte) for byte in PRINTABLE} | {byte: chr(256 + i) for i, byte in enumerate(OTHERS)}
+BYTE_DECODER = {character: byte for byte, character in BYTE_ENCODER.items()}
 
 
 def clean(text: str) -> str:
@@ -48,15 +46,12 @@ class TooLongError(RuntimeError):
 class Tokenizer:
     """Encodes text to ids below 49,408 and decodes them; `tokenize` is what most callers want."""
 
-    def __init__(self, vocabulary: Path = VOCABULARY) -> None:
-        lines = gzip.decompress(vocabulary.read_bytes()).decode().split("\n")
+    def __init__(self) -> None:
+        lines = gzip.decompress(VOCABULARY.read_bytes()).decode().split("\n")
         merges = [tuple(line.split()) for line in lines[1 : MERGES + 1]]  # the first line is a version
-        self.byte_encoder = bytes_to_unicode()
-        self.byte_decoder = {character: byte for byte, character in self.byte_encoder.items()}
-        alphabet = list(self.byte_encoder.values())
-        tokens = alphabet + [c + WORD_END for c in alphabet] + ["".join(pair) for pair in merges] + [START, END]
-        self.encoder = {token: i for i, token in enumerate(tokens)}
-        self.decoder = dict(enumerate(tokens))
+        alphabet = list(BYTE_ENCODER.values())
+        self.tokens = alphabet + [c + WORD_END for c in alphabet] + ["".join(pair) for pair in merges] + [START, END]
+        self.encoder = {token: i for i, token in enumerate(self.tokens)}
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
         self.start, self.end = self.encoder[START], self.encoder[END]
 
@@ -64,15 +59,11 @@ class Tokenizer:
         """Ids of one piece (of characters that stand for bytes): merges its best-ranked pair until none is known."""
         parts = [*piece[:-1], piece[-1] + WORD_END]
         while len(parts) > 1:
-            best = min(pairwise(parts), key=lambda pair: self.ranks.get(pair, MERGES))
-            if best not in self.ranks:
+            ranks = [self.ranks.get(pair, MERGES) for pair in pairwise(parts)]
+            if (best := min(ranks)) == MERGES:
                 break
-            merged, i = [], 0
-            while i < len(parts):
-                width = 2 if tuple(parts[i : i + 2]) == best else 1
-                merged.append("".join(parts[i : i + width]))
-                i += width
-            parts = merged
+            i = ranks.index(best)
+            parts[i : i + 2] = ["".join(parts[i : i + 2])]
         return [self.encoder[part] for part in parts]
 
     def encode(self, text: str) -> list[int]:
@@ -82,36 +73,27 @@ class Tokenizer:
             if piece in (START, END):
                 ids.append(self.encoder[piece])
             else:
-                ids += self._merge("".join(self.byte_encoder[byte] for byte in piece.encode()))
+                ids += self._merge("".join(BYTE_ENCODER[byte] for byte in piece.encode()))
         return ids
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids`; the end of a word becomes a space."""
-        characters = "".join(self.decoder[i] for i in ids)
-        text = bytes(self.byte_decoder[c] for c in characters).decode(errors="replace")
+        text = bytes(BYTE_DECODER[c] for i in ids for c in self.tokens[i]).decode(errors="replace")
         return text.replace(WORD_END, " ")
 
 
-@lru_cache(maxsize=1)
+@cache
 def default_tokenizer() -> Tokenizer:
-    """The tokenizer of the vocabulary file that lies beside this module, read once."""
+    """The tokenizer, whose vocabulary is read once."""
     return Tokenizer()
 
 
 def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False) -> Tensor:
-    """Token ids with start and end token, padded with 0.
+    """Token ids with start and end token, padded with 0: one text or B -> (B, L) int32, L the `context_length`.
 
-    Args:
-        texts: one text or a list of B texts.
-        context_length: L, 77 for every CLIP of the paper.
-        truncate: cut a text that is too long and end it with the end token, instead of raising.
-
-    Returns (B, L) int32.
-
-    Raises TooLongError: a text has more than L - 2 tokens and `truncate` is False (OpenAI's raises RuntimeError).
+    Raises TooLongError: a text has more than L - 2 tokens (OpenAI's: RuntimeError). With `truncate` it is cut instead.
     """
-    if isinstance(texts, str):
-        texts = [texts]
+    texts = [texts] if isinstance(texts, str) else texts
     tokenizer = default_tokenizer()
     result = torch.zeros(len(texts), context_length, dtype=torch.int32)
     for row, text in zip(result, texts, strict=True):

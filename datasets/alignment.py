@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 ALIGNMENTS = ("none", "median", "scale_shift", "disparity")
-FLAT = 1e-10  # variance, below which a map is taken for constant
+FLAT = 1e-10  # share of a map's mean square, below which its variance is rounding and the map constant
 
 
 def alignment(gt: Tensor, pred: Tensor, how: str) -> tuple[Tensor, Tensor]:
@@ -23,7 +23,8 @@ def alignment(gt: Tensor, pred: Tensor, how: str) -> tuple[Tensor, Tensor]:
     centre = pred.mean(dim=1)
     x, y = pred - centre[:, None], target - target.mean()
     square = x.square().mean(dim=1)
-    scale = torch.where(square > FLAT, (x * y).mean(dim=1) / square.clamp(min=FLAT), zero)
+    least = FLAT * pred.square().mean(dim=1)
+    scale = torch.where(square > least, (x * y).mean(dim=1) / square.maximum(least), zero)
     return scale, target.mean() - scale * centre
 
 

@@ -18,6 +18,7 @@ from datasets.pairs import Batch, DepthPairs, content_of, image_values, npy_valu
 from download import write_whole
 
 TURNED = {  # by alignment, what a negative scale says
+    "median": "the medians of maps and of true depth have different signs",
     "scale_shift": "maps grow towards the camera, as a fitted scale is negative; for disparity use --align disparity",
     "disparity": "maps grow away from the camera, as a fitted scale is negative; for depth use --align scale_shift",
 }
@@ -87,7 +88,14 @@ class SavedMaps:
 
 
 def keeping(predict: Callable[[Batch], Tensor], folder: Path, dataset: DepthPairs) -> Callable[[Batch], Tensor]:
-    """`predict`, whose depth is written into `folder`, too."""
+    """`predict`, whose depth is written into `folder`, too. Raises DataError: maps are there already, or cannot be."""
+    stems = stems_of(dataset)
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"--save_predictions {printable(str(folder))}: no folder")
+    if there := [
+        path for stem in stems for suffix in (".npy", ".png") if (path := folder / f"{stem}{suffix}").exists()
+    ]:
+        raise DataError(f"{printable(str(there[0]))}: is there already; choose a new folder for --save_predictions")
 
     def predict_and_save(batch: Batch) -> Tensor:
         depth = predict(batch)

@@ -21,14 +21,17 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 from datasets import DataError, printable, text_of
 from datasets.pictures import MAX_PICTURE_PIXELS, read_picture
 
 Size = tuple[int, int]  # (H, W) [px]
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")  # what names of pictures end in
+PICTURES = (  # what names of pictures end in
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2"),
+    *(".avif", ".heic", ".heif"),
+)
 DEPTHS = (".png", ".npy", ".tif", ".tiff")  # what names of depth maps end in
 LEAST_DEPTH = 0.1  # [m] a largest depth below it is another unit or a damaged file
 SAMPLED = 1000  # depths of an image, at least, where it has so many
@@ -245,7 +248,8 @@ def image_values(content: bytes, path: str) -> np.ndarray:
             raise DataError(f"{path}: claims {image.width}x{image.height} pixels, so it is not decoded; remove it")
         if image.mode not in ("I;16", "I;16B"):  # a TIFF has either order of bytes
             raise DataError(f"{path}: has mode {image.mode}, expected 16 bits of one channel; write it again")
-        return np.asarray(image).astype(np.uint16)
+        image.load()  # which turns a TIFF
+        return np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)
     except DataError:
         raise
     except Exception as error:  # Pillow's readers raise whatever the damage leads them to
@@ -290,7 +294,8 @@ def check_files(pairs: Sequence[Pair], form: Form, scope: Scope, advice: str = "
         return f"{pair.origin}: {name}" if pair.origin else name, str(error).removeprefix(f"{name}: ")
 
     files = [(pair, path) for pair in pairs for path in (pair.rgb, pair.depth)]
-    missing = [problem(*file, "no such file") for file in files if not os.path.exists(file[1])]
+    lost = {path for _, path in files if not os.path.exists(path)}  # too long a name is one, too
+    missing = [problem(*file, "no such file") for file in files if file[1] in lost]
 
     def checked(pair: Pair) -> tuple[Checked | None, list[Problem]]:
         problems, sizes, depth = [], [], np.zeros(0)
@@ -301,7 +306,10 @@ def check_files(pairs: Sequence[Pair], form: Form, scope: Scope, advice: str = "
                 depth = values[values > 0]
                 if decode is metres_of and not scope.counted(torch.from_numpy(values)).any():
                     region = f"no depth of up to {scope.cap:g} m in the region that counts"
-                    raise DataError(f"no valid pixel, {region}; remove the image, or see its unit")
+                    span = f"its depths end at {depth.max(initial=0):g} m"
+                    raise DataError(
+                        f"no valid pixel, {region}, {span}; remove the image, or see its unit (--depth_scale)"
+                    )
             except DataError as error:
                 problems.append(problem(pair, path, error))
         if len(sizes) == 2 and not problems and (sizes[0] != sizes[1] if form.frames else not alike(*sizes)):
@@ -314,9 +322,7 @@ def check_files(pairs: Sequence[Pair], form: Form, scope: Scope, advice: str = "
         return Checked((sizes[0], sizes[1]), sample, len(depth), int((depth >= scope.cap).sum())), []
 
     with ThreadPoolExecutor() as pool:
-        found = list(
-            pool.map(checked, [pair for pair in pairs if os.path.exists(pair.rgb) and os.path.exists(pair.depth)])
-        )
+        found = list(pool.map(checked, [pair for pair in pairs if lost.isdisjoint((pair.rgb, pair.depth))]))
     raise_problems([*missing, *(one for _, problems in found for one in problems)], advice if missing else "")
     return [one for one, _ in found if one]
 
@@ -328,13 +334,14 @@ def alike(one: Size, other: Size) -> bool:
 
 def raise_problems(problems: Sequence[Problem], advice: str = "") -> None:
     """Raises one DataError that lists all problems, if there are any; of each kind, three, and how many there are."""
-    places: dict[str, list[str]] = {}
-    for where, what in problems:
-        places.setdefault(what, []).append(where)
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(re.sub(r"'[^']*'|\S+\.\w+", "", problem[1]), []).append(problem)  # the same but for names
     lines = []
-    for what, some in places.items():
-        few = [f"{where}: {what}" for where in some]
-        lines += few if len(some) <= 3 else [f"{what}: {len(some):,} times, first {', '.join(some[:3])}"]
+    for some in kinds.values():
+        few = [f"{where}: {what}" for where, what in some]
+        first = ", ".join(where for where, _ in some[:3])
+        lines += few if len(some) <= 3 else [f"{some[0][1]}: {len(some):,} times, first {first}"]
     if lines:
         text = lines[0] if len(lines) == 1 else f"{len(problems):,} problems in the data:\n  " + "\n  ".join(lines)
         raise DataError(f"{text}; {advice}" if advice else text)
@@ -378,9 +385,9 @@ def read_list(list_file: Path, pair_of: Callable[[str, str, str], Pair]) -> list
 def picture_and_depth(entries: Sequence[str]) -> tuple[str, str] | None:
     """The two that count of a line's entries; None if there is none, or no depth. Raises ValueError: none is found."""
     rest = iter(entries)
-    rgb = next((entry for entry in rest if entry.lower().endswith(PICTURES)), "")
+    rgb = next((entry for entry in rest if re.search(r"\.[A-Za-z]\w*\W*$", entry)), "")  # no time, no number
     depth = next((entry for entry in rest if entry == "None" or entry.lower().endswith(DEPTHS)), "")
-    if entries and not depth:
+    if entries and not (depth and rgb.lower().endswith(PICTURES)):
         raise ValueError("expected a picture and its depth map, such as rgb/a.jpg depth/a.png")
     return (rgb, depth) if entries and depth != "None" else None
 

@@ -68,12 +68,12 @@ def read_picture(source: Source, color: str = "rgb", name: str = "") -> np.ndarr
             # Not by its name: Pillow would map an uncompressed TIFF into memory and then mix up a rotated one's rows.
             with open(path, "rb") as file:
                 return decoded_file(file)
-    except MemoryError:
-        raise
     except Exception as error:  # Pillow's readers raise whatever the damage leads them to
         problem: object = f"cannot be read as a picture ({getattr(error, 'strerror', None) or error})"
         if isinstance(error, DataError | UnidentifiedImageError):
             problem = error if isinstance(error, DataError) else "not a picture"
+        elif isinstance(error, MemoryError):
+            problem = "needs more memory than there is"
         raise DataError(printable(f"{name}: {problem}")) from None
 
 
@@ -200,7 +200,7 @@ def files_of(path: Path) -> list[Path]:
     if "\0" in text:
         raise DataError(f"{printable(str(path))}: not UTF-8; save the list as that, with a path in each line")
     lines = [line.strip() for line in text.split("\n")]
-    files = [Path(os.path.abspath(path.parent / os.path.expanduser(line))) for line in lines if line]
+    files = [Path(os.path.abspath(path.parent / os.path.expanduser(line))) for line in lines if line and line[0] != "#"]
     if not any(file.suffix or os.path.lexists(file) for file in files):
         raise DataError(f"{printable(str(path))}: line 1 names no file, nor does any other; list a path in each line")
     return files

@@ -16,7 +16,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from functools import partial
 from operator import methodcaller
 from pathlib import Path
 
@@ -32,22 +32,15 @@ MAT_SIZE = 2_972_037_809  # [bytes]
 # No official checksum is published; several independent projects agree on this one.
 MAT_SHA256 = "2d724b0c0ab358aa1ce5df855e5bd14a2279ab7202efe22f32a30d612dcb86aa"
 BY_HAND = "NYU's host is down at times: go on later with the same command, or bring the file (docs/data.md)"
-TEST = frozenset(TEST_INDICES)
 
 
 def note(text: str) -> None:
-    """Writes lines to standard error, whose reader may be gone and whose names may hold anything."""
-    with suppress(OSError):
-        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+    """Writes lines to standard error; a server's answer in them may hold anything."""
+    print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def obtain(root: Path, mat: Path | None, urls: Sequence[str], verify: bool) -> Path:
-    """The .mat: `mat`, or `root`/nyu_depth_v2_labeled.mat, downloaded unless the right file is there already.
-
-    For the user's own file the network is never used; `verify` compares its SHA-256 with the published file's.
-
-    Raises DataError: `mat` is missing or another file; DownloadError: no address gave it; OSError: of the disk.
-    """
+    """The .mat: the user's own, or that in `root`, fetched if need be. Raises DataError, DownloadError, OSError."""
     target = mat or root / MAT_NAME
     if target.is_file() and (not verify or file_sha256(target) == MAT_SHA256):
         return target
@@ -60,24 +53,16 @@ def obtain(root: Path, mat: Path | None, urls: Sequence[str], verify: bool) -> P
 
 
 def extract(mat: Path, root: Path, splits: Sequence[str], dense: bool) -> int:
-    """Writes the images of these splits that are not there into `root`/official_splits; returns the number of files.
-
-    Raises DataError: the .mat is damaged or no such file; OSError: a file cannot be written.
-    """
+    """Writes the images of these splits that are not there; returns their number. Raises DataError, OSError."""
     written = 0
-    quiet = True if sys.stderr is None else None  # None: where it is no terminal
     with LabelledMat(mat) as reader:
         scenes = reader.names("sceneTypes")
-        for index in tqdm(range(NUM_IMAGES), desc="writing", unit="image", disable=quiet):
-            split = "test" if index in TEST else "train"
-            folder = root / "official_splits" / split / scenes[index]
-            files = {
-                folder / f"rgb_{index:05d}.jpg": lambda i: reader.jpeg(i),
-                folder / f"sync_depth_{index:05d}.png": lambda i: reader.png(i, "rawDepths"),
-            }
-            if dense:
-                files[folder / "dense" / f"sync_depth_dense_{index:05d}.png"] = lambda i: reader.png(i, "depths")
-            for path, content in files.items():
+        kinds = [("rgb_{:05d}.jpg", reader.jpeg), ("sync_depth_{:05d}.png", reader.png)]
+        kinds += [("dense/sync_depth_dense_{:05d}.png", partial(reader.png, name="depths"))] * dense
+        for index in tqdm(range(NUM_IMAGES), desc="writing", unit="image", disable=None):
+            split = "test" if index in TEST_INDICES else "train"
+            for name, content in kinds:
+                path = root / "official_splits" / split / scenes[index] / name.format(index)
                 if split in splits and not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_whole(path, methodcaller("write", content(index)))
@@ -90,7 +75,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m datasets.prepare_nyu",
         description="Writes the images of NYU Depth V2 out of its .mat, which is downloaded if need be.",
-        epilog="A run that was stopped is continued by the same command.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )

@@ -51,7 +51,7 @@ def field_of(name: str, value: Any) -> Any:
     Raises ValueError: a value of another kind, an empty word or list, or a number that fp32 does not hold.
     """
     example = getattr(PAPER, name)
-    if name == "readout" and value not in READOUTS:
+    if name == "readout" and (not isinstance(value, str) or value not in READOUTS):
         raise ValueError(f"read-out {value!r}: there is none of this name; there are {', '.join(READOUTS)}")
     many = isinstance(example, tuple)
     kind = str if isinstance(example[0] if many else example, str) else Real
@@ -59,8 +59,8 @@ def field_of(name: str, value: Any) -> Any:
     if not isinstance(items, list | tuple) or not all(isinstance(v, kind) and not isinstance(v, bool) for v in items):
         wanted = "a list of " * many + ("words" if kind is str else "numbers" if many else "a number")
         raise ValueError(f"{name}: expected {wanted}, got {value!r}")
-    if not items:
-        raise ValueError(f"{name} has no word or number")
+    if not items or (name.startswith("image_") and len(items) != 3):
+        raise ValueError(f"{name} has {'three numbers, not so many' if items else 'no word or number'}")
     if kind is str and not all(v.strip() for v in items):
         raise ValueError(f"{name} has an empty word: {value!r}")
     if kind is str and any("\ud800" <= c <= "\udfff" for v in items for c in v):

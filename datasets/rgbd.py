@@ -112,8 +112,12 @@ def few_of(folder: Path) -> str:
 def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
     """The files with these suffixes below a folder, sorted, by their path in it without suffix. Links are followed."""
     found: dict[str, list[Path]] = {}
-    walk = os.walk(folder, followlinks=True)
-    for path in sorted(Path(parent, name) for parent, _, names in walk for name in names):
-        if path.suffix.lower() in suffixes:
-            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
-    return found
+    seen: set[str] = set()  # real names: what links lead to a second time does not count again
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if os.path.realpath(Path(parent, name)) not in seen)
+        seen.update(os.path.realpath(Path(parent, name)) for name in folders)
+        for path in (Path(parent, name) for name in sorted(names)):
+            if path.suffix.lower() in suffixes and (real := os.path.realpath(path)) not in seen:
+                seen.add(real)
+                found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    return dict(sorted(found.items()))

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import datasets.packages  # noqa: F401  # first
 
@@ -40,32 +39,24 @@ from datasets.pictures import resized
 from datasets.readings import checked_reading
 from download import new_results, write_json, write_text
 from experiments import published, tables
-from experiments.features import Encoder, FeatureStore
+from experiments.features import FeatureStore, fill_store
 from experiments.ladder import Ladder
 from experiments.score import Scorer, SettingsReader, mean_permuted, swept_constants
-from experiments.settings import assignments, control_groups, own_rows, paper_rows, read_alike, with_controls
+from experiments.settings import assignments, control_groups, read_alike, rows_of, with_controls
 from experiments.statistics import HIGHER, Findings, Images, Results, best_elsewhere, folds_of
 from experiments.tables import Report
 from monoclip import PAPER, Reading, depth_of, logits_of, upsampled, zeroshot_classifier
 from viewer import notes, page, terminal
 from viewer.strip import Example, draw_strip, example_images
 
-PAGE_METRICS = (*published.COLUMNS, "spearman")
 MARKDOWN_FILE = "tables.md"
-STRIP_FILE, RESPONSE_FILE, LADDER_FILE, QUESTION_FILE = (
-    "qualitative.png",
-    "bin_response.png",
-    "ladder.png",
-    "question.png",
-)
-CERTAINTY_FILE = "certainty.png"
-DRAWN_FILES = (STRIP_FILE, RESPONSE_FILE, LADDER_FILE, QUESTION_FILE, CERTAINTY_FILE, page.PAGE_FILE)
-FILES = (tables.ROWS_FILE, MARKDOWN_FILE, *DRAWN_FILES, tables.RESULTS_FILE)
+PNG_FILES = ("qualitative.png", "bin_response.png", "ladder.png", "question.png", "certainty.png")
+FILES = (tables.ROWS_FILE, MARKDOWN_FILE, *PNG_FILES, page.PAGE_FILE, tables.RESULTS_FILE)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = options.new_parser("The whole paper and its controls, each image encoded once.", "python -m experiments")
+    parser = terminal.new_parser("The whole paper and its controls, each image encoded once.", "python -m experiments")
     options.add_data_arguments(parser)
     options.add_model_arguments(parser)
     reading = options.add_reading_arguments(parser)
@@ -76,16 +67,13 @@ def build_parser() -> argparse.ArgumentParser:
     reading.add_argument("--no_paper", action="store_true", help="without the paper's settings: new words in seconds")
     run = options.add_batch_arguments(parser)
     options.add_store_arguments(run, "results_paper")
-    run.add_argument("--figures", action="store_true", help="also draw PNGs: five, four outside NYU")
+    run.add_argument("--figures", action="store_true", help="also draw PNGs, among them the ladder with --controls")
     options.add_html_argument(run, page.PAGE_FILE, page.PAGE_IMAGES)
     return parser
 
 
 def load_readings(path: Path, default: Reading) -> dict[str, Reading]:
-    """Readings by name from JSON: objects with "name" and some of `options.READING_FLAGS`, the others `default`'s.
-
-    Raises UsageError, DataError.
-    """
+    """Readings by name from JSON, what is left out being `default`'s. Raises UsageError, DataError."""
     text = text_of(path)
     try:
         entries = json.loads(text)
@@ -109,11 +97,7 @@ def load_readings(path: Path, default: Reading) -> dict[str, Reading]:
 
 
 def score_rows(store: FeatureStore, scorer: Scorer, images: Images, ladder: Ladder | None) -> Findings:
-    """Step 2: the metrics of every row for each image, and the best constant of the other folds.
-
-    From a store that has all features, which the `ladder` of the scorer, if it has one, is fitted on first.
-    Raises UnscorableError: a prediction is not finite, or an image has no valid pixel; DataError: damaged depth.
-    """
+    """Step 2, from a full store: every row's metrics, and the best constant. Raises as `Scorer.score_image`."""
     if ladder:
         ladder.fit(store.get, scorer.truth)
     done, folds = scorer.score_images(store.get), folds_of(images.clusters)
@@ -121,20 +105,11 @@ def score_rows(store: FeatureStore, scorer: Scorer, images: Images, ladder: Ladd
     if max(folds) > 0:
         shares = torch.from_numpy(np.stack([image.histogram for image in done], axis=1))  # (U, I)
         swept = swept_constants(shares, scorer.protocol, scorer.data.form.units_per_metre)
-        best = {metric: best_elsewhere(swept[metric], folds, metric in HIGHER) for metric in swept}
-        results.add_constant(published.BEST, best)
+        results.add_constant(published.BEST, {m: best_elsewhere(swept[m], folds, m in HIGHER) for m in swept})
     patches = np.concatenate([image.patches for image in done], axis=1)
     curves = [image.curve for image in done if np.isfinite(image.curve).all()]
     curve = np.mean(curves, axis=0) if curves else None
     return Findings(results, mean_permuted(done), patches, curve, ladder.missing if ladder else [])
-
-
-def write_report(report: Report, found: list[tables.Table], output: Path, about: dict[str, Any]) -> None:
-    """Step 3: write the CSV, the tables and, last, results.json with `about`, each whole. Raises OSError."""
-    text = tables.as_csv(report.results, csv_text, report.protocol.name)
-    write_text(output / tables.ROWS_FILE, text)
-    write_text(output / MARKDOWN_FILE, tables.as_markdown(found, report.title, report.caption))
-    write_json(output / tables.RESULTS_FILE, tables.as_json(report) | about)
 
 
 @torch.inference_mode()
@@ -145,12 +120,10 @@ def features_of(store: FeatureStore, item: int) -> Tensor:
 
 @torch.inference_mode()
 def draw(output: Path, report: Report, store: FeatureStore, text: Tensor) -> None:
-    """Write the PNGs, the paper's semantic bin response of NYU only.
-
-    `text` are the text features (D, K) of the words of `published.BIN_RESPONSE`.
-    """
+    """Write the PNGs; `text` are text features (D, K) of the words of `published.BIN_RESPONSE`, drawn of NYU only."""
     from experiments import plots  # imports matplotlib, which takes a second
 
+    strip, response, rungs, question, certainty = (output / name for name in PNG_FILES)
     examples, dataset = [], store.dataset
     for item in example_images(dataset.scenes):
         truth = dataset.truth(item)
@@ -160,31 +133,29 @@ def draw(output: Path, report: Report, store: FeatureStore, text: Tensor) -> Non
         if len(examples) == 1 and report.protocol is NYU:  # whose bins the paper's drawing has
             logits = logits_of(features_of(store, item), text, published.BIN_RESPONSE)
             weights = logits.softmax(1)[0].cpu().numpy()  # (K, h, w), of the image without its mirror
-            plots.draw_response(output / RESPONSE_FILE, examples[0], weights, report.caption)
-    draw_strip(output / STRIP_FILE, examples, report.caption)
-    plots.draw_question(output / QUESTION_FILE, report.primary, report.findings, report.caption)
+            plots.draw_response(response, examples[0], weights, report.caption)
+    draw_strip(strip, examples, report.caption)
+    plots.draw_question(question, report.primary, report.findings, report.caption)
     if published.CEILING in report.results.metrics:
         theirs = published.beside("NYU")[published.PAPER_ROW] if report.official and report.protocol is NYU else None
         caption = notes.short_caption(dataset.title, report.warnings)
-        plots.draw_ladder(output / LADDER_FILE, report.results, caption, theirs)
+        plots.draw_ladder(rungs, report.results, caption, theirs)
     if report.findings.curve is not None:
         gain = report.results.contrast(published.THIS_RUN, published.UNIFORM, "aurg")
-        plots.draw_certainty(output / CERTAINTY_FILE, report.findings.curve, gain, report.caption)
+        plots.draw_certainty(certainty, report.findings.curve, gain, report.caption)
 
 
 @torch.inference_mode()
 def write_page(
     path: Path, count: int, report: Report, store: FeatureStore, text: Tensor, phrases: Sequence[str]
 ) -> None:
-    """Write the page of `count` images, spread evenly over the data set.
-
-    `text` are the text features (D, K + P) of the run's words and of the page's further `phrases`.
-    """
+    """Write the page of `count` images; `text` are features (D, K + P) of the run's words and of `phrases`."""
     results, dataset, reading, cards = report.results, store.dataset, store.model.reading, []
     for item in page.spread(len(dataset), count):
         logits = logits_of(features_of(store, item), text, reading).cpu().numpy()  # (2, K + P, h, w)
         own = results.by_column(results.metrics[published.THIS_RUN][item].tolist())
-        metrics = {name: None if math.isnan(own[name]) else own[name] for name in PAGE_METRICS}
+        names = (*published.COLUMNS, "spearman")
+        metrics = {metric: None if math.isnan(own[metric]) else own[metric] for metric in names}
         name, scene, truth = dataset.names[item], dataset.scenes[item], dataset.truth(item)
         picture, counted = resized(dataset.pixels(item), truth.shape), dataset.scope.counted(dataset.depth(item)[0])
         cards.append(page.card(name, scene, picture, logits, reading, phrases, truth, metrics, counted.numpy()))
@@ -192,8 +163,7 @@ def write_page(
     rows |= published.beside(report.protocol.name) if report.official else {}
     table = {name: {column: row[column] for column in published.COLUMNS} for name, row in rows.items()}
     said, warning = [page.subset_note(len(cards), len(dataset))], "; ".join(report.warnings)
-    content = page.build(report.title, cards, reading, phrases, table, said, warning, report.protocol)
-    write_text(path, content)
+    write_text(path, page.build(report.title, cards, reading, phrases, table, said, warning, report.protocol))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -213,34 +183,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         clip_model, model = options.load_model(args.clip_path, device, precision, reading, args.exact, args.activation)
         made = notes.made_with(args.clip_path, device, precision, reading, args.exact, clip_model.activation)
         say(f"model: {args.clip_path} on {device} in {precision}")
-        rows = own_rows(reading, own) if args.no_paper else paper_rows(reading, own, protocol.name)
+        rows = rows_of(reading, own, None if args.no_paper else protocol.name)
         groups = control_groups(reading, thins(model.clip_vis, reading.readout)) if args.controls else {}
         rows = with_controls(rows, groups) if args.controls else rows
         orders, complete = assignments(reading.bin_list) if args.controls else ([reading.bin_list], False)
-        names = [*(s.name for s in rows.settings), *rows.randoms, *rows.constants, *published.RUNGS[1:]]
+        names = [
+            *(s.name for s in rows.settings),
+            *rows.randoms,
+            *rows.constants,
+            *published.RUNGS[1 : None if args.controls else 2],
+        ]
         if twice := {name for name in own if names.count(name) > 1}:
             raise options.UsageError(f"{args.readings}: {min(twice)!r} is the name of another row; choose another name")
 
         start = time.perf_counter()
-        batch_size = args.batch_size or options.BATCH_SIZE[device.type]
-        workers = args.workers or options.WORKERS[device.type]
-        encoder = Encoder(args.store or args.output / "features", batch_size, workers, rank, count)
-        store = encoder.fill_store(model, dataset, made)
+        sizes = args.batch_size or options.BATCH_SIZE[device.type], args.workers or options.WORKERS[device.type]
+        store = fill_store(model, dataset, made, args.store or args.output / "features", *sizes, rank, count)
         if rank > 0:
             return
         encoded = time.perf_counter()
 
         reader = SettingsReader(model, partial(zeroshot_classifier, clip_model), rows.settings)
         images = Images(dataset.names, dataset.scenes, dataset.clusters, dataset.indices, dataset.clustered_by)
-        ladder = (
-            Ladder(model, protocol, folds_of(images.clusters), len(set(dataset.sizes)) <= 1) if args.controls else None
-        )
+        one_size = len(set(dataset.sizes)) <= 1
+        ladder = Ladder(model, protocol, folds_of(images.clusters), one_size) if args.controls else None
         scorer = Scorer(rows, reader, torch.tensor(orders), protocol, dataset, *([ladder.maps] if ladder else []))
         findings = score_rows(store, scorer, images, ladder)
         seconds = {"encode": round(encoded - start, 3), "score": round(time.perf_counter() - encoded, 3)}
 
-        caveats = notes.caveats(dataset.official, protocol, made["checkpoint_sha256"], model, dataset.seen)
-        rn50 = CHECKPOINTS["RN50"].matches(made["checkpoint_sha256"])
+        sha256 = made["checkpoint_sha256"]
+        caveats = notes.caveats(dataset.official, protocol, sha256, model, dataset.seen)
         report = Report(
             findings,
             rows,
@@ -248,20 +220,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             title=f"MonoCLIP on {dataset.title}",
             caption=notes.caption(dataset.title, caveats),
             official=dataset.official,
-            as_released=rn50 and read_alike(PAPER, reading) == PAPER,
+            as_released=CHECKPOINTS["RN50"].matches(sha256) and read_alike(PAPER, reading) == PAPER,
             warnings=caveats,
             own=list(own),
             groups={title: [setting.name for setting in group] for title, group in groups.items() if group},
             complete=complete,
+            assignments=len(orders),
         )
-        curve = report.findings.curve
         about = notes.identified(protocol) | {"data": dataset.title, "warnings": caveats}
         about |= {"seconds": seconds, "made_with": made}
-        about["certainty"] = {"most_certain_abs_rel": None if curve is None else curve.tolist()}
+        about["certainty"] = {"most_certain_abs_rel": None if findings.curve is None else findings.curve.tolist()}
         about["readings"] = {setting.name: asdict(setting.reading) for setting in rows.settings}
         found = tables.all_tables(report)
         with new_results(args.output, FILES) as folder:
-            write_report(report, found, folder, about)
+            write_text(folder / tables.ROWS_FILE, tables.as_csv(report.results, csv_text, protocol.name))
+            write_text(folder / MARKDOWN_FILE, tables.as_markdown(found, report.title, report.caption))
+            write_json(folder / tables.RESULTS_FILE, tables.as_json(report) | about)
             if args.figures:
                 text = reader.text_features(published.BIN_RESPONSE.words)
                 terminal.try_to_draw(lambda: draw(folder, report, store, text))

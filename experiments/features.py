@@ -18,7 +18,6 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,13 +42,9 @@ DAMAGE = (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedErro
 
 
 class FeatureStore:
-    """The features of a data set's images.
+    """The features of a data set's images, in a folder of `root`, of which the model computes what is missing.
 
-    Args:
-        root: the folder of all stores.
-        model: on its device; computes what is missing.
-        dataset: the images; DataError if one cannot be read.
-        depends_on: what the features depend on besides the image, its crop and the model's reading, as JSON holds it.
+    They depend on `depends_on`, as JSON holds it, besides the image, its crop and the model's reading.
     """
 
     def __init__(self, root: Path, model: MonoCLIP, dataset: DepthPairs, depends_on: Mapping[str, Any]) -> None:
@@ -65,46 +60,29 @@ class FeatureStore:
         if not (self.folder / DESCRIPTION).is_file():
             write_whole(self.folder / DESCRIPTION, lambda file: file.write(described))
         if (self.folder / DESCRIPTION).read_bytes() != described:
-            raise OSError(
-                0, "describes other features than its folder's name says; remove the folder", str(self.folder)
-            )
+            wrong = "describes other features than its folder's name says; remove the folder"
+            raise OSError(0, wrong, str(self.folder))
         self.paths = [self.folder / f"{dataset.image_sha256(item)}.npz" for item in range(len(dataset))]
 
-    def missing(self, items: Sequence[int]) -> list[int]:
-        """Those of the images that have no file; images with the same bytes have one file."""
-        first = {self.paths[item]: item for item in reversed(items)}
-        return sorted(item for path, item in first.items() if not path.is_file())
-
     def fill(self, items: Sequence[int], batch_size: int, workers: int, quiet: bool) -> None:
-        """Computes the features of those of the images that are not there, with progress on stderr unless `quiet`.
+        """Compute the features of those of the images that have no file, with progress on stderr unless `quiet`.
 
         Raises OSError: there is no room for them, or they cannot be written; DataError: an image is damaged.
         """
-        missing = self.missing(items)
-        self.check_space(missing)
+        first = {self.paths[item]: item for item in reversed(items)}  # images with the same bytes have one file
+        missing = sorted(item for path, item in first.items() if not path.is_file())
+        needed = sum(2 * self.model.clip_vis.patch_dim * (math.prod(self.grid(item)) + 1) * 4 for item in missing)
+        if (free := shutil.disk_usage(self.folder).free) < needed:
+            room = f"the features need {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
+            raise OSError(errno.ENOSPC, room, str(self.folder))
         silent = quiet or not missing
         with tqdm(total=len(missing), desc="encode", unit=" images", disable=silent, bar_format=PROGRESS) as bar:
             for count in self.encode(missing, batch_size, workers):
                 bar.update(count)
 
-    def check_space(self, missing: Sequence[int]) -> None:
-        """Raises OSError: the disk does not hold these images, too."""
-        visual, seen = self.model.clip_vis, self.dataset.seen
-        needed, patch = 0, visual.patch_size
-        for item in missing:
-            size = fitted_size(*seen, patch) if seen else working_size(*self.dataset.sizes[item][0], patch)
-            needed += 2 * visual.patch_dim * (math.prod(side // visual.patch_size for side in size) + 1) * 4
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            room = f"the features need {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
-            raise OSError(errno.ENOSPC, room, str(self.folder))
-
     @torch.inference_mode()
     def encode(self, items: Sequence[int], batch_size: int, workers: int = 1) -> Iterator[int]:
-        """Computes and keeps the features of some images, batch by batch; yields how many were done each time.
-
-        Raises DataError: an image is damaged; OSError: a file cannot be written.
-        """
+        """Compute and keep the features of some images; yield how many each batch has."""
         parts = self.dataset.parts(items, batch_size)
         for batch in self.dataset.batches(parts, self.dataset.prepared_by(self.model), workers):
             trunk = self.model.trunk(batch.image.to(self.model.bin_list.device))
@@ -116,6 +94,12 @@ class FeatureStore:
     def key(self, item: int) -> str:
         """What a file is of: the folder's hash and the image's."""
         return f"{self.folder.name}/{self.paths[item].stem}"
+
+    def grid(self, item: int) -> tuple[int, ...]:
+        """Patches (h, w) of an image."""
+        patch, seen = self.model.clip_vis.patch_size, self.dataset.seen
+        size = fitted_size(*seen, patch) if seen else working_size(*self.dataset.sizes[item][0], patch)
+        return tuple(side // patch for side in size)
 
     def get(self, item: int) -> Trunk:
         """The trunk of an image and its mirror, patches (2, C, h, w), on the CPU; computed if need be."""
@@ -136,31 +120,33 @@ class FeatureStore:
                 *arrays, key = (np.load(io.BytesIO(content), allow_pickle=False) for content in contents)
                 if str(key) != self.key(item) or any(array.dtype != np.float32 for array in arrays):
                     raise ValueError("it is of another image or store")
-                if arrays[0].shape[:2] != (2, self.model.clip_vis.patch_dim) or arrays[1].shape != arrays[0].shape[:2]:
-                    raise ValueError(f"shapes {arrays[0].shape} and {arrays[1].shape}")
+                expected = (2, self.model.clip_vis.patch_dim, *self.grid(item))
+                if [array.shape for array in arrays] != [expected, expected[:2]] or not all(a.any() for a in arrays):
+                    raise ValueError(f"patches of shape {arrays[0].shape}, expected {expected}, or all 0")
                 return Trunk(*map(torch.from_numpy, arrays))
         except DAMAGE as error:
             print(f"{path}: damaged ({error}); computed again", file=sys.stderr)
         return None
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """Step 1 as one process, `rank` of `count`, does it: every count-th image is its own."""
+def fill_store(
+    model: MonoCLIP,
+    dataset: DepthPairs,
+    made_with: Mapping[str, Any],
+    root: Path,
+    batch_size: int,
+    workers: int,
+    rank: int,
+    count: int,
+) -> FeatureStore:
+    """Step 1 as process `rank` of `count` does it, whose own is every count-th image: the store that all have filled.
 
-    root: Path  # the folder of all stores
-    batch_size: int
-    workers: int
-    rank: int = 0
-    count: int = 1
-
-    def fill_store(self, model: MonoCLIP, dataset: DepthPairs, made_with: Mapping[str, Any]) -> FeatureStore:
-        """The store of a model's features, once all processes have put theirs there.
-
-        Raises OSError and DataError as `FeatureStore.fill`.
-        """
-        store = FeatureStore(self.root, model, dataset, {key: made_with[key] for key in STORED_WITH})
-        store.fill(range(self.rank, len(dataset), self.count), self.batch_size, self.workers, self.rank > 0)
-        if self.count > 1:
-            distributed.barrier()
-        return store
+    Raises OSError and DataError as `FeatureStore.fill`.
+    """
+    store = FeatureStore(root, model, dataset, {key: made_with[key] for key in STORED_WITH})
+    store.fill(range(rank, len(dataset), count), batch_size, workers, rank > 0)
+    if count > 1:
+        distributed.barrier()
+    if model.bin_list.device.type == "mps":
+        model.to("cpu")  # scoring sums in float64, which MPS lacks
+    return store

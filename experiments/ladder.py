@@ -27,8 +27,8 @@ from experiments.published import ANSWERS_AT, CEILING, FITTED, PROBE, TRUTH_AT, 
 from experiments.score import Truth
 from monoclip import MonoCLIP, depth_of, mirror_average
 
-RIDGE = 0.1  # of the probe
 LEAST_FITTED = 0.1  # [m]
+LEAST_RANK = 1e-9  # of squared singular values: below it are differences that fp32 makes of equal weights
 
 
 class Fit:
@@ -39,60 +39,52 @@ class Fit:
 
     def __init__(self, folds: int, ridge: float = 0.0, free: int = 0) -> None:
         self.ridge, self.free = ridge, free
-        self.squares: list[Tensor | None] = [None] * folds  # x'x, x'y of each fold: (C, C + 1)
+        self.sums: list[Tensor | None] = [None] * folds
 
     def add(self, fold: int, x: Tensor, y: Tensor) -> None:
-        """Add rows (P, C) and their values (P,), of an image without a measured patch none."""
-        if not len(x):
-            return  # else its sums of 0 would pass for something to fit on
-        x, y = x.double(), y.double()
-        total, more = self.squares[fold], x.T @ torch.cat([x, y[:, None]], dim=1)
-        self.squares[fold] = more if total is None else total.add_(more)
+        """Add rows (P, C) and their values (P,)."""
+        if len(x):  # else sums of 0 would pass for something to fit on
+            self.sum_up(fold, x.double().T @ torch.cat([x, y[:, None]], dim=1).double())
 
-    def solve(self) -> list[Tensor | None]:
-        """The solution (C,) for each fold; None where no other fold has rows."""
-        return [self.solution([s for i, s in enumerate(self.squares) if i != f]) for f in range(len(self.squares))]
-
-    def solution(self, squares: Sequence[Tensor | None]) -> Tensor | None:
-        """The solution (C,) of the sums of some folds."""
-        known = [square for square in squares if square is not None]
-        if not known:
-            return None
-        total = torch.stack(known).sum(dim=0)
-        matrix, values = total[:, :-1].clone(), total[:, -1]
-        held = len(matrix) - self.free
-        matrix.diagonal()[:held] += self.ridge
-        return torch.linalg.solve(matrix, values) if self.ridge else torch.linalg.pinv(matrix, hermitian=True) @ values
-
-
-class Mean:
-    """Mean of maps of one size over the images of all other folds; weighted, it is over what has weight."""
-
-    def __init__(self, folds: int) -> None:
-        self.sums: list[Tensor | None] = [None] * folds  # of values and of weights, (2, H, W) float64
-
-    def add(self, fold: int, values: Tensor, weights: Tensor) -> None:
-        """Add a map (H, W) with weights (H, W)."""
-        more, total = torch.stack([values.double() * weights, weights.double()]), self.sums[fold]
+    def sum_up(self, fold: int, more: Tensor) -> None:
+        """Add to a fold's sum."""
+        total = self.sums[fold]
         self.sums[fold] = more if total is None else total.add_(more)
 
     def solve(self) -> list[Tensor | None]:
-        """The mean (H, W) for each fold; the mean of all where nothing has weight; None where no other fold has any."""
-        found: list[Tensor | None] = []
-        for fold in range(len(self.sums)):
-            known = [sums for other, sums in enumerate(self.sums) if other != fold and sums is not None]
-            total, count = torch.stack(known).sum(dim=0) if known else torch.zeros(2, 1, 1)
-            everywhere = total.sum() / count.sum()
-            found.append(torch.where(count > 0, total / count.clamp(min=1), everywhere) if count.any() else None)
-        return found
+        """The solution for each fold; None where no other fold has any rows."""
+        known = [{i: s for i, s in enumerate(self.sums) if i != f and s is not None} for f in range(len(self.sums))]
+        return [self.solution(torch.stack(list(each.values())).sum(dim=0)) if each else None for each in known]
+
+    def solution(self, total: Tensor) -> Tensor | None:
+        """The solution (C,) of sums (C, C + 1) of x'x and x'y."""
+        matrix, values = total[:, :-1].clone(), total[:, -1]
+        matrix.diagonal()[: len(matrix) - self.free] += self.ridge
+        return (
+            torch.linalg.solve(matrix, values)
+            if self.ridge
+            else torch.linalg.pinv(matrix, rtol=LEAST_RANK, hermitian=True) @ values
+        )
+
+
+class Mean(Fit):
+    """Mean of maps (H, W) of one size over the images of all other folds; weighted, it is over what has weight."""
+
+    def add(self, fold: int, values: Tensor, weights: Tensor) -> None:
+        """Add a map with weights."""
+        self.sum_up(fold, torch.stack([values.double() * weights, weights.double()]))
+
+    def solution(self, total: Tensor) -> Tensor | None:
+        """The mean; the mean of all where nothing has weight; None if nothing has any."""
+        values, count = total
+        return torch.where(count > 0, values / count.clamp(min=1), values.sum() / count.sum()) if count.any() else None
 
 
 class Probe:
     """The linear probe of a read-out's features."""
 
     def __init__(self, model: MonoCLIP, readout: str, folds: int) -> None:
-        self.model, self.readout, self.fit = model, readout, Fit(folds, RIDGE, free=1)
-        self.solved: list[Tensor | None] = []
+        self.model, self.readout, self.fit = model, readout, Fit(folds, ridge=0.1, free=1)
 
     def features(self, trunk: Trunk) -> Tensor:
         """g with a 1 at its end, (D + 1, h, w), of an image."""
@@ -116,14 +108,7 @@ class Probe:
 
 
 class Ladder:
-    """The rungs that need more than one image.
-
-    Args:
-        model: this run's.
-        protocol: of the data set.
-        folds: of each image, from 0 up.
-        one_size: whether what the method sees of all images has one size; else nothing depends on position.
-    """
+    """The rungs that need more than one image; `one_size`: of all images, else nothing depends on position."""
 
     def __init__(self, model: MonoCLIP, protocol: Protocol, folds: Sequence[int], one_size: bool) -> None:
         self.model, self.protocol, self.folds = model, protocol, folds
@@ -131,17 +116,20 @@ class Ladder:
         self.probe, self.words = Probe(model, "", count), Fit(count)
         self.positions = {ANSWERS_AT: Mean(count), TRUTH_AT: Mean(count)} if one_size else {}
         self.solved: dict[str, list[Tensor | None]] = {}
+        self.measured = False  # whether any patch is
         self.missing: list[str] = []  # why rungs are left out, a sentence each
 
     @torch.inference_mode()
     def fit(self, trunk_of: Callable[[int], Trunk], truth_of: Callable[[int, Trunk], Truth]) -> None:
-        """Sum up what the images of each fold say, and solve for each fold's others: one pass over the features."""
+        """Sum up what the images of each fold say, and solve for each fold's others."""
         if max(self.folds) == 0:
             self.missing.append("There is one cluster, so nothing is fitted: there are no other images to fit on.")
-            return
         for item, fold in enumerate(self.folds):
             trunk = trunk_of(item)
             truth, weights = truth_of(item, trunk), self.model.weights(trunk)  # (1, K, h, w)
+            self.measured |= len(truth.patches) > 0
+            if max(self.folds) == 0 or not weights.isfinite().all():  # whose image will be named when it is scored
+                continue
             p = weights[0].flatten(1)[:, truth.patches].T.double()  # (P, K)
             self.words.add(fold, p / truth.patch_depth[:, None], torch.ones_like(truth.patch_depth))
             self.probe.add(fold, trunk, truth)
@@ -151,6 +139,10 @@ class Ladder:
                 pixels = torch.zeros_like(truth.counts, dtype=torch.float32)
                 pixels[truth.counts] = truth.depth
                 self.positions[TRUTH_AT].add(fold, pixels, truth.counts)
+        if not self.measured:
+            self.missing.append("No patch is measured, so there is no ceiling.")
+        if max(self.folds) == 0:
+            return
         self.probe.solve()
         self.solved = {FITTED: self.words.solve()} | {row: mean.solve() for row, mean in self.positions.items()}
         if any(one is None for one in self.solved[FITTED]):
@@ -158,7 +150,7 @@ class Ladder:
         if not self.positions:
             self.missing.append("Images have several sizes, so nothing depends on position.")
 
-    def maps(self, item: int, trunk: Trunk, truth: Truth, _: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def maps(self, item: int, trunk: Trunk, truth: Truth) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Depth of one image by rung: of patches, (h, w), and of pixels, (H, W) [m]."""
         fold, bins, cap = self.folds[item], self.model.bin_list, self.protocol.cap
         solved = {row: each[fold] for row, each in self.solved.items() if all(one is not None for one in each)}
@@ -166,9 +158,12 @@ class Ladder:
             solved[FITTED] = torch.einsum("k,khw->hw", solved[FITTED], self.model.weights(trunk)[0].double())
             solved[PROBE] = self.probe.depth(fold, trunk, cap)
         found = {row: depth.clamp(LEAST_FITTED, cap) for row, depth in solved.items() if depth is not None}
-        ceiling = truth.patch_depth.mean() if len(truth.patches) else truth.depth.double().mean()
-        ceiling = ceiling.repeat(trunk.patches.shape[2:].numel())
+        pixels = {TRUTH_AT: found.pop(TRUTH_AT)} if TRUTH_AT in found else {}
+        if not self.measured:
+            return found, pixels
+        grid, elsewhere = trunk.patches.shape[2:], truth.patch_depth if len(truth.patches) else truth.depth.double()
+        ceiling = elsewhere.mean().repeat(grid.numel())
         ceiling[truth.patches] = truth.patch_depth
-        found[CEILING] = ceiling.view(trunk.patches.shape[2:])
+        found[CEILING] = ceiling.view(grid)
         found[WITHIN] = found[CEILING].clamp(bins.min(), bins.max())
-        return found, {TRUTH_AT: found.pop(TRUTH_AT)} if TRUTH_AT in found else {}
+        return found, pixels

@@ -1,4 +1,4 @@
-"""Step 3 of the experiments, as drawings: the paper's semantic bin response, and a chart of all rows.
+"""Step 3 of the experiments, as drawings: the question, the ladder, certainty, read-outs, the paper's bin response.
 
 Imported only by a run that draws: matplotlib takes a second.
 """
@@ -12,18 +12,13 @@ from matplotlib.patches import Rectangle
 
 from datasets import printable
 from experiments.published import BIN_RESPONSE, BIN_RESPONSE_DEPTHS, RUNGS, THIS_RUN
-from experiments.statistics import HIGHER, PRIMARY, Case, Contrast, Findings, Interval, Results
+from experiments.statistics import HIGHER, PRIMARY, Case, Contrast, Findings, Results
 from viewer.strip import Example, new_figure, save_figure
-
-FINE = 100  # images, from which on bars touch each other
-LONGEST = 60  # letters of a name in a drawing
-NEAR, FAR = 0.15, 0.85  # quantiles of the patches' true depth at which the bin response takes its two patches
 
 
 def draw_response(path: Path, example: Example, weights: np.ndarray, caption: str) -> None:
     """The softmax weights (K, h, w) of the words of `BIN_RESPONSE`, without the mirror, at a near and a far patch."""
-    words, bins = BIN_RESPONSE.depth_classes, np.array(BIN_RESPONSE.bin_list)
-    grid = weights.shape[1:]
+    words, bins, grid = BIN_RESPONSE.depth_classes, np.array(BIN_RESPONSE.bin_list), weights.shape[1:]
     height, width = (side / n for side, n in zip(example.truth.shape, grid, strict=True))  # of a patch, px
     figure = new_figure(14, 4.6)
     axes = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
@@ -47,35 +42,23 @@ def draw_response(path: Path, example: Example, weights: np.ndarray, caption: st
     save_figure(figure, path, caption)
 
 
-def draw_question(
-    path: Path,
-    contrasts: Sequence[Contrast],
-    findings: Findings,
-    caption: str,
-) -> None:
+def draw_question(path: Path, contrasts: Sequence[Contrast], findings: Findings, caption: str) -> None:
     """The primary contrasts, image by image; all assignments of bins to words; true and predicted depth of patches."""
-    permuted, results = findings.permuted, findings.results
-    figure = new_figure(12, 6.4)
-    columns = ["differences", "assignments", "patches"] if permuted is not None else ["differences", "patches"]
-    names = [
-        [f"{column} {row}" if column != "patches" else column for column in columns] for row in range(len(PRIMARY))
-    ]
-    axes: dict[str, Axes] = figure.subplot_mosaic(
-        names,  # type: ignore[arg-type]
-        width_ratios=[1.2] * (len(columns) - 1) + [1.3],
-    )
+    permuted, figure = findings.permuted, new_figure(12, 6.4)
+    columns = ["differences", *(["assignments"] if permuted is not None else [])]
+    names = [[*(f"{column} {row}" for column in columns), "patches"] for row in range(len(PRIMARY))]
+    ratios = [1.2] * len(columns) + [1.3]
+    axes: dict[str, Axes] = figure.subplot_mosaic(names, width_ratios=ratios)  # type: ignore[arg-type]
     for row, contrast in enumerate(contrasts):
         axis = axes[f"differences {row}"]
-        differences = np.sort(results.paired(contrast.row, contrast.minus, contrast.metric))
+        differences = np.sort(findings.results.paired(contrast.row, contrast.minus, contrast.metric))
         better = "above" if contrast.metric in HIGHER else "below"
-        axis.bar(range(len(differences)), differences, width=0.8 if len(differences) < FINE else 1, color="tab:blue")
+        axis.bar(range(len(differences)), differences, width=0.8 if len(differences) < 100 else 1, color="tab:blue")
         axis.axhline(0, color="black", linewidth=1)
         axis.axhline(differences.mean(), color="tab:orange", linewidth=2)
-        interval = "no interval"
         if contrast.interval_95:
             axis.axhspan(*contrast.interval_95, color="tab:orange", alpha=0.25, linewidth=0)
-            interval = "95 % [{:+.3f}, {:+.3f}]".format(*contrast.interval_95)
-        axis.set_title(f"{contrast.metric}: {contrast.difference:+.3f}, {interval}", fontsize=11)
+        axis.set_title(f"{contrast.metric}: {contrast.difference:+.3f}, {interval_text(contrast)}", fontsize=11)
         axis.set(xticks=[], xlabel=f"images, sorted; {better} 0 is better", ylabel="minus uniform weights")
         if permuted is not None:
             axis, own = axes[f"assignments {row}"], permuted[0, row]
@@ -83,8 +66,8 @@ def draw_question(
             axis.axvline(own, color="tab:orange", linewidth=2)
             axis.set_title(f"this run over patches {own:.3f}, p = {contrast.p:.4f}", fontsize=10)
             axis.set(xlabel=f"{contrast.metric}, over patches", ylabel=f"of {len(permuted) - 1:,} assignments")
-    predicted, true = patches = findings.patches
-    axis, span = axes["patches"], (0.0, float(np.ceil(patches.max(initial=1))))
+    predicted, true = findings.patches
+    axis, span = axes["patches"], (0.0, float(np.ceil(findings.patches.max(initial=1))))
     counts = axis.hist2d(true, predicted, bins=60, range=[span, span], cmap="viridis", cmin=1)[3]
     axis.plot(span, span, color="tab:red", linestyle="--", linewidth=1)
     axis.set(aspect="equal", xlabel="true depth of a patch [m]", ylabel="predicted depth [m]")
@@ -105,11 +88,15 @@ def draw_certainty(path: Path, curve: np.ndarray, gain: Contrast, caption: str) 
     axis.set(xlabel="share of each image's patches [%]", ylabel="mean abs_rel, lower is better", xlim=(0, 100))
     axis.set_ylim(bottom=0)
     axis.legend()
-    between = ", 95 % [{:+.3f}, {:+.3f}]".format(*gain.interval_95) if gain.interval_95 else ", no interval"
-    title = "Does CLIP know when it is wrong? sigma: how far apart the depths of its answers lie"
-    title += f"\naurg, the area to a random order: {gain.difference:+.3f}{between}; above 0, certain ones are better"
+    title = "Does CLIP know when it is wrong? sigma: how far apart the depths of its answers lie\naurg, the area to a "
+    title += f"random order: {gain.difference:+.3f}, {interval_text(gain)}; above 0, certain ones are better"
     figure.suptitle(title, fontsize=9)
     save_figure(figure, path, caption)
+
+
+def interval_text(contrast: Contrast) -> str:
+    """A contrast's interval in a title."""
+    return "95 % [{:+.3f}, {:+.3f}]".format(*contrast.interval_95) if contrast.interval_95 else "no interval"
 
 
 def draw_readouts(path: Path, cases: Mapping[Case, Sequence[Contrast]], caption: str) -> None:
@@ -122,15 +109,12 @@ def draw_readouts(path: Path, cases: Mapping[Case, Sequence[Contrast]], caption:
     for readout, members in groups.items():
         labels.append(readout)
         for case, contrast in members:
-            colour, y = (
-                "tab:orange" if case.released else "tab:gray" if case.temperature is None else "tab:blue",
-                len(labels),
-            )
+            y, how = len(labels), "linear probe" if case.temperature is None else f"{case.temperature:g}"
+            colour = "tab:orange" if case.released else "tab:gray" if case.temperature is None else "tab:blue"
             if contrast.interval_95:
                 axis.hlines(y, *contrast.interval_95, color=colour, linewidth=1.5)
             axis.plot(contrast.difference or 0.0, y, "D" if case.released else "o", color=colour, markersize=5)
-            how = "linear probe" if case.temperature is None else f"{case.temperature:g}"
-            labels.append(f"{case.backbone[:LONGEST]}, {case.statistics}, {how}" + " (released)" * case.released)
+            labels.append(f"{case.backbone[:60]}, {case.statistics}, {how}" + " (released)" * case.released)
         labels.append("")
     axis.axvline(0, color="tab:red", linestyle="--", linewidth=1)
     axis.set_yticks(range(len(labels)), map(printable, labels), fontsize=8, parse_math=False)
@@ -146,10 +130,7 @@ def draw_readouts(path: Path, cases: Mapping[Case, Sequence[Contrast]], caption:
 
 
 def near_and_far(truth: np.ndarray, grid: Sequence[int]) -> list[tuple[int, int, float]]:
-    """Row, column and mean true depth [m] of a near and a far patch, of those that are measured by half or more.
-
-    truth: (H, W) [m], 0 = no measurement; grid: (h, w) patches.
-    """
+    """Row, column and mean of a near and a far one of h x w patches, half of which is measured, of truth (H, W) [m]."""
     h, w = grid
     rows, columns = (np.arange(side) * n // side for side, n in zip(truth.shape, grid, strict=True))
     places = (rows[:, None] * w + columns).ravel()  # of each pixel, its patch
@@ -159,22 +140,23 @@ def near_and_far(truth: np.ndarray, grid: Sequence[int]) -> list[tuple[int, int,
         return []
     depth = np.bincount(places, truth.ravel(), h * w)[usable] / measured[usable]
     order = depth.argsort()
-    chosen = dict.fromkeys(int(order[round(quantile * (len(order) - 1))]) for quantile in (NEAR, FAR))
+    chosen = dict.fromkeys(int(order[round(quantile * (len(order) - 1))]) for quantile in (0.15, 0.85))
     return [(*divmod(int(usable[i]), w), float(depth[i])) for i in chosen]
 
 
 def draw_ladder(path: Path, results: Results, caption: str, published: Mapping[str, float] | None = None) -> None:
-    """The rungs of the ladder as bars of delta1 and abs_rel with 95 % intervals, this run in orange.
-
-    A dashed line is the `published` row, where the data allow it.
-    """
+    """The rungs as bars of delta1 and abs_rel with intervals, this run in orange; a dashed line is `published`."""
     rungs = {row: results.intervals(row)[0] for row in RUNGS if row in results.metrics}
     figure = new_figure(8, 1.3 + 0.36 * len(rungs))
     axes = figure.subplots(1, len(PRIMARY), sharey=True)
     for axis, metric in zip(axes, PRIMARY, strict=True):
         for y, row in enumerate(rungs):
-            colour = "tab:orange" if row == THIS_RUN else "tab:blue"
-            draw_bar(axis, y, results.mean(row)[metric], rungs[row][metric], colour)
+            mean, interval = results.mean(row)[metric] or 0.0, rungs[row][metric]
+            axis.barh(y, mean, color="tab:orange" if row == THIS_RUN else "tab:blue", height=0.7, alpha=0.85)
+            axis.text(max(mean, interval[1] if interval else 0), y, f"  {mean:.3f}", va="center", fontsize=9)
+            if interval and interval[0] < interval[1]:
+                axis.hlines(y, *interval, color="black", linewidth=1)
+                axis.vlines(interval, y - 0.2, y + 0.2, color="black", linewidth=1)
         if published:
             axis.axvline(published[metric], color="black", linestyle="--", linewidth=1)
         axis.set_title(f"{metric}, {'higher' if metric in HIGHER else 'lower'} is better", fontsize=10)
@@ -185,14 +167,3 @@ def draw_ladder(path: Path, results: Results, caption: str, published: Mapping[s
     line = "; dashed: published" if published else ""
     figure.suptitle(f"How far does language get? Orange: this run; whiskers: 95 % intervals{line}", fontsize=10)
     save_figure(figure, path, caption)
-
-
-def draw_bar(axis: Axes, y: int, mean: float | None, interval: Interval, colour: str) -> None:
-    """One horizontal bar with its value, and with whiskers where there is an interval."""
-    if mean is None:
-        return
-    axis.barh(y, mean, color=colour, height=0.7, alpha=0.85)
-    axis.text(max(mean, interval[1] if interval else 0), y, f"  {mean:.3f}", va="center", fontsize=9)
-    if interval and interval[0] < interval[1]:
-        axis.hlines(y, *interval, color="black", linewidth=1)
-        axis.vlines(interval, y - 0.2, y + 0.2, color="black", linewidth=1)

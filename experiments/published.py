@@ -30,30 +30,24 @@ RUNGS = (UNIFORM, BEST, ANSWERS_AT, TRUTH_AT, THIS_RUN, FITTED, PROBE, WITHIN, C
 TABLE_1 = "Table 1: methods"
 PROMPTS = "Prompt ablation (original bins)"
 BINS = "Depth-bin ablation (original prompts)"
-SCENES = ("bathroom", "classroom")  # that the bin ablation is repeated on
 # The paper has no row on KITTI, and its bins for KITTI are published nowhere; these are zero-shot rows of later papers.
 # MfH, table 1, does not say whose bins and protocol. Auty and Mikolajczyk, ICCV-W 2023, table 3, untrained: ground
 # truth cropped to the window first, as AdaBins does. Their "RMSE log" is no root, and left out.
 KITTI_ROWS = "KITTI, Eigen test split: zero-shot rows of other papers"
-NOT_SAID, AS_ADABINS = "KITTI, protocol not said", "KITTI, AdaBins"
-LOWER_BOUND = "Lower Bound"
-MEAN_IMAGE = "mean training depth image"
 
 
 def table(lines: Mapping[str, Mapping[str, Any]]) -> str:
     """Metrics by the name of their line, in the paper's columns."""
     width = max(29, *(len(name) + 2 for name in lines))
-
-    def shown(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
-
     text = [" " * width + "".join(f"{column:>9}" for column in COLUMNS)]
-    text += [f"{name:<{width}}" + "".join(f"{shown(line[c]):>9}" for c in COLUMNS) for name, line in lines.items()]
+    for name, line in lines.items():
+        cells = ["-" if line[column] is None else f"{line[column]:.3f}" for column in COLUMNS]
+        text.append(f"{name:<{width}}" + "".join(f"{cell:>9}" for cell in cells))
     return "\n".join(text)
 
 
 def named_by(name: str, label: str) -> str:
-    """A row's name with its protocol's label in brackets, if it has one."""
+    """A row's name with its protocol's label, if any, in brackets."""
     return f"{name} ({label})" if label else name
 
 
@@ -69,10 +63,10 @@ class Published:
     table: str  # that it stands in
     name: str  # as the table calls it
     metrics: tuple[float | None, ...]  # in the order of `COLUMNS`, None where none is published
-    reading: Reading | None = None  # what makes the row here; None for other methods and random depth
-    scene: str | None = None  # the images of one scene only
-    note: str = ""  # supervision, or where the row comes from
-    protocol: str = "NYU"  # the name of its `Protocol`, or `NOT_SAID`
+    reading: Reading | None  # what makes the row here; None for other methods and random depth
+    scene: str | None  # the images of one scene only
+    note: str  # supervision, or where the row comes from
+    protocol: str  # the name of its `Protocol`, or that it is not said
 
     @property
     def by_protocol(self) -> str:
@@ -84,27 +78,20 @@ class Published:
         return dict(zip(COLUMNS, self.metrics, strict=True))
 
 
-def _words(text: str) -> Reading:
-    return replace(PAPER, depth_classes=tuple(text.split(", ")))
-
-
-def _metres(*bins: float) -> Reading:
-    return replace(PAPER, bin_list=bins)
-
-
-PROMPT_SETS = {
-    "original": PAPER,
-    "prompt 1": _words("extremely close, close, middle, a little far, far, quite far, unseen"),
-    "prompt 2": _words("extremely close, very close, close, a little close, a little far, far, unseen"),
-    "prompt 3": _words("giant, close, a little close, not in distance, a bit remote, far, unseen"),
+PROMPTS_BY_NAME = {
+    "prompt 1": "extremely close, close, middle, a little far, far, quite far, unseen",
+    "prompt 2": "extremely close, very close, close, a little close, a little far, far, unseen",
+    "prompt 3": "giant, close, a little close, not in distance, a bit remote, far, unseen",
 }
-BIN_SETS = {
-    "original": PAPER,
-    "class-dependent 1": _metres(1.00, 2.00, 2.25, 2.50, 2.75, 3.00, 4.00),
-    "class-dependent 2": _metres(1.00, 1.50, 2.00, 2.50, 3.00, 3.50, 4.00),
-    "class-dependent 3": _metres(1.00, 1.25, 1.50, 1.75, 2.00, 2.25, 2.50),
-    "class-dependent 4": _metres(2.00, 2.50, 3.00, 3.25, 3.50, 3.75, 4.00),
+BINS_BY_NAME = {
+    "class-dependent 1": (1.00, 2.00, 2.25, 2.50, 2.75, 3.00, 4.00),
+    "class-dependent 2": (1.00, 1.50, 2.00, 2.50, 3.00, 3.50, 4.00),
+    "class-dependent 3": (1.00, 1.25, 1.50, 1.75, 2.00, 2.25, 2.50),
+    "class-dependent 4": (2.00, 2.50, 3.00, 3.25, 3.50, 3.75, 4.00),
 }
+PROMPT_SETS = {"original": PAPER}
+PROMPT_SETS |= {k: replace(PAPER, depth_classes=tuple(words.split(", "))) for k, words in PROMPTS_BY_NAME.items()}
+BIN_SETS = {"original": PAPER} | {name: replace(PAPER, bin_list=bins) for name, bins in BINS_BY_NAME.items()}
 READINGS = PROMPT_SETS | BIN_SETS | {"auty": AUTY}
 # Outdoors: published words and bins, and ours.
 OUTDOORS = {"Auty's words and bins": AUTY, "the paper's words, bins in log depth (ours)": LOG_BINS}

@@ -34,7 +34,7 @@ from clip.model import CLIP, Trunk
 from datasets import csv_text
 from datasets.readings import IMAGE_STATISTICS, with_statistics
 from download import new_results, write_json, write_text
-from experiments.features import Encoder, FeatureStore
+from experiments.features import FeatureStore, fill_store
 from experiments.ladder import Probe
 from experiments.published import UNIFORM
 from experiments.score import Rows, Scorer, Setting, SettingsReader, mean_permuted
@@ -44,23 +44,30 @@ from experiments.tables import EXPLORATORY, Line, Table, as_csv, as_markdown, as
 from monoclip import PAPER, MonoCLIP, Reading, zeroshot_classifier
 from viewer import notes, terminal
 
-TEMPERATURES = (PAPER.temperature, 10 * PAPER.temperature)  # the second is CLIP's own softmax, 100 times the cosine
 FILES = {kind: f"readouts.{kind}" for kind in ("csv", "md", "png", "json")}
-TITLE = "Read-outs and backbones"
-BESIDE = ("less uniform", "95 %")
-COLUMNS = ("delta1", *BESIDE, "abs_rel", *BESIDE, "spearman", "aurg", "p delta1", "p abs_rel")
+COLUMNS = (
+    "delta1",
+    "less uniform",
+    "95 %",
+    "abs_rel",
+    "less uniform",
+    "95 %",
+    "spearman",
+    "aurg",
+    "p delta1",
+    "p abs_rel",
+)
 MEANING = (
     "The same words and bins by each read-out, at temperatures .1 (cosine times 1000) and 1 (times 100), with image "
     "statistics of ImageNet and of CLIP (docs/readouts.md). less uniform: minus uniform weights over the same bins, by "
     "image. linear probe: the read-out's features, fitted to depth on other clusters: what they hold without words. "
     "spearman (rank correlation), aurg (what certainty knows of error) and p are over patches, whose size differs."
 )
-RELEASED = "released setting"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = options.new_parser("Every read-out of every CLIP, in one table.", "python -m experiments.readouts")
+    parser = terminal.new_parser("Every read-out of every CLIP, in one table.", "python -m experiments.readouts")
     options.add_data_arguments(parser)
     options.add_model_arguments(parser, several=True)
     options.add_word_arguments(parser)
@@ -69,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def activation_by_checkpoint(clip_paths: Sequence[str], activations: Sequence[str]) -> dict[str, str]:
-    """The activation of each checkpoint. Raises UsageError: names or numbers do not fit."""
+    """The activation of each checkpoint. Raises UsageError."""
     if len(set(map(short_name, clip_paths))) < len(clip_paths):
         raise options.UsageError("--clip_path: two checkpoints have one name; give each its own")
     if len(activations) not in (1, len(clip_paths)):
@@ -82,29 +89,18 @@ def short_name(clip_path: str) -> str:
     return clip_path if clip_path in clip.available_models() else Path(clip_path).name
 
 
-def cases_of(
-    backbone: str, clip_model: CLIP, statistics: str, reading: Reading, rn50: bool = False
-) -> dict[Case, Reading]:
-    """Every read-out of a backbone at every temperature, as readings with the words and bins of `reading`.
-
-    The release's is one of them if the weights are those of OpenAI's RN50.
-    """
+def cases_of(name: str, clip_model: CLIP, statistics: str, reading: Reading, rn50: bool = False) -> dict[Case, Reading]:
+    """Every read-out of a backbone at every temperature; the release's is one of them if it is OpenAI's RN50."""
     found = {}
     for readout in readouts_of(clip_model.visual):
-        for temperature in TEMPERATURES:
+        for temperature in (PAPER.temperature, 10 * PAPER.temperature):  # the second is CLIP's own softmax
             own = replace(reading, readout=readout, temperature=temperature)
-            found[Case(backbone, statistics, readout, temperature, rn50 and own == PAPER)] = own
+            found[Case(name, statistics, readout, temperature, rn50 and own == PAPER)] = own
     return found
 
 
 class Comparison:
-    """The rows of all cases, added store by store.
-
-    Args:
-        images: that are compared over.
-        reading: its words and bins are those of all cases.
-        protocol: of the data set.
-    """
+    """The rows of all cases, added store by store; the words and bins of `reading` are those of all."""
 
     def __init__(self, images: Images, reading: Reading, protocol: Protocol) -> None:
         self.images, self.protocol, self.folds = images, protocol, folds_of(images.clusters)
@@ -114,10 +110,7 @@ class Comparison:
 
     @torch.inference_mode()
     def add(self, clip_model: CLIP, store: FeatureStore, cases: Mapping[Case, Reading]) -> None:
-        """Score the cases that are read out of a store, a linear probe of each read-out, and uniform weights.
-
-        Raises UnscorableError and DataError as `Scorer.score_images`.
-        """
+        """Score the cases that are read out of a store, a linear probe of each read-out, and uniform weights."""
         settings = tuple(Setting(case.name, reading) for case, reading in cases.items())
         reader = SettingsReader(store.model, partial(zeroshot_classifier, clip_model), settings, asked=len(settings))
         probes = {
@@ -139,8 +132,7 @@ class Comparison:
         for probe in probes.values():
             probe.solve()
         done = scorer.score_images(store.get)
-        for errors, image in zip(self.errors, done, strict=True):
-            errors |= image.errors
+        self.errors = [errors | image.errors for errors, image in zip(self.errors, done, strict=True)]
         self.permuted |= {case: mean_permuted(done, place) for place, case in enumerate(cases)}
         self.permuted |= {case: None for case in probes if case.name in done[0].errors}
 
@@ -150,34 +142,36 @@ class Comparison:
 
     def contrasts(self, results: Results) -> dict[Case, list[Contrast]]:
         """Each case minus uniform weights, in each of `PRIMARY`, with its p if there are other assignments."""
-        found = {}
+        found: dict[Case, list[Contrast]] = {}
         for case, means in self.permuted.items():
-            ps = [
-                None if means is None else p_value(means[0, place], means[1:, place], metric in HIGHER)
-                for place, metric in enumerate(PRIMARY)
-            ]
-            found[case] = [results.contrast(case.name, UNIFORM, *pair) for pair in zip(PRIMARY, ps, strict=True)]
+            found[case] = []
+            for i, metric in enumerate(PRIMARY):
+                p = None if means is None else p_value(means[0, i], means[1:, i], metric in HIGHER)
+                found[case].append(results.contrast(case.name, UNIFORM, metric, p))
         return found
 
     def p_note(self) -> str:
         """What p is."""
         which = f"{'all' if self.complete else 'the random'} n = {len(self.bins) - 1:,} other assignments"
+        count = sum(means is not None for means in self.permuted.values())
         note = (
-            f"p: (1 + k) / (1 + n), k of {which} of the bins to the words are as good; of {len(self.permuted)} rows, "
+            f"p: (1 + k) / (1 + n), k of {which} of the bins to the words are as good; of {count} rows, some are good"
         )
-        return f"{note}some are good by chance."
+        probes = any(case.temperature is None for case in self.permuted)
+        lacking = "" if probes else " No linear probe: there are no other clusters with measured patches to fit on."
+        return f"{note} by chance.{lacking}"
 
 
 def readout_table(cases: Mapping[Case, Sequence[Contrast]], results: Results, p_note: str) -> Table:
     """A line for each case, with its differences to uniform weights in each of `PRIMARY`, and for these."""
-    table = Table(TITLE, f"{MEANING} {results.interval_note} {p_note} {EXPLORATORY}", COLUMNS)
+    table = Table("Read-outs and backbones", f"{MEANING} {results.interval_note} {p_note} {EXPLORATORY}", COLUMNS)
     for case, contrasts in cases.items():
         mean, cells = results.mean(case.name), []
         for c in contrasts:
-            cells += [f"{mean[c.metric]:.3f}", f"{c.difference:+.3f}", bounds(c.interval_95, "+.3f")]
+            cells += [f"{mean[c.metric]:.3f}", f"{c.difference:+.3f}", bounds(c.interval_95)]
         cells += cells_of(mean, ("spearman", "aurg"), "+.3f")
         cells += ["-" if c.p is None else f"{c.p:.4f}" for c in contrasts]
-        table.lines.append(Line(case.name, RELEASED if case.released else "", tuple(cells)))
+        table.lines.append(Line(case.name, "released setting" if case.released else "", tuple(cells)))
     uniform = cells_of(results.mean(UNIFORM), PRIMARY)
     table.lines.append(Line(UNIFORM, "", (uniform[0], "", "", uniform[1], *[""] * 6)))
     return table
@@ -189,9 +183,8 @@ def as_json(cases: Mapping[Case, Sequence[Contrast]], results: Results) -> dict[
         {**asdict(case), "metrics": results.mean(case.name), "less_uniform": [asdict(c) for c in contrasts]}
         for case, contrasts in cases.items()
     ]
-    about = {"images": len(results.images), "intervals": results.interval_note}
-    about["clustered_by"] = results.images.clustered_by
-    return {"readouts": rows, UNIFORM: results.mean(UNIFORM), **about}
+    about = {"intervals": results.interval_note, "clustered_by": results.images.clustered_by}
+    return {"readouts": rows, UNIFORM: results.mean(UNIFORM), "images": len(results.images), **about}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -206,12 +199,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         reading = options.reading_of(args)
         device, rank, count = options.own_device(args.device, args.gpu_num)
         precision = options.choose_precision(args.precision, device)
+        sizes = args.batch_size or options.BATCH_SIZE[device.type], args.workers or options.WORKERS[device.type]
         dataset, protocol = options.open_data(args)
         images = Images(dataset.names, dataset.scenes, dataset.clusters, dataset.indices, dataset.clustered_by)
         comparison = Comparison(images, reading, protocol)
-        batch_size = args.batch_size or options.BATCH_SIZE[device.type]
-        workers = args.workers or options.WORKERS[device.type]
-        encoder = Encoder(args.store or args.output / "features", batch_size, workers, rank, count)
         say = terminal.say if rank == 0 else lambda *lines: None
         say(*dataset.remarks)
 
@@ -227,18 +218,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             made = notes.made_with(path, device, precision, reading, args.exact, clip_model.activation)
             sha256 = made["checkpoint_sha256"]
             made_with[name] = {key: value for key, value in made.items() if key != "reading"}  # each row has its own
-            own, of_all = (
-                notes.caveats(known, protocol, sha256, model, dataset.seen) for known in (True, dataset.official)
-            )
+            own = notes.caveats(True, protocol, sha256, model, dataset.seen)
+            of_all = notes.caveats(dataset.official, protocol, sha256, model, dataset.seen)
             warnings += [note for note in of_all if note not in [*own, *warnings]]
             warnings += [f"{name}: {note}" for note in own]
             rn50 = name == "RN50" or CHECKPOINTS["RN50"].matches(sha256)
             for statistics in IMAGE_STATISTICS:
                 say(f"{name}, image statistics of {statistics}:")
-                normalised = with_statistics(reading, statistics)
-                cases = cases_of(name, clip_model, statistics, normalised, rn50)
+                cases = cases_of(name, clip_model, statistics, with_statistics(reading, statistics), rn50)
                 own_model = MonoCLIP(clip_model, next(iter(cases.values())))
-                store = encoder.fill_store(own_model, dataset, made)
+                store = fill_store(
+                    own_model, dataset, made, args.store or args.output / "features", *sizes, rank, count
+                )
                 if rank == 0:
                     comparison.add(clip_model, store, cases)
         if rank > 0:

@@ -40,33 +40,20 @@ from monoclip import MonoCLIP, Reading, depth_of, logits_of, mirror_average, ups
 from viewer.colour import sigma_of
 
 ALIGNED = ("delta1", "abs_rel")  # metrics that rows have after scaling and aligning, too
-EXTRA_METRICS = (
-    "spearman",
-    "ordinal",
-    "aurg",
-    "silog",
-    *(f"{how}_{m}" for how in ("scaled", "aligned") for m in ALIGNED),
-)
+EXTRA_METRICS = ("spearman", "ordinal", "aurg", "silog", *(f"{h}_{m}" for h in ("scaled", "aligned") for m in ALIGNED))
 
-# Rows of random depth. The paper does not say how its own is drawn. All are uniform from 0 to the protocol's largest
-# depth, 10 m on NYU.
+# Rows of random depth, uniform up to the protocol's largest. The paper does not say how its own is drawn.
 PIXEL, GRID = "random, each pixel, seed 0", "random, each patch, seed 0"
-MIRRORED = "random, each patch, mirror average, seed 0"
-RANDOM_ROWS = (PIXEL, GRID, MIRRORED)
+RANDOM_ROWS = (PIXEL, GRID, "random, each patch, mirror average, seed 0")
 
 MAPS_AT_ONCE = 16  # of an image, so that few of their pixels are in memory
 CONSTANTS_AT_ONCE = 256  # of the sweep, so that histograms are read a few times only
 SWEPT = 2000  # constants that are tried, from 0 to the protocol's largest depth: 5 mm apart on NYU
-OFF_THRESHOLDS = 0.0011  # [m] added to each: no ratio of 5 k + 1.1 mm to whole millimetres is 1.25, 1.25^2 or 1.25^3
 SHARES = 20  # of the most certain predictions, at which a sparsification curve is taken
-STEPS = 2**16 + 1  # of the range, in which depths are ranked: rounding of fp32 must not order equal ones
-SMALLEST_STEP = 1e-5  # [m] what is nearer than this is equal, whatever the range
-LEAST_SPAN = 0.01  # [m] a prediction that spans less has no order
-APART = 1.25  # factor between two true depths whose order counts
 
 
 def metrics_of(protocol: Protocol) -> tuple[str, ...]:
-    """All metrics of a row, in the order of tables and files."""
+    """All metrics of a row, in their order."""
     return (*protocol.metrics, *EXTRA_METRICS)
 
 
@@ -81,15 +68,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Rows:
-    """What is scored: settings, `RANDOM_ROWS`, and constants [m] by name.
-
-    `baselines`: setting -> the constant that it would be if its words said nothing, the mean of its own bins.
-    """
+    """What is scored."""
 
     settings: tuple[Setting, ...]
-    randoms: tuple[str, ...] = ()
-    constants: Mapping[str, float] = field(default_factory=dict)
-    baselines: Mapping[str, str] = field(default_factory=dict)
+    randoms: tuple[str, ...] = ()  # `RANDOM_ROWS`
+    constants: Mapping[str, float] = field(default_factory=dict)  # [m], by name
+    baselines: Mapping[str, str] = field(default_factory=dict)  # setting -> the constant that is the mean of its bins
 
     def row_of(self, reading: Reading) -> str | None:
         """Name of the row that is this reading and nothing else."""
@@ -100,18 +84,15 @@ class PatchAnswers(NamedTuple):
     """What R settings read out of an image, in the mean of it and its mirror; float32, on the model's device."""
 
     depth: Tensor  # (R, h, w) [m]
-    sigma: Tensor  # (R, h, w) [m]
+    sigma: Tensor  # alike
     weights: Tensor  # (asked, K, h, w), of the words of the first settings
 
 
 class SettingsReader:
     """Every setting's depth by the functions of monoclip.py; those of the same words and features share one softmax.
 
-    Args:
-        model: whose image encoder the features are of.
-        encode_prompts: (depth_classes, obj_classes, depth_templates) -> text features (D, K).
-        settings: R of them.
-        asked: settings, the first, whose weights are given; all of these have K words.
+    `encode_prompts` gives the text features (D, K) of a reading's words. The first `asked` settings, all of K words,
+    have their weights among the answers.
     """
 
     def __init__(
@@ -119,35 +100,31 @@ class SettingsReader:
     ) -> None:
         self.model, self.encode_prompts, self.settings, self.asked = model, encode_prompts, settings, asked
         self.text: dict[tuple[tuple[str, ...], ...], Tensor] = {model.reading.words: model.text_features}
-        self.joint = len(model.text_features)  # D
         self.softmaxes: dict[tuple[object, ...], list[int]] = {}
         for i, s in enumerate(settings):
             r = s.reading
-            key = (r.words, r.temperature, r.logit_scale, r.readout, s.channels)
-            self.softmaxes.setdefault(key, []).append(i)
+            self.softmaxes.setdefault((r.words, r.temperature, r.logit_scale, r.readout, s.channels), []).append(i)
             self.text_features(r.words)
 
     def text_features(self, words: tuple[tuple[str, ...], ...]) -> Tensor:
         """(D, K) of the words of a reading, encoded when they are first asked for."""
         if words not in self.text:
-            self.text[words] = self.encode_prompts(*words)
+            self.text[words] = self.encode_prompts(*words).to(self.model.bin_list.device)
         return self.text[words]
 
     def __call__(self, trunk: Trunk) -> PatchAnswers:
         """What all settings read of an image's trunk, as from `FeatureStore.get`."""
-        names = dict.fromkeys(setting.reading.readout for setting in self.settings)
+        names = {setting.reading.readout for setting in self.settings}
         by_readout = {name: self.model.features(trunk, name) for name in names}  # (2, D, h, w) each
-        channels = None
-        if any(setting.channels is not None for setting in self.settings):
-            channels = F.normalize(trunk.patches.to(self.model.bin_list.device), dim=1)
         depth = self.model.bin_list.new_empty(len(self.settings), *trunk.patches.shape[2:])
         sigma = torch.empty_like(depth)
         weights: dict[int, Tensor] = {}
         for members in self.softmaxes.values():
             first = self.settings[members[0]]
             features = by_readout[first.reading.readout]
-            if channels is not None and first.channels is not None:
-                features = channels[:, random_channels(channels.shape[1], self.joint, first.channels)]
+            if first.channels is not None:
+                channels = F.normalize(trunk.patches.to(features.device), dim=1)
+                features = channels[:, random_channels(channels.shape[1], features.shape[1], first.channels)]
             logits = logits_of(features, self.text[first.reading.words], first.reading)  # (2, K, h, w)
             mean = mirror_average(logits.softmax(dim=1))  # (1, K, h, w)
             bins = mean.new_tensor([self.settings[i].reading.bin_list for i in members])  # (M, K)
@@ -163,19 +140,10 @@ def random_channels(channels: int, joint: int, seed: int) -> Tensor:
 
 
 def random_depth(row: str, name: str, grid: tuple[int, ...], size: tuple[int, ...], largest: float) -> Tensor:
-    """A map of random depth from 0 to `largest` [m]: (h, w) [m]; for each pixel, `size`.
-
-    It depends on the image's name, whatever else is evaluated.
-    """
+    """A map of random depth from 0 to `largest` [m], of patches or pixels; it depends on the image's name only."""
     rng = np.random.default_rng([0, zlib.crc32(name.encode())])
-
-    def drawn(size: tuple[int, ...]) -> np.ndarray:
-        return rng.random(size, dtype=np.float32) * np.float32(largest)
-
-    if row == PIXEL:
-        return torch.from_numpy(drawn(size))
-    first = drawn(grid)
-    return torch.from_numpy(first if row == GRID else (first + drawn(grid)) / 2)
+    draws = rng.random((1 if row in (PIXEL, GRID) else 2, *(size if row == PIXEL else grid)), dtype=np.float32)
+    return torch.from_numpy((draws * np.float32(largest)).mean(axis=0))
 
 
 class Truth(NamedTuple):
@@ -189,19 +157,16 @@ class Truth(NamedTuple):
 
 
 def truth_of(frame: Tensor, grid: Sequence[int], protocol: Protocol, units_per_metre: float) -> Truth:
-    """The ground truth of an image, and of the h x w patches that the method sees of it.
+    """The ground truth of a frame (H, W) float32 [m], 0 = no measurement, and of the patches seen of it.
 
-    From a whole frame (H, W) float32 [m], 0 = no measurement. Sums of the depth map's whole units are exact where
-    patches divide what is seen into 2^n pixels each, as those of 32 and 16 px do, so that patches of equal mean depth
-    have equal numbers.
+    Sums of whole units are exact for patches of 2^n pixels, so that those of equal mean depth have equal numbers.
     """
     counts = protocol.counted(frame)
     depth = frame[protocol.window(*frame.shape)]
     units = (depth.double() * units_per_metre).round() * counts
     share, units = pooled(torch.stack([counts.double(), units]), grid).flatten(1)
     patches = (share >= (0.5 if protocol is NYU else 0.02)).nonzero()[:, 0]
-    patch_depth = units[patches] / share[patches] / units_per_metre
-    return Truth(frame, counts, depth[counts].float(), patches, patch_depth)
+    return Truth(frame, counts, depth[counts].float(), patches, units[patches] / share[patches] / units_per_metre)
 
 
 def pooled(maps: Tensor, grid: Sequence[int]) -> Tensor:
@@ -224,23 +189,14 @@ class ImageScores(NamedTuple):
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores images by all rows.
-
-    Args:
-        rows: what is scored.
-        reader: of the settings among the rows.
-        bins: (n, K) [m], assignments of the first reading's bins to its words, its own first.
-        protocol: of the data set.
-        data: the images.
-        more: further depth maps of an image by row: (item, trunk, truth, the settings' depth) -> of patches (h, w) and
-            of pixels (H, W) [m].
-    """
+    """Scores images by all rows."""
 
     rows: Rows
-    reader: SettingsReader
-    bins: Tensor
+    reader: SettingsReader  # of the settings among the rows
+    bins: Tensor  # (n, K) [m], assignments of the first reading's bins to its words, its own first
     protocol: Protocol
     data: DepthPairs
+    # Further depth maps of an image by row: (item, trunk, truth) -> of patches (h, w) and of pixels (H, W) [m].
     more: Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]] = lambda *_: ({}, {})
 
     def truth(self, item: int, trunk: Trunk) -> Truth:
@@ -256,13 +212,13 @@ class Scorer:
         """
         name, truth, answers = self.data.names[item], self.truth(item, trunk), self.reader(trunk)
         size, grid, device = tuple(truth.counts.shape), tuple(trunk.patches.shape[2:]), truth.depth.device
-        more, whole = self.more(item, trunk, truth, answers.depth)
+        more, whole = self.more(item, trunk, truth)
         patches = {setting.name: depth for setting, depth in zip(self.rows.settings, answers.depth, strict=True)}
-        drawn = {row: random_depth(row, name, grid, size, self.protocol.cap) for row in self.rows.randoms}
-        patches |= {row: depth for row, depth in drawn.items() if row != PIXEL} | more
-        pixels = {row: depth for row, depth in drawn.items() if row == PIXEL} | whole
-        pixels |= {row: torch.tensor(depth).expand(size) for row, depth in self.rows.constants.items()}
-
+        pixels: dict[str, Tensor] = {}
+        for row in self.rows.randoms:
+            (pixels if row == PIXEL else patches)[row] = random_depth(row, name, grid, size, self.protocol.cap)
+        patches |= more
+        pixels |= whole | {row: torch.tensor(depth).expand(size) for row, depth in self.rows.constants.items()}
         found: dict[str, dict[str, float]] = {}
         for maps in (patches, pixels):
             for start in range(0, len(maps), MAPS_AT_ONCE):
@@ -275,36 +231,32 @@ class Scorer:
         y, pred = (maps.float().clamp(MIN_DEPTH, self.protocol.cap) for maps in (true, depth))
         uncertain = torch.from_numpy(np.stack([steps(row) for row in sigma.numpy()]))
         curves = sparsification(pixel_errors(y, pred, ("abs_rel",))["abs_rel"], uncertain)
-        gains = dict(zip(patches, gain_over_random(curves).nan_to_num().tolist(), strict=False))
-        order = (*metrics_of(self.protocol), *COUNTS)
-        errors = {row: {m: ({"aurg": gains.get(row, 0.0)} | each)[m] for m in order} for row, each in found.items()}
-        permuted = np.stack([permuted_errors(w, self.bins, truth, self.protocol.cap) for w in answers.weights])
-        both = np.stack([depth[0].double().numpy(), true.numpy()])
+        gains = dict(zip(patches, gain_over_random(curves).tolist(), strict=False))
+        order, first = (*metrics_of(self.protocol), *COUNTS), next(iter(patches))  # NaN where no patch is measured
+        errors = {
+            row: {m: ({"aurg": gains.get(row, 0.0 * gains[first])} | each)[m] for m in order}
+            for row, each in found.items()
+        }
         shares = histogram(truth.depth.cpu(), self.protocol, self.data.form.units_per_metre)
-        return ImageScores(errors, shares, permuted, both, curves[0].numpy())
+        permuted = np.stack([permuted_errors(w, self.bins, truth, self.protocol.cap) for w in answers.weights])
+        return ImageScores(errors, shares, permuted, torch.stack([depth[0].double(), true]).numpy(), curves[0].numpy())
 
     def score_images(self, trunk_of: Callable[[int], Trunk]) -> list[ImageScores]:
         """`score_image` of every image, whose trunk `trunk_of` gives by its place. Raises as that."""
         count = len(self.data)
-
-        def one(item: int) -> ImageScores:
-            return self.score_image(item, trunk_of(item))
-
         # A thread for each image at a time, in which torch computes alone: threads that share a step wait for each
         # other at the end of each of thousands, and metrics do not depend on how many there are.
         with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
-                return list(tqdm(pool.map(one, range(count)), "score", count, unit=" images", bar_format=PROGRESS))
+                done = pool.map(lambda item: self.score_image(item, trunk_of(item)), range(count))
+                return list(tqdm(done, "score", count, unit=" images", bar_format=PROGRESS))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
 
 
 def errors_of(depth: Tensor, truth: Truth, grid: Sequence[int], protocol: Protocol, name: str) -> dict[str, Tensor]:
-    """Metrics of R maps of one image but aurg: metric -> (R,). Raises UnscorableError.
-
-    Maps are of patches, (R, h, w) [m], which are resized as the method's, or of pixels, (R, H, W) [m].
-    """
+    """Metrics but aurg, (R,) each, of maps of patches, (R, h, w) [m], or pixels, (R, H, W). Raises UnscorableError."""
     of_patches = depth.shape[1:] == tuple(grid)
     pred = upsampled(depth[None], truth.counts.shape)[0] if of_patches else depth
 
@@ -318,16 +270,12 @@ def errors_of(depth: Tensor, truth: Truth, grid: Sequence[int], protocol: Protoc
 
     found = image_errors(truth.frame, pred, protocol, name, errors)
     means = pooled(pred, grid).flatten(1)[:, truth.patches].cpu()  # (R, P)
-    own = depth.flatten(1)[:, truth.patches].cpu() if of_patches else means
-    true = truth.patch_depth.cpu()
+    own, true = depth.flatten(1)[:, truth.patches].cpu() if of_patches else means, truth.patch_depth.cpu()
     return found | {"spearman": rank_correlations(means, true), "ordinal": ordinal_errors(own, true)}
 
 
 def permuted_errors(weights: Tensor, bins: Tensor, truth: Truth, cap: float) -> np.ndarray:
-    """The primary metrics of n assignments of bins to words, over patches and not over pixels.
-
-    From weights (K, h, w) and bins (n, K) [m] -> (n, 2) in the order of `PRIMARY`; NaN where no patch is measured.
-    """
+    """`PRIMARY` over patches of n assignments of bins (n, K) [m] to words of weights (K, h, w): (n, 2); NaN of none."""
     if not len(truth.patches):
         return np.full((len(bins), len(PRIMARY)), np.nan)
     depth = bins.to(weights.device) @ weights.flatten(1)[:, truth.patches]  # (n, P)
@@ -336,10 +284,7 @@ def permuted_errors(weights: Tensor, bins: Tensor, truth: Truth, cap: float) -> 
 
 
 def mean_permuted(images: Sequence[ImageScores], place: int = 0) -> np.ndarray | None:
-    """Mean over images of a setting's metrics for every assignment, (n, 2), its own first; None if there is no other.
-
-    `place` is the setting's among those whose weights were asked for. Images without a measured patch do not count.
-    """
+    """Mean over images with a measured patch of `permuted` of the setting at `place`, (n, 2); None if n is 1."""
     found = [image.permuted[place] for image in images if np.isfinite(image.permuted[place]).all()]
     return np.mean(found, axis=0) if found and len(found[0]) > 1 else None
 
@@ -348,10 +293,7 @@ def mean_permuted(images: Sequence[ImageScores], place: int = 0) -> np.ndarray |
 
 
 def sparsification(errors: Tensor, uncertainty: Tensor) -> Tensor:
-    """Mean error of the most certain share, for shares of 1 / `SHARES`, 2 / `SHARES`, ... 1: (R, N), (R, N) -> (R, S).
-
-    Equal uncertainties share their mean error. NaN where N = 0. What order knows of error, `gain_over_random` says.
-    """
+    """Mean error of the most certain 1 / S, 2 / S, ... 1: (R, N), (R, N) -> (R, S); NaN where N = 0."""
     rows, n = [], errors.shape[1]
     ends = [-(-n * i // SHARES) for i in range(1, SHARES + 1)]  # rounded up
     for error, sigma in zip(errors.double().numpy(), uncertainty.numpy(), strict=True):
@@ -362,50 +304,38 @@ def sparsification(errors: Tensor, uncertainty: Tensor) -> Tensor:
 
 
 def gain_over_random(curves: Tensor) -> Tensor:
-    """Area between a random order's curve, which is flat, and those of `sparsification`: (..., S) -> (...).
-
-    Positive if certain predictions are better ones. Source: the area under the random gain, Poggi et al., CVPR 2020.
-    """
+    """Area under the random gain (Poggi et al., CVPR 2020) of curves: (..., S) -> (...); positive if it knows."""
     return (curves[..., -1] - curves.mean(dim=-1)).round(decimals=12) + 0.0  # flat ones are 0, and not -0
 
 
 def rank_correlations(pred: Tensor, truth: Tensor) -> Tensor:
-    """Spearman's correlation of R predictions with the truth: (R, N), (N,) [m] -> (R,) float64.
-
-    NaN for a prediction that spans less than `LEAST_SPAN`, and where the truth is constant.
-    """
-    true = ranks(steps(truth.numpy()))
-    found = [
-        correlation(ranks(steps(row)), true) if row.size and np.ptp(row) >= LEAST_SPAN else math.nan
-        for row in pred.numpy()
-    ]
+    """Spearman's correlation: (R, N), (N,) [m] -> (R,) float64; NaN of what spans less than 1 cm or constant truth."""
+    true, found = ranks(steps(truth.numpy())), []
+    for row in pred.numpy():
+        own = ranks(steps(row))
+        norm = math.sqrt((own * own).sum() * (true * true).sum())  # not `@`, whose threads would wait for each other
+        ordered = norm > 0 and np.ptp(row) >= 0.01
+        found.append(float((own * true).sum() / norm) if ordered else math.nan)
     return torch.tensor(found, dtype=torch.float64)
 
 
 def ordinal_errors(pred: Tensor, truth: Tensor) -> Tensor:
-    """Share of the pairs whose order is wrong: (R, N), (N,) [m] -> (R,) float64; NaN if no pair is `APART`."""
-    nearer, farther = (truth[:, None] * APART < truth).nonzero().T  # (pairs,)
+    """Share of the pairs whose order is wrong: (R, N), (N,) [m] -> (R,) float64; NaN if no pair is apart."""
+    nearer, farther = (truth[:, None] * 1.25 < truth).nonzero().T  # (pairs,)
     order = torch.from_numpy(np.stack([steps(row) for row in pred.numpy()]))
     return (order[:, nearer] >= order[:, farther]).double().mean(dim=1)
 
 
 def steps(values: np.ndarray) -> np.ndarray:
-    """Which of `STEPS` depths, evenly over their range, the values are nearest to: (N,) [m] -> (N,) int64."""
+    """Which 65,536th of their range the values are nearest to: (N,) [m] -> (N,) int64; steps of 10 um at least."""
     low, high = (values.min(), values.max()) if len(values) else (0, 0)
-    return np.rint((values - low) / max((high - low) / (STEPS - 1), SMALLEST_STEP)).astype(np.int64)
+    return np.rint((values - low) / max((high - low) / 2**16, 1e-5)).astype(np.int64)
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Rank of each value, from 0; equal values share the mean of their ranks: (N,) int64 >= 0 -> (N,) float64."""
+    """Rank of each value less the mean rank; equal values share theirs: (N,) int64 >= 0 -> (N,) float64."""
     counts = np.bincount(values)
-    return (np.cumsum(counts) - (counts + 1) / 2)[values]
-
-
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's correlation, (N,) each; NaN where either is constant."""
-    a, b = a - a.mean(), b - b.mean()
-    norm = math.sqrt((a * a).sum() * (b * b).sum())  # not `@`, whose own threads would wait for each other here
-    return float((a * b).sum() / norm) if norm > 0 else math.nan
+    return (np.cumsum(counts) - (counts + len(values)) / 2)[values]
 
 
 # ---- constants
@@ -418,16 +348,15 @@ def depths_of(protocol: Protocol, units_per_metre: float) -> Tensor:
 
 
 def histogram(depth: Tensor, protocol: Protocol, units_per_metre: float) -> np.ndarray:
-    """The share of each of the U `depths_of` the protocol among an image's counted pixels: (N,) [m] -> (U,) float32."""
+    """The share of each of the U `depths_of` among an image's counted pixels: (N,) [m] -> (U,) float32."""
     count = len(depths_of(protocol, units_per_metre))
     units = (depth * units_per_metre).round().long().clamp(max=count - 1)
     return (torch.bincount(units, minlength=count) / len(depth)).float().numpy()
 
 
 def sweep_of(protocol: Protocol) -> tuple[float, ...]:
-    """The constants [m] that are tried."""
-    tried = (k * protocol.cap / SWEPT + OFF_THRESHOLDS for k in range(SWEPT))
-    return tuple(depth for depth in tried if depth < protocol.cap)
+    """The constants [m] that are tried; no ratio of 5 k + 1.1 mm to whole millimetres is 1.25, 1.25^2 or 1.25^3."""
+    return tuple(depth for k in range(SWEPT) if (depth := k * protocol.cap / SWEPT + 0.0011) < protocol.cap)
 
 
 def swept_constants(shares: Tensor, protocol: Protocol, units_per_metre: float) -> dict[str, np.ndarray]:

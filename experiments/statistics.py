@@ -18,17 +18,13 @@ import numpy as np
 from calculate_error import HIGHER_IS_BETTER
 
 MIN_CLUSTERS = 10  # for an interval
-NORMAL_975 = 1.959963984540054  # quantile of the standard normal distribution
-DIGITS = 6  # of intervals: the last bits of a sum may differ from machine to machine
 EQUAL = 1e-5  # below which a difference of two metrics is none: two pixels of an image's delta
 COUNTS = ("valid_pixels", "dropped_pixels")  # among the values of an image: what is not averaged
 PRIMARY = ("delta1", "abs_rel")  # metrics of the one question that is asked first; all else is exploratory
 HIGHER = HIGHER_IS_BETTER | {"spearman", "aurg", "scaled_delta1", "aligned_delta1"}  # is better
-FOLDS = 10  # at most, of whole clusters
 
 Interval = tuple[float, float] | None
 Means = Mapping[str, float | None]
-Intervals = Mapping[str, Interval]
 T = TypeVar("T")
 
 
@@ -44,15 +40,15 @@ class Contrast:
     wins: int  # images for which the row is better, by more than `EQUAL`
     images: int  # that have the metric
     dz: float | None  # effect size: mean difference / its standard deviation over images
-    p: float | None = None  # of `p_value`
+    p: float | None = None
 
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the comparison of read-outs: which CLIP, which image statistics, how read, at which temperature."""
+    """A row of the comparison of read-outs."""
 
     backbone: str
-    statistics: str
+    statistics: str  # of images
     readout: str
     temperature: float | None  # None: a linear probe of the features, and no words
     released: bool  # whether this is how the release reads
@@ -77,34 +73,19 @@ class Images:
     def __len__(self) -> int:
         return len(self.names)
 
-    @property
-    def cluster_count(self) -> int:
-        """Number of clusters."""
-        return len(set(self.clusters))
-
 
 class Results:
-    """All rows over all images.
+    """All rows over all images: `metrics` by row, (I, columns) float64, NaN where an image has none; `counts`, (I, 2).
 
-    Args:
-        images: I of them.
-        errors: of each image, row -> metric -> value, with `COUNTS` among the metrics.
-        baselines: row -> the row that its difference is taken to, of which all others take the first.
-
-    Attributes:
-        columns: names of the metrics.
-        metrics: row -> (I, columns) float64; NaN where an image has none.
-        counts: row -> (I, 2) int64, the `COUNTS`.
+    `errors` has for each image, by row, metric -> value, with `COUNTS` among the metrics. `baselines` has the row that
+    a row's difference is taken to, of which all others take the first.
     """
 
     def __init__(
-        self,
-        images: Images,
-        errors: Sequence[Mapping[str, Mapping[str, float]]],
-        baselines: Mapping[str, str],
+        self, images: Images, errors: Sequence[Mapping[str, Mapping[str, float]]], baselines: Mapping[str, str]
     ) -> None:
-        self.images, self.baselines = images, dict(baselines)
-        self.scenes, self.codes = np.array(images.scenes), np.unique(images.clusters, return_inverse=True)[1]
+        self.images, self.baselines, self.first_baseline = images, dict(baselines), next(iter(baselines.values()))
+        self.codes = np.unique(images.clusters, return_inverse=True)[1]
         self.columns = tuple(name for name in next(iter(errors[0].values())) if name not in COUNTS)
 
         def by_row(names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -112,24 +93,11 @@ class Results:
 
         self.metrics = by_row(self.columns)
         self.counts = {row: values.astype(np.int64) for row, values in by_row(COUNTS).items()}
-
-    @property
-    def first_baseline(self) -> str:
-        """The first row's baseline, which is also that of rows without one of their own."""
-        return next(iter(self.baselines.values()))
-
-    @property
-    def has_intervals(self) -> bool:
-        """Whether there are clusters enough."""
-        return self.images.cluster_count >= MIN_CLUSTERS
-
-    @property
-    def interval_note(self) -> str:
-        """How intervals come about, or why there are none."""
-        count, by = self.images.cluster_count, self.images.clustered_by
+        count, by = int(self.codes.max()) + 1, images.clustered_by
+        self.has_intervals = count >= MIN_CLUSTERS
+        self.interval_note = f"95 % intervals: cluster-robust, over {count} clusters ({by})."
         if not self.has_intervals:
-            return f"No intervals: fewer than {MIN_CLUSTERS} clusters ({count}: {by})."
-        return f"95 % intervals: cluster-robust, over {count} clusters ({by})."
+            self.interval_note = f"No intervals: fewer than {MIN_CLUSTERS} clusters ({count}: {by})."
 
     def baseline(self, row: str) -> str:
         """The row that a row's difference is taken to."""
@@ -143,7 +111,7 @@ class Results:
 
     def over(self, scene: str | None) -> np.ndarray:
         """Which images a mean is over, (I,) bool: those of `scene`, or all."""
-        return np.ones(len(self.images), dtype=bool) if scene is None else self.scenes == scene
+        return np.array([scene in (None, own) for own in self.images.scenes])
 
     def by_column(self, values: Sequence[T]) -> dict[str, T]:
         """A value of each metric -> metric: value."""
@@ -157,35 +125,28 @@ class Results:
         """Mean of each metric minus that of the row's baseline, image by image."""
         return self.by_column([mean_of(values) for values in self.less(row, self.baseline(row)).T])
 
-    def intervals(self, row: str) -> tuple[Intervals, Intervals]:
+    def intervals(self, row: str) -> tuple[dict[str, Interval], ...]:
         """95 % intervals of a row's means and of their differences to its baseline."""
-        own, less = (
-            self.by_column([interval_of(column, self.codes) for column in values.T])
-            for values in (self.metrics[row], self.less(row, self.baseline(row)))
-        )
-        return own, less
+        both = (self.metrics[row], self.less(row, self.baseline(row)))
+        return tuple(self.by_column([interval_of(column, self.codes) for column in values.T]) for values in both)
 
     def less(self, row: str, other: str) -> np.ndarray:
-        """Metrics of each image in one row minus those in another, (I, columns).
-
-        Only Spearman's correlation may be NaN, of a map without order; in the other row it then counts as 0.
-        """
+        """Metrics of each image in one row minus those in another, where NaN (a map without order) counts as 0."""
         return self.metrics[row] - np.nan_to_num(self.metrics[other])
 
     def paired(self, row: str, other: str, metric: str) -> np.ndarray:
-        """A metric of each image in one row minus that in another, by `less`, (I,)."""
+        """A column of `less`, (I,)."""
         return self.less(row, other)[:, self.columns.index(metric)]
 
     def contrast(self, row: str, other: str, metric: str, p: float | None = None) -> Contrast:
         """The paired difference of two rows over all images; `p` is put beside it."""
-        differences = self.paired(row, other, metric)
-        interval = interval_of(differences, self.codes)
-        differences = differences[np.isfinite(differences)]
+        every = self.paired(row, other, metric)
+        differences = every[np.isfinite(every)]
         wins = int((differences > EQUAL if metric in HIGHER else differences < -EQUAL).sum())
         spread = differences.std(ddof=1) if len(differences) > 1 else 0
         mean = mean_of(differences)
         dz = mean / float(spread) if mean is not None and spread > EQUAL else None
-        return Contrast(row, other, metric, mean, interval, wins, len(differences), dz, p)
+        return Contrast(row, other, metric, mean, interval_of(every, self.codes), wins, len(differences), dz, p)
 
 
 class Findings(NamedTuple):
@@ -205,27 +166,20 @@ def mean_of(values: np.ndarray) -> float | None:
 
 
 def interval_of(values: np.ndarray, labels: np.ndarray) -> Interval:
-    """95 % interval of a mean over images, (I,), of which those of one label, (I,), are one cluster.
-
-    Images with NaN are left out. None below `MIN_CLUSTERS` clusters.
-    """
+    """95 % interval of a mean over images, (I,), without NaN; those of one label are one cluster. None of too few."""
     known = np.isfinite(values)
     values, codes = values[known], np.unique(labels[known], return_inverse=True)[1]
     if not len(codes) or (count := int(codes.max()) + 1) < MIN_CLUSTERS:
         return None
     mean = values.mean()
     sums = np.bincount(codes, values - mean)  # (G,)
-    error = math.sqrt(count / (count - 1) * (sums @ sums)) / len(values)
-    reach = t_975(count - 1) * error
-    return round(float(mean - reach), DIGITS), round(float(mean + reach), DIGITS)
+    reach = t_975(count - 1) * (math.sqrt(count / (count - 1) * (sums @ sums)) / len(values))
+    return round(float(mean - reach), 6), round(float(mean + reach), 6)  # the last bits differ between machines
 
 
 def t_975(freedom: int) -> float:
-    """97.5 % quantile of Student's t; within 1.4e-5 from 9 degrees of freedom on.
-
-    Cornish-Fisher expansion in 1 / freedom; Abramowitz and Stegun, 26.7.5.
-    """
-    z, f = NORMAL_975, freedom
+    """97.5 % quantile of Student's t, within 1.4e-5 from 9 degrees of freedom on (Abramowitz and Stegun, 26.7.5)."""
+    z, f = 1.959963984540054, freedom  # the quantile of the standard normal distribution
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     fourth = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
@@ -233,16 +187,13 @@ def t_975(freedom: int) -> float:
 
 
 def folds_of(clusters: Sequence[str]) -> list[int]:
-    """The fold of each image: clusters, in the order of their first image, are dealt in turn to `FOLDS` or fewer."""
+    """The fold of each image: clusters, in the order of their first image, are dealt in turn to ten or fewer."""
     order = {cluster: place for place, cluster in enumerate(dict.fromkeys(clusters))}
-    return [order[cluster] % min(FOLDS, len(order)) for cluster in clusters]
+    return [order[cluster] % min(10, len(order)) for cluster in clusters]
 
 
 def best_elsewhere(swept: np.ndarray, folds: Sequence[int], higher: bool) -> np.ndarray:
-    """Each image's value for the constant that is best over all images of other folds: (S, I), (I,) -> (I,).
-
-    There are two folds or more.
-    """
+    """Each image's value for the constant that is best over all images of the other folds: (S, I), (I,) -> (I,)."""
     codes = np.array(folds)
     own = codes == np.arange(codes.max() + 1)[:, None]  # (F, I)
     others = swept @ ~own.T  # (S, F)
@@ -254,8 +205,3 @@ def p_value(own: float, others: np.ndarray, higher: bool) -> float:
     """(1 + k) / (1 + n): k of n other values are as good as one's own, none of them NaN. At least 1 / (1 + n)."""
     as_good = others >= own - EQUAL if higher else others <= own + EQUAL
     return float((1 + as_good.sum()) / (1 + len(others)))
-
-
-def minus(a: float | None, b: float | None) -> float | None:
-    """a - b; None where either is."""
-    return None if a is None or b is None else a - b

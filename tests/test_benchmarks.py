@@ -67,5 +67,5 @@ def test_runs_take_turns_and_a_command_that_fails_is_one_sentence():
     seconds = speed.take_turns({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=2)
     assert calls == ["a", "b", "a", "b"]
     assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
-    with pytest.raises(options.WorkError, match=r"unrecognized arguments: --nothing$"):
+    with pytest.raises(options.WorkError, match=r"unrecognized arguments: --nothing; see --help$"):
         speed.command("eval.py", "--nothing")

@@ -265,8 +265,8 @@ def test_the_form_tells_openais_archives_from_state_dicts(tmp_path: Path, archiv
     assert caught.value.sha256 == file_sha256(path)
     assert caught.value.reason.endswith(
         "this file is not OpenAI's by its hash or its form; pass --activation quickgelu (OpenAI's, MetaCLIP, DFN, "
-        "RN50 and RN101 yfcc15m, RN50 cc12m, ViT-B/32 laion400m) or --activation gelu (LAION-2B, DataComp, "
-        "ViT-B/16 laion400m)"
+        "RN50 and RN101 yfcc15m, RN50 cc12m, ViT-B/32 laion400m) or gelu (LAION-2B, DataComp, "
+        'ViT-B/16 laion400m); in Python, activation="quickgelu"'
     )
     for file, given in ((archive, "gelu"), (path, "quickgelu"), (path, "gelu")):
         assert activation_of(file, file, given) == given

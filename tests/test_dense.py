@@ -146,8 +146,6 @@ def test_the_trunk_of_a_vision_transformer_is_the_input_of_its_last_block(clips)
     trunk = visual.forward_trunk(image)
     assert_close(trunk.tokens(), visual.transformer.resblocks[0](x, None), atol=1e-5, rtol=0)
     assert_close(trunk.patches.flatten(2).transpose(1, 2), trunk.tokens()[:, 1:], atol=0, rtol=0)
-    own = dense.projected(visual, dense.last_block(visual)(visual.forward_trunk(noise(96, 96)).tokens(), None))
-    assert_close(own[:, 0], visual(noise(96, 96)), atol=1e-5, rtol=0)
 
 
 # ---- what is known of them
@@ -157,14 +155,6 @@ def test_fitted_sizes_by_hand():
     assert dense.fitted_size(416, 544, 14) == (420, 546)
     assert dense.fitted_size(416, 544, 32) == (416, 544)
     assert dense.fitted_size(3, 80, 32) == (32, 96)  # one patch at least; a half is rounded up
-
-
-def test_at_the_own_resolution_the_pool_is_the_image_embedding(clips):
-    image = noise(96, 96, batch=3)
-    visual = clips["resnet"].visual
-    tokens = dense.pooled_tokens(visual, visual.forward_trunk(image))
-    assert tokens.shape == (3, 10, 64)
-    assert_close(tokens[:, 0], visual(image), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("kind", "readout"), CASES)

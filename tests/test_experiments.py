@@ -89,20 +89,17 @@ def whole(tiny_checkpoint, tmp_path_factory):
 
 def test_rows_are_the_papers_and_the_controls(whole):
     rows, results = metrics_of(whole.output), results_of(whole.output)
-    expected = ["this run", "=near|far_*<b>", r"50 % & $x$ #1 {a}~^\b", "the paper's words and bins"]
+    expected = ["=near|far_*<b>", r"50 % & $x$ #1 {a}~^\b", "the paper's words and bins", *RANDOM_ROWS, *RUNGS]
     expected += [f"prompt {i}" for i in (1, 2, 3)] + [f"bins class-dependent {i}" for i in (1, 2, 3, 4)]
     expected += ["prompt 3, bins class-dependent 1", *(f"without {word!r}" for word in PAPER.depth_classes)]
     expected += [f"temperature {t:g}" for t in (0.03, 0.1, 0.3, 1)] + ["colour words", "unrelated words"]
-    expected += [*(f"random channels, unsorted {i}" for i in range(5)), *RANDOM_ROWS]
-    means = ("1.75", "2", "2.5", "3.14286")  # of the bins of the paper's and one's own readings
-    expected += [f"uniform weights, {mean} m" for mean in means] + [row for row in RUNGS if row != "this run"]
+    expected += [f"random channels, unsorted {i}" for i in range(5)]
+    expected += [f"uniform weights, {mean} m" for mean in ("1.75", "2", "2.5", "3.14286")]  # of the bins of readings
     assert sorted(rows) == sorted(expected)
     assert all(set(metrics) == set(METRICS) for metrics in rows.values())
     assert (results["schema"], results["protocol"]) == (SCHEMA, ABOUT["NYU"])
-    assert re.fullmatch("unknown|[0-9a-f]{40}(-dirty)?", results["commit"])
-    assert results["intervals"].startswith(
-        "No intervals: fewer than 10 clusters (5: runs of consecutive indices of one room type)"
-    )
+    why = "No intervals: fewer than 10 clusters (5: runs of consecutive indices of one room type)"
+    assert results["intervals"].startswith(why)
     question = results["question"]
     assert (question["other_assignments"], question["all_assignments"]) == (5039, True)
     assert all(1 <= round(contrast["p"] * 5040, 6) <= 5040 for contrast in question["primary"])
@@ -126,7 +123,6 @@ def test_files_hold_what_the_means_are_of(whole):
         lines = list(csv.DictReader(file))
     rows = metrics_of(output)
     assert len(lines) == 5 * len(rows)
-    assert "'=near|far_*<b>" in {line["reading"] for line in lines}
     clusters = {f"{('bathroom', 'kitchen')[i % 2]} from {index}" for i, index in enumerate(TEST_INDICES[:5])}
     assert {line["cluster"] for line in lines} == clusters
     for row in ("this run", "prompt 2"):
@@ -256,8 +252,7 @@ def test_a_killed_run_goes_on_with_the_same_command(run, tmp_path):
 def test_two_processes_encode_what_is_their_own(run, tmp_path):
     alone = ("--no_paper", "--batch_size", "1")
     assert run(*alone) == 0
-    flags = run.arguments(*alone, "--output", tmp_path / "two")
-    done = torchrun(2, "-m", "experiments", *flags)
+    done = torchrun(2, "-m", "experiments", *run.arguments(*alone, "--output", tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\nThis run\n") == 1
     rows = ("this run", "uniform weights")  # where the sweep is not shortened, the best constant is another
@@ -279,7 +274,6 @@ def test_two_processes_encode_what_is_their_own(run, tmp_path):
         ('[{"name": "x", "bin_list": [1, 2]}]', "'x': 7 depth classes and 2 bins"),
         ('[{"name": "prompt 1"}]', "'prompt 1' is the name of another row; choose another name"),
         ('[{"name": "linear probe"}]', "'linear probe' is the name of another row"),
-        ('[{"name": "without \'far\'"}]', "is the name of another row; choose another name"),
     ],
 )
 def test_a_readings_file_is_refused_in_one_sentence(run, tmp_path, capsys, text, message):

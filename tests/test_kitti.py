@@ -89,9 +89,8 @@ def test_652_of_697_frames_are_counted_in_a_whole_tree_with_and_without_the_fiel
         dataset = open_kitti(tmp_path, KITTI_BTS, tmp_path / "less.txt")
         assert (dataset.official, dataset.title) == (False, f"651 images of {tmp_path.name} (KITTI, BTS)")
     shutil.rmtree(tmp_path / "train")
-    with pytest.raises(
-        DataError, match=r"  no such file: \d+ times, first \S+, \S+, \S+\n(.*\n)*.*; link .* \(docs/data\.md\)"
-    ):
+    lacking = r"(?s)no such file: 488 times, first \S+, \S+, \S+\n.*; link .* \(docs/data\.md\)"
+    with pytest.raises(DataError, match=lacking):
         open_kitti(tmp_path, KITTI_BTS)
 
 
@@ -110,16 +109,14 @@ def test_files_are_found_in_every_layout(tmp_path, raw, annotated):
     assert (pair.rgb, pair.depth) == (picture, depth)
 
 
-@pytest.mark.parametrize("layout", ["tree", "own_tree"])
-def test_a_list_may_be_padded_or_not_with_none_and_any_line_ends(request, layout, tmp_path):
-    root = request.getfixturevalue(layout)
+def test_a_list_may_be_padded_or_not_with_none_and_any_line_ends(tree, tmp_path):
     lines = [line.split() for line in lines_of()]
     plain = [[re.sub(r"/0+(\d+\.(png|jpg))", r"/\1", path) for path in line[:2]] for line in lines]
     lines[1][0] = lines[1][0].replace(".jpg", ".png")  # as in the field's list, whatever the files are
     none = [picture_of("2011_09_26_drive_0009_sync", 1), "None", "721.5"]  # which need not be there
     text = "\r\n".join(" ".join(line) for line in (plain[5], none, [], lines[1], plain[2]))
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    dataset = open_kitti(root, KITTI_BTS, tmp_path / "list.txt")
+    dataset = open_kitti(tree, KITTI_BTS, tmp_path / "list.txt")
     assert [pair.origin.split(", ")[-1] for pair in dataset.pairs] == ["line 1", "line 4", "line 5"]
     frames = [FRAMES[i] for i in (5, 1, 2)]
     drives = [frame[0] for frame in frames]
@@ -130,7 +127,7 @@ def test_a_list_may_be_padded_or_not_with_none_and_any_line_ends(request, layout
         expected = torch.from_numpy(sparse_depth(size, seed).astype(np.float32) / 256).clamp(max=80)
         assert torch.equal(dataset.depth(item)[0], expected)
         np.testing.assert_array_equal(dataset.truth(item), expected.numpy()[window_of(*size)])
-        seen = np.asarray(Image.open(root / picture_of(drive, number, suffix)))[window_of(*size)]
+        seen = np.asarray(Image.open(tree / picture_of(drive, number, suffix)))[window_of(*size)]
         np.testing.assert_array_equal(dataset.pixels(item), seen)
 
 
@@ -143,7 +140,6 @@ FILES = {
     "no depth map": r"kitti/\S+groundtruth/image_02/0000000012\.png: no such file; link KITTI's folders into",
     "small picture": r"0000000012\.png: is 64x48, expected 1224x370 or .* or 1241x376; do not resize",
     "another drive's size": r"0000000012\.png: is 1242x375 where its picture is 1224x370",
-    "8-bit depth": r"0000000012\.png: has mode L, expected 16 bits of one channel",
     "no depth": r"0000000012\.png: no valid pixel, no depth of up to 80 m in the region that counts",
     "only above the region or beyond 80 m": r"0000000012\.png: no valid pixel",
 }

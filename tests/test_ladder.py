@@ -21,7 +21,7 @@ from experiments.published import ANSWERS_AT, BEST, CEILING, FITTED, PROBE, RUNG
 from experiments.score import Truth, errors_of, truth_of
 from monoclip import MonoCLIP, Reading
 from options import DEMO_DATA, DEMO_WEIGHTS
-from tests.conftest import METRICS, QUICKGELU, TINY, asked, random_clip, with_findings
+from tests.conftest import METRICS, QUICKGELU, ROOT, TINY, asked, random_clip, with_findings
 
 OWN = Protocol("own pairs", NYU_METRICS, 10.0)
 BINS = (1.0, 2.0, 4.0)
@@ -50,7 +50,7 @@ def model(tiny_clip):
 
 @pytest.fixture(scope="module")
 def images() -> list[tuple[Trunk, Truth]]:
-    """Three images of 2 x 3 patches; two patches of the first, and some pixels of all, are not measured."""
+    """Images of 2 x 3 patches; two patches of the first, and some pixels of all, are not measured."""
     found, rng = [], np.random.default_rng(0)
     for i in range(3):
         frame = np.kron(rng.uniform(0.5, 9, GRID), np.ones((32, 32))) + rng.uniform(0, 0.9, SIZE)
@@ -66,7 +66,7 @@ def climbed(model: MonoCLIP, images: Sequence[tuple[Trunk, Truth]], folds: Seque
     ladder = Ladder(model, OWN, folds, one_size=True)
     ladder.fit(lambda item: images[item][0], lambda item, trunk: images[item][1])
     with torch.inference_mode():
-        maps = [ladder.maps(i, *images[i], torch.empty(0)) for i in range(len(images))]
+        maps = [ladder.maps(i, *images[i]) for i in range(len(images))]
     return [of_patches | of_pixels for of_patches, of_pixels in maps]
 
 
@@ -130,6 +130,113 @@ def test_fits_by_hand():
     assert held.solve()[0].tolist() == pytest.approx([0, 4], abs=1e-6)  # the constant is not held down
 
 
+# ---- a run of the command
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> dict:
+    """The results.json of the demo's images with --controls, and its folder."""
+    out = tmp_path_factory.mktemp("demo")
+    flags = ["--data_path", DEMO_DATA, "--clip_path", DEMO_WEIGHTS, "--device", "cpu", "--controls", "--output", out]
+    assert experiments.main([*map(str, flags)]) == 0
+    return json.loads((out / "results.json").read_text()) | {"folder": out}
+
+
+def test_right_values_of_the_demo(demo):
+    for name, text in (line.split(": ") for line in RIGHT.strip().splitlines()):
+        metrics = demo["rows"][name]["metrics"]
+        for column, value in zip(RIGHT_COLUMNS, text.split(), strict=True):
+            assert value == "-" or metrics[column] == pytest.approx(float(value), abs=5e-4), (name, column)
+    question = demo["question"]
+    contrasts = [c for c in (*question["primary"], *question["exploratory"]) if c["minus"] == UNIFORM]
+    found = {c["metric"]: (c["difference"], *c["interval_95"]) for c in contrasts}
+    assert {metric: found[metric] for metric in LESS_UNIFORM} == {
+        metric: pytest.approx(right, abs=5e-4) for metric, right in LESS_UNIFORM.items()
+    }
+    assert question["answer"] == "yes"
+    assert demo["ladder"]["left_out"] == []
+    assert {c["row"] for c in demo["ladder"]["minus_this_run"]} == {*RUNGS} - {THIS_RUN}
+
+
+def write_pairs(root: Path, sizes: Sequence[tuple[int, int]], measured: float) -> None:
+    """Pairs of noise whose depth grows to the right; of it a share is measured."""
+    for i, size in enumerate(sizes):
+        rng = np.random.default_rng(i)
+        depth = (np.linspace(1000, 9000, size[1]) + rng.uniform(0, 500, size)) * (rng.random(size) < measured)
+        picture = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        for folder, values in (("rgb", picture), ("depth", depth.astype(np.uint16))):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(root / folder / f"{i}.png")
+
+
+SAME, ALIKE = [SIZE] * 3, ("--depth_classes", *["near"] * 3, "--bin_list", 1, 2, 4)
+VIT = ("--readout", "maskclip")  # of a vision transformer
+PLACES, FITS = {ANSWERS_AT, TRUTH_AT}, {FITTED, PROBE}
+CEILINGS = {CEILING, WITHIN}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "measured", "flags", "said", "left_out"),
+    [
+        ([SIZE], 1, (), "There is one cluster, so nothing is fitted", PLACES | FITS | {BEST}),
+        ([SIZE, (96, 64), SIZE], 1, (), "Images have several sizes, so nothing depends on position.", PLACES),
+        (SAME, 0.01, (), "Too few patches are measured to fit on those of other images.", FITS | CEILINGS),
+        (SAME, 1, ALIKE, "", set()),  # all weights are 1 / 3: the bins' equations have rank 1
+        (SAME, 1, VIT, "", set()),  # has no channels to choose
+    ],
+)
+def test_what_is_missing_is_said_and_no_mean_is_none(tmp_path, tiny_checkpoint, sizes, measured, flags, said, left_out):
+    vit = replace(TINY, vision_layers=2, vision_width=64, vision_patch_size=32, image_resolution=224)
+    torch.save(random_clip(vit).state_dict(), tmp_path / "vit.pt")
+    write_pairs(tmp_path / "data", sizes, measured)
+    usual = ["--dataset", "rgbd", "--data_path", tmp_path / "data", "--no_paper", "--controls", "--device", "cpu"]
+    weights = tmp_path / "vit.pt" if flags == VIT else tiny_checkpoint
+    usual += [*QUICKGELU, "--output", tmp_path / "out", "--clip_path", weights]
+    assert experiments.main([str(flag) for flag in (*usual, *flags)]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(RUNGS) - results["rows"].keys() == left_out
+    assert (said in " ".join(results["ladder"]["left_out"])) if said else results["ladder"]["left_out"] == []
+    table = (tmp_path / "out" / "tables.md").read_text()
+    assert said in table
+    assert "nan" not in table
+    assert ("random channels" in table) == (flags != VIT)
+    for row in results["rows"].values():
+        gaps = {metric for metric, value in row["metrics"].items() if value is None}
+        assert gaps <= ({"spearman", "ordinal", "aurg"} if measured < 1 else {"spearman"})
+    if flags == ALIKE:  # the shortest solution: one depth
+        assert results["rows"][FITTED]["metrics"]["spearman"] is None
+
+
+# ---- the verdict
+
+
+def verdict(delta1: object, abs_rel: float, best: float = 1.0, **changes: object) -> str:
+    """Of 12 images, or `count`, whose uniform weights have 1 in both metrics, and 40 assignments, or `permuted`."""
+    report = asked(changes.pop("count", 12))
+    for metric, values in (("delta1", delta1), ("abs_rel", abs_rel)):
+        report.results.metrics[THIS_RUN][:, METRICS.index(metric)] = values
+    report.results.metrics[BEST][:, METRICS.index("delta1")] = best
+    permuted = changes.pop("permuted", np.array([[0.9, 0.1], *[[0.5, 0.5]] * 39]))
+    return replace(with_findings(report, permuted=permuted), **changes).verdict
+
+
+def test_the_verdict_by_hand():
+    mixed = [0.9, 1.2] * 6
+    many = np.array([[0.5, 0.5]] * 40)  # p = 1
+    assert verdict(1.1, 0.9) == "yes"
+    assert verdict(1.1, 0.9, permuted=many) == "no"
+    assert verdict(1.1, 1.1) == verdict(0.9, 0.9) == verdict(1.1, 0.9, best=1.2) == "no"
+    assert verdict(mixed, 1.1) == "no"  # one is worse for certain
+    assert verdict(mixed, 0.9) == verdict(1.1, 0.9, best=mixed) == "cannot tell: an interval holds 0"
+    assert verdict(1.1, 0.9, count=9) == "cannot tell: too few clusters for intervals"
+    assert verdict(1.1, 0.9, permuted=many[:6]).startswith("cannot tell: there are too few assignments")
+    assert verdict(1.1, 1.1, permuted=many[:6]) == "no"
+    assert verdict(1.1, 0.9, permuted=None) == "cannot tell: there is no other assignment of the bins"
+    assert verdict(1.1, 0.9, permuted=None, assignments=6) == "cannot tell: no patch is measured, so there is no p"
+    asked_for = "cannot tell: no other assignment of the bins was asked (--controls)"
+    assert verdict(1.1, 0.9, permuted=None, groups={}) == asked_for
+
+
 # ---- what must hold
 
 
@@ -164,106 +271,9 @@ def test_the_ceiling_of_a_constant_room_is_perfect(model, images):
     assert (found["delta1"].tolist(), found["abs_rel"].tolist()) == ([1, 1], pytest.approx([0, 0], abs=1e-6))
 
 
-# ---- a run of the command
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> dict:
-    """The results.json of the demo's images with --controls."""
-    out = tmp_path_factory.mktemp("demo")
-    flags = ["--data_path", DEMO_DATA, "--clip_path", DEMO_WEIGHTS, "--device", "cpu", "--controls", "--output", out]
-    assert experiments.main([*map(str, flags)]) == 0
-    return json.loads((out / "results.json").read_text())
-
-
-def test_right_values_of_the_demo(demo):
-    for name, text in (line.split(": ") for line in RIGHT.strip().splitlines()):
-        metrics = demo["rows"][name]["metrics"]
-        for column, value in zip(RIGHT_COLUMNS, text.split(), strict=True):
-            assert value == "-" or metrics[column] == pytest.approx(float(value), abs=5e-4), (name, column)
-    question = demo["question"]
-    contrasts = [c for c in (*question["primary"], *question["exploratory"]) if c["minus"] == UNIFORM]
-    found = {c["metric"]: (c["difference"], *c["interval_95"]) for c in contrasts}
-    assert {metric: found[metric] for metric in LESS_UNIFORM} == {
-        metric: pytest.approx(right, abs=5e-4) for metric, right in LESS_UNIFORM.items()
-    }
-    assert question["answer"] == "yes"
-    assert demo["ladder"]["left_out"] == []
-    assert {c["row"] for c in demo["ladder"]["minus_this_run"]} == {*RUNGS} - {THIS_RUN}
-
-
-def write_pairs(root: Path, sizes: Sequence[tuple[int, int]], measured: float) -> None:
-    """Pairs of noise whose depth grows to the right; of it a share is measured."""
-    for i, size in enumerate(sizes):
-        rng = np.random.default_rng(i)
-        depth = (np.linspace(1000, 9000, size[1]) + rng.uniform(0, 500, size)) * (rng.random(size) < measured)
-        picture = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-        for folder, values in (("rgb", picture), ("depth", depth.astype(np.uint16))):
-            (root / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(values).save(root / folder / f"{i}.png")
-
-
-SAME, ALIKE = [SIZE] * 3, ("--depth_classes", *["near"] * 3, "--bin_list", 1, 2, 4)
-VIT = ("--readout", "maskclip")  # of a vision transformer
-PLACES, FITS = {ANSWERS_AT, TRUTH_AT}, {FITTED, PROBE}
-
-
-@pytest.mark.parametrize(
-    ("sizes", "measured", "flags", "said", "left_out"),
-    [
-        ([SIZE], 1, (), "There is one cluster, so nothing is fitted", PLACES | FITS | {BEST}),
-        ([SIZE, (96, 64), SIZE], 1, (), "Images have several sizes, so nothing depends on position.", PLACES),
-        (SAME, 0.01, (), "Too few patches are measured to fit on those of other images.", FITS),
-        (SAME, 1, ALIKE, "", set()),  # all weights are 1 / 3: the bins' equations have rank 1
-        (SAME, 1, VIT, "", set()),  # has no channels to choose
-    ],
-)
-def test_what_is_missing_is_said_and_no_mean_is_none(tmp_path, tiny_checkpoint, sizes, measured, flags, said, left_out):
-    vit = replace(TINY, vision_layers=2, vision_width=64, vision_patch_size=32, image_resolution=224)
-    torch.save(random_clip(vit).state_dict(), tmp_path / "vit.pt")
-    write_pairs(tmp_path / "data", sizes, measured)
-    usual = ["--dataset", "rgbd", "--data_path", tmp_path / "data", "--no_paper", "--controls", "--device", "cpu"]
-    weights = tmp_path / "vit.pt" if flags == VIT else tiny_checkpoint
-    usual += [*QUICKGELU, "--output", tmp_path / "out", "--clip_path", weights]
-    assert experiments.main([str(flag) for flag in (*usual, *flags)]) == 0
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert set(RUNGS) - results["rows"].keys() == left_out
-    assert [text.startswith(said) for text in results["ladder"]["left_out"]] == [True] * bool(said)
-    table = (tmp_path / "out" / "tables.md").read_text()
-    assert said in table
-    assert "nan" not in table
-    assert ("random channels" in table) == (flags != VIT)
-    for row in results["rows"].values():
-        gaps = {metric for metric, value in row["metrics"].items() if value is None}
-        assert gaps <= ({"spearman", "ordinal"} if measured < 1 else {"spearman"})
-    if flags == ALIKE:  # the shortest solution: one depth
-        assert results["rows"][FITTED]["metrics"]["spearman"] is None
-
-
-# ---- the verdict
-
-
-def verdict(delta1: object, abs_rel: float, best: float = 1.0, **changes: object) -> str:
-    """Of 12 images, or `count`, whose uniform weights have 1 in both metrics, and 40 assignments, or `permuted`."""
-    report = asked(changes.pop("count", 12))
-    for metric, values in (("delta1", delta1), ("abs_rel", abs_rel)):
-        report.results.metrics[THIS_RUN][:, METRICS.index(metric)] = values
-    report.results.metrics[BEST][:, METRICS.index("delta1")] = best
-    permuted = changes.pop("permuted", np.array([[0.9, 0.1], *[[0.5, 0.5]] * 39]))
-    return replace(with_findings(report, permuted=permuted), **changes).verdict
-
-
-def test_the_verdict_by_hand():
-    mixed = [0.9, 1.2] * 6
-    many = np.array([[0.5, 0.5]] * 40)  # p = 1
-    assert verdict(1.1, 0.9) == "yes"
-    assert verdict(1.1, 0.9, permuted=many) == "no"
-    assert verdict(1.1, 1.1) == verdict(0.9, 0.9) == verdict(1.1, 0.9, best=1.2) == "no"
-    assert verdict(mixed, 1.1) == "no"  # one is worse for certain
-    assert verdict(mixed, 0.9) == verdict(1.1, 0.9, best=mixed) == "cannot tell: an interval holds 0"
-    assert verdict(1.1, 0.9, count=9) == "cannot tell: too few clusters for intervals"
-    assert verdict(1.1, 0.9, permuted=many[:6]).startswith("cannot tell: there are too few assignments")
-    assert verdict(1.1, 1.1, permuted=many[:6]) == "no"
-    alone = "cannot tell: no other assignment of the bins was asked"
-    assert verdict(1.1, 0.9, permuted=None) == alone
-    assert verdict(1.1, 0.9, permuted=None, groups={}) == f"{alone} (--controls)"
+def test_the_lines_of_the_documentation_recompute_what_the_results_say(demo, capsys):
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    exec(text.split("```python\n")[1].split("```")[0], {"folder": demo["folder"]})
+    primary = demo["question"]["primary"][0]
+    expected = [demo["rows"][THIS_RUN]["metrics"]["delta1"], primary["difference"], *primary["interval_95"]]
+    assert list(map(float, capsys.readouterr().out.split())) == pytest.approx(expected, abs=2e-5)

@@ -105,12 +105,26 @@ def test_kept_maps_give_the_runs_own_line(nyu_folder, tiny_checkpoint, tmp_path,
     assert rows[0] == rows[1]
 
 
+def test_maps_and_true_depth_are_not_overwritten(nyu_folder, tmp_path, capsys):
+    root = nyu_folder(1)
+    (picture,) = root.rglob("rgb_*.jpg")
+    (tmp_path / "maps" / picture.parent.name).mkdir(parents=True)
+    path = tmp_path / "maps" / picture.parent.name / f"{picture.stem}.png"
+    path.write_bytes(b"another method's")
+    flags = ["--data_path", root, "--clip_path", "demo/rooms_clip.pt", "--save_predictions", tmp_path / "maps"]
+    assert evaluation.main([*map(str, flags)]) == 2
+    assert "is there already; choose a new folder for --save_predictions" in capsys.readouterr().err
+    assert path.read_bytes() == b"another method's"
+
+
 def test_alignment_by_hand():
     gt, pred = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([[2.0, 4.0, 8.0], [3.0, 3.0, 3.0]])
     for how, expected in (("none", (1, 0)), ("median", (0.5, 0)), ("scale_shift", (0.5, 0))):
         scale, shift = alignment(gt, pred, how)
         assert (scale[0].item(), shift[0].item()) == pytest.approx(expected, abs=1e-6)
     assert (scale[1].item(), shift[1].item()) == pytest.approx((0, 7 / 3), abs=1e-6)  # a constant gets the mean
+    scale, shift = alignment(gt, 1e-6 * pred[:1], "scale_shift")  # whatever the unit
+    assert (scale.item(), shift.item()) == (pytest.approx(0.5e6), pytest.approx(0, abs=1e-6))
     assert lower_median(torch.tensor([[4.0, 1.0, 3.0, 2.0]])).tolist() == [2.0]
 
 

@@ -56,9 +56,8 @@ def test_the_ladder_is_drawn_in_its_order_beside_the_published_row(figures, tmp_
     draw_ladder(tmp_path / "ladder.png", report.results, "Over 12 images.", beside("NYU")[PAPER_ROW])
     assert [label.get_text() for label in figures[0].axes[0].get_yticklabels()] == rungs
     for axis, metric in zip(figures[0].axes, ("delta1", "abs_rel"), strict=True):
-        assert [bar.get_width() for bar in axis.patches] == pytest.approx(
-            [report.results.mean(r)[metric] for r in rungs]
-        )
+        means = [report.results.mean(row)[metric] for row in rungs]
+        assert [bar.get_width() for bar in axis.patches] == pytest.approx(means)
         orange = [row for row, bar in zip(rungs, axis.patches, strict=True) if bar.get_facecolor()[0] > 0.9]
         assert orange == [THIS_RUN]
         assert [line.get_xdata()[0] for line in axis.lines] == [beside("NYU")[PAPER_ROW][metric]]
@@ -69,7 +68,7 @@ def test_the_ladder_is_drawn_in_its_order_beside_the_published_row(figures, tmp_
     assert not any((*axis.lines, *axis.collections) for axis in figures[1].axes)
 
 
-@pytest.mark.parametrize(("count", "permuted"), [(9, PERMUTED), (12, None), (12, PERMUTED)])
+@pytest.mark.parametrize(("count", "permuted"), [(9, None), (12, PERMUTED)])
 def test_the_question_is_drawn_image_by_image_with_all_assignments_and_patches(figures, tmp_path, count, permuted):
     patches = np.array([[1.21, 1.21, 2.5], [1.01, 1.01, 3.9]])
     report = with_findings(asked(count), permuted=permuted, patches=patches)
@@ -94,15 +93,13 @@ def test_the_question_is_drawn_image_by_image_with_all_assignments_and_patches(f
     assert {(y, x): cells[y, x] for y, x in np.argwhere(np.nan_to_num(cells)).tolist()} == {(18, 15): 2, (37, 58): 1}
 
 
-@pytest.mark.parametrize("interval", [(0.01, 0.095), None])
-def test_certainty_is_drawn_over_a_random_order(figures, tmp_path, interval):
-    gain = Contrast(THIS_RUN, UNIFORM, "aurg", 0.05, interval, 9, 12, 1.0)
+def test_certainty_is_drawn_over_a_random_order(figures, tmp_path):
+    gain = Contrast(THIS_RUN, UNIFORM, "aurg", 0.05, (0.01, 0.095), 9, 12, 1.0)
     draw_certainty(tmp_path / "c.png", np.linspace(0.1, 0.4, 20), gain, "Over 3 images.")
     own, random = figures[0].axes[0].lines
     np.testing.assert_allclose(own.get_xydata()[[0, 9, 19]], [(5, 0.1), (50, 0.1 + 0.3 * 9 / 19), (100, 0.4)])
     assert list(random.get_ydata()) == [0.4, 0.4]
-    end = "95 % [+0.010, +0.095]" if interval else "no interval"
-    assert f": +0.050, {end}; above 0" in figures[0].get_suptitle()
+    assert ": +0.050, 95 % [+0.010, +0.095]; above 0" in figures[0].get_suptitle()
 
 
 def test_read_outs_are_drawn_in_groups_with_the_released_and_probes_in_their_places(figures, tmp_path):
@@ -111,8 +108,7 @@ def test_read_outs_are_drawn_in_groups_with_the_released_and_probes_in_their_pla
     found = {}
     for i, case in enumerate(cases):
         interval = (i - 0.25, i + 0.5) if i else None
-        contrasts = [Contrast(case.name, UNIFORM, metric, float(i), interval, 1, 1, 1.0) for metric in "ab"]
-        found[case] = contrasts
+        found[case] = [Contrast(case.name, UNIFORM, "delta1", float(i), interval, 1, 1, 1.0)]
     draw_readouts(tmp_path / "r.png", found, "Over 3 images.")
     axis = figures[0].axes[0]
     labels = [label.get_text() for label in axis.get_yticklabels()]

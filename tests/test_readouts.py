@@ -16,11 +16,11 @@ from datasets.nyu import TEST_INDICES
 from datasets.readings import IMAGE_STATISTICS, with_statistics
 from experiments import __main__ as experiments
 from experiments import readouts, score
-from experiments.readouts import FILES, RELEASED, cases_of, readout_table
-from experiments.statistics import COUNTS, PRIMARY, Contrast, Images, Results
+from experiments.readouts import FILES, cases_of
+from experiments.statistics import PRIMARY
 from monoclip import PAPER, MonoCLIP
-from tests.conftest import METRICS, QUICKGELU, TINY, random_clip, write_pair
-from viewer.notes import INVERTED, OTHER_IMAGES, SCHEMA
+from tests.conftest import QUICKGELU, TINY, random_clip, write_pair
+from viewer.notes import INVERTED, OTHER_IMAGES
 
 RESNET = replace(TINY, image_resolution=224)
 VIT = replace(RESNET, vision_layers=2, vision_width=64, vision_patch_size=32)
@@ -59,16 +59,14 @@ class Command:
             return main(list(map(str, [*usual, *flags])))
 
     def rows(self) -> dict[str, dict]:
-        found = self.json()["readouts"]
-        names = [f"{r['backbone']}, {r['readout']}, {r['statistics']}, {r['temperature']}" for r in found]
-        return dict(zip(names, found, strict=True))
+        keys = ("backbone", "readout", "statistics", "temperature")
+        return {", ".join(str(row[key]) for key in keys): row for row in self.json()["readouts"]}
 
     def json(self, out: str = "out", name: str = "readouts.json") -> dict:
         return json.loads((self.folder / out / name).read_text())
 
 
 def command_in(folder: Path, images: int) -> Command:
-    """The command on some images, with the checkpoints of `OF`."""
     for name, architecture in (("resnet.pt", RESNET), ("vit.pt", VIT)):
         torch.save(random_clip(architecture, seed=1).state_dict(), folder / name)
     return Command(folder, images)
@@ -95,7 +93,6 @@ def test_every_row_and_file_is_there(whole):
     assert not any(row["released"] for row in rows.values())  # with these words
     assert {path.name for path in (whole.folder / "out").iterdir()} == {*FILES.values()}
     assert len(list((whole.folder / "store").iterdir())) == 4
-    assert (results["images"], results["schema"]) == (10, SCHEMA)
     assert results["warnings"] == [OTHER_IMAGES["NYU"], f"vit.pt: {INVERTED}"]
     assert results["made_with"]["vit.pt"]["activation"] == "quickgelu"
     assert ", over 10 clusters (runs of consecutive indices" in results["intervals"]
@@ -111,9 +108,6 @@ def test_every_row_and_file_is_there(whole):
     table = (whole.folder / "out" / "readouts.md").read_text()
     assert all(f"| {name} | " in table for name in (*names, "uniform weights"))
     assert "all n = 5 other assignments" in table
-    with Image.open(whole.folder / "out" / "readouts.png") as picture:
-        assert min(picture.size) > 700
-        assert picture.convert("L").getextrema()[0] < 100
 
 
 @pytest.mark.parametrize(
@@ -121,8 +115,6 @@ def test_every_row_and_file_is_there(whole):
     [
         ("resnet.pt", "raw", "imagenet", 0.1),
         ("resnet.pt", "attnpool", "clip", 1.0),
-        ("resnet.pt", "maskclip", "clip", 0.1),
-        ("vit.pt", "raw", "clip", 1.0),
         ("vit.pt", "clearclip", "imagenet", 0.1),
     ],
 )
@@ -144,15 +136,6 @@ def test_a_row_is_what_other_commands_say_of_it(whole, backbone, readout, statis
             assert ours[key] == pytest.approx(theirs[key], abs=1e-5, rel=1e-3), key
 
 
-def test_a_second_run_encodes_nothing_and_says_the_same(whole, capsys):
-    assert whole(out="again") == 0
-    assert whole.encoded == 0
-    assert whole.json("again") | {"seconds": 0} == whole.json() | {"seconds": 0}
-    out = capsys.readouterr().out
-    assert "Read-outs and backbones" in out
-    assert RELEASED not in out
-
-
 def test_only_the_papers_reading_by_rn50_is_the_released_setting():
     found, model = [], random_clip(RESNET)
     for name in IMAGE_STATISTICS:
@@ -160,12 +143,6 @@ def test_only_the_papers_reading_by_rn50_is_the_released_setting():
         assert not any(case.released for case in cases_of("one", model, name, reading))
         found += cases_of("one", model, name, reading, rn50=True)
     assert [case.name for case in found if case.released] == ["one, raw, imagenet, 0.1"]
-    contrast = Contrast("", "", "delta1", 0.1, None, 1, 1, None)
-    names = [*(case.name for case in found), "uniform weights"]
-    errors = [dict.fromkeys(names, dict.fromkeys((*METRICS, *COUNTS), 1.0))]
-    results = Results(Images(["a"], ["b"], ["c"], [0]), errors, dict.fromkeys(names[:-1], names[-1]))
-    table = readout_table({case: [contrast, contrast] for case in found}, results, "p: a note.")
-    assert [line.name for line in table.lines if line.kind == RELEASED] == ["one, raw, imagenet, 0.1"]
 
 
 def test_patches_of_14_pixels_and_no_measured_patch(tmp_path):

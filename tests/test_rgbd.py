@@ -38,9 +38,10 @@ def depth_units(size: tuple[int, int], seed: int) -> np.ndarray:
     return depth
 
 
-def write(path: Path, values: np.ndarray, **options: object) -> None:
+def write(path: Path, values: np.ndarray | Image.Image, **options: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, values) if path.suffix == ".npy" else Image.fromarray(values).save(path, **options)
+    image = values if isinstance(values, Image.Image) or path.suffix == ".npy" else Image.fromarray(values)
+    np.save(path, values) if path.suffix == ".npy" else image.save(path, **options)
 
 
 @pytest.fixture
@@ -117,41 +118,25 @@ def test_every_measured_pixel_counts_at_every_size(run, folder, tmp_path, model)
     assert {metric: found[metric] for metric in means} == pytest.approx(means, rel=1e-4, abs=1e-4)
     assert ("1e-3 < gt < 20 m" in results["protocol"], results["published"]) == (True, {})
 
-    (folder / "list.txt").write_text("rgb/a.png depth/a.png\nrgb/b.jpg depth/b.png\n\nrgb/c.png depth/c.png\n")
-    listed = ("--list_file", folder / "list.txt", "--batch_size", 1, "--output", tmp_path / "list")
-    assert run(*listed)[0] == 0
-    for one, other in zip(rows_of(tmp_path / "list"), [*rows[:3], *rows[4:7]], strict=True):
-        for metric in NYU_METRICS:
-            assert float(one.pop(metric)) == pytest.approx(float(other.pop(metric)), abs=1e-4)
-        assert one == other
-
-
-def big_endian(units: np.ndarray) -> bytes:
-    """A TIFF of 16 bits, big end first, as Pillow does not write it."""
-    (height, width), one, data = units.shape, 1 << 16, units.astype(">u2").tobytes()
-    size = [(256, 3, width << 16), (257, 3, height << 16), (258, 3, 16 << 16), (259, 3, one), (262, 3, one)]
-    tags = [*size, (273, 4, 122), (277, 3, one), (278, 3, height << 16), (279, 4, len(data))]
-    entries = b"".join(np.array([tag << 16 | kind, 1, value], ">u4").tobytes() for tag, kind, value in tags)
-    return b"MM\0*\0\0\0\x08" + len(tags).to_bytes(2) + entries + bytes(4) + data
-
 
 def test_all_forms_of_a_pair_give_the_metrics_of_its_pixels(run, tmp_path, model):
     pixels, units = noise((70, 101), 5), depth_units((70, 101), 5)
     metres, grey = units.astype(np.float32) / np.float32(SCALE), pixels[..., :1].repeat(3, axis=2)
-    exif = {orientation: Image.Exif() for orientation in (3, 6)}
-    for orientation, tags in exif.items():
-        tags[0x0112] = orientation
-    upside_down, lying = (np.array(Image.fromarray(pixels).transpose(t)) for t in (Transpose(3), Transpose.ROTATE_90))
+    upside_down, lying = (Image.fromarray(pixels).transpose(t) for t in (Transpose.ROTATE_180, Transpose.ROTATE_90))
+    for image, orientation in ((upside_down, 3), (lying, 6)):
+        image.getexif()[0x0112] = orientation
+    big_end_first = Image.frombytes("I;16B", (101, 70), units.astype(">u2").tobytes())
     holes = np.where(metres == 0, np.nan, metres).astype(np.float64)
     holes[20, 20:30] = np.inf
     forms = {  # picture, how it is saved, what it looks like; depth, what it is [m]
         "upright": (("rgb/a.png", pixels, {}, pixels), ("a.png", units, metres)),
-        "turned": (("rgb/a.png", upside_down, {"exif": exif[3]}, pixels), ("a.png", units, metres)),
-        "lying": (("rgb/a.jpg", lying, {"exif": exif[6]}, None), ("a.png", units, metres)),
+        "turned": (("rgb/a.png", upside_down, {"exif": upside_down.getexif()}, pixels), ("a.png", units, metres)),
+        "lying": (("rgb/a.png", lying, {"exif": lying.getexif()}, pixels), ("a.png", units, metres)),
         "grey": (("image/a.png", pixels[..., 0].copy(), {}, grey), ("a.png", units, metres)),
         "npy": (("color/a.webp", pixels, {"lossless": True}, pixels), ("a.npy", metres, metres)),
         "npy, holes": (("rgb/a.png", pixels, {}, pixels), ("a.npy", holes, np.nan_to_num(holes, posinf=0))),
         "tif": (("rgb/a.tiff", pixels, {}, pixels), ("a.tif", units, metres)),
+        "tif, big end first": (("rgb/a.bmp", pixels, {}, pixels), ("a.tiff", big_end_first, metres)),
         "half": (("rgb/a.png", pixels, {}, pixels), ("a.png", units[::2, ::2].copy(), metres[::2, ::2])),
         "nested": (("color/one/two/a.png", pixels, {}, pixels), ("one/two/a.png", units, metres)),
     }
@@ -161,13 +146,10 @@ def test_all_forms_of_a_pair_give_the_metrics_of_its_pixels(run, tmp_path, model
         write(root / "depth" / depth, values)
         code, _, err = run("--data_path", root, "--output", out)
         assert code == 0, err
-        seen = np.rot90(np.array(Image.open(root / picture)), -1) if seen is None else seen
         with torch.inference_mode():
-            pred = model.predict(model.prepare(np.ascontiguousarray(seen))[None], gt.shape)[0, 0].numpy()
+            pred = model.predict(model.prepare(seen)[None], gt.shape)[0, 0].numpy()
         expected, row = expected_of(gt.astype(np.float32), pred), rows_of(out)[0]
         assert {key: float(row[key]) for key in expected} == pytest.approx(expected, rel=1e-4, abs=1e-4), form
-    (tmp_path / "tif" / "depth" / "a.tif").write_bytes(big_endian(units))
-    assert np.array_equal(of(tmp_path / "tif").depth(0)[0], metres.clip(0, FARTHEST))
 
 
 def test_a_batch_has_one_size(folder):
@@ -235,6 +217,8 @@ BAD_LINES = {
     "alias/a.png depth/c.png": "a.png stands in line 1 already",
     "rgb/c.png": "expected a picture and its depth map, such as rgb/a.jpg depth/a.png",
     "rgb/c.png depth/c.exr": "expected a picture and its depth map",
+    '"rgb/c.png" depth/c.png rgb/a.png': "expected a picture and its depth map",  # or the depth were a picture
+    "rgb/c.exr depth/c.png rgb/a.png": "expected a picture and its depth map",
     "../x.png depth/c.png": "'../x.png' is not a plain path",
     "/etc/x.png depth/c.png": "'/etc/x.png' is not in ",
     "C:/x.png depth/c.png": "'C:/x.png' is not a plain path",
@@ -290,15 +274,11 @@ FILES = {
     "turned depth": r"depth/c\.png: is 64x96 where its picture is 96x64, another shape; write it again",
     "no depth map": r"rgb/c\.png: its depth map is missing in depth/, which has a\.png, b\.png, d\.png; name your",
     "no picture": r"depth/c\.png: its picture is missing in rgb/, which has a\.png, b\.jpg, d\.JPEG; name your",
-    "8-bit depth": r"depth/c\.png: has mode L, expected 16 bits of one channel",
     "depth in metres": r"depth/c\.png: its largest depth is 0\.0\d+ m, so it does not hold units of 1/500 m",
     "too far": r"depth/c\.png: no valid pixel, no depth of up to 20 m .* or see its unit",
-    "400 megapixels": r"depth/c\.png: no depth map, or truncated",
 }
 FLAGS = {
     ("--depth_scale", 0): "--depth_scale must be positive, --max_depth above 0.001 m, and both finite",
-    ("--depth_scale", "nan"): "--depth_scale must be positive, --max_depth above 0.001 m, and both finite",
-    ("--max_depth", "inf"): "--depth_scale must be positive, --max_depth above 0.001 m, and both finite",
     ("--max_depth", "0.001"): "--depth_scale must be positive, --max_depth above 0.001 m, and both finite",
     ("--scene", "rgb"): "--scene: one's own pairs have no scenes",
     ("--data_path", "/nowhere"): "/nowhere: no such folder; name that of your pairs",
@@ -355,3 +335,11 @@ def test_files_that_make_no_pairs_are_said_once_with_what_there_is(folder, tmp_p
     ):
         with pytest.raises(DataError, match=message):
             of(root)
+
+
+def test_what_links_lead_to_counts_once(folder):
+    count = len(open_rgbd(folder, OWN))
+    for part in ("rgb", "depth"):
+        (folder / part / "z.png").symlink_to("a.png")
+        (folder / part / "again").symlink_to(".")
+    assert len(open_rgbd(folder, OWN)) == count

@@ -14,8 +14,7 @@ from experiments.settings import (
     UNRELATED_WORDS,
     assignments,
     control_groups,
-    own_rows,
-    paper_rows,
+    rows_of,
     with_controls,
 )
 from monoclip import PAPER, Reading
@@ -27,48 +26,42 @@ def names_of(rows: Rows) -> list[str]:
     return [setting.name for setting in rows.settings]
 
 
-def reading_of(rows: Rows, name: str) -> Reading:
-    (setting,) = (setting for setting in rows.settings if setting.name == name)
-    return setting.reading
-
-
 def controls_of(reading: Reading, channels: bool = True) -> dict[str, Setting]:
     return {setting.name: setting for group in control_groups(reading, channels).values() for setting in group}
 
 
 def test_rows_of_the_paper():
-    rows = paper_rows(PAPER, {})
+    rows = rows_of(PAPER, {})
     prompts, bins = (f"prompt {i}" for i in (1, 2, 3)), (f"bins class-dependent {i}" for i in (1, 2, 3, 4))
     assert names_of(rows) == [THIS_RUN, *prompts, *bins, response := "prompt 3, bins class-dependent 1"]
     assert rows.randoms == RANDOM_ROWS
-    assert reading_of(rows, response) == BIN_RESPONSE
-    assert reading_of(rows, "prompt 2") == PROMPT_SETS["prompt 2"]
-    assert reading_of(rows, "bins class-dependent 4") == BIN_SETS["class-dependent 4"]
+    assert (rows.row_of(BIN_RESPONSE), rows.row_of(PROMPT_SETS["prompt 2"])) == (response, "prompt 2")
+    assert rows.row_of(BIN_SETS["class-dependent 4"]) == "bins class-dependent 4"
     means = {UNIFORM: 15 / 7} | {f"{UNIFORM}, {mean:g} m": mean for mean in (2.5, 1.75, 22 / 7)}
     assert rows.constants == pytest.approx(means)
     for kitti in ("KITTI, BTS", "KITTI, AdaBins"):
-        outdoors = paper_rows(PAPER, {}, kitti)
+        outdoors = rows_of(PAPER, {}, kitti)
         assert names_of(outdoors) == [THIS_RUN, "Auty's words and bins", "the paper's words, bins in log depth (ours)"]
-        assert reading_of(outdoors, names_of(outdoors)[2]) == LOG_BINS
+        assert outdoors.row_of(LOG_BINS) == names_of(outdoors)[2]
 
 
 def test_each_row_is_compared_with_the_mean_of_its_own_bins():
-    rows = paper_rows(PAPER, {"mine": replace(PAPER, bin_list=(1.0,) * 7), "warm": OTHER})
+    rows = rows_of(PAPER, {"mine": replace(PAPER, bin_list=(1.0,) * 7), "warm": OTHER})
     own = {"mine": 1.0, "bins class-dependent 1": 2.5, "bins class-dependent 2": 2.5, "bins class-dependent 3": 1.75}
     own |= {"bins class-dependent 4": 22 / 7, "prompt 3, bins class-dependent 1": 2.5}
     assert list(rows.baselines) == names_of(rows)  # the first is that of rows without one of their own
     for name, baseline in rows.baselines.items():
         assert baseline == (f"{UNIFORM}, {own[name]:g} m" if name in own else UNIFORM), name
         assert rows.constants[baseline] == pytest.approx(own.get(name, 15 / 7))
-    assert own_rows(OTHER, {"mine": PAPER}).constants == {UNIFORM: pytest.approx(15 / 7)}
+    assert rows_of(OTHER, {"mine": PAPER}, None).constants == {UNIFORM: pytest.approx(15 / 7)}
 
 
 def test_every_published_reading_has_a_row():
-    for rows in (paper_rows(PAPER, {}), paper_rows(OTHER, {})):
+    for rows in (rows_of(PAPER, {}), rows_of(OTHER, {})):
         assert all(rows.row_of(row.reading) for row in published_rows() if row.reading and row.protocol == "NYU")
-    assert paper_rows(PAPER, {}).row_of(PAPER) == THIS_RUN
-    assert paper_rows(OTHER, {}).row_of(PAPER) == "the paper's words and bins"
-    rows = paper_rows(PAPER, {"mine": OTHER, "again the paper's": PAPER})
+    assert rows_of(PAPER, {}).row_of(PAPER) == THIS_RUN
+    assert rows_of(OTHER, {}).row_of(PAPER) == "the paper's words and bins"
+    rows = rows_of(PAPER, {"mine": OTHER, "again the paper's": PAPER})
     assert names_of(rows)[:4] == [THIS_RUN, "mine", "again the paper's", "prompt 1"]
     assert rows.row_of(PAPER) == THIS_RUN
 
@@ -86,14 +79,10 @@ def test_controls_are_of_this_runs_reading_and_have_a_question_each():
     channels = [setting for setting in found.values() if setting.channels is not None]
     assert [(s.channels, s.reading) for s in channels] == [(seed, OTHER) for seed in range(5)]
     assert not any(s.channels is not None for s in controls_of(OTHER, channels=False).values())
-
-
-def test_controls_stand_behind_the_other_rows():
-    plain = own_rows(PAPER, {})
-    rows = with_controls(plain, control_groups(PAPER, True))
-    assert names_of(rows) == [*names_of(plain), *controls_of(PAPER)]
-    assert (rows.randoms, rows.constants, rows.baselines) == (RANDOM_ROWS, plain.constants, plain.baselines)
-    assert rows.row_of(PAPER) == THIS_RUN  # and not one of random channels
+    rows = with_controls(plain := rows_of(OTHER, {}, None), groups)
+    assert names_of(rows) == [*names_of(plain), *found]
+    assert (plain.randoms, rows.randoms, rows.constants) == ((), RANDOM_ROWS, plain.constants)
+    assert rows.row_of(OTHER) == THIS_RUN  # and not one of random channels
 
 
 def test_controls_of_fewer_and_more_words():
@@ -120,8 +109,6 @@ def test_assignments_are_all_that_there_are(bins, count):
     assert found[0] == bins
     assert set(found) == set(every_permutation(bins))
     assert len(found) == count
-    drawn = [[PAPER.bin_list[i] for i in order] for order in ((2, 4, 3, 6, 5, 0, 1), (5, 2, 4, 6, 1, 0, 3))]
-    assert list(map(list, assignments(PAPER.bin_list)[0][1:3])) == drawn  # on every machine
 
 
 def test_of_more_than_5040_assignments_as_many_are_drawn():
@@ -130,5 +117,7 @@ def test_of_more_than_5040_assignments_as_many_are_drawn():
     assert found[0] == tuple(range(9))
     assert len(set(found)) == len(found) == 5040
     assert all(sorted(order) == [*range(9)] for order in found)
+    drawn = [[PAPER.bin_list[i] for i in order] for order in ((2, 4, 3, 6, 5, 0, 1), (5, 2, 4, 6, 1, 0, 3))]
+    assert list(map(list, assignments(PAPER.bin_list)[0][1:3])) == drawn  # on every machine
     late = np.mean([order.index(0) for order in found])  # not those that differ in the last places
     assert late == pytest.approx(4, abs=0.15)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.statistics import Images, Results, best_elsewhere, folds_of, interval_of, minus, p_value, t_975
+from experiments.statistics import Images, Results, best_elsewhere, folds_of, interval_of, p_value, t_975
 
 ROWS = ("mine", "other", "nothing", "little")
 RMSE = ([1, 4, 2, 3], [2, 5, 2, 3], [6, 6, 2, 3])  # of each image, row by row
@@ -56,7 +56,6 @@ def test_differences_are_to_a_rows_own_baseline(results):
     assert results.difference("mine") == pytest.approx({"rmse": 1, "delta1": 0.45})
     assert results.difference("other") == pytest.approx({"rmse": 2, "delta1": 0.1})
     assert results.difference("little") == pytest.approx({"rmse": 1, "delta1": -0.25})  # none of its own: the first's
-    assert (minus(3, 1), minus(None, 1), minus(1, None)) == (2, None, None)
 
 
 def test_images_without_a_metric_are_left_out_and_the_other_rows_count_as_0():
@@ -85,7 +84,6 @@ def test_contrasts_by_hand(results):
     assert (higher.difference, higher.dz) == pytest.approx((0.45, 3 * math.sqrt(3)))
     same = results.contrast("nothing", "little", "rmse")  # -1 each
     assert (same.difference, same.dz, same.wins) == (-1, None, 3)
-    assert lower.interval_95 is None  # two clusters
     assert random_results("rmse", ["a"]).contrast("mine", "nothing", "rmse").dz is None
 
 
@@ -130,31 +128,17 @@ def test_quantiles_are_those_of_scipy():
 def test_clusters_of_unequal_size_equal_a_naive_loop():
     labels = np.repeat(list("abcdefghijk"), [1, 7, 2, 1, 3, 5, 1, 1, 4, 2, 9])
     values = np.random.default_rng(1).gamma(1, size=36) + (labels < "d")
-    found = interval_of(values, labels)
-    assert found == pytest.approx(naive_interval(values, labels), abs=2e-5)
-    order = np.random.default_rng(2).permutation(36)
-    assert interval_of(values[order], labels[order]) == pytest.approx(found, abs=1e-6)
+    assert interval_of(values, labels) == pytest.approx(naive_interval(values, labels), abs=2e-5)
     assert interval_of(np.arange(20) % 2, np.arange(20) // 2) == (0.5, 0.5)  # one mean in each cluster
     usual = stats.t.interval(0.95, 35, values.mean(), stats.sem(values))
     assert interval_of(values, np.arange(36)) == pytest.approx(usual, abs=2e-5)  # clusters of one image
 
 
-def test_intervals_of_rows_are_of_their_means_and_of_paired_differences():
-    found = random_results("rmse", [f"{i // 2:02d}" for i in range(60)])
-    mine, nothing = (found.metrics[row][:, 0] for row in ("mine", "nothing"))
-    own, less = (pairs["rmse"] for pairs in found.intervals("mine"))
-    labels = np.array(found.images.clusters)
-    assert (own, less) == (interval_of(mine, labels), interval_of(mine - nothing, labels))
-    assert found.contrast("mine", "nothing", "rmse").interval_95 == less
-
-
 @pytest.mark.parametrize("count", [9, 10])
 def test_fewer_than_ten_clusters_have_no_interval(count):
     found = random_results("rmse", [f"{i % count}" for i in range(20)])
-    assert found.images.cluster_count == count
     assert found.interval_note.startswith("No intervals" if count == 9 else "95 % intervals: cluster-robust, over 10 c")
-    pairs = [found.contrast("mine", "nothing", "rmse").interval_95, found.intervals("mine")[0]["rmse"]]
-    assert [pair is None for pair in pairs] == [count == 9] * 2
+    assert (found.intervals("mine")[0]["rmse"] is None) == (count == 9)
     assert interval_of(np.ones(0), np.ones(0)) is None
 
 
@@ -164,7 +148,6 @@ def test_fewer_than_ten_clusters_have_no_interval(count):
 def test_clusters_are_dealt_to_folds_in_the_order_of_their_first_image():
     assert folds_of(["b", "a", "b", "c", "a"]) == [0, 1, 0, 2, 1]
     assert folds_of([f"{i // 2}" for i in range(24)]) == [i // 2 % 10 for i in range(24)]
-    assert folds_of(["a", "a"]) == [0, 0]  # one cluster: there is nothing else to fit on
 
 
 @pytest.mark.parametrize("higher", [True, False])

@@ -19,7 +19,7 @@ from datasets.readings import READINGS, statistics_of
 from download import file_sha256
 from monoclip import MonoCLIP, Reading
 
-VERSION = "2.1"
+VERSION = "2.2"
 SCHEMA = 4  # of results.json: raised whenever a key changes its meaning
 TOY = "a toy CLIP that was taught distance on rendered rooms: no evidence about the real CLIP or the paper"
 INVERTED = "raw patch tokens of a vision transformer, whose maps are reported as inverted (arXiv 2304.05653)"

@@ -1,10 +1,11 @@
 """Lines for a terminal: whatever names they hold, and whoever reads them."""
 
+import argparse
 import io
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from datasets import printable
 
@@ -20,6 +21,22 @@ def try_to_draw(draw: Callable[[], object]) -> None:
         draw()
     except Exception as error:  # whatever matplotlib and its settings lead to
         print(f"warning: not all is drawn: {type(error).__name__}: {printable(str(error))}", file=sys.stderr)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Ends with the sentence alone, not with all flags."""
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def new_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser that shows defaults, where there is one, and takes no abbreviated flags."""
+    return _Parser(prog=prog, description=description, formatter_class=_Help, allow_abbrev=False)
 
 
 class ForgivingStream:
