@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             *_, scene, name = ("", *Path(job.name).parts)  # no more, because a page may be shown to others
             span = {"nearest [m]": found.depth.min(), "farthest [m]": found.depth.max()}
             logits = logits_of(found.features, text_features, reading).cpu().numpy()
-            return page.card(f"{scene}/{name}".lstrip("/"), scene, found.pixels, logits, reading, phrases, metrics=span)
+            return page.card(f"{scene}/{name}".lstrip("/"), scene, found.pixels, logits, reading, metrics=span)
 
         try:
             done, cards = predict_all(jobs, predict, card, args.html or 0)

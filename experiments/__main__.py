@@ -158,7 +158,7 @@ def write_page(
         metrics = {metric: None if math.isnan(own[metric]) else own[metric] for metric in names}
         name, scene, truth = dataset.names[item], dataset.scenes[item], dataset.truth(item)
         picture, counted = resized(dataset.pixels(item), truth.shape), dataset.scope.counted(dataset.depth(item)[0])
-        cards.append(page.card(name, scene, picture, logits, reading, phrases, truth, metrics, counted.numpy()))
+        cards.append(page.card(name, scene, picture, logits, reading, truth, metrics, counted.numpy()))
     rows = {row: results.mean(row) for row in (published.THIS_RUN, published.UNIFORM)}
     rows |= published.beside(report.protocol.name) if report.official else {}
     table = {name: {column: row[column] for column in published.COLUMNS} for name, row in rows.items()}

@@ -5,26 +5,16 @@ import os
 import select
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 TEN_MINUTES = 600  # [s] for an answer: it ends a hang, and no slow machine meets it
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
-# Becomes the browser, with its pipe at descriptors 3 and 4, where it is expected.
-LAUNCH = """
-import fcntl, os, sys
-read, write = (fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3])
-os.dup2(read, 3)
-os.dup2(write, 4)
-os.execv(sys.argv[3], sys.argv[3:])
-"""
-
 
 def find_browser() -> str | None:
     """The Chromium or Chrome of this machine; `$CHROME` names another."""
-    names = (os.environ["CHROME"],) if os.environ.get("CHROME") else NAMES
+    names = (os.environ.get("CHROME", ""), *NAMES)
     return next(filter(None, map(shutil.which, names)), None)
 
 
@@ -32,36 +22,25 @@ class Browser:
     """One tab. What the page logs, throws and requests is kept in `errors` and `requests`."""
 
     def __init__(self, executable: str, profile: Path) -> None:
-        to_browser, self.write_end = os.pipe()
-        self.read_end, from_browser = os.pipe()
         flags = ["--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-        flags += ["--disable-dev-shm-usage", "--hide-scrollbars", f"--user-data-dir={profile}"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCH, str(to_browser), str(from_browser), executable, *flags, "about:blank"],
-            pass_fds=(to_browser, from_browser),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(to_browser)
-        os.close(from_browser)
+        flags += ["--disable-dev-shm-usage", "--hide-scrollbars", f"--user-data-dir={profile}", "about:blank"]
+        for name in ("in", "out"):
+            os.mkfifo(profile / name)
+        command = ["sh", "-c", 'exec "$@" 3<"$0/in" 4>"$0/out" >"$0/log" 2>&1', profile, executable, *flags]
+        self.process = subprocess.Popen(command)
+        self.write_end, self.read_end = os.open(profile / "in", os.O_WRONLY), os.open(profile / "out", os.O_RDONLY)
         self.buffer, self.number, self.session = b"", 0, None
         self.errors, self.requests = [], []
-        try:
-            target = self.call("Target.createTarget", url="about:blank")["targetId"]
-            self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-            for domain in ("Page", "Runtime", "Log", "Network"):
-                self.call(f"{domain}.enable")
-        except BaseException:
-            self.process.kill()
-            self.process.wait()
-            raise
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Sends one command and returns its result; events on the way are kept."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": params}
-        if self.session:
-            message["sessionId"] = self.session
+        message |= {"sessionId": self.session} if self.session else {}
         os.write(self.write_end, json.dumps(message).encode() + b"\0")
         while True:
             answer = self.receive()
@@ -123,9 +102,8 @@ class Browser:
 
     def press(self, key: str) -> None:
         """Presses and releases one key where the focus is."""
-        code = {"Home": 36, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
-        for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code[key])
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key)
         self.settle()
 
     def show(self, width: int, height: int, phone: bool = False) -> None:
@@ -136,12 +114,7 @@ class Browser:
 
     def close(self) -> None:
         """Ends the browser."""
-        try:
-            self.session = None
-            self.call("Browser.close")
-        except (RuntimeError, TimeoutError, OSError):
-            self.process.kill()
-        finally:
-            os.close(self.write_end)
-            os.close(self.read_end)
-            self.process.wait(timeout=TEN_MINUTES)
+        self.process.kill()
+        self.process.wait()
+        os.close(self.read_end)
+        os.close(self.write_end)

@@ -10,8 +10,18 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const { phrases, presets } = data, [near, far] = data.scale, [minDepth, maxDepth] = data.limits.map(Math.fround);  // [m]
 const LONG_SIDE = 272;  // px of a drawn map without a true depth; the page scales it
 const LARGEST_ERROR = 0.5;  // of the true depth, where the colours of the error map end
+// What the columns and rows of the tables are, by name; an arrow for which way is better.
+const EXPLAINED = {
+  delta1: "↑ share of pixels whose predicted depth is within a factor of 1.25 of the true depth; higher is better",
+  delta2: "↑ share of pixels within a factor of 1.25² = 1.56; higher is better",
+  delta3: "↑ share of pixels within a factor of 1.25³ = 1.95; higher is better",
+  abs_rel: "↓ mean of |predicted − true| / true; lower is better",
+  log10: "↓ mean of |log10 predicted − log10 true|; lower is better",
+  rmse: "↓ root of the mean squared error, in metres; lower is better",
+  spearman: "↑ how well the order from near to far is right, over patches: 1 is wholly right, 0 is chance; higher is better",
+  "uniform weights": "every word has the same share everywhere, so that the picture does not matter",
+};
 const byId = (id) => document.getElementById(id);
-const phone = matchMedia("(max-width: 40rem), (max-height: 30rem)");
 const placeOf = new Map(phrases.map((phrase, i) => [phrase, i]));
 
 // Words are places in `phrases`; with `uniform`, every word has the same weight, whatever the temperature.
@@ -119,7 +129,7 @@ function upsample(depth, [h, w], [height, width], out) {
 // each pixel, NaN where it does not count. Depths and ratios are rounded to 32 bit, as they are there:
 // otherwise 0.8 m for 1 m would count as within 1.25.
 function metricsOf(counted, map, errors) {
-  let count = 0, within1 = 0, within2 = 0, within3 = 0, relative = 0, squares = 0, logs = 0, product = 1;
+  let count = 0, within1 = 0, within2 = 0, within3 = 0, relative = 0, squares = 0, logs = 0;
   errors.fill(NaN);
   for (let i = 0; i < counted.length; i++) {
     if (!counted[i] || (data.drops_tiny && !(map[i] > minDepth))) continue;  // Official quirk of NYU, at 1 mm
@@ -131,15 +141,10 @@ function metricsOf(counted, map, errors) {
     if (larger < 1.25 ** 3) within3++;
     relative += Math.abs(ratio - 1);
     squares += (pred - gt) * (pred - gt);
-    product *= larger;  // the sum of logarithms is the logarithm of the product: one for many pixels
-    if (product > 1e200) {
-      logs += Math.log10(product);
-      product = 1;
-    }
+    logs += Math.log10(larger);
     errors[i] = ratio - 1;
   }
   if (!count) return { delta1: null, delta2: null, delta3: null, abs_rel: null, log10: null, rmse: null };
-  logs += Math.log10(product);
   const delta = { delta1: within1 / count, delta2: within2 / count, delta3: within3 / count };
   return { ...delta, abs_rel: relative / count, log10: logs / count, rmse: Math.sqrt(squares / count) };
 }
@@ -150,20 +155,19 @@ const metres = (value) => `${value.toFixed(2)} m`;
 const percent = (value) => `${Math.round(100 * value)}\u00a0%`;
 const decimals = (value) => value?.toFixed(3) ?? (value === null ? "–" : "");  // "": what the page does not compute
 
-const pixelsOf = (colours) => new Uint32Array(bytes(colours).buffer);  // 256 pixels of a canvas, from low to high
-const DEPTH = pixelsOf(data.colours.depth), SHARE = pixelsOf(data.colours.share), ERROR = pixelsOf(data.colours.error);
-const sheets = new Map();  // an ImageData for each size of canvas, used by all
+// The 256 colours of each map as pixels of a canvas: in the bytes of each, red, green, blue, and 255 for opaque.
+const [DEPTH, SHARE, ERROR] = ["depth", "share", "error"].map((name) => bytes(data.colours[name])).map((rgb) => (
+  Uint32Array.from({ length: 256 }, (_, i) => rgb[3 * i] | (rgb[3 * i + 1] << 8) | (rgb[3 * i + 2] << 16) | (255 << 24))));
 
 // Values between `low` and `high` in the colours of the table; NaN, and 0 if `blank`, leave what is behind the canvas.
 function paint(canvas, values, colours, low, high, blank = false) {
-  const size = `${canvas.width}x${canvas.height}`, context = canvas.getContext("2d");
-  if (!sheets.has(size)) sheets.set(size, context.createImageData(canvas.width, canvas.height));
-  const pixels = new Uint32Array(sheets.get(size).data.buffer), scale = 255 / Math.max(high - low, 1e-6);
+  const context = canvas.getContext("2d"), sheet = context.createImageData(canvas.width, canvas.height);
+  const pixels = new Uint32Array(sheet.data.buffer), scale = 255 / Math.max(high - low, 1e-6);
   for (let i = 0; i < pixels.length; i++) {
     const at = (values[i] - low) * scale + 0.5;
     pixels[i] = at !== at || (blank && !values[i]) ? 0 : colours[at < 0 ? 0 : at > 255 ? 255 : at | 0];
   }
-  context.putImageData(sheets.get(size), 0, 0);
+  context.putImageData(sheet, 0, 0);
 }
 
 // Whether so few pixels have a value (0 and NaN are none) that they are drawn by `spread`.
@@ -190,10 +194,9 @@ function make(tag, attributes = {}, ...children) {
 
 const onScale = (depth) => Math.min(1, Math.max(0, (depth - near) / Math.max(far - near, 1e-6)));
 
-function colourOf(depth) {
-  const first = 4 * Math.round(255 * onScale(depth));
-  return `rgb(${new Uint8Array(DEPTH.buffer, first, 3)})`;
-}
+// The colour at a place from 0 to 1 of a table, and all of its colours as a background.
+const colourAt = (colours, at) => `rgb(${new Uint8Array(colours.buffer, 4 * Math.round(255 * at), 3)})`;
+const gradient = (colours) => `linear-gradient(90deg, ${Array.from({ length: 17 }, (_, i) => colourAt(colours, i / 16)).join(", ")})`;
 
 // Everything of a card that follows from the settings.
 function update(card) {
@@ -244,7 +247,7 @@ function drawChart(card) {
   const rows = [...words].sort((a, b) => a.bin - b.bin).map(({ name, bin, share }) => {
     const bar = make("span", { class: "bar" });
     bar.style.width = `${100 * share}%`;
-    bar.style.background = colourOf(bin);
+    bar.style.background = colourAt(DEPTH, onScale(bin));
     const depth = make("span", { class: "depth" }, metres(bin)), size = make("span", { class: "share" }, percent(share));
     return make("div", { class: "answer" }, make("span", {}, name), depth, make("span", { class: "track" }, bar), size);
   });
@@ -276,26 +279,24 @@ function choose(card, patch) {
 
 // --- Cards ----------------------------------------------------------------------------------------------------------
 
-function drawnSize([height, width]) {
-  const scale = LONG_SIDE / Math.max(height, width);
-  return [Math.max(1, Math.round(height * scale)), Math.max(1, Math.round(width * scale))];
-}
-
 function makeCard(image, number) {
-  const [h, w] = image.grid, size = image.truth ? image.size : drawnSize(image.size);
+  const [h, w] = image.grid, scale = image.truth ? 1 : LONG_SIDE / Math.max(...image.size);
+  const size = image.size.map((side) => Math.max(1, Math.round(side * scale)));
   const card = { image, number, size, map: new Float32Array(size[0] * size[1]), patch: Math.floor(h / 2) * w + Math.floor(w / 2) };
-  const heading = make("header", {}, make("h2", {}, image.name)), rows = [["this run", image.metrics]];
-  if (image.scene && image.scene !== ".") heading.append(make("span", { class: "quiet" }, image.scene));
+  const rows = [["this run", image.metrics]];
   if (image.truth) rows.push(["these settings", {}, "live"]);
   const metrics = makeTable(Object.keys(image.metrics), rows);
   card.liveRow = metrics.querySelector(".live");
   card.key = make("div", { class: "key", "aria-live": "polite" });
   card.chart = make("div", { role: "img" });
   card.words = make("div", { class: "small" });
-  const maps = makeMaps(card), panels = make("div", { class: "panels" }, maps, make("div", { class: "chart" }, card.key, card.chart));
-  card.element = make("article", { class: "card", "aria-label": image.name }, heading, make("div", { class: "scroll" }, metrics), panels, card.words);
-  card.element.style.setProperty("--maps", maps.children.length);
-  card.element.style.setProperty("--aspect", image.size[1] / image.size[0]);
+  card.place = make("span", { class: "quiet" });
+  const maps = makeMaps(card), chart = make("div", { class: "chart" }, card.key, card.chart), aspect = image.size[1] / image.size[0];
+  const heading = make("header", {}, make("h2", {}, image.name), card.place, make("div", { class: "scroll" }, metrics));
+  card.element = make("article", { class: "card", "aria-label": image.name }, heading, maps, chart, card.words);
+  card.element.classList.toggle("tested", Boolean(image.truth));
+  card.element.classList.toggle("wide", aspect > 2);
+  card.element.style.setProperty("--aspect", aspect);
   listen(card);
   choose(card, card.patch);
   return card;
@@ -308,13 +309,14 @@ function makeMaps(card) {
   const label = `${image.name}: ${h} rows and ${w} columns of patches; the arrow keys choose one`;
   const focusable = { tabindex: 0, role: "application", "aria-roledescription": "depth map", "aria-label": label };
   card.mapCanvas = canvas();
-  const maps = make("div", { class: "maps" }, framed(picture, "picture"), framed(card.mapCanvas, "predicted depth", focusable));
+  const maps = make("div", { class: "maps" }, framed(picture, "picture: choose a patch"), framed(card.mapCanvas, "predicted depth", focusable));
   if (image.truth) {
     card.errors = new Float32Array(card.map.length);
     card.truthCanvas = canvas();
     card.errorCanvas = canvas();
-    maps.append(framed(card.truthCanvas, "true depth; hatched: not measured"));
-    maps.append(framed(card.errorCanvas, `error: blue −${limit}, too near; red +${limit}, too far`));
+    const error = framed(card.errorCanvas, "error: blue too near, red too far");
+    error.append(make("div", { class: "scale" }, `−${limit}`, make("span", { class: "ramp errors" }), `+${limit}`));
+    maps.append(framed(card.truthCanvas, "true depth; hatched: not measured"), error);
   }
   return maps;
 }
@@ -324,12 +326,24 @@ function framed(content, caption, attributes = {}) {
   return make("figure", {}, frame, make("figcaption", {}, caption));
 }
 
+// A name in a table: what it means is shown to who points at it or taps it.
+function explained(name) {
+  if (!EXPLAINED[name]) return name;
+  const [arrow] = EXPLAINED[name].match(/^[↑↓]|/), text = EXPLAINED[name].slice(arrow && 2);
+  const button = make("button", { type: "button", title: text }, name, make("wbr"), arrow);
+  button.addEventListener("click", () => {
+    byId("explained").textContent = `${name}: ${text}.`;
+    byId("explained").showPopover?.();
+  });
+  return button;
+}
+
 // Each row is a name, the values by column and, perhaps, a class.
 function makeTable(columns, rows) {
-  const head = make("tr", {}, make("td"), ...columns.map((name) => make("th", { scope: "col" }, name)));
+  const head = make("tr", {}, make("td"), ...columns.map((name) => make("th", { scope: "col" }, explained(name))));
   return make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows.map(([name, values, kind = ""]) => {
     const cells = columns.map((column) => make("td", { "data-column": column }));
-    return fill(make("tr", { class: kind }, make("th", { scope: "row" }, name), ...cells), values);
+    return fill(make("tr", { class: kind }, make("th", { scope: "row" }, explained(name)), ...cells), values);
   })));
 }
 
@@ -367,7 +381,6 @@ function listen(card) {
 // --- Redrawing ------------------------------------------------------------------------------------------------------
 
 let frame = 0, waiting = false;
-const later = window.requestIdleCallback ?? ((work) => setTimeout(work, 1));
 
 // What the user sees is drawn at once; the other cards follow one by one, and then the means over all of them.
 function redraw() {
@@ -390,12 +403,12 @@ function finish() {
   if (waiting) return;
   if (!cards.some((card) => card.stale)) return showMeans();
   waiting = true;
-  later(() => {
+  setTimeout(() => {
     waiting = false;
     const card = cards.find((card) => card.stale);
     if (card) update(card);
     finish();
-  }, { timeout: 100 });
+  });
 }
 
 function meansOf(columns, rows) {
@@ -515,72 +528,74 @@ function makeSettings() {
     Object.assign(state, { temperature: 10 ** event.target.valueAsNumber, uniform: false });
     schedule();
   });
+  byId("carried").textContent = `A word's box offers the ${phrases.length} phrases that this page carries; --phrases FILE makes a page with others.`;
   byId("phrases").append(...[...placeOf.keys()].map((value) => make("option", { value })));
   makeWords();
 }
 
+// The best and the worst picture, by delta1 of the run, come first unless another order is chosen.
 function makeSorting() {
-  const metrics = Object.keys(data.images[0]?.metrics ?? {}).map((name) => [`metric:${name}`, name]);
-  const scenes = data.images.some((image) => image.scene && image.scene !== ".") ? [["scene", "scene"]] : [];
-  for (const [value, name] of [["run", "order of the run"], ["name", "image"], ...scenes, ...metrics]) {
-    byId("sort").append(make("option", { value }, name));
+  const hasScenes = data.images.some(({ scene }) => scene && scene !== "."), delta1 = ({ image }) => image.metrics.delta1;
+  const ranked = cards.filter((card) => Number.isFinite(delta1(card))).sort((a, b) => delta1(b) - delta1(a));
+  const [best, worst] = [ranked[0], ranked.at(-1)], orders = {};
+  if (ranked.length > 1) {
+    orders["best and worst first"] = (card) => (card === best ? -2 : card === worst ? -1 : card.number);
+    orders["best first"] = (card) => (ranked.includes(card) ? ranked.indexOf(card) : null);
+    best.place.textContent = "best of this page, by delta1";
+    worst.place.textContent = "worst of this page, by delta1";
   }
-  let descending = false;
-  const sort = () => sortCards(byId("sort").value, descending);
+  orders["order of the run"] = (card) => card.number;
+  orders.name = (card) => card.image.name;
+  if (hasScenes) orders.scene = (card) => card.image.scene;
+  for (const metric of Object.keys(data.images[0]?.metrics ?? {})) orders[metric] = (card) => card.image.metrics[metric];
+  byId("sort").append(...Object.keys(orders).map((name) => make("option", {}, name)));
+  let sign = 1;
+  const sort = () => sortCards(orders[byId("sort").value], sign);
   byId("sort").addEventListener("change", sort);
   byId("direction").addEventListener("click", () => {
-    descending = !descending;
-    byId("direction").textContent = descending ? "↓ descending" : "↑ ascending";
+    sign = -sign;
+    byId("direction").setAttribute("aria-pressed", sign < 0);
     sort();
   });
   sort();
 }
 
-function makePlaces() {
-  const style = document.documentElement.style, stops = Array.from({ length: 17 }, (_, i) => colourOf(near + (i / 16) * (far - near)));
-  style.setProperty("--colours", `linear-gradient(90deg, ${stops.join(", ")})`);
-  byId("near").textContent = `near ≤ ${metres(near)}`;
-  byId("far").textContent = `≥ ${metres(far)} far`;
-  byId("legend").setAttribute("aria-label", `Colours from ${metres(near)} and nearer (bright) to ${metres(far)} and farther (dark)`);
-  const measure = () => style.setProperty("--bar", `${byId("controls").offsetHeight}px`);
-  new ResizeObserver(measure).observe(byId("controls"));
-  byId("panel").open = !phone.matches;
-  byId("panel").addEventListener("toggle", () => {  // on a phone, the map that was looked at stays in view above the panel
-    if (!phone.matches || !byId("panel").open) return;
-    measure();
-    const distance = (card) => Math.abs(card.mapCanvas.getBoundingClientRect().top - innerHeight / 4);
-    const nearest = cards.reduce((a, b) => (distance(b) < distance(a) ? b : a), cards[0]);
-    nearest?.mapCanvas.parentElement.scrollIntoView({ block: "nearest" });
-  });
-  byId("help-close").addEventListener("click", () => {
-    byId("help").open = false;
-    byId("help").firstElementChild.focus();
-  });
-}
-
-function sortCards(key, descending) {
-  const sign = descending ? -1 : 1;
-  const value = (card) => (key.startsWith("metric:") ? card.image.metrics[key.slice(7)] : card.image[key]);
+function sortCards(value, sign) {
   const order = [...cards].sort((a, b) => {
     const u = value(a), v = value(b);
-    if (key === "run" || u === v) return sign * (a.number - b.number);
+    if (u === v) return sign * (a.number - b.number);
     if (u === null || v === null) return u === null ? 1 : -1;  // without a value: last, in both directions
     return sign * (typeof u === "string" ? u.localeCompare(v, "en", { numeric: true }) : u - v);
   });
   byId("cards").append(...order.map((card) => card.element));
 }
 
+function makePlaces() {
+  const { style } = document.documentElement;
+  style.setProperty("--colours", gradient(DEPTH));
+  style.setProperty("--errors", gradient(ERROR));
+  byId("near").textContent = `near ≤ ${metres(near)}`;
+  byId("far").textContent = `≥ ${metres(far)} far`;
+  const measure = () => style.setProperty("--bar", `${byId("controls").offsetHeight}px`);
+  new ResizeObserver(measure).observe(byId("controls"));
+  byId("panel").addEventListener("toggle", () => {  // the map that was looked at stays in view beside the panel
+    measure();
+    const card = document.elementFromPoint(innerWidth / 2, innerHeight / 4)?.closest(".card");
+    card?.querySelector("[tabindex]").scrollIntoView({ block: "nearest" });
+  });
+}
+
 function makeHeader() {
-  byId("title").textContent = data.title;
-  byId("notes").textContent = data.notes.join(" · ");
   const rows = Object.entries(data.metrics), scored = data.images.filter((image) => image.truth), count = scored.length;
-  if (!rows.length) return byId("metrics").remove();
+  if (!count) document.querySelectorAll(".scored").forEach((element) => element.remove());
+  if (!rows.length) return [byId("metrics"), byId("means")].forEach((element) => element.remove());
   const columns = Object.keys(rows[0][1]);
   if (count) {
-    const means = meansOf(columns, scored.map((image) => image.metrics)), pictures = count === 1 ? "the picture" : `the ${count} pictures`;
+    const means = meansOf(columns, scored.map((image) => image.metrics));
     const all = columns.every((name) => decimals(means[name]) === decimals(rows[0][1][name]));  // the run's are on this page
-    if (!all) rows.push([`this run, ${pictures} on this page`, means]);
-    rows.push([`these settings, ${pictures} on this page`, {}, "live"]);
+    const which = all ? "" : `, the ${count} on this page`;
+    if (!all) rows.push([`this run${which}`, means]);
+    rows.push([`these settings${which}`, {}, "live"]);
   }
   const table = makeTable(columns, rows);
   table.id = "metrics";

@@ -1,12 +1,11 @@
 """One self-contained HTML page to look into a run: what each patch answers to each word, and what follows from it.
 
-The page holds its style, its script and its data, asks for nothing from anywhere (its content security policy forbids
-it), and opens from the disk. For each picture it stores the similarity of each patch to the run's words and to some 70
-phrases more, and the true depth if there is one: so words, bins and temperature can be changed in the page, and every
-map and metric follows. Its parts are `page.html`, `page.css` and `page.js`; `phrases.txt` has the phrases.
+The page opens from the disk and asks for nothing from anywhere (its content security policy forbids it). It stores the
+similarity of each patch to the run's words and to some 70 phrases more, and the true depth if there is one: so words,
+bins and temperature can be changed in the page, and every map and metric follows. Its parts are `page.html`, `page.css`
+and `page.js`; `phrases.txt` has the phrases.
 """
 
-import base64
 import hashlib
 import html
 import io
@@ -14,6 +13,7 @@ import json
 import math
 import re
 import zlib
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -41,23 +41,20 @@ Card = dict[str, Any]
 
 
 def spread(total: int, count: int) -> list[int]:
-    """`count` of the indices 0 ... total - 1, evenly spread and in order; all of them if there are no more."""
+    """Return `count` of the indices 0 ... total - 1, evenly spread and in order; all of them if there are no more."""
     count = min(total, count)
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
 def spread_words(words: Sequence[str], count: int) -> tuple[str, ...]:
-    """`count` of the words, from the first to the last and evenly spread; none for fewer than 2, or too many."""
-    if not 1 < count <= len(words):
-        return ()
-    return tuple(words[round(i * (len(words) - 1) / (count - 1))] for i in range(count))
+    """Return `count` of the words, evenly spread from first to last; none for fewer than 2, or too many."""
+    places = range(count) if 1 < count <= len(words) else ()
+    return tuple(words[round(i * (len(words) - 1) / (count - 1))] for i in places)
 
 
 def subset_note(shown: int, total: int) -> str:
-    """What the page says about its choice of pictures."""
-    if shown == total:
-        return f"all {total} pictures of the run" if total > 1 else "the one picture of the run"
-    return f"{shown} of the run's {total} pictures" + (", spread evenly over it" if shown > 1 else "")
+    """Return what the page says about its choice of pictures."""
+    return "all pictures of the run" if shown == total else f"{shown} of the run's {total} pictures, evenly spread"
 
 
 def presets_for(reading: Reading, protocol: Protocol) -> dict[str, Reading]:
@@ -72,22 +69,20 @@ def phrases_for(
 ) -> tuple[str, ...]:
     """Return what the page offers besides the reading's words: its presets', the colour words, and a text file's.
 
-    The file, phrases.txt unless `path` names another, has a phrase a line, and headings after `#`. What of ours makes
-    too long a prompt in the reading's sentences is left out. Without pictures, by --html's `count`, there are none.
-    Raises DataError: the file cannot be read, or has no phrase, too many or too long ones; or there is no page.
+    The file, phrases.txt or `path`, has a phrase a line, and headings after `#`. What of ours makes too long a prompt
+    is left out. There are none without a page, of `count` pictures. Raises DataError: `path` cannot be used.
     """
-    if not count:
-        if path:
-            raise DataError(f"--phrases {printable(str(path))}: only a page has phrases; add --html")
-        return ()
-    text, name = text_of(path or SOURCES / "phrases.txt"), printable(str(path))
+    name = printable(str(path))
+    if path and not count:
+        raise DataError(f"--phrases {name}: only a page has phrases; add --html")
+    text = text_of(path or SOURCES / "phrases.txt")
     if re.search("[\0\udc80-\udcff]", text):
         raise DataError(f"{name}: no text that can be read; save the file as UTF-8")
     own = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
     if not 0 < len(own) <= MOST_PHRASES:
         raise DataError(f"{name}: {len(own)} phrases, but 1 to {MOST_PHRASES} are needed, one a line")
-    found = []
     presets = [word for known in presets_for(reading, protocol).values() for word in known.depth_classes]
+    found = []
     for phrase in dict.fromkeys((*presets, *COLOUR_WORDS, *own)):
         try:
             tokenize([prompt(t, o, phrase) for t in reading.depth_templates for o in reading.obj_classes])
@@ -95,7 +90,7 @@ def phrases_for(
         except RuntimeError as error:
             if path and phrase in own:
                 raise DataError(f"{name}: {error}") from error
-    return tuple(phrase for phrase in found if phrase not in reading.depth_classes)
+    return tuple(phrase for phrase in found if phrase not in reading.depth_classes) if count else ()
 
 
 def card(
@@ -104,32 +99,18 @@ def card(
     pixels: np.ndarray,
     logits: np.ndarray,
     reading: Reading,
-    phrases: Sequence[str],
     truth: np.ndarray | None = None,
     metrics: Mapping[str, float | None] | None = None,
     counted: np.ndarray | None = None,
 ) -> Card:
     """Return what the page stores of one picture, ready for JSON: some 200 kB, and the truth, as much again.
 
-    Args:
-        name: as in every table.
-        scene: to sort by; "" if there is none.
-        pixels: (H, W, 3) uint8, RGB, the picture as the depth map covers it.
-        logits: (V, K + P, h, w) float32 by `logits_of`: of the reading's K words and then of the P phrases, for the
-            picture and, if V is 2, for its mirror (not turned back).
-        reading: what the logits were computed with.
-        phrases: from `phrases_for`.
-        truth: (H, W) float32 [m], 0 where nothing was measured.
-        metrics: shown below the name and to sort by; the same names for every picture of a page.
-        counted: (H, W) bool, which pixels count in the metrics; needed with `truth`.
-
-    Raises ValueError: logits of another number of words.
+    `pixels` (H, W, 3) uint8, RGB, are the picture as its depth covers it. `logits` (V, K + P, h, w) float32, of the
+    reading's K words and the page's P phrases, are for the picture and, if V is 2, for its mirror (not turned back).
+    `truth` (H, W) float32 [m] is 0 where nothing was measured; `counted` (H, W) bool says which pixels metrics count.
     """
-    views, classes, h, w = logits.shape
-    if classes != (count := len(reading.depth_classes) + len(phrases)):
-        raise ValueError(f"expected logits (V, {count}, h, w), got {logits.shape}")
-    # Fixed point, above each patch's least similar word, which softmax does not notice: steps of 2e-5 where the words
-    # of a patch differ by 1.5. Half precision has steps of 1e-3 there: at the temperature 0.1, several mm of depth.
+    views, _, h, w = logits.shape
+    # Fixed point above each patch's least similar word, in steps of 2e-5. Half precision would cost mm of depth.
     similarity = logits.astype(np.float64) * reading.temperature
     similarity -= similarity.min(axis=1, keepdims=True)
     similarity[1:] = similarity[1:, ..., ::-1]
@@ -137,18 +118,10 @@ def card(
     jpeg, small = io.BytesIO(), Image.fromarray(pixels)
     small.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
     small.save(jpeg, "JPEG", quality=80, optimize=True)
-    stored: Card = {
-        "name": name,
-        "scene": scene,
-        "size": list(pixels.shape[:2]),
-        "grid": [h, w],
-        "views": views,
-        "jpeg": encoded(jpeg.getvalue()),
-        "similarity": packed((similarity / step).round().reshape(-1, w)),
-        "step": step,
-        "truth": None,
-        "metrics": {key: None if value is None else float(value) for key, value in (metrics or {}).items()},
-    }
+    stored: Card = {"name": name, "scene": scene, "size": pixels.shape[:2], "grid": (h, w), "views": views}
+    stored |= {"jpeg": b64encode(jpeg.getvalue()).decode(), "step": step, "truth": None}
+    stored["similarity"] = packed((similarity / step).round().reshape(-1, w))
+    stored["metrics"] = {key: None if value is None else float(value) for key, value in (metrics or {}).items()}
     if truth is not None and counted is not None:
         unit = max(1, math.ceil(truth.max(initial=0) * 1000 / LARGEST_MM))  # [mm] of the stored map: 2 beyond 65.535 m
         millimetres = to_millimetres(truth / unit)
@@ -166,12 +139,7 @@ def packed(values: np.ndarray) -> str:
     """
     difference = np.diff(values.astype(np.uint16), axis=1, prepend=np.uint16(0)).astype(np.int16)  # modulo 2 ** 16
     folded = ((difference << 1) ^ (difference >> 15)).astype("<i2").tobytes()
-    return encoded(zlib.compress(folded[::2] + folded[1::2]))
-
-
-def encoded(content: bytes) -> str:
-    """Return the bytes in base64, as JSON can hold them."""
-    return base64.b64encode(content).decode()
+    return b64encode(zlib.compress(folded[::2] + folded[1::2])).decode()
 
 
 def build(
@@ -186,42 +154,32 @@ def build(
 ) -> str:
     """Return the page as text; what came from a user stands in it as data or escaped, never as markup.
 
-    The controls start at the words, bins and temperature of `reading`; `phrases` are those of the cards. `metrics` is
-    the table at the top: for each named row, the value of each column; all rows name the same columns. `notes` are
-    short statements below the title, `warning` one above all else; `protocol` says how metrics are computed, and which
-    depths the colours span.
+    The controls start at `reading`; `phrases` are those of the cards. `metrics` is the table at the top, a row by name,
+    all of the same columns. `protocol` says how metrics are computed, and where the colours of depth end.
     """
-    style, script, page = ((SOURCES / f"page.{end}").read_text(encoding="utf-8") for end in ("css", "js", "html"))
-    asked = prompt(reading.depth_templates[0], reading.obj_classes[0], "{}").split("{}")  # before and after the word
     # As the control of `experiments`; where that has no colour words, with the paper's bins.
     words, bins = spread_words(COLOUR_WORDS, len(reading.bin_list)), reading.bin_list
     colour = replace(reading, depth_classes=words or COLOUR_WORDS, bin_list=bins if words else PAPER.bin_list)
     presets = {"run": reading, **presets_for(reading, protocol), "colour": colour}
-    depths = [*reading.bin_list, *(depth for stored in cards if stored["truth"] for depth in stored["truth"]["span"])]
-    # The 256 colours of each map as a canvas has them: red, green, blue, and 255 for opaque.
-    tables = {k: np.pad(colour_table(v), ((0, 0), (0, 1)), constant_values=255) for k, v in COLOUR_MAPS.items()}
-    content: dict[str, Any] = {
-        "title": title,
-        "notes": notes,
+    depths = [*bins, *(depth for stored in cards if stored["truth"] for depth in stored["truth"]["span"])]
+    content = {
         "phrases": [*reading.depth_classes, *phrases],
         "presets": {name: asdict(known) for name, known in presets.items()},
-        "prompt": asked,
+        "prompt": prompt(reading.depth_templates[0], reading.obj_classes[0], "{}").split("{}"),  # around the word
         "more_prompts": len(reading.depth_templates) * len(reading.obj_classes) - 1,
         "scale": [min(depths), min(max(depths), protocol.cap)],
         "limits": [MIN_DEPTH, protocol.cap],
         "drops_tiny": protocol.drops_tiny,
-        "metrics": {name: dict(row) for name, row in (metrics or {}).items()},
-        "colours": {name: encoded(table.tobytes()) for name, table in tables.items()},
+        "metrics": metrics or {},
+        "colours": {name: b64encode(colour_table(known).tobytes()).decode() for name, known in COLOUR_MAPS.items()},
         "images": cards,
     }
     data = json.dumps(content, allow_nan=False, separators=(",", ":"))
-    parts = {
-        "title": html.escape(title),
-        "warning": html.escape(warning),
-        "style": style,
-        "script": script,
-        "data": data.replace("<", "\\u003c"),  # so that nothing in it ends the script element or begins another
-    }
-    for name in ("style", "script"):  # the page's content security policy accepts exactly these inline texts
-        parts[f"{name}_hash"] = "sha256-" + encoded(hashlib.sha256(parts[name].encode()).digest())
+    texts = {"title": title, "notes": " · ".join(notes), "warning": warning}
+    parts = {name: html.escape(text, quote=False) for name, text in texts.items()}
+    parts["data"] = data.replace("<", "\\u003c")  # so that nothing in it ends the script element or begins another
+    for name, end in (("style", "css"), ("script", "js")):  # the page's security policy accepts exactly these texts
+        parts[name] = (SOURCES / f"page.{end}").read_text(encoding="utf-8")
+        parts[f"{name}_hash"] = "sha256-" + b64encode(hashlib.sha256(parts[name].encode()).digest()).decode()
+    page = (SOURCES / "page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
