@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 TEN_MINUTES = 600  # [s] for an answer: it ends a hang, and no slow machine meets it
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
 def find_browser() -> str | None:
     """The Chromium or Chrome of this machine; `$CHROME` names another."""
-    names = (os.environ.get("CHROME", ""), *NAMES)
-    return next(filter(None, map(shutil.which, names)), None)
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    return next(filter(None, map(shutil.which, (os.environ.get("CHROME", ""), *names))), None)
 
 
 class Browser:
@@ -52,11 +51,10 @@ class Browser:
     def receive(self) -> dict[str, Any]:
         """The next message; events are kept."""
         while b"\0" not in self.buffer:
-            if not select.select([self.read_end], [], [], TEN_MINUTES)[0]:
-                raise TimeoutError("the browser does not answer")
-            chunk = os.read(self.read_end, 1 << 20)
+            ready, *_ = select.select([self.read_end], [], [], TEN_MINUTES)
+            chunk = os.read(self.read_end, 1 << 20) if ready else b""
             if not chunk:
-                raise RuntimeError(f"the browser ended ({self.process.poll()})")
+                raise RuntimeError(f"the browser does not answer, or has ended ({self.process.poll()})")
             self.buffer += chunk
         text, self.buffer = self.buffer.split(b"\0", 1)
         message = json.loads(text)
@@ -64,8 +62,6 @@ class Browser:
         match message.get("method"):
             case "Runtime.exceptionThrown":
                 self.errors.append(json.dumps(params["exceptionDetails"]))
-            case "Runtime.consoleAPICalled" if params["type"] in ("error", "warning", "assert"):
-                self.errors.append(json.dumps(params["args"]))
             case "Log.entryAdded" if params["entry"]["level"] in ("error", "warning"):
                 self.errors.append(params["entry"]["text"])
             case "Network.requestWillBeSent":
@@ -92,19 +88,16 @@ class Browser:
 
     def hover(self, selector: str, x: float, y: float) -> None:
         """Moves the mouse to a place of the first such element: fractions of its width and height."""
-        area = self.js(
-            f"(e => (e.scrollIntoView({{block: 'center'}}), e.getBoundingClientRect().toJSON()))"
-            f"(document.querySelector({json.dumps(selector)}))"
-        )
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.js(f"{element}.scrollIntoView({{block: 'center'}})")
+        area = self.js(f"{element}.getBoundingClientRect().toJSON()")
         place = {"x": area["left"] + x * area["width"], "y": area["top"] + y * area["height"]}
         self.call("Input.dispatchMouseEvent", type="mouseMoved", **place)
         self.settle()
 
     def press(self, key: str) -> None:
-        """Presses and releases one key where the focus is."""
-        for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key)
-        self.settle()
+        """Presses one key where the focus is."""
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key)
 
     def show(self, width: int, height: int, phone: bool = False) -> None:
         """Sets the window's size, and whether it is a phone's screen."""
