@@ -294,8 +294,7 @@ function makeCard(image, number) {
   const maps = makeMaps(card), chart = make("div", { class: "chart" }, card.key, card.chart), aspect = image.size[1] / image.size[0];
   const heading = make("header", {}, make("h2", {}, image.name), card.place, make("div", { class: "scroll" }, metrics));
   card.element = make("article", { class: "card", "aria-label": image.name }, heading, maps, chart, card.words);
-  card.element.classList.toggle("tested", Boolean(image.truth));
-  card.element.classList.toggle("wide", aspect > 2);
+  card.element.classList.add(image.truth ? "tested" : "untested", aspect > 2 ? "wide" : "normal");
   card.element.style.setProperty("--aspect", aspect);
   listen(card);
   choose(card, card.patch);
