@@ -338,6 +338,7 @@ def spoil(kind: str, rgb: Path, depth: Path) -> None:
         "too far": np.full_like(units, 60_000),
     }
     sides = {"9 megapixels": 3_000, "400 megapixels": 20_000}  # that a small PNG claims
+    halved = {"half JPEG": rgb, "half PNG": depth}
     if kind in maps:
         save(depth, maps[kind].copy())
     elif kind in sides:
@@ -345,20 +346,16 @@ def spoil(kind: str, rgb: Path, depth: Path) -> None:
         png[16:24] = struct.pack(">II", sides[kind], sides[kind])
         png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
         depth.write_bytes(png)
+    elif kind in halved:
+        os.truncate(halved[kind], halved[kind].stat().st_size // 2)
     elif kind == "no image":
         rgb.write_text("<html>404</html>")
     elif kind == "small picture":
         Image.open(rgb).resize((64, 48)).save(rgb)
     else:
-        path = depth if kind in ("half PNG", "no depth map") else rgb
-        content = path.read_bytes()
-        path.unlink()
-        if kind.startswith("half"):
-            path.write_bytes(content[: len(content) // 2])
-        elif kind == "not a file":
-            os.mkfifo(path)
-        else:
-            assert kind in ("no picture", "no depth map")
+        {"no picture": rgb, "not a file": rgb, "no depth map": depth}[kind].unlink()
+        if kind == "not a file":
+            os.mkfifo(rgb)
 
 
 # nyu_depth_v2_labeled.mat as published: 1449 entries, transposed arrays, object references, MATLAB's user block. A few

@@ -45,16 +45,7 @@ def normal(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(scope="module")
-def image():
-    return normal((2, 3, 64, 96), 3)
-
-
-@pytest.fixture(scope="module")
-def golden_trunk(rn50, golden_inputs):
-    """What RN50's trunk sees of the two golden images, then of their mirrors: patches (4, 2048, 13, 17)."""
-    with torch.inference_mode():
-        return MonoCLIP(rn50).trunk(golden_inputs["x"])
+IMAGE = normal((2, 3, 64, 96), 3)
 
 
 @pytest.fixture(autouse=True)
@@ -123,59 +114,46 @@ def test_a_mirrored_half_is_mirrored_back_and_averaged():
     assert torch.equal(mirror_average(with_mirror(image)), image)
 
 
-def stub_text(vectors: list[list[float]]) -> SimpleNamespace:
-    """A text encoder that answers every prompt with a known vector, in their order, and keeps the prompts' tokens."""
+def test_classifier_by_hand():
+    asked: list[Tensor] = []
 
-    def encode_text(tokens: Tensor) -> Tensor:
-        stub.tokens.append(tokens)
-        return torch.tensor(vectors).half()
+    def encode_text(tokens: Tensor) -> Tensor:  # whose answers are known, one for each prompt
+        asked.append(tokens)
+        return torch.tensor([[3.0, 4.0], [0.0, 2.0], [5.0, 0.0], [1.0, 0.0]]).half()
 
     sizes = {"context_length": 77, "token_embedding": SimpleNamespace(num_embeddings=49408)}
-    stub = SimpleNamespace(text_projection=torch.zeros(2, 2), encode_text=encode_text, tokens=[], **sizes)
-    return stub
-
-
-def test_classifier_by_hand():
-    # normalise: (.6, .8) and (0, 1); mean (.3, .9); normalise again. The second class has two equal prompts.
-    stub = stub_text([[3.0, 4.0], [0.0, 2.0], [5.0, 0.0], [1.0, 0.0]])
+    stub = SimpleNamespace(text_projection=torch.zeros(2, 2), encode_text=encode_text, **sizes)
     features = zeroshot_classifier(stub, ("close", "far"), ("thing",), ("This {} is {}", "{}: {}"))
+    # normalise: (.6, .8) and (0, 1); mean (.3, .9); normalise again. The second class has two equal prompts.
     root = math.sqrt(0.9)
     assert_close(features, torch.tensor([[0.3 / root, 1.0], [0.9 / root, 0.0]]), atol=1e-6, rtol=0)
     assert features.dtype == torch.float32
-    (tokens,) = stub.tokens  # all prompts are one batch
-    prompts = ["This thing is close", "thing: close", "This thing is far", "thing: far"]
-    assert torch.equal(tokens, clip.tokenize(prompts))
+    prompts = ["This thing is close", "thing: close", "This thing is far", "thing: far"]  # one batch
+    assert torch.equal(torch.stack(asked), clip.tokenize(prompts)[None])
 
 
 # ---- the golden figures, and naive loops
 
 
-def test_golden_text_features(rn50, golden):
-    scale = np.abs(golden["text_features"]).max()
-    np.testing.assert_allclose(zeroshot_classifier(rn50), golden["text_features"], atol=1e-4 * scale, rtol=0)
-
-
-def test_golden_features(golden_trunk, golden):
-    assert golden_trunk.patches.shape == (4, 2048, 13, 17)
-    patches = golden_trunk.patches[:2].flatten(2).permute(2, 0, 1)  # (221, 2, 2048)
-    scale = golden["features_slice"].max()
-    np.testing.assert_allclose(patches[::20, :, ::64], golden["features_slice"], atol=1e-4 * scale, rtol=0)
-
-
-def test_golden_depth(rn50, golden_trunk, golden, golden_prediction):
+def test_the_golden_figures(rn50, golden, golden_inputs, golden_prediction):
     model = MonoCLIP(rn50)
-    views = logits_of(model.features(golden_trunk), model.text_features, PAPER).softmax(1)  # of image and mirror
+    trunk = model.trunk(golden_inputs["x"])
+    assert trunk.patches.shape == (4, 2048, 13, 17)  # of the two images, then of their mirrors
+    patches = trunk.patches[:2].flatten(2).permute(2, 0, 1)  # (221, 2, 2048)
+    for name, ours in (("text_features", model.text_features), ("features_slice", patches[::20, :, ::64])):
+        scale = np.abs(golden[name]).max()
+        np.testing.assert_allclose(ours, golden[name], atol=1e-4 * scale, rtol=0, err_msg=name)
+    views = logits_of(model.features(trunk), model.text_features, PAPER).softmax(1)  # of image and mirror
     upright, mirrored = depth_of(views, model.bin_list[None]).chunk(2)
-    average = upsampled(depth_of(model.weights(golden_trunk), model.bin_list[None]), (416, 544))
-    found = {"depth": upright, "depth_flip": mirrored.flip(-1), "avg_slice": average[:, :, ::13, ::17]}
-    for name, ours in found.items():
+    average = upsampled(depth_of(model.weights(trunk), model.bin_list[None]), (416, 544))
+    assert_close(golden_prediction, average, atol=1e-5, rtol=0)
+    for name, ours in (("depth", upright), ("depth_flip", mirrored.flip(-1)), ("avg_slice", average[:, :, ::13, ::17])):
         np.testing.assert_allclose(ours, golden[name], atol=1e-3, rtol=0, err_msg=name)
-    np.testing.assert_allclose(golden_prediction[:, :, ::13, ::17], golden["avg_slice"], atol=1e-3, rtol=0)
 
 
-def test_a_naive_loop_gives_the_same_depth(tiny_clip, model, image):
-    layer4 = tiny_clip.visual.forward_trunk(torch.cat([image, image.flip(-1)])).patches.double()
-    features, text = model.features(model.trunk(image)).double(), model.text_features.double()
+def test_a_naive_loop_gives_the_same_depth(tiny_clip, model):
+    layer4 = tiny_clip.visual.forward_trunk(torch.cat([IMAGE, IMAGE.flip(-1)])).patches.double()
+    features, text = model.features(model.trunk(IMAGE)).double(), model.text_features.double()
     weights = np.zeros((4, 7, 2, 3))
     for b, y, x in np.ndindex(4, 2, 3):
         # Official quirks: layer4's features without the attention pool, thinned to D channels, not normalised again
@@ -187,10 +165,10 @@ def test_a_naive_loop_gives_the_same_depth(tiny_clip, model, image):
         terms = [math.exp(value - max(logits)) for value in logits]
         weights[b, :, y, x] = np.array(terms) / sum(terms)
     expected = (weights[:2] + weights[2:, ..., ::-1]) / 2
-    np.testing.assert_allclose(model(image), expected, atol=1e-3, rtol=0)  # fp32 times the scale of 1000
+    np.testing.assert_allclose(model(IMAGE), expected, atol=1e-3, rtol=0)  # fp32 times the scale of 1000
     depth = torch.from_numpy(np.einsum("bkhw,k->bhw", expected, PAPER.bin_list))[:, None]
-    large = F.interpolate(depth, image.shape[2:], mode="bilinear", align_corners=True)
-    np.testing.assert_allclose(model.predict(image), large, atol=1e-3, rtol=0)
+    large = F.interpolate(depth, IMAGE.shape[2:], mode="bilinear", align_corners=True)
+    np.testing.assert_allclose(model.predict(IMAGE), large, atol=1e-3, rtol=0)
 
 
 # ---- what holds for any image
@@ -216,16 +194,15 @@ def test_many_sets_of_bins_equal_one_by_one_and_depth_lies_within_them(seed, sca
     close(depth_of(mean, bins), (depth + depth.flip(0)) / 2)
 
 
-def test_mirrored_image_gives_the_mirrored_prediction(model, image):
-    assert_close(model.predict(image.flip(-1)), model.predict(image).flip(-1), atol=1e-4, rtol=0)
-    assert not model.predict(image).allclose(model.predict(image).flip(-1), atol=1e-2)
+def test_mirrored_image_gives_the_mirrored_prediction(model):
+    assert_close(model.predict(IMAGE.flip(-1)), model.predict(IMAGE).flip(-1), atol=1e-4, rtol=0)
+    assert not model.predict(IMAGE).allclose(model.predict(IMAGE).flip(-1), atol=1e-2)
 
 
 def test_a_batch_equals_its_singles(model):
     images = normal((4, 3, 96, 64), 5)
     singles = torch.cat([model.predict(one[None]) for one in images])
     assert_close(model.predict(images), singles, atol=1e-4, rtol=0)
-    assert_close(model.predict(images.flip(0)), singles.flip(0), atol=1e-4, rtol=0)
 
 
 def test_text_features_and_bins_are_buffers(model):

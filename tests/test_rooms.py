@@ -1,4 +1,4 @@
-"""demo/render.py and demo/rooms.py: geometry by hand, the sensor's holes, the official layout."""
+"""demo/render.py and demo/rooms.py: geometry by hand, what is rendered, the official layout."""
 
 import numpy as np
 import pytest
@@ -16,19 +16,9 @@ EYE_HEIGHT = 1.2
 
 def empty_room(*solids, yaw=0.0):
     """4 m wide, 2.5 m high, the far wall 3 m in front of the camera."""
-    return Room(
-        low=np.array([-2.0, 0.0, 0.0]),
-        high=np.array([2.0, 2.5, 3.3]),
-        floor=GREY,
-        ceiling=GREY,
-        wall=GREY,
-        solids=solids,
-        eye=np.array([0.0, EYE_HEIGHT, 0.3]),
-        yaw=yaw,
-        pitch=0.0,
-        lamp=np.array([0.0, 2.3, 1.5]),
-        lights=(0.2, 0.4, 0.8),
-    )
+    low, high, lamp = np.array([-2.0, 0.0, 0.0]), np.array([2.0, 2.5, 3.3]), np.array([0.0, 2.3, 1.5])
+    eye, lights = np.array([0.0, EYE_HEIGHT, 0.3]), (0.2, 0.4, 0.8)
+    return Room(low, high, GREY, GREY, GREY, solids, eye, yaw, 0.0, lamp, lights)
 
 
 def solid(kind, distance, half, yaw=0.0):
