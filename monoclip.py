@@ -1,17 +1,15 @@
 """The method of "Can Language Understand Depth?" (Zhang et al., ACM MM 2022, arXiv 2207.01077), from top to bottom.
 
-CLIP (RN50, a ResNet-50), which was never shown depth, is asked of every image patch how well it fits "This object is
-close", "... far" and five more such prompts. The softmax over the seven, weighted by seven depths, is its depth:
+CLIP (RN50, a ResNet-50), which was never shown depth, is asked how well each patch of an image fits "This object is
+close", "... far" and five more prompts. A mean of seven depths, weighted by their softmax, is the depth of the patch:
 
     f      = layer4 at unit length, then every second channel of it   (B, D, h, w)
-    p      = softmax(100 * f @ T / .1), nearly one word alone          (B, K, h, w), T: text features (D, K)
-    depth  = sum_k p_k * bin_k    [m], so never outside 1 to 3 m      (B, 1, h, w)
+    p      = softmax(100 * f @ T / .1), the mean of image and mirror  (B, K, h, w), T: text features (D, K)
+    depth  = sum_k p_k * bin_k    [m], so never outside 1 to 3 m      (B, 1, h, w), then resized to H x W
 
-p is the mean of the image's and its mirror's; depth is resized to the image. Left out: the encoders (clip/), other ways
-to read patches out of CLIP (clip/dense.py), the data and NYU's crop (datasets/), the metrics (calculate_error.py).
-
-Shapes: B images, H x W pixels, h = H/32 and w = W/32 patches, C channels of the image encoder's last map (2048), D
-dimensions of the joint space (1024), K depth classes and bins (7), M sets of bins (1 here), L text tokens (77).
+Left out: the encoders and other read-outs (clip/), the data (datasets/), NYU's crop and metrics (calculate_error.py).
+Shapes: B images of H x W pixels, h = H/32 and w = W/32 patches, C channels of layer4 (2048), D dimensions of the joint
+space of image and text (1024), K depth classes and bins (7), M sets of bins (1 here), L text tokens (77).
 """
 
 from collections.abc import Sequence
@@ -93,18 +91,15 @@ def zeroshot_classifier(
 
 
 def patch_features(layer4: Tensor, dimensions: int) -> Tensor:
-    """f: a vector for each patch, |f| < 1: (B, C, h, w) -> (B, D, h, w) float32. Paper: section 3.1.
-
-    Official quirks: layer4 comes before the attention pool, so f is not in the joint space of image and text; every
-    second channel (C / D-th) stands for all, without a new normalisation. Usual would be `maskclip` (clip/dense.py).
-    """
+    """f: a vector for each patch, |f| < 1: (B, C, h, w) -> (B, D, h, w) float32. Paper: section 3.1."""
+    # Official quirks: layer4 lies before the attention pool, so f is not in the joint space of image and text; every
+    # second channel (C / D-th) stands for all, not normalised again. Usual would be `maskclip` (clip/dense.py).
     return F.normalize(layer4.float(), dim=1)[:, :: layer4.shape[1] // dimensions]
 
 
 def logits_of(features: Tensor, text_features: Tensor, reading: Reading) -> Tensor:
     """Scaled similarity of each patch to each depth class: (B, D, h, w), (D, K) -> (B, K, h, w)."""
-    similarity = torch.einsum("bdhw,dk->bkhw", features, text_features.float())
-    return reading.logit_scale * similarity / reading.temperature
+    return reading.logit_scale * torch.einsum("bdhw,dk->bkhw", features, text_features.float()) / reading.temperature
 
 
 def depth_of(weights: Tensor, bins: Tensor) -> Tensor:
@@ -130,18 +125,23 @@ def upsampled(depth: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class MonoCLIP(nn.Module):
-    """Depth from an image and words. Raises ValueError: the image encoder does not have the reading's read-out."""
+    """Depth from an image and words. Raises TypeError: not a CLIP; ValueError: its encoder lacks the read-out."""
 
     def __init__(self, clip_model: CLIP, reading: Reading = PAPER) -> None:
         super().__init__()
+        if not isinstance(clip_model, CLIP):
+            raise TypeError(f'expected a CLIP, got {type(clip_model).__name__}; call MonoCLIP(clip.load("RN50")[0])')
+        check_readout(clip_model.visual, reading.readout)
         self.clip_vis, self.reading = clip_model.visual, reading
-        check_readout(self.clip_vis, reading.readout)
-        text_features = zeroshot_classifier(clip_model, *reading.words)
-        self.text_features: Tensor = nn.Buffer(text_features)  # (D, K) float32
-        self.bin_list: Tensor = nn.Buffer(torch.tensor(reading.bin_list, device=text_features.device))  # (K,) [m]
+        self.text_features: Tensor = nn.Buffer(zeroshot_classifier(clip_model, *reading.words))  # (D, K) float32
+        self.bin_list: Tensor = nn.Buffer(self.text_features.new_tensor(reading.bin_list))  # (K,) [m]
 
     def trunk(self, image: Tensor) -> Trunk:
         """What the encoder sees of the images, then of their mirrors: (B, 3, H, W) -> patches (2B, C, h, w) float32."""
+        if not isinstance(image, Tensor):
+            raise TypeError(f'expected images, got {type(image).__name__}; for a photo call model.infer_image("a.jpg")')
+        if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape[2:]:
+            raise ValueError(f"expected images (B, 3, H, W), got {tuple(image.shape)}")
         return encode(self.clip_vis, with_mirror(image))
 
     def features(self, trunk: Trunk, readout: str = "") -> Tensor:

@@ -1,15 +1,14 @@
 """What several test files need: a tiny CLIP, the released weights' stand-in, and folders in NYU's layout."""
 
 import hashlib
-import importlib.util
 import math
 import os
+import runpy
 import struct
 import subprocess
 import sys
 import threading
 import zlib
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -43,12 +42,8 @@ QUICKGELU = ("--activation", "quickgelu")  # of every checkpoint here; a state d
 SOFT = ("--temperature", "2")  # so that a tiny CLIP's depth is not one bin
 ANY_BYTES_IN_NAMES = pytest.mark.skipif(sys.platform == "darwin", reason="macOS takes only UTF-8 in names of files")
 
-for name in (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-):  # of a torchrun that this shell was started by: commands would join it
-    os.environ.pop(name, None)
+for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    os.environ.pop(name, None)  # of a torchrun that started this shell: commands would join it
 
 # The same examples on every machine and in every run, none of them kept from an earlier one.
 settings.register_profile("same everywhere", derandomize=True, database=None, deadline=None)
@@ -65,10 +60,7 @@ def golden() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="session")
 def seed0() -> dict[str, Tensor]:
     """RN50's state dict, random, of seed 0 (fp32)."""
-    spec = importlib.util.spec_from_file_location("make_weights", GOLDEN / "make_weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.rn50_state_dict(0)
+    return runpy.run_path(str(GOLDEN / "make_weights.py"))["rn50_state_dict"](0)
 
 
 @pytest.fixture(scope="session")
@@ -83,12 +75,11 @@ def golden_inputs() -> dict[str, Tensor]:
     x = torch.from_numpy(rng.integers(0, 256, (2, 3, 416, 544)).astype(np.float32) / 255)
     x = torch.nn.functional.avg_pool2d(x, 9, stride=1, padding=4)
     x = (x - torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)) / torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
-    gt = rng.uniform(0, 11, (2, 1, 480, 640)).astype(np.float32)
-    gt[gt < 0.3] = 0
-    gk = rng.uniform(0, 100, (2, 1, 352, 1216)).astype(np.float32)
-    gk[gk < 20] = 0
-    pk = rng.uniform(0, 90, (2, 1, 352, 1216)).astype(np.float32)
-    return {"x": x, **{name: torch.from_numpy(v) for name, v in (("gt", gt), ("gk", gk), ("pk", pk))}}
+    maps = {"gt": (11, 480, 640), "gk": (100, 352, 1216), "pk": (90, 352, 1216)}
+    inputs = {name: torch.from_numpy(rng.uniform(0, far, (2, 1, *size))).float() for name, (far, *size) in maps.items()}
+    inputs["gt"][inputs["gt"] < 0.3] = 0
+    inputs["gk"][inputs["gk"] < 20] = 0
+    return {"x": x, **inputs}
 
 
 @pytest.fixture(scope="session")
@@ -117,27 +108,27 @@ def random_clip(architecture: Architecture, seed: int = 0) -> CLIP:
     return model.eval().requires_grad_(False)
 
 
-TINY = Architecture(
-    embed_dim=64,
-    image_resolution=64,
-    vision_layers=(1, 1, 1, 1),
-    vision_width=4,
-    vision_patch_size=None,
-    context_length=77,
-    vocab_size=49408,
-    transformer_width=32,
-    transformer_layers=2,
-)
+# embed_dim, image_resolution, vision_layers, vision_width, vision_patch_size, context_length, vocab_size, and the text
+# transformer's width and layers
+TINY = Architecture(64, 64, (1, 1, 1, 1), 4, None, 77, 49408, 32, 2)
+TINY_VIT = replace(TINY, vision_layers=2, vision_width=64, vision_patch_size=16)
+PAPER_MODELS = {
+    "RN50": Architecture(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 12),
+    "RN101": Architecture(512, 224, (3, 4, 23, 3), 64, None, 77, 49408, 512, 12),
+    "RN50x4": Architecture(640, 288, (4, 6, 10, 6), 80, None, 77, 49408, 640, 12),
+    "RN50x16": Architecture(768, 384, (6, 8, 18, 8), 96, None, 77, 49408, 768, 12),
+    "RN50x64": Architecture(1024, 448, (3, 15, 36, 10), 128, None, 77, 49408, 1024, 12),
+    "ViT-B/32": Architecture(512, 224, 12, 768, 32, 77, 49408, 512, 12),
+    "ViT-B/16": Architecture(512, 224, 12, 768, 16, 77, 49408, 512, 12),
+    "ViT-L/14": Architecture(768, 224, 24, 1024, 14, 77, 49408, 768, 12),
+    "ViT-L/14@336px": Architecture(768, 336, 24, 1024, 14, 77, 49408, 768, 12),
+}
 
 
 @pytest.fixture(scope="session")
 def tiny_clip() -> CLIP:
     """A ModifiedResNet of width 4 (C = 128, D = 64) with a text transformer of width 32."""
-    model = random_clip(TINY, seed=1)  # others saturate the softmax, so that every image has the same depth
-    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
-    one, other = MonoCLIP(model).predict(images)
-    assert (one - other).abs().max() > 0.1, "tests need a model that gives different images different depths"
-    return model
+    return random_clip(TINY, seed=1)  # others saturate the softmax, so that every image has the same depth
 
 
 @pytest.fixture(scope="session")
@@ -150,15 +141,10 @@ def tiny_checkpoint(tiny_clip: CLIP, tmp_path_factory: pytest.TempPathFactory) -
 def write_pair(folder: Path, index: int, seed: int | None = None) -> tuple[Path, Path]:
     """Writes one image of noise in 40 px squares and its depth (0.6 to 9 m, with a hole) in NYU's layout."""
     rng = np.random.default_rng(index if seed is None else seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    rgb, depth = folder / f"rgb_{index:05d}.jpg", folder / f"sync_depth_{index:05d}.png"
-    squares = np.ones((40, 40), dtype=np.uint8)
-    colours = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    Image.fromarray(np.stack([np.kron(colours[..., c], squares) for c in range(3)], axis=-1)).save(rgb, quality=95)
-    millimetres = np.kron(rng.integers(600, 9000, (12, 16)), np.ones((40, 40))).astype(np.uint16)
+    millimetres = rng.integers(600, 9000, (12, 16), dtype=np.uint16).repeat(40, axis=0).repeat(40, axis=1)
     millimetres[100 : 120 + 10 * (index % 17), 200:300] = 0  # so that images differ in their number of valid pixels
-    Image.fromarray(millimetres).save(depth)
-    return rgb, depth
+    rgb = save(folder / f"rgb_{index:05d}.jpg", noise(480, 640, index if seed is None else seed, side=40), quality=95)
+    return rgb, save(folder / f"sync_depth_{index:05d}.png", millimetres)
 
 
 @pytest.fixture
@@ -176,12 +162,8 @@ def nyu_folder(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails the test if a model is built."""
-
-    def built(*_: object) -> None:
-        raise AssertionError("a model was built before the input was checked")
-
     for module in ("clip.model", "clip"):
-        monkeypatch.setattr(f"{module}.build_model", built)
+        monkeypatch.setattr(f"{module}.build_model", lambda *_: pytest.fail("a model was built before the checks"))
 
 
 @pytest.fixture(scope="session")
@@ -207,9 +189,7 @@ def torchrun(count: int, *command: object) -> subprocess.CompletedProcess[str]:
 
 
 def assert_same(one: dict, other: dict) -> None:
-    """Metrics of the same rows, up to the last bits of features and words, which may change the order of depths that
-    are all but equal: of a tiny CLIP's saturated softmax, those of many pixels.
-    """
+    """The same metrics but for the last bits, which may change the order of all but equal depths: a tiny CLIP's."""
     assert one.keys() == other.keys()
     for row, metrics in one.items():
         for name, value in metrics.items():
@@ -220,10 +200,11 @@ def assert_same(one: dict, other: dict) -> None:
 # ---- pictures
 
 
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A picture of random 16 px squares, (height, width, 3) uint8."""
-    colours = np.random.default_rng(seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
-    return colours.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
+def noise(height: int, width: int, seed: int = 0, side: int = 16) -> np.ndarray:
+    """A picture of random squares, (height, width, 3) uint8."""
+    size = (height // side + 1, width // side + 1, 3)
+    colours = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+    return colours.repeat(side, axis=0).repeat(side, axis=1)[:height, :width]
 
 
 def save(path: Path, pixels: np.ndarray | Image.Image, **options: object) -> Path:
@@ -234,31 +215,13 @@ def save(path: Path, pixels: np.ndarray | Image.Image, **options: object) -> Pat
     return path
 
 
-# ---- CLIPs
-
-TEXT = {"context_length": 77, "vocab_size": 49408}
-RN, VIT = dict(TEXT, vision_patch_size=None), TEXT
-PAPER_MODELS = {
-    "RN50": Architecture(1024, 224, (3, 4, 6, 3), 64, transformer_width=512, transformer_layers=12, **RN),
-    "RN101": Architecture(512, 224, (3, 4, 23, 3), 64, transformer_width=512, transformer_layers=12, **RN),
-    "RN50x4": Architecture(640, 288, (4, 6, 10, 6), 80, transformer_width=640, transformer_layers=12, **RN),
-    "RN50x16": Architecture(768, 384, (6, 8, 18, 8), 96, transformer_width=768, transformer_layers=12, **RN),
-    "RN50x64": Architecture(1024, 448, (3, 15, 36, 10), 128, transformer_width=1024, transformer_layers=12, **RN),
-    "ViT-B/32": Architecture(512, 224, 12, 768, 32, transformer_width=512, transformer_layers=12, **VIT),
-    "ViT-B/16": Architecture(512, 224, 12, 768, 16, transformer_width=512, transformer_layers=12, **VIT),
-    "ViT-L/14": Architecture(768, 224, 24, 1024, 14, transformer_width=768, transformer_layers=12, **VIT),
-    "ViT-L/14@336px": Architecture(768, 336, 24, 1024, 14, transformer_width=768, transformer_layers=12, **VIT),
-}
-TINY_VIT = replace(TINY, vision_layers=2, vision_width=64, vision_patch_size=16)
-
 # ---- a server of files
 
 CONTENT = np.random.default_rng(1).bytes(3 * 2**17)
 SIZE, HALF = len(CONTENT), len(CONTENT) // 2
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 FLIPPED = CONTENT[:HALF] + bytes([CONTENT[HALF] ^ 1]) + CONTENT[HALF + 1 :]
-PAGE = b"<html>please log in</html>"
-WHOLE = {"Content-Length": SIZE}
+WHOLE, PAGE = {"Content-Length": SIZE}, b"<html>please log in</html>"
 ANSWERS: dict[str, tuple[int, dict[str, Any], bytes]] = {  # status, headers and body, whatever range is asked for
     "all": (200, WHOLE, CONTENT),
     "no_length": (200, {}, CONTENT),
@@ -310,9 +273,6 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """Sends CONTENT from `/{mode}/w.bin`, and misbehaves as the mode says; "half_then_good" only the first time."""
 
-    daemon_threads = True
-    block_on_close = False
-
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.hits: list[tuple[str, int]] = []  # mode, first byte that was asked for
@@ -344,23 +304,17 @@ def naive_metrics(gt: np.ndarray, pred: np.ndarray, cap: float) -> dict[str, flo
 
     But for ratios, which are those of the nearest fp32: a ratio that is just below 1.25 may round to it, and be no hit.
     """
-    terms: dict[str, list[float]] = defaultdict(list)
+    pixels = []
     low, high = np.float32(1e-3), np.float32(cap)
     for g32, p32 in zip(gt.astype(np.float32).clip(low, high), pred.astype(np.float32).clip(low, high), strict=True):
-        for i in (1, 2, 3):
-            terms[f"delta{i}"].append(bool(max(g32 / p32, p32 / g32) < 1.25**i))
-        g, p = float(g32), float(p32)
-        terms["abs_diff"].append(abs(g - p))
-        terms["abs_rel"].append(abs(g - p) / g)
-        terms["sq_rel"].append((g - p) ** 2 / g)
-        terms["log10"].append(abs(math.log10(g) - math.log10(p)))
-        terms["rmse"].append((g - p) ** 2)
-        terms["rmse_log"].append((math.log(g) - math.log(p)) ** 2)
-        terms["s"].append(math.log(p) - math.log(g))
-    mean = {name: math.fsum(values) / len(values) for name, values in terms.items()}
-    spread = math.fsum((s - mean["s"]) ** 2 for s in terms["s"]) / len(terms["s"])
-    roots = {"rmse": math.sqrt(mean["rmse"]), "rmse_log": math.sqrt(mean["rmse_log"]), "silog": math.sqrt(spread)}
-    return mean | roots
+        g, p, ratio = float(g32), float(p32), max(g32 / p32, p32 / g32)
+        s = math.log(p) - math.log(g)
+        errors = {f"delta{i}": bool(ratio < 1.25**i) for i in (1, 2, 3)}
+        errors |= {"abs_diff": abs(g - p), "abs_rel": abs(g - p) / g, "sq_rel": (g - p) ** 2 / g, "rmse": (g - p) ** 2}
+        pixels.append(errors | {"log10": abs(math.log10(g) - math.log10(p)), "rmse_log": s**2, "s": s})
+    mean = {name: math.fsum(errors[name] for errors in pixels) / len(pixels) for name in pixels[0]}
+    spread = math.fsum((errors["s"] - mean["s"]) ** 2 for errors in pixels) / len(pixels)
+    return mean | {"rmse": math.sqrt(mean["rmse"]), "rmse_log": math.sqrt(mean["rmse_log"]), "silog": math.sqrt(spread)}
 
 
 def naive_mask_NYU(gt: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -372,53 +326,36 @@ def naive_mask_NYU(gt: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.nda
     return crop & (gt > 1e-3) & (gt < 10) & (canvas > 1e-3), canvas
 
 
-def huge_png(path: Path, side: int) -> None:
-    """A grey 16-bit PNG that claims side x side pixels; a few bytes of them follow."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 16, 0, 0, 0, 0)
-    data = zlib.compress(bytes(100_000))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
-
-
 def spoil(kind: str, rgb: Path, depth: Path) -> None:
     """Does to a pair what `kind` says."""
-    units = np.asarray(Image.open(depth)).copy()
-    if kind == "half JPEG":
-        rgb.write_bytes(rgb.read_bytes()[: rgb.stat().st_size // 2])
-    elif kind == "half PNG":
-        depth.write_bytes(depth.read_bytes()[: depth.stat().st_size // 2])
+    units = np.asarray(Image.open(depth))
+    maps = {
+        "8-bit depth": (units // 256).astype(np.uint8),
+        "small depth": units[::2, ::2],
+        "turned depth": units.T,
+        "depth in metres": units // 1000,
+        "no depth": np.zeros_like(units),
+        "too far": np.full_like(units, 60_000),
+    }
+    sides = {"9 megapixels": 3_000, "400 megapixels": 20_000}  # that a small PNG claims
+    halved = {"half JPEG": rgb, "half PNG": depth}
+    if kind in maps:
+        save(depth, maps[kind].copy())
+    elif kind in sides:
+        png = bytearray(depth.read_bytes())
+        png[16:24] = struct.pack(">II", sides[kind], sides[kind])
+        png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
+        depth.write_bytes(png)
+    elif kind in halved:
+        os.truncate(halved[kind], halved[kind].stat().st_size // 2)
     elif kind == "no image":
         rgb.write_text("<html>404</html>")
-    elif kind == "no picture":
-        rgb.unlink()
-    elif kind == "no depth map":
-        depth.unlink()
-    elif kind == "8-bit depth":
-        Image.fromarray((units // 256).astype(np.uint8)).save(depth)
     elif kind == "small picture":
         Image.open(rgb).resize((64, 48)).save(rgb)
-    elif kind == "small depth":
-        Image.fromarray(units[::2, ::2].copy()).save(depth)
-    elif kind == "turned depth":
-        Image.fromarray(units.T.copy()).save(depth)
-    elif kind == "depth in metres":
-        Image.fromarray((units // 1000).astype(np.uint16)).save(depth)
-    elif kind == "no depth":
-        Image.fromarray(np.zeros_like(units)).save(depth)
-    elif kind == "too far":
-        Image.fromarray(np.full_like(units, 60_000)).save(depth)
-    elif kind == "not a file":
-        rgb.unlink()
-        os.mkfifo(rgb)
-    elif kind == "9 megapixels":
-        huge_png(depth, 3_000)
-    elif kind == "400 megapixels":
-        huge_png(depth, 20_000)
     else:
-        raise AssertionError(kind)
+        {"no picture": rgb, "not a file": rgb, "no depth map": depth}[kind].unlink()
+        if kind == "not a file":
+            os.mkfifo(rgb)
 
 
 # nyu_depth_v2_labeled.mat as published: 1449 entries, transposed arrays, object references, MATLAB's user block. A few
@@ -432,30 +369,25 @@ CAPTURES = [f"walk_{index // 5:04d}" for index in range(1449)]
 def mat_content(index: int) -> dict[str, np.ndarray]:
     """Arrays of one image as they stand in the .mat: images (3, 640, 480), rawDepths and depths (640, 480)."""
     rng = np.random.default_rng(index)
-    blocks = np.ones((1, 40, 40), dtype=np.uint8)
     dense = rng.uniform(0.6, 9.9, (640, 480)).astype(np.float32)
     raw = np.where(rng.random((640, 480)) < 0.1, np.float32(0), dense)
-    images = np.kron(rng.integers(0, 256, (3, 16, 12), dtype=np.uint8), blocks)
+    images = rng.integers(0, 256, (3, 16, 12), dtype=np.uint8).repeat(40, axis=1).repeat(40, axis=2)
     return {"images": images, "rawDepths": raw, "depths": dense}
 
 
-def write_mat(
-    path: Path, types: list[str], captures: list[str] = CAPTURES, **replaced: tuple[tuple[int, ...], str]
-) -> Path:
+def write_mat(path: Path, types: list[str], captures: list[str] = CAPTURES, **replaced: tuple) -> Path:
     """Writes a .mat; `replaced` gives arrays another (shape, dtype)."""
+    usual = dict.fromkeys(("rawDepths", "depths"), ((1449, 640, 480), "float32"))
+    usual["images"] = (1449, 3, 640, 480), "uint8"
     with h5py.File(path, "w", userblock_size=512) as file:
         for name, fill in {"images": 120, "rawDepths": 2.5, "depths": 2.625}.items():
-            usual = ((1449, 3, 640, 480), "uint8") if name == "images" else ((1449, 640, 480), "float32")
-            shape, dtype = replaced.get(name, usual)
-            array = file.create_dataset(
-                name, shape, dtype, chunks=(1, *shape[1:]), compression="gzip", compression_opts=1, fillvalue=fill
-            )
-            if name not in replaced:
-                for index in WITH_CONTENT:
-                    array[index] = mat_content(index)[name]
-        if not replaced:
-            for index, depth in ((TOO_FAR, 70.0), (NOT_A_NUMBER, np.nan), (NEGATIVE, -0.5), (LARGEST, 65.535)):
-                file["rawDepths"][index] = np.where(np.arange(480) == 479, np.float32(depth), np.float32(1))
+            shape, dtype = replaced.get(name, usual[name])
+            array = file.create_dataset(name, shape, dtype, chunks=(1, *shape[1:]), compression=1, fillvalue=fill)
+            for index in () if name in replaced else WITH_CONTENT:
+                array[index] = mat_content(index)[name]
+        odd = {} if replaced else {TOO_FAR: 70.0, NOT_A_NUMBER: np.nan, NEGATIVE: -0.5, LARGEST: 65.535}
+        for index, depth in odd.items():
+            file["rawDepths"][index] = np.where(np.arange(480) == 479, np.float32(depth), np.float32(1))
         texts = file.create_group("#refs#")
         for array, names in (("sceneTypes", types), ("scenes", captures)):
             codes = {name: np.array([[ord(c)] for c in name], dtype=np.uint16) for name in names}
@@ -505,50 +437,32 @@ def sparse_depth(size: tuple[int, int], seed: int) -> np.ndarray:
 def write_tree(root: Path, halves: bool = True, frames: Sequence[tuple] = FRAMES) -> Path:
     """Writes the frames below `root`; without `halves`, the drives of the annotated set directly there."""
     for seed, (drive, number, size, half, suffix) in enumerate(frames):
-        picture = root / picture_of(drive, number, suffix)
-        depth = root / (half if halves else "") / depth_of(drive, number)
-        for path in (picture, depth):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        colours = np.random.default_rng(seed).integers(0, 256, (10, 32, 3), dtype=np.uint8)
-        Image.fromarray(np.kron(colours, np.ones((40, 40, 1), np.uint8))[: size[0], : size[1]]).save(picture)
-        Image.fromarray(sparse_depth(size, seed)).save(depth)
+        save(root / picture_of(drive, number, suffix), noise(*size, seed))
+        save(root / (half if halves else "") / depth_of(drive, number), sparse_depth(size, seed))
     return root
 
 
 # ---- results that tables and drawings are made of
 
-RANDOM = ("random a", "random b")
-LESS = f"{UNIFORM}, 1.75 m"
+RANDOM, LESS = ("random a", "random b"), f"{UNIFORM}, 1.75 m"
 CONSTANTS = {UNIFORM: 15 / 7, LESS: 1.75}
-FITTED_RUNGS = tuple(row for row in RUNGS if row not in (UNIFORM, BEST, THIS_RUN))
-ROWS = (THIS_RUN, "mine", "prompt 1", *RANDOM, "colour words", *FITTED_RUNGS, *CONSTANTS)
+FITTED = [row for row in RUNGS if row not in (UNIFORM, BEST, THIS_RUN)]
+ROWS = (THIS_RUN, "mine", "prompt 1", *RANDOM, "colour words", *FITTED, *CONSTANTS)
 PERMUTED = np.array([[0.5, 0.3], [0.5, 0.4], [0.4, 0.3], [0.3, 0.35]])  # as good as the first: 1 of 3, by ties
-HOSTILE = (
-    "a | b",
-    "<script>alert(1)</script>",
-    "two\nlines",
-    "=1+1",
-    "100 % of $5 & {x_1} #2 ~ ^ \\end{tabular}",
-    "[2ex]",
-    "\x1b[31mred\x1b[0m\r\a",
-    "not UTF-8 \udcff\udce9",
-    "\t@größer, 部屋",
-    "'quoted', \"twice\"",
-)
+HOSTILE = ("a | b", "<script>alert(1)</script>", "two\nlines", "=1+1", "\t@größer, 部屋", "'quoted', \"twice\"")
+HOSTILE += ("[2ex]", "100 % of $5 & {x_1} #2 ~ ^ \\end{tabular}", "\x1b[31mred\x1b[0m\r\a", "not UTF-8 \udcff\udce9")
+CLUSTERS = ("den_1", "=den_2", "den_1")
 
 
-def report_of(
-    own: str = "mine", caption: str = "Over 3 images.", clusters: Sequence[str] = ("den_1", "=den_2", "den_1")
-) -> Report:
+def report_of(own: str = "mine", caption: str = "Over 3 images.", clusters: Sequence[str] = CLUSTERS) -> Report:
     """An image for each of `clusters`; row r of image i has r + i / 10 in every metric, but for baselines 1 and 2."""
     names, count = [own if row == "mine" else row for row in ROWS], len(clusters)
     scenes = [("bathroom", "den")[i % 2] for i in range(count)]
     images = [f"{scene}/rgb_{i:05d}.jpg" for i, scene in enumerate(scenes)]
-    errors: list[dict[str, dict[str, float]]] = []
+    errors = []
     for i in range(count):
-        values = [*(r + i / 10 for r in range(len(names) - 2)), 1.0, 2.0]
-        each = zip(names, values, strict=True)
-        errors.append({row: {**dict.fromkeys(METRICS, v), **dict.fromkeys(COUNTS, 100 + i)} for row, v in each})
+        values = {row: r + i / 10 for r, row in enumerate(names)} | {UNIFORM: 1.0, LESS: 2.0}
+        errors.append({row: dict.fromkeys(METRICS, v) | dict.fromkeys(COUNTS, 100 + i) for row, v in values.items()})
     baselines = {THIS_RUN: UNIFORM, own: LESS, "prompt 1": UNIFORM}
     results = Results(Images(images, scenes, clusters, range(7, 7 + count), "captures"), errors, baselines)
     results.add_constant(BEST, {"rmse": np.full(count, 0.5)})

@@ -52,9 +52,10 @@ def of_nyu(gt: Tensor, pred: Tensor, protocol: Protocol = NYU) -> dict[str, Tens
     return compute_errors_per_image(list(gt), pred, protocol)
 
 
-def silog_squared(metrics: dict[str, float]) -> dict[str, float]:
-    """The same, silog squared: near 0 it is the root of a rounding error."""
-    return metrics | {"silog": metrics["silog"] ** 2}
+def assert_same_errors(found: dict[str, float], expected: dict[str, float], rel: float = 1e-5) -> None:
+    for name, value in expected.items():
+        tolerance = 3e-3 if name == "silog" else 1e-6  # near 0, silog is the root of a rounding error in fp32
+        assert found[name] == pytest.approx(value, rel=rel, abs=tolerance), name
 
 
 # ---- worked by hand
@@ -79,14 +80,13 @@ def test_every_metric_of_four_pixels_by_hand():
 
 
 @pytest.mark.parametrize("i", [1, 2, 3])
-@pytest.mark.parametrize("gt", [2.0, 0.5, 4.0])
-def test_a_ratio_of_exactly_the_threshold_is_no_hit(i, gt):
-    beyond = gt * 1.25**i  # exact in binary; one step of fp32 nearer is a hit
-    inside = np.nextafter(np.float32(beyond), np.float32(gt)).item()
-    hits = mean_errors(torch.tensor([gt]), torch.tensor([[beyond], [inside]]), 80, ALL)[f"delta{i}"]
-    assert hits.tolist() == [0, 1]
-    for truth, hit in ((beyond, 0), (inside, 1)):
-        assert mean_errors(torch.tensor([truth]), torch.tensor([[gt]]), 80, ALL)[f"delta{i}"].tolist() == [hit]
+@pytest.mark.parametrize("near", [2.0, 0.5, 4.0])
+def test_a_ratio_of_exactly_the_threshold_is_no_hit(i, near):
+    beyond = near * 1.25**i  # exact in binary; one step of fp32 nearer is a hit
+    inside = np.nextafter(np.float32(beyond), np.float32(near)).item()
+    for far, hit in ((beyond, 0), (inside, 1)):
+        for gt, pred in ((near, far), (far, near)):
+            assert mean_errors(torch.tensor([gt]), torch.tensor([[pred]]), 80, ALL)[f"delta{i}"].tolist() == [hit]
 
 
 def test_weights_by_hand():
@@ -137,9 +137,10 @@ def test_predictions_of_at_most_a_millimetre_are_dropped_on_nyu_and_clamped_else
     pred[..., 208:, :270] = 0.0011
     errors, others = of_nyu(gt, pred), of_nyu(gt, pred, replace(NYU, drops_tiny=False))
     tiny, near, far = 208 * 541, 207 * 270, 207 * 271  # pixels
-    for found, valid, off in ((errors, near + far, 0.0), (others, tiny + near + far, tiny * (2 - 0.001))):
-        assert (found["valid_pixels"].item(), found["dropped_pixels"].item()) == (valid, tiny + near + far - valid)
-        expected = (off + near * (2 - 0.0011) + far * 1) / valid
+    for found, clamped in ((errors, 0), (others, tiny)):
+        valid = clamped + near + far
+        assert (found["valid_pixels"].item(), found["dropped_pixels"].item()) == (valid, tiny - clamped)
+        expected = (clamped * (2 - 0.001) + near * (2 - 0.0011) + far * 1) / valid
         assert found["abs_diff"].item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -159,17 +160,14 @@ def test_nyu_equals_a_naive_loop_image_by_image_and_map_by_map():
     gt[:, :, torch.arange(480) % 9 > 0] = 0  # fewer pixels for the loop
     pred[:, 1, 100:120] = 0
     errors = of_nyu(gt, pred)
-    assert {name: (values.shape, values.dtype) for name, values in errors.items()} == {
-        **dict.fromkeys(NYU_METRICS, ((2, 3), torch.float64)),
-        **dict.fromkeys(("valid_pixels", "dropped_pixels"), ((2, 3), torch.int64)),
-    }
+    assert list(errors) == [*NYU_METRICS, "valid_pixels", "dropped_pixels"]
     for b, r in np.ndindex(2, 3):
         truth = gt[b, 0].numpy()
         mask, canvas = naive_mask_NYU(truth, pred[b, r].numpy())
         expected = naive_metrics(truth[mask], canvas[mask], 10)
         assert errors["valid_pixels"][b, r] == mask.sum()
-        ours = {name: errors[name][b, r].item() for name in NYU_METRICS}
-        assert ours == pytest.approx({name: expected[name] for name in NYU_METRICS}, abs=1e-5), (b, r)
+        for name in NYU_METRICS:
+            assert errors[name][b, r].item() == pytest.approx(expected[name], abs=1e-5), (name, b, r)
 
 
 @pytest.mark.parametrize("crop", [True, False])
@@ -185,7 +183,7 @@ def test_kitti_equals_a_naive_loop(crop, cap):
             rows, columns = np.indices(mask.shape)
             mask &= (rows >= 15) & (rows < 36) & (columns >= 4) & (columns < 117)
         images.append(naive_metrics(gt[b, 0].numpy()[mask], pred[b, 0].numpy()[mask], cap))
-    expected = {name: (images[0][name] + images[1][name]) / 2 for name in KITTI_METRICS}
+    expected = {name: np.mean([image[name] for image in images]) for name in KITTI_METRICS}
     assert compute_errors(gt, pred, crop, cap) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
@@ -203,10 +201,7 @@ def test_both_protocols_of_kitti_are_those_of_the_release_at_every_size(size):
         assert {name: errors[name].item() for name in KITTI_METRICS} == pytest.approx(direct, abs=1e-9)
         inside = protocol.counted(gt)
         assert errors["valid_pixels"] == inside.sum() > 10_000
-        mean = mean_errors(gt[window][inside], pred[inside][None], 80, ("log10",))
-        assert errors["log10"].item() == mean["log10"].item()
-        for part, all_of_it in zip(protocol.region(*size), protocol.window(*size), strict=True):
-            assert all_of_it.start <= part.start < part.stop <= all_of_it.stop  # every counted pixel is seen
+        assert protocol.window(*size) == window
 
 
 @settings(max_examples=60)
@@ -218,10 +213,7 @@ def test_the_kernel_equals_a_naive_loop(seed, pixels, maps, cap):
     errors = mean_errors(torch.from_numpy(gt), torch.from_numpy(pred), cap, ALL)
     for r in range(maps):
         expected = naive_metrics(gt, pred[r], cap)
-        expected = silog_squared({name: expected[name] for name in ALL})
-        close = {name: pytest.approx(value, rel=2e-5, abs=1e-6) for name, value in expected.items()}
-        # in fp32, of a mean of squares of up to 60
-        assert silog_squared(one(errors, r)) == close | {"silog": pytest.approx(expected["silog"], rel=1e-4, abs=1e-4)}
+        assert_same_errors(one(errors, r), {name: expected[name] for name in ALL}, rel=2e-5)
 
 
 # ---- what holds for any depth
@@ -242,17 +234,14 @@ def test_symmetries_and_order(seed, pixels, power):
     gt, pred = (torch.from_numpy(rng.uniform(0.2, 2, pixels).astype(np.float32)) for _ in range(2))
     mixed, scale = torch.from_numpy(rng.permutation(pixels)), 2.0**power
     pairs = (gt, pred), (pred, gt), (gt * scale, pred * scale), (gt[mixed], pred[mixed])
-    forth, back, scaled, shuffled = (silog_squared(one(mean_errors(a, b[None], 10, ALL))) for a, b in pairs)
-    symmetric = ("delta1", "delta2", "delta3", "log10", "abs_diff", "rmse", "rmse_log", "silog")
-    unitless = ("delta1", "delta2", "delta3", "log10", "abs_rel", "rmse_log", "silog")
-    metres = ("rmse", "abs_diff", "sq_rel")
-    assert {n: back[n] for n in symmetric} == pytest.approx({n: forth[n] for n in symmetric}, rel=1e-5, abs=1e-6)
-    assert {n: scaled[n] for n in unitless} == pytest.approx({n: forth[n] for n in unitless}, rel=1e-6)
-    assert {n: scaled[n] for n in metres} == pytest.approx({n: forth[n] * scale for n in metres}, rel=1e-6)
-    assert shuffled == pytest.approx(forth, rel=1e-5, abs=1e-6)
+    forth, back, scaled, shuffled = (one(mean_errors(a, b[None], 10, ALL)) for a, b in pairs)
+    units = dict.fromkeys(ALL, 1) | dict.fromkeys(("abs_diff", "rmse", "sq_rel"), scale)  # of the metrics in metres
+    assert_same_errors(back, {n: value for n, value in forth.items() if n not in ("abs_rel", "sq_rel")})
+    assert_same_errors(scaled, {n: value * units[n] for n, value in forth.items()})
+    assert_same_errors(shuffled, forth)
     assert forth["delta1"] <= forth["delta2"] <= forth["delta3"]
     assert forth["abs_diff"] <= forth["rmse"] * (1 + 1e-6)
-    assert forth["silog"] <= forth["rmse_log"] ** 2 * (1 + 1e-6)
+    assert forth["silog"] <= forth["rmse_log"] * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 1000, 2**20])
@@ -265,17 +254,6 @@ def test_the_size_of_blocks_changes_nothing(at_once, monkeypatch):
     for (maps, weights, tolerance), expected in zip(cases, usual, strict=True):
         for name, values in mean_errors(gt, maps, 10, ALL, weights).items():
             assert_close(values, expected[name], atol=0, rtol=tolerance, msg=name)
-
-
-def test_a_batch_of_many_maps_equals_its_singles_in_any_order():
-    gt, pred = uniform(-4, 11, (3, 1, *FRAME), 9).clamp(min=0), uniform(0.5, 9.5, (3, 4, *CROP), 10)
-    pred[:, 3, :30] = 0  # one of the maps loses pixels, the others do not
-    batch, backwards = of_nyu(gt, pred), of_nyu(gt.flip(0), pred.flip(0))
-    for name, values in batch.items():
-        assert torch.equal(values.flip(0), backwards[name]), name
-    for b, r in np.ndindex(3, 4):
-        for name, value in of_nyu(gt[b : b + 1], pred[b : b + 1, r : r + 1]).items():
-            assert_close(batch[name][b, r], value[0, 0], atol=1e-7, rtol=2e-6, msg=name)
 
 
 def test_every_image_has_the_same_weight():
@@ -291,6 +269,8 @@ def test_any_float_is_taken():
     gt, pred = uniform(0.5, 9.5, (1, 1, *FRAME), 11), uniform(0.5, 9.5, (1, 1, *CROP), 12).half()
     assert compute_errors_NYU(gt.double(), pred) == compute_errors_NYU(gt, pred.float())
     assert compute_errors(gt.double(), gt.half()) == compute_errors(gt, gt.half().float())
+    far = constant(6e4, (20, 30)).half()  # fp16 holds each of them, but not their sum
+    assert compute_errors(constant(2.0, (20, 30)), far)["abs_diff"] == 78
 
 
 # ---- errors
@@ -300,17 +280,15 @@ def test_any_float_is_taken():
 @pytest.mark.parametrize("place", [(0, 0), (200, 300), (415, 542)])  # counted or not
 def test_a_single_value_that_is_not_finite_is_an_error_that_names_its_image(values, place):
     # In the release, NaN falls out of the mask, so that a network improves by failing where it would be wrong.
-    gt, pred = constant(2.0, FRAME, batch=2), torch.full((2, 3, *CROP), 2.0)
-    pred[1, 2, place[0], place[1] : place[1] + len(values)] = torch.tensor(values)
-    count = len(values)
+    gt, pred, count = constant(2.0, FRAME, batch=2), torch.full((2, 3, *CROP), 2.0), len(values)
+    pred[1, 2, place[0], place[1] : place[1] + count] = torch.tensor(values)
     with pytest.raises(UnscorableError, match=rf"^den/b\.jpg: {count} of 678,912 predicted depths are NaN"):
         compute_errors_per_image(list(gt), pred, NYU, ["den/a.jpg", "den/b.jpg"])
     with pytest.raises(UnscorableError, match=f"image 1: {count} of 226,304"):
         compute_errors_NYU(gt, pred[:, 2:])
-
-
-def test_finite_values_whose_sum_is_not_are_no_error():
-    assert compute_errors(constant(2.0, (20, 30)), constant(6e4, (20, 30)).half())["abs_diff"] == 78
+    gt[0, 0, *place] = values[0]
+    with pytest.raises(ValueError, match="image 0: expected finite gt"):
+        compute_errors_NYU(gt, constant(2.0, CROP, batch=2))
 
 
 def test_an_image_without_a_counted_pixel_is_an_error_that_names_it():
@@ -330,24 +308,14 @@ def test_an_image_without_a_counted_pixel_is_an_error_that_names_it():
     [
         (NYU, (2, 1, 480, 640), (1, 1, 416, 544), r"got 2 and \(1, 1, 416, 544\)"),
         (NYU, (1, 480, 640), (1, 416, 544), "expected B frames"),
-        (NYU, (1, 1, 480, 640), (1, 0, 416, 544), "expected B frames"),
         (NYU, (1, 3, 480, 640), (1, 1, 416, 544), "expected B frames"),
         (NYU, (0, 1, 480, 640), (0, 1, 416, 544), "expected B frames"),
         (NYU, (1, 1, 480, 640), (1, 1, 480, 640), r"image 0: .* of \(416, 544\) px, got pred of \(480, 640\)"),
         (NYU, (1, 1, 240, 320), (1, 1, 416, 544), "expected a frame of NYU, 480 x 640, got 240 x 320"),
         (KITTI_BTS, (1, 1, 375, 1242), (1, 1, 375, 1242), r"of \(352, 1216\) px, got pred of \(375, 1242\)"),
-        (KITTI_BTS, (1, 1, 300, 1242), (1, 1, 352, 1216), r"of \(352, 1216\) px"),
         (replace(NYU, window=whole, region=whole), (1, 1, 20, 30), (1, 1, 20, 31), r"of \(20, 30\) px"),
     ],
 )
 def test_nothing_is_broadcast(protocol, gt, pred, message):
     with pytest.raises(ValueError, match=message):
         of_nyu(torch.ones(gt), torch.ones(pred), protocol)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_ground_truth_that_is_not_finite_is_refused(value):
-    gt = constant(2.0, FRAME)
-    gt[0, 0, 0, 0] = value
-    with pytest.raises(ValueError, match="image 0: expected finite gt"):
-        compute_errors_NYU(gt, constant(2.0, CROP))

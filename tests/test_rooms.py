@@ -1,4 +1,4 @@
-"""demo/render.py and demo/rooms.py: geometry by hand, the sensor's holes, the official layout."""
+"""demo/render.py and demo/rooms.py: geometry by hand, what is rendered, the official layout."""
 
 import numpy as np
 import pytest
@@ -14,26 +14,16 @@ CENTRE = (240, 320)  # the pixel half a pixel to the right of and below the opti
 EYE_HEIGHT = 1.2
 
 
-def empty_room(*solids, yaw=0.0, pitch=0.0):
+def empty_room(*solids, yaw=0.0):
     """4 m wide, 2.5 m high, the far wall 3 m in front of the camera."""
-    return Room(
-        low=np.array([-2.0, 0.0, 0.0]),
-        high=np.array([2.0, 2.5, 3.3]),
-        floor=GREY,
-        ceiling=GREY,
-        wall=GREY,
-        solids=solids,
-        eye=np.array([0.0, EYE_HEIGHT, 0.3]),
-        yaw=yaw,
-        pitch=pitch,
-        lamp=np.array([0.0, 2.3, 1.5]),
-        lights=(0.2, 0.4, 0.8),
-    )
+    low, high, lamp = np.array([-2.0, 0.0, 0.0]), np.array([2.0, 2.5, 3.3]), np.array([0.0, 2.3, 1.5])
+    eye, lights = np.array([0.0, EYE_HEIGHT, 0.3]), (0.2, 0.4, 0.8)
+    return Room(low, high, GREY, GREY, GREY, solids, eye, yaw, 0.0, lamp, lights)
 
 
-def solid(kind, distance, half, yaw=0.0, height=EYE_HEIGHT, x=0.0):
+def solid(kind, distance, half, yaw=0.0):
     """A solid whose centre is `distance` in front of `empty_room`'s camera."""
-    return Solid(kind, np.array([x, height, 0.3 + distance]), np.array(half), yaw, GREY)
+    return Solid(kind, np.array([0.0, EYE_HEIGHT, 0.3 + distance]), np.array(half), yaw, GREY)
 
 
 def depth_of(room):
@@ -52,34 +42,17 @@ def test_walls_floor_and_ceiling():
     np.testing.assert_allclose(turned[140:340, 320], 2.0, atol=1e-5)
 
 
-def test_box_front_and_turned_box_edge():
-    assert depth_of(empty_room(solid("box", 2.0, (0.3, 0.3, 0.5))))[CENTRE] == pytest.approx(1.5, abs=1e-5)
-    turned = depth_of(empty_room(solid("box", 2.0, (0.3, 0.3, 0.3), yaw=np.pi / 4)))
-    assert turned[CENTRE] == pytest.approx(2.0 - 0.3 * np.sqrt(2), abs=2e-3)  # its edge, half a pixel beside it
-
-
-def test_ball_against_the_quadratic_formula():
-    depth = depth_of(empty_room(solid("ball", 2.0, (0.4, 0.4, 0.4))))
-    assert depth[CENTRE] == pytest.approx(1.6, abs=1e-4)
+def test_a_box_a_turned_box_and_a_ball():
+    front, ball = solid("box", 2.0, (0.3, 0.3, 0.5)), solid("ball", 2.0, (0.4, 0.4, 0.4))
+    edge = solid("box", 2.0, (0.3, 0.3, 0.3), yaw=np.pi / 4)  # half a pixel beside the centre
+    for item, expected in ((front, 1.5), (edge, 2.0 - 0.3 * np.sqrt(2)), (ball, 1.6)):
+        assert depth_of(empty_room(item))[CENTRE] == pytest.approx(expected, abs=2e-3)
     x, y = (360 - 319.5) / FOCAL_PX, (239.5 - 200) / FOCAL_PX
     a, b, c = x * x + y * y + 1, -2 * 2.0, 2.0**2 - 0.4**2  # |t (x, y, 1) - (0, 0, 2)|^2 = 0.4^2
-    assert depth[200, 360] == pytest.approx((-b - np.sqrt(b * b - 4 * a * c)) / (2 * a), abs=1e-4)
-
-
-def test_the_nearer_solid_hides_the_farther_in_any_order():
-    near, far = solid("ball", 1.2, (0.2, 0.2, 0.2)), solid("box", 2.0, (0.6, 0.6, 0.1))
-    np.testing.assert_array_equal(depth_of(empty_room(near, far)), depth_of(empty_room(far, near)))
-    assert depth_of(empty_room(near, far))[CENTRE] == pytest.approx(1.0, abs=1e-4)
-
-
-def test_projector_shadow_lies_to_the_right_of_an_edge():
-    depth = np.full((2, 200), 3.0, dtype=np.float32)
-    depth[:, :100] = 1.0
-    ones, zeros = np.ones_like(depth), np.zeros_like(depth)
-    hidden = render.sensor_holes(depth, ones, zeros, zeros + 0.5)
-    width = FOCAL_PX * render.PROJECTOR_BASELINE * (1 / 1.0 - 1 / 3.0)  # 25.95 px
-    assert hidden[0].nonzero()[0].tolist() == list(range(100, 100 + int(width) - 1))
-    assert not render.sensor_holes(depth[:, ::-1], ones, zeros, zeros + 0.5).any()  # a step nearer hides nothing
+    expected = (-b - np.sqrt(b * b - 4 * a * c)) / (2 * a)
+    assert depth_of(empty_room(ball))[200, 360] == pytest.approx(expected, abs=1e-4)
+    for solids in ((edge, front), (front, edge)):  # the nearer hides the farther
+        assert depth_of(empty_room(*solids))[CENTRE] == pytest.approx(1.5, abs=1e-5)
 
 
 # ---- what is rendered
@@ -103,11 +76,10 @@ def test_pictures_have_the_black_border_and_depths_that_fit_the_bins():
 
 def test_official_layout_as_the_data_set_reads_it(tmp_path):
     assert rooms.main(["--output", str(tmp_path), "--count", "3", "--seed", "3"]) == 0
-    pairs = open_nyu(tmp_path, NYU).pairs
-    assert sorted(pair.index for pair in pairs) == sorted(TEST_INDICES[:3])
+    by_index = {pair.index: pair for pair in open_nyu(tmp_path, NYU).pairs}
+    assert sorted(by_index) == sorted(TEST_INDICES[:3])
     scene, image, depth = rooms.render_scene(3, 2)
-    pair = next(pair for pair in pairs if pair.index == TEST_INDICES[2])
-    assert pair.scene == scene
+    pair = by_index[TEST_INDICES[2]]
     assert pair.rgb == tmp_path / "official_splits" / "test" / scene / "rgb_00008.jpg"
     with Image.open(pair.depth) as file:
         assert file.mode == "I;16"
