@@ -58,13 +58,13 @@ def test_the_demos_checkpoint_needs_no_activation_whatever_its_name(tmp_path, ti
     copy = shutil.copy(options.DEMO_WEIGHTS, tmp_path / "mine.pt")
     for path in (options.DEMO_WEIGHTS, copy):
         assert clip.load(path, "cpu")[0].activation == "quickgelu"
-        assert options.load_model(path, torch.device("cpu"), "fp32", PAPER)[0].activation == "quickgelu"
+        model, _, made = options.load_model(options.Setup(path))
+        assert model.activation == made["activation"] == "quickgelu"
     with pytest.raises(CheckpointError, match="the demo's CLIP was trained with QuickGELU"):
-        options.load_model(copy, torch.device("cpu"), "fp32", PAPER, activation="gelu")
+        options.load_model(options.Setup(copy, activation="gelu"))
     with pytest.raises(CheckpointError, match="does not tell QuickGELU from GELU"):
-        options.load_model(tiny_checkpoint, torch.device("cpu"), "fp32", PAPER)
-    model, _ = options.load_model(tiny_checkpoint, torch.device("cpu"), "fp32", PAPER, activation="gelu")
-    assert model.activation == "gelu"
+        options.load_model(options.Setup(tiny_checkpoint))
+    assert options.load_model(options.Setup(tiny_checkpoint, activation="gelu"))[0].activation == "gelu"
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,10 @@ def test_a_device_that_is_not_here_is_refused(name):
 
 def test_devices_and_precisions(monkeypatch):
     assert options.choose_device("cpu", gpu=7) == torch.device("cpu")
-    assert options.choose_precision("auto", torch.device("cpu")) == "fp32"
-    assert options.choose_precision("auto", torch.device("cuda")) == "fp16"
-    assert options.choose_precision("bf16", torch.device("cpu")) == "bf16"
+    for flag, device, expected in (("auto", "cpu", "fp32"), ("auto", "cuda", "fp16"), ("bf16", "cpu", "bf16")):
+        args = argparse.Namespace(clip_path="RN50", precision=flag, exact=False, activation="auto")
+        setup = options.setup_of(args, PAPER, torch.device(device))
+        assert str(setup) == f"RN50 on {device} in {expected}"
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert options.own_device("cpu") == (torch.device("cpu"), 0, 1)

@@ -24,7 +24,7 @@ from options import DEMO_DATA, DEMO_WEIGHTS
 from tests.browser import Browser, find_browser
 from tests.conftest import QUICKGELU, noise, save
 from viewer import page
-from viewer.colour import coloured
+from viewer.colour import colourise
 
 HOSTILE = "</script><script>window.attacked = 1</script><img src=http://127.0.0.1:9/x onerror=window.attacked=1>"
 GRID, SIZE = (3, 4), (96, 128)
@@ -258,8 +258,8 @@ def test_pixels_of_the_maps_are_pythons_and_what_was_not_measured_is_clear(opene
     canvases = "(({mapCanvas: a, truthCanvas: b, errorCanvas: d}) => [a, b, d])(cards[0])"
     pred, true, error = np.array(opened.js(f"{canvases}.map(c => {pixels})")).reshape(3, *SIZE, 4)
     truth, measured = true_depth(), true_depth() > 0
-    assert np.abs(pred[..., :3] - coloured(full, NEAR, FAR).astype(int)).max() <= 3  # one step of the colours
-    assert np.abs(true[..., :3] - coloured(truth, NEAR, FAR).astype(int))[measured].max() <= 3
+    assert np.abs(pred[..., :3] - colourise(full, NEAR, FAR).astype(int)).max() <= 3  # one step of the colours
+    assert np.abs(true[..., :3] - colourise(truth, NEAR, FAR).astype(int))[measured].max() <= 3
     assert ((true[..., 3] == 255) == measured).all()
     assert ((error[..., 3] == 255) == (measured & COUNTED)).all()
     red, right = error[..., 0] - error[..., 2], measured & COUNTED

@@ -26,7 +26,7 @@ from download import file_sha256
 from monoclip import PAPER, MonoCLIP, Reading, depth_of, logits_of, upsampled
 from tests.conftest import ANY_BYTES_IN_NAMES, QUICKGELU, ROOT, TEN_MINUTES, noise, save
 from viewer import notes
-from viewer.colour import coloured
+from viewer.colour import colourise
 from viewer.outputs import SAVED
 
 KINDS = ["_depth.npy", "_depth_mm.png", "_depth.png"]
@@ -134,7 +134,7 @@ def test_a_folder_of_everything(run, album, model, tmp_path):
             assert image.mode == "I;16"
             assert np.abs(np.asarray(image) / 1000 - depth.astype(np.float64)).max() <= 0.0005 + 1e-9
         with Image.open(run.out / f"{stem}_depth.png") as image:
-            assert (np.asarray(image)[: depth.shape[0], : depth.shape[1]] == coloured(depth, 1.0, 3.0)).all()
+            assert np.array_equal(np.asarray(image), colourise(depth, 1.0, 3.0))  # can be laid over the picture
 
 
 def test_every_kind_at_a_smaller_size(run, album, model):
@@ -149,13 +149,15 @@ def test_every_kind_at_a_smaller_size(run, album, model):
     depth, sigma = (np.load(run.out / f"rotated_{kind}.npy") for kind in ("depth", "sigma"))
     for found, expected in ((depth, patches), (sigma, spread)):
         assert_close(found, upsampled(expected, (45, 30))[0, 0].float().numpy(), atol=1e-4, rtol=0)
-    drawn = {kind: read_picture(run.out / f"rotated{kind}.png") for kind in ("_side_by_side", "_sigma")}
-    both = np.concatenate([resized(read_picture(album / "rotated.jpg"), (45, 30)), coloured(depth, 1.0, 3.0)], axis=1)
-    assert (drawn["_side_by_side"][:45, [*range(30), *range(32, 62)]] == both).all()
-    assert (drawn["_sigma"][:45, :30] == coloured(sigma, 0, 1, "magma")).all()
-    assert run(*inputs, "--range", "picture", "--colour_map", "turbo")[0] == 0
-    own = coloured(depth, depth.min(), depth.max(), "turbo")
-    assert (read_picture(run.out / "rotated_depth.png")[:45, :30] == own).all()
+    drawn = {kind: read_picture(run.out / f"rotated_{kind}.png") for kind in ("side_by_side", "sigma", "depth")}
+    both = np.concatenate([resized(read_picture(album / "rotated.jpg"), (45, 30)), colourise(depth, 1.0, 3.0)], axis=1)
+    assert (drawn["side_by_side"][:45, :60] == both).all()
+    assert (drawn["sigma"][:45, :30] == colourise(sigma, 0, 1, "magma")).all()
+    assert (drawn["depth"] == colourise(depth, 1.0, 3.0)).all()
+    assert run(*inputs, "--range", "picture", "--color_map", "turbo", "--legend", "--save", "color")[0] == 0
+    with_legend = read_picture(run.out / "rotated_depth.png")
+    assert (with_legend[:45, :30] == colourise(depth, colour_map="turbo")).all()
+    assert len(with_legend) > 45
 
 
 # What was there
@@ -270,7 +272,13 @@ def test_output_on_the_input_is_not_taken_for_pictures(run, album):
         (2, r"no\nwhere.jpg: no such file or folder", ["-i", "no\nwhere.jpg"], "none"),
         (2, "-i: an empty name", ["-i", ""], "none"),
         (2, "-i is missing", [], "none"),
-        (2, "--colour_map nope: matplotlib has none", ["-i", "a.jpg", "--colour_map", "nope"], "none"),
+        (2, "matplotlib has none of this name; try viridis,", ["-i", "a.jpg", "--color_map", "viridi"], "none"),
+        (
+            2,
+            "--colour_map :: matplotlib has none of this name; try viridis_r",
+            ["-i", "a.jpg", "--colour_map", ":"],
+            "none",
+        ),
         (2, "leave out --demo or --clip_path", ["--demo"], "none"),
         (2, "nowhere.pt: there is no such file", ["-i", "a.jpg", "--clip_path", "nowhere.pt"], "none"),
         (2, "tokens", ["-i", "a.jpg", "--obj_classes", "very " * 100], "none"),
@@ -370,11 +378,11 @@ def test_the_demo_needs_nothing_but_itself_and_says_what_it_is(run, tmp_path, ca
     assert len(stems) == 16
     assert written(tmp_path / "out") == {"depth.html", *(stem + kind for stem in stems for kind in KINDS)}
     for text in (capsys.readouterr().out, unescape((tmp_path / "out" / "depth.html").read_text("utf-8"))):
-        assert notes.TOY in text
+        assert (notes.TOY in text, notes.TOY_ON_PHOTOGRAPHS in text) == (True, False)
     other = shutil.copy(options.DEMO_WEIGHTS, tmp_path / "RN50.pt")  # known by its content
     picture = save(tmp_path / "mine.png", noise(64, 96))
-    assert f"note: {notes.TOY}\n" in run("-i", picture, "--clip_path", other)[1]
+    assert f"note: {notes.TOY}\nnote: {notes.TOY_ON_PHOTOGRAPHS}\n" in run("-i", picture, "--clip_path", other)[1]
     assert json.loads((run.out / "predict.json").read_text())["made_with"]["note"] == notes.TOY
-    assert f"note: {notes.TOY}" not in run("-i", picture)[1]
-    toy = "toy CLIP: says nothing about the real one"
-    assert [call.args[-1] for call in content.call_args_list] == [toy] * 17 * 3 + [""] * 3
+    assert "note: " not in run("-i", picture)[1]
+    said = [call.args[-1].note for call in content.call_args_list]
+    assert said == [notes.TOY_BRIEFLY] * 16 * 3 + [notes.TOY_ON_PHOTOGRAPHS] * 3 + [""] * 3

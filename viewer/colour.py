@@ -2,8 +2,7 @@
 
 Unless the user names another of matplotlib's colour maps, depth is in viridis, which is perceptually uniform and
 survives colour blindness and grey printing, turned round so that near is bright; black and white stay free for what is
-not known. What is no depth (weights, sigma) is in magma. The range is given by the caller: where it is the same for
-every picture, so is the distance that a colour means. Nothing here reads or writes files.
+not known. What is no depth (weights, sigma) is in magma. Nothing here reads or writes files.
 """
 
 import numpy as np
@@ -24,11 +23,6 @@ def sigma_of(weights: Tensor, bins: Tensor, depth: Tensor) -> Tensor:
     return torch.einsum("bkhw,bmkhw->bmhw", weights, squares).sqrt()
 
 
-def entropy_of(weights: Tensor) -> Tensor:
-    """How undecided the answers are, -sum_k p_k ln p_k, from 0 to ln K: (B, K, h, w) -> (B, 1, h, w)."""
-    return torch.special.entr(weights).sum(dim=1, keepdim=True)
-
-
 def to_millimetres(depth: np.ndarray) -> np.ndarray:
     """(H, W) float32 [m] -> (H, W) uint16 [mm], as NYU's own depth files; 65.535 m and more become 65535."""
     return np.multiply(depth, 1000, dtype=np.float64).round().clip(0, LARGEST_MM).astype(np.uint16)
@@ -41,7 +35,16 @@ def colour_table(name: str = COLOUR_MAP) -> np.ndarray:
     return (colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
 
 
-def coloured(values: np.ndarray, low: float, high: float, colour_map: str = COLOUR_MAP) -> np.ndarray:
-    """(H, W) [m] -> (H, W, 3) uint8: the map's first colour up to `low` [m], its last from `high` [m] on."""
-    position = (values - low) / max(high - low, 1e-6)
-    return colour_table(colour_map)[(position.clip(0, 1) * 255).round().astype(np.uint8)]
+def colourise(
+    depth: np.ndarray, near: float | None = None, far: float | None = None, colour_map: str = COLOUR_MAP
+) -> np.ndarray:
+    """Return depth in colours: (H, W) [m] -> (H, W, 3) uint8, RGB.
+
+    The map's first colour is `near` [m] and less, its last `far` [m] and more: the depth's own nearest and farthest,
+    unless given. With the same two for several pictures, a colour is the same distance in all. Raises ValueError.
+    """
+    if depth.ndim != 2:
+        raise ValueError(f"expected depth (H, W) in metres, got {depth.shape}")
+    low, high = float(depth.min() if near is None else near), float(depth.max() if far is None else far)
+    position = ((depth - low) / max(high - low, 1e-6)).clip(0, 1)
+    return colour_table(colour_map)[(position * 255).round().astype(np.uint8)]

@@ -25,6 +25,8 @@ def try_to_draw(draw: Callable[[], object]) -> None:
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(action.default)})"
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
@@ -42,11 +44,8 @@ def new_parser(description: str, prog: str | None = None) -> argparse.ArgumentPa
 class ForgivingStream:
     """A text stream whose reader may go away, as `| head` does: from then on, what is written is dropped.
 
-    Args:
-        stream: standard output or error; None, where it is closed, takes everything and keeps nothing. What its
-            encoding lacks, such as a name that is not UTF-8, is written with backslashes.
-        needed: whether `write` and `flush` raise OSError where another reason, such as a full disk, keeps the text
-            from being written.
+    What its encoding lacks, such as a name that is not UTF-8, is written with backslashes. A stream that is None, as it
+    is where it is closed, keeps nothing. If `needed`, OSError is raised for any other reason, such as a full disk.
     """
 
     def __init__(self, stream: TextIO | None, needed: bool) -> None:
@@ -55,17 +54,17 @@ class ForgivingStream:
             self.stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
-        """Writes the text."""
-        self._tried(lambda: self.stream.write(text))
+        """Write the text."""
+        self._try(self.stream.write, text)
         return len(text)
 
     def flush(self) -> None:
-        """Flushes the stream."""
-        self._tried(self.stream.flush)
+        """Flush the stream."""
+        self._try(self.stream.flush)
 
-    def _tried(self, action: Callable[[], Any]) -> None:
+    def _try(self, action: Callable[..., Any], *text: str) -> None:
         try:
-            action()
+            action(*text)
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # what is left in its buffer goes there
             if self.needed and not isinstance(error, BrokenPipeError):
