@@ -49,10 +49,9 @@ Row = dict[str, Any]  # of one image and one reading: `NAMES`, then metrics, the
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = terminal.new_parser("Evaluate MonoCLIP, or depth maps of any method, on NYU Depth V2, KITTI or own pairs.")
-    options.add_data_arguments(parser)
+    options.add_data_arguments(parser, maps=True)
     options.add_model_arguments(parser)
     options.add_reading_arguments(parser)
-    options.add_map_arguments(parser)
     run = options.add_run_arguments(parser)
     folder = "folder for results.json and per_image.csv; none: print only"
     run.add_argument("--output", type=options.named_path, help=folder)

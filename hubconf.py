@@ -49,11 +49,10 @@ def monoclip(
         exact: keep the plain network, bit for bit, instead of the form of `clip.optimize_for_inference`.
         activation: "quickgelu" or "gelu", where the checkpoint is neither OpenAI's nor of a known name.
         image_statistics: "imagenet", as in the paper, or "clip", which CLIP was trained with.
-        preset: of `datasets.readings.READINGS`; "auty" and "log" are for KITTI.
+        preset: "paper", or "auty" or "log" for KITTI.
         reading: fields of `monoclip.Reading` that replace the preset's: `depth_classes`, `bin_list`, `temperature`, ...
 
-    Raises clip.CheckpointError: the checkpoint cannot be used; ValueError: a reading that makes no depth, or a field,
-    preset or read-out that there is not; clip.tokenizer.TooLongError.
+    Raises clip.CheckpointError; ValueError: no depth by these values; clip.tokenizer.TooLongError.
     """
     for kind, value, known in (("image_statistics", image_statistics, IMAGE_STATISTICS), ("preset", preset, READINGS)):
         if not isinstance(value, str) or value not in known:

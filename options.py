@@ -92,38 +92,47 @@ def named_path(text: str) -> Path:
     return Path(text)
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add which images are evaluated."""
+def add_data_arguments(parser: argparse.ArgumentParser, maps: bool = False) -> None:
+    """Add which images are evaluated, and depth maps that are scored in place of the method's, and kept."""
     add = parser.add_argument_group("data").add_argument
     text = "NYU Depth V2, KITTI's Eigen test split, or rgbd: one's own pairs of picture and depth map"
     add("--dataset", choices=("NYU", "KITTI", "rgbd"), default="NYU", help=text)
     default = next((path for path in DATA_FOLDERS if path.exists()), DATA_FOLDERS[0])
     text = "folder of official_splits/test or nyu_depth_v2_labeled.mat; KITTI's root; folder of the pairs"
     add("--data_path", type=named_path, default=default, metavar="FOLDER", help=text)
-    text = "text file with a picture and its depth map in each line (default: all that the folder has)"
-    add("--list_file", type=Path, metavar="FILE", help=text)
+    add("--list_file", type=Path, metavar="FILE", help="text file with a pair a line (default: all pairs there are)")
     add("--protocol", choices=PROTOCOLS, default="bts", help="KITTI: by whose rule pixels count")
     add("--depth_scale", type=float, default=DEPTH_SCALE, metavar="N", help="rgbd: units in a metre of 16-bit maps")
     add("--max_depth", type=float, default=MAX_DEPTH, metavar="M", help="rgbd: only pixels nearer than this count [m]")
     add("--scene", nargs="+", metavar="NAME", help="evaluate only these scenes, or drives (default: all)")
     add("--limit", type=positive, metavar="N", help="evaluate only the first N images (default: all)")
+    if not maps:
+        return
+    add = parser.add_argument_group("maps of another method").add_argument
+    text = "score this folder's maps instead, without CLIP: <scene>/<picture's stem>.npy (floats) or .png (16 bits)"
+    add("--predictions", type=named_path, metavar="FOLDER", help=text)
+    add("--predictions_scale", type=positive, default=1000, metavar="N", help="units in a metre of such a .png")
+    text = (
+        "what is fitted to the true depth first: nothing, the ratio of medians, scale and shift, or these of 1 / depth"
+    )
+    add("--align", choices=ALIGNMENTS, default="none", help=text)
+    text = "folder that keeps the maps of this run, as --predictions reads them (default: they are not kept)"
+    add("--save_predictions", type=named_path, metavar="FOLDER", help=text)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> argparse._ArgumentGroup:
     """Add the checkpoint, or several, and where and how its encoder computes."""
     model = parser.add_argument_group("model")
-    many: dict[str, Any] = {"nargs": "+"} if several else {}
+    add: Any = model.add_argument
+    more = {"nargs": "+"} if several else {}
     text = "CLIP checkpoint: a file, or a name such as RN50, whose file is fetched once"
-    model.add_argument("--clip_path", **many, default=["RN50"] if several else "RN50", metavar="CLIP", help=text)
+    add("--clip_path", default=["RN50"] if several else "RN50", metavar="CLIP", help=text, **more)
     text = "what it was trained with; auto knows OpenAI's files and names" + "; one for all, or one each" * several
-    model.add_argument(
-        "--activation", **many, default=["auto"] if several else "auto", choices=("auto", *clip.ACTIVATIONS), help=text
-    )
-    add = model.add_argument
+    known = ("auto", *clip.ACTIVATIONS)
+    add("--activation", choices=known, default=["auto"] if several else "auto", help=text, **more)
     add("--device", default="auto", help="where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps")
     add("--precision", choices=("auto", *PRECISIONS), default="auto", help="auto: fp32 on a CPU, fp16 on a GPU")
-    text = "keep the plain network, bit for bit (default: a faster form, within 1e-5 m on the demo in fp32)"
-    add("--exact", action="store_true", help=text)
+    add("--exact", action="store_true", help="the plain network, bit for bit (default: a faster form, 1e-5 m off)")
     return model
 
 
@@ -131,18 +140,17 @@ def add_reading_arguments(parser: argparse.ArgumentParser, words_only: bool = Fa
     """Add words and bins of a `Reading`, and its temperature, read-out and image statistics."""
     reading = parser.add_argument_group("reading", "How depth is read out of CLIP; what is not given is the preset's.")
     add = reading.add_argument
-    text = "paper; auty: Auty and Mikolajczyk's words and bins for KITTI; log: the paper's words and bins of ours, "
-    text += "spread in log depth over 5 to 60 m"
+    text = (
+        "the paper's; auty: Auty and Mikolajczyk's for KITTI; log: the paper's words, bins in log depth over 5 to 60 m"
+    )
     add("--preset", choices=READINGS, default="paper", help=text)
     add("--depth_classes", nargs="+", metavar="WORD", help="words for depth; the paper's: giant, extremely close, ...")
     add("--bin_list", nargs="+", type=float, metavar="M", help="depth of each word [m]; the paper's: 1 1.5 2 ... 3")
     add("--depth_templates", nargs="+", metavar="T", help="sentences for object and word; the paper's: This {} is {}")
     add("--obj_classes", nargs="+", metavar="WORD", help="what stands for the object; the paper's: object")
     if not words_only:
-        text = f"of the softmax over the words: the lower, the more one word decides (default: {PAPER.temperature})"
-        add("--temperature", type=float, metavar="T", help=text)
-        text = "how patch features are read out of CLIP (docs/readouts.md)"
-        add("--readout", choices=READOUTS, default=PAPER.readout, help=text)
+        add("--temperature", type=float, metavar="T", help="of the softmax over the words; the paper's: 0.1")
+        add("--readout", choices=READOUTS, default="raw", help="how patches are read out of CLIP (docs/readouts.md)")
         text = "what images are normalised with: ImageNet's, as in the paper, or CLIP's own"
         add("--image_statistics", choices=IMAGE_STATISTICS, default="imagenet", help=text)
     return reading
@@ -168,19 +176,6 @@ def add_html_argument(group: argparse._ArgumentGroup, name: str, count: int) -> 
     group.add_argument("--html", nargs="?", type=positive, const=count, metavar="N", help=text)
     text = "text file of the phrases that the page's word boxes offer, one a line (default: some 70 of ours)"
     group.add_argument("--phrases", type=Path, metavar="FILE", help=text)
-
-
-def add_map_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add depth maps that are scored in place of the method's, and kept."""
-    add = parser.add_argument_group("maps of another method").add_argument
-    text = "score this folder's maps instead, without CLIP: <scene>/<picture's stem>.npy (floats) or .png (16 bits)"
-    add("--predictions", type=named_path, metavar="FOLDER", help=text)
-    add("--predictions_scale", type=positive, default=1000, metavar="N", help="units in a metre of such a .png")
-    text = "what is fitted to the true depth of each image: nothing, the ratio of medians, scale and shift by least "
-    text += "squares, or these of 1 / depth"
-    add("--align", choices=ALIGNMENTS, default="none", help=text)
-    text = "folder that keeps the maps of this run, as --predictions reads them (default: they are not kept)"
-    add("--save_predictions", type=named_path, metavar="FOLDER", help=text)
 
 
 def open_data(args: argparse.Namespace) -> tuple[DepthPairs, Protocol]:
@@ -209,7 +204,7 @@ def open_data(args: argparse.Namespace) -> tuple[DepthPairs, Protocol]:
 
 
 def reading_of(args: argparse.Namespace) -> Reading:
-    """The reading of the flags of `add_reading_arguments` or `add_word_arguments`. Raises UsageError: no depth."""
+    """The reading of the flags of `add_reading_arguments`. Raises UsageError: no depth."""
     reading = READINGS[args.preset]
     if "readout" in args:
         reading = replace(with_statistics(reading, args.image_statistics), readout=args.readout)
@@ -235,15 +230,14 @@ def choose_device(name: str, gpu: int | str = 0) -> torch.device:
 
 
 def own_device(name: str, gpu: str = "0") -> tuple[torch.device, int, int]:
-    """The device of this process, its rank and the number of processes, as torchrun says; rank 0 of 1 without it.
+    """The device of this process, a GPU of its own under torchrun, its rank and the number of processes.
 
-    Several processes are connected, over gloo, because all that they exchange is rows; each takes a GPU of its own.
     Raises UsageError: no such device here, or not enough GPUs.
     """
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         return choose_device(name, gpu), 0, 1
     try:
-        distributed.init_process_group("gloo", timeout=timedelta(days=1))
+        distributed.init_process_group("gloo", timeout=timedelta(days=1))  # all that is exchanged is rows
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"RANK is set as by torchrun, but {error}; start with torchrun, or unset RANK") from error
     return choose_device(name, os.environ["LOCAL_RANK"]), distributed.get_rank(), distributed.get_world_size()
@@ -299,10 +293,8 @@ def run_command(prog: str, work: Callable[[], None]) -> int:
             work()
             sys.stdout.flush()
             return 0
-        except (UsageError, DataError, clip.CheckpointError, TooLongError) as error:
-            message, code = str(error), 2
-        except (UnscorableError, WorkError) as error:
-            message, code = str(error), 1
+        except (UsageError, DataError, clip.CheckpointError, TooLongError, UnscorableError, WorkError) as error:
+            message, code = str(error), 1 if isinstance(error, UnscorableError | WorkError) else 2
         except (MemoryError, RuntimeError) as error:
             known = isinstance(error, MemoryError | torch.OutOfMemoryError)
             if not known and "can't allocate memory" not in str(error):  # as torch says it on a CPU

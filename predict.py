@@ -15,10 +15,10 @@ folder that all inputs share, --save writes:
     sigma           <stem>_sigma.npy, .png      how far apart the depths of a patch's words are [m], and its colours
     words           <stem>_words.png            the picture, and how strongly each patch answers to each word
 
-OUT also gets predict.json, which says with which words, weights and flags which files were made, and, with --html, the
-page depth.html. Pictures of one folder that differ only in their suffix keep it: `a.jpg_depth.npy`. A picture that
-cannot be used, or whose files cannot be written, is named and skipped. Exit code 0: at least one picture has its depth;
-1: none has, or the output folder takes no files; 2: wrong arguments or an unusable checkpoint; 130: interrupted.
+OUT also gets predict.json, which says with what these were made, and, with --html, the page depth.html. Pictures of one
+folder that differ only in their suffix keep it: `a.jpg_depth.npy`. A picture that cannot be used, or whose files cannot
+be written, is named and skipped. Exit code 0: at least one picture has its depth; 1: none has, or the output folder
+takes no files; 2: wrong arguments or an unusable checkpoint; 130: interrupted.
 """
 
 import argparse
@@ -27,7 +27,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +48,7 @@ from datasets.rgbd import FOLDERS
 from download import file_sha256, write_json, write_text, write_whole
 from monoclip import MonoCLIP, depth_of, logits_of, mirror_average, upsampled, with_mirror, zeroshot_classifier
 from viewer import notes, page, terminal
-from viewer.colour import COLOUR_MAP, LARGEST_MM
+from viewer.colour import COLOUR_MAP, LARGEST_MM, colour_table
 from viewer.outputs import SAVED, Predicted, Style, content_of
 
 DEMO_PICTURES = options.DEMO_DATA / "official_splits" / "test"
@@ -57,7 +56,6 @@ RECORD_FILE = "predict.json"
 # No pictures to read: what this script writes, and the depth maps of the layouts of NYU and KITTI.
 PASSED_BY = [f"*{ending}" for endings in SAVED.values() for ending in endings]
 PASSED_BY += [page.PAGE_FILE, RECORD_FILE, "sync_depth_*.png", "proj_depth/*/*/*.png"]
-SPELLED = {"color": "colour"}
 ANY_MACHINE = ("device", "threads", "python", "torch")  # what the runs of one folder may differ in
 
 
@@ -71,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--skip_existing", action="store_true", help="go on with a stopped run of the same settings: keep its files")
     text = f"what to write of each picture: {', '.join(SAVED)}"
     kinds: dict[str, Any] = {"choices": SAVED, "default": ["npy", "mm", "colour"]}
-    add("--save", nargs="+", type=lambda kind: SPELLED.get(kind, kind), **kinds, metavar="KIND", help=text)
+    add("--save", nargs="+", type=lambda kind: kind.replace("color", "colour"), **kinds, metavar="KIND", help=text)
     add("--max_side", type=options.positive, metavar="N", help="largest side of a map, px (default: the picture's)")
     text = "matplotlib's name of the colours of depth, from near to far"
     add("--colour_map", "--color_map", default=COLOUR_MAP, metavar="NAME", help=text)
@@ -129,10 +127,8 @@ def plan(inputs: Sequence[str], save: Sequence[str]) -> list[Job]:
 def prepare_folder(out: Path, jobs: Sequence[Job], made_with: dict[str, Any], skip_existing: bool) -> dict[str, str]:
     """Make OUT ready for the jobs, take from them the files to keep, and return all files with their picture's SHA-256.
 
-    predict.json is written before the first file and after the last, so what it lists and what is there is of these
-    settings and pictures: a file appears whole, and what stood in its place of others is removed first.
-
-    Raises UsageError: files are to be kept, but are not known to be of these settings; OSError.
+    predict.json is written before the first file and after the last, and what stood in place of a file is removed, so
+    what is listed and there is of these settings and pictures. Raises UsageError: files to keep are of others; OSError.
     """
     planned = {file: job.sha256 for job in jobs for file in job.files}
     new = json.loads(json.dumps(made_with | made_with["reading"]))
@@ -177,9 +173,9 @@ def predict_picture(model: MonoCLIP, path: Path, mirror: bool, max_side: int | N
 
 
 def predict_all(
-    jobs: Sequence[Job], predict: Callable[[Job], Predicted], card: Callable[[Job, Predicted], page.Card], count: int
+    jobs: Sequence[Job], predict: Callable[[int, Job, bool], page.Card | None], count: int
 ) -> tuple[int, list[page.Card]]:
-    """Predict one picture after the other; one for which that is impossible is named and skipped.
+    """Predict one picture after the other, `predict(number, job, on_page)`; name and skip what is impossible.
 
     Returns how many pictures have their files now, and the cards of `count` of these, evenly spread over them.
     Raises OSError: the device takes no more files; WorkError: a prediction is not finite.
@@ -187,44 +183,32 @@ def predict_all(
     done, cards = 0, list[page.Card]()
     for number, job in enumerate(jobs, 1):
         on_page = len(cards) * len(jobs) < count * number
-        if job.files or on_page:
-            try:
-                found = predict(job)
-            except (DataError, OSError) as error:
-                if isinstance(error, OSError) and error.errno in options.FULL:
-                    raise
-                reason = f"{job.name}: {error.filename}: {error.strerror}" if isinstance(error, OSError) else error
-                print(printable(f"skipped: {reason}"), file=sys.stderr, flush=True)
-                continue
-            near, far, (height, width) = found.depth.min(), found.depth.max(), found.depth.shape
-            print(f"{number}/{len(jobs)} {job.name}: {width}x{height}, {near:.3f} to {far:.3f} m", flush=True)
-            if on_page:
-                cards.append(card(job, found))
+        try:
+            card = predict(number, job, on_page) if job.files or on_page else None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("what was written is whole, and --skip_existing goes on") from None
+        except (DataError, OSError) as error:
+            if getattr(error, "errno", None) in options.FULL:
+                raise
+            reason = f"{job.name}: {error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+            print(printable(f"skipped: {reason}"), file=sys.stderr, flush=True)
+            continue
+        cards += [card] if card else []
         done += 1
     return done, cards
 
 
-def check_colour_map(name: str) -> None:
-    """Raises UsageError, with the nearest names, if matplotlib has no colour map of this one."""
-    from matplotlib import colormaps  # here, as it looks at what `start_program` sets
-
-    if name not in colormaps:
-        near = ", ".join(get_close_matches(name, colormaps)) or COLOUR_MAP
-        raise options.UsageError(f"--colour_map {name}: matplotlib has none of this name; try {near}")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; every error for the user is one sentence on stderr."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
 
     def work() -> None:
         if not args.input and not args.demo:
             raise options.UsageError("-i is missing; name a picture, a folder, a pattern or a list, or pass --demo")
-        if args.demo and args.clip_path != parser.get_default("clip_path"):
+        if args.demo and args.clip_path != "RN50":
             raise options.UsageError("--demo has its own checkpoint; leave out --demo or --clip_path")
         options.check_output(out := Path(os.path.abspath(args.output)))
-        check_colour_map(args.colour_map)
+        colour_table(args.colour_map)  # raises, if there is none
         reading = options.reading_of(args)
         phrases = page.phrases_for(reading, args.phrases, args.html)
         args.clip_path = options.DEMO_WEIGHTS if args.demo else args.clip_path
@@ -248,27 +232,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = reading.depth_classes + phrases
         text_features = zeroshot_classifier(clip_model, words, reading.obj_classes, reading.depth_templates)
 
-        def predict(job: Job) -> Predicted:
+        def predict(number: int, job: Job, on_page: bool) -> page.Card | None:
             found = predict_picture(model, job.path, not args.no_mirror, args.max_side)
-            if not np.isfinite(found.depth).all():
+            near, far, (height, width) = found.depth.min(), found.depth.max(), found.depth.shape
+            if not np.isfinite([near, far]).all():
                 advice = "" if setup.precision == "fp32" else "; use --precision fp32"
                 raise options.WorkError(f"{job.name}: NaN or infinite depth predicted{advice}")
             for file, ending in job.files.items():
                 content = content_of(ending, found, reading, style)
                 (out / file).parent.mkdir(parents=True, exist_ok=True)
                 write_whole(out / file, methodcaller("write", content))
-            return found
-
-        def card(job: Job, found: Predicted) -> page.Card:
+            print(f"{number}/{len(jobs)} {job.name}: {width}x{height}, {near:.3f} to {far:.3f} m", flush=True)
+            if not on_page:
+                return None
             *_, scene, name = ("", *Path(job.name).parts)  # no more, because a page may be shown to others
-            span = {"nearest [m]": found.depth.min(), "farthest [m]": found.depth.max()}
             logits = logits_of(found.features, text_features, reading).cpu().numpy()
+            span = {"nearest [m]": near, "farthest [m]": far}
             return page.card(f"{scene}/{name}".lstrip("/"), scene, found.pixels, logits, reading, phrases, metrics=span)
 
-        try:
-            done, cards = predict_all(jobs, predict, card, args.html or 0)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("what was written is whole, and --skip_existing goes on") from None
+        done, cards = predict_all(jobs, predict, args.html or 0)
         if not done:
             raise options.WorkError("no picture has its depth; each is named above")
         if cards:

@@ -1,16 +1,17 @@
 """viewer.colour, viewer.outputs and viewer.strip: depth as images, and the strip of an evaluation."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from monoclip import depth_of
+from monoclip import PAPER, depth_of
 from tests.conftest import noise
 from viewer.colour import colourise, sigma_of, to_millimetres
-from viewer.outputs import DEPTH, with_legend, word_maps
+from viewer.outputs import DEPTH, Predicted, sheet, word_tiles
 from viewer.strip import Example, colour_range, draw_strip, example_images
 
 
@@ -36,29 +37,34 @@ def test_colours_follow_the_range():
 @pytest.mark.parametrize("size", [(1, 1), (480, 640)])
 def test_the_legend_covers_nothing_and_spans_the_colours(size):
     image = noise(*size)
-    canvas = np.array(with_legend(image, (1.0, 3.0), "viridis_r", DEPTH, "of a toy"))
+    canvas = np.array(sheet([("", image)], (1.0, 3.0), "viridis_r", DEPTH, "of a toy"))
     assert (canvas[: size[0], : size[1]] == image).all()
     below = canvas[size[0] :]
     height, width, _ = below.shape
     assert (below[:, [*range(-10, 10)]] == 255).all()
     bar = next(row for row in below if (row != 255).any())
     shown = bar[(bar != 255).any(axis=1)]
-    assert (shown == colourise(np.linspace(1, 3, len(shown))[None])[0]).all()
+    assert (shown[[0, -1]] == colourise(np.array([[1, 3]]))[0]).all()
+    assert (np.diff(shown[:, 1].astype(int)) <= 0).all()
     assert len(shown) > 0.9 * width - 10
     ink = (below[height // 3 :] < 100).all(axis=2)  # the numbers and, in the lower half, the note
     assert ink[: len(ink) // 2].any()
     assert ink[len(ink) // 2 :].any()
 
 
-def test_word_maps_show_the_picture_each_word_and_the_entropy():
+def test_words_have_the_picture_each_word_and_the_entropy():
     weights = torch.tensor([[[[1, 0.5]], [[0, 0.5]]]])  # two words, two patches: certain, and torn
     black, white, half = colourise(np.array([[0, 1, 0.5]]), 0, 1, "magma")[0]
-    picture = np.full((240, 480, 3), (9, 99, 199), np.uint8)
-    sheet = word_maps(picture, weights, ["near", "far"])  # two by two maps of 240x120 px, below their titles
-    ends = [15, 15 + 239, 270, 270 + 239]
-    assert (sheet[100, ends] == [picture[0, 0], picture[0, 0], white, half]).all()
-    assert (sheet[265, ends] == [black, half, black, white]).all()
-    assert len(word_maps(picture[:1], weights, ["near", "far"])) < 120
+    picture = np.full((360, 720, 3), (9, 99, 199), np.uint8)
+    reading = replace(PAPER, depth_classes=("near", "far"), bin_list=(1, 3.5))
+    tiles = word_tiles(Predicted(picture, np.ones((1, 1)), weights, weights), reading)
+    assert [title for title, _ in tiles] == ["picture", "near, 1 m", "far, 3.5 m", "unsure (entropy / ln K)"]
+    assert {tile.shape for _, tile in tiles} == {(120, 240, 3)}
+    ends = [[picture[0, 0]] * 2, [white, half], [black, half], [black, white]]
+    assert [tile[60, [0, -1]].tolist() for _, tile in tiles] == np.array(ends).tolist()
+    drawn = np.array(sheet(tiles, (0, 1), "magma", DEPTH))  # two wide tiles above each other, twice
+    places = [np.argwhere((drawn == colour).all(axis=2)).min(axis=0) for colour in (picture[0, 0], white)]
+    assert places[0][1] == 0 < places[1][1] - 240 < 30
 
 
 def test_examples_are_of_each_scene_a_classroom_first():

@@ -1,13 +1,16 @@
-"""Depth as whole millimetres and as colours, and how sure the words of a patch are.
+"""Depth as whole millimetres and as colours, and how sure the words of a patch are. Reads and writes no files.
 
-Unless the user names another of matplotlib's colour maps, depth is in viridis, which is perceptually uniform and
-survives colour blindness and grey printing, turned round so that near is bright; black and white stay free for what is
-not known. What is no depth (weights, sigma) is in magma. Nothing here reads or writes files.
+Depth is in viridis, which is perceptually uniform and survives colour blindness and grey printing, turned round so that
+near is bright; black and white stay free for what is not known. What is no depth (weights, sigma) is in magma.
 """
+
+from difflib import get_close_matches
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from datasets import DataError
 
 COLOUR_MAP = "viridis_r"
 NO_DEPTH_MAP = "magma"
@@ -29,9 +32,12 @@ def to_millimetres(depth: np.ndarray) -> np.ndarray:
 
 
 def colour_table(name: str = COLOUR_MAP) -> np.ndarray:
-    """The 256 colours of one of matplotlib's maps, from near to far: (256, 3) uint8, RGB."""
+    """The 256 colours of one of matplotlib's maps, from near to far: (256, 3) uint8, RGB. Raises DataError: no map."""
     from matplotlib import colormaps  # here, so that a command which draws nothing does not wait for matplotlib
 
+    if name not in colormaps:
+        near = ", ".join(get_close_matches(name, colormaps)) or COLOUR_MAP
+        raise DataError(f"colour_map {name}: matplotlib has none of this name; try {near}")
     return (colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
 
 

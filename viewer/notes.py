@@ -35,17 +35,6 @@ NOT_PUBLISHED = "no published metric is over these images"
 FAR = 10  # a largest bin below this part of the largest depth is worth a word
 
 
-def code_commit() -> str:
-    """The commit of this checkout, with `-dirty` if tracked files are changed; `unknown` where it is none."""
-    root = Path(__file__).resolve().parents[1]
-    git = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]  # not a folder's above, or the environment's
-    command = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
-    except OSError:  # no git
-        return "unknown"
-
-
 def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Append rows of names and metrics to a CSV file. Raises OSError, which names it, unlike that of a full disk."""
     if not rows:
@@ -61,9 +50,16 @@ def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def identified(protocol: Protocol) -> dict[str, Any]:
-    """What a results.json is: the version of its form, the protocol, the code."""
+    """What a results.json is: the version of its form, the protocol, the commit, with `-dirty` if files are changed."""
     about = ABOUT.get(protocol.name, f"every pixel that is measured, 1e-3 < gt < {protocol.cap:g} m, mean over images")
-    return {"schema": SCHEMA, "protocol": about, "protocol_name": protocol.name, "commit": code_commit()}
+    root = Path(__file__).resolve().parents[1]
+    git = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]  # not a folder's above, or the environment's
+    command = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git
+        commit = ""
+    return {"schema": SCHEMA, "protocol": about, "protocol_name": protocol.name, "commit": commit or "unknown"}
 
 
 def toy_notes(sha256: str, photographs: bool = False) -> list[str]:
@@ -109,11 +105,8 @@ def readout_notes(model: MonoCLIP) -> list[str]:
     return notes
 
 
-def short_caption(title: str, warnings: Sequence[str]) -> str:
-    """The `caption` in a line: over which data set, and whether a toy made it."""
-    return "; ".join([f"Over {title}"] + [TOY_BRIEFLY] * (TOY in warnings))
-
-
-def caption(title: str, warnings: Sequence[str]) -> str:
-    """What stands in every table and drawing: over which data set it is, and its `caveats`."""
+def caption(title: str, warnings: Sequence[str], brief: bool = False) -> str:
+    """What stands in every table and drawing: over which data set it is, and its `caveats`, or only the toy's."""
+    if brief:
+        return "; ".join([f"Over {title}"] + [TOY_BRIEFLY] * (TOY in warnings))
     return "; ".join([f"Over {title}", *warnings]) + "."

@@ -1,7 +1,4 @@
-"""The files that predict.py writes of a picture: arrays, 16-bit millimetres, and drawings with a legend in metres.
-
-Nothing here reads or writes files.
-"""
+"""The content of the files that predict.py writes of a picture: arrays, 16-bit millimetres, and drawings."""
 
 import io
 import math
@@ -10,13 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from datasets import printable
 from datasets.pictures import resized
 from monoclip import Reading, depth_of, upsampled
-from viewer.colour import COLOUR_MAP, NO_DEPTH_MAP, colourise, sigma_of, to_millimetres
+from viewer.colour import COLOUR_MAP, NO_DEPTH_MAP, colour_table, colourise, sigma_of, to_millimetres
 
 # Kinds of output, and the ends of the names of their files.
 SAVED = {"npy": ["_depth.npy"], "mm": ["_depth_mm.png"], "colour": ["_depth.png"], "words": ["_words.png"]}
@@ -25,7 +23,9 @@ SAVED |= {"side_by_side": ["_side_by_side.png"], "sigma": ["_sigma.npy", "_sigma
 DEPTH, SIGMA = ("near {} m", "{} m", "{} m far"), ("sure {} m", "{} m", "{} m unsure")
 WEIGHT = ("weight {}", "{}", "{}")
 LEGEND_WIDTH = 240  # px at least, so that its ends can be read under a map of any size
-TILE_SIDE, LABEL_SIZE = 240, 15  # px, of the longer side of each map in `word_maps`, and of its letters
+TILE_SIDE = 240  # px, the longer side of each map in `word_tiles`
+
+Tiles = Sequence[tuple[str, np.ndarray]]  # titles and images (H, W, 3) uint8, all of one size
 
 
 class Style(NamedTuple):
@@ -49,8 +49,7 @@ class Predicted(NamedTuple):
 def content_of(ending: str, found: Predicted, reading: Reading, style: Style) -> memoryview:
     """Return the content of the file of this ending, of a picture that was predicted with `reading`."""
     content, size, bins = io.BytesIO(), found.depth.shape, torch.tensor([reading.bin_list])
-    values, colour_map, numbers = found.depth, style.colour_map, DEPTH
-    span = min(reading.bin_list), max(reading.bin_list)
+    values, span, colour_map, numbers = found.depth, (bins.min().item(), bins.max().item()), style.colour_map, DEPTH
     if "sigma" in ending:
         patches = sigma_of(found.weights, bins, depth_of(found.weights, bins))  # (1, 1, h, w)
         values, colour_map, numbers = upsampled(patches, size)[0, 0].numpy(), NO_DEPTH_MAP, SIGMA
@@ -63,69 +62,61 @@ def content_of(ending: str, found: Predicted, reading: Reading, style: Style) ->
     if ending == "_depth_mm.png":
         image = Image.fromarray(to_millimetres(values))
     elif ending == "_words.png":
-        labels = [f"{printable(c)[:40]}, {b:g} m" for c, b in zip(reading.depth_classes, reading.bin_list, strict=True)]
-        drawn = word_maps(found.pixels, found.weights, labels)
-        image = with_legend(drawn, (0, 1), NO_DEPTH_MAP, WEIGHT, style.note, LABEL_SIZE)
+        image = sheet(word_tiles(found, reading), (0, 1), NO_DEPTH_MAP, WEIGHT, style.note)
     else:
         drawn = colourise(values, *span, colour_map)
-        if ending == "_side_by_side.png":  # or above each other, if they are wide
-            drawn = np.concatenate([resized(found.pixels, size), drawn], axis=0 if size[1] > 2 * size[0] else 1)
+        both = [("picture", resized(found.pixels, size)), ("depth", drawn)]
+        tiles = both if ending == "_side_by_side.png" else [("", drawn)]
         plain = ending == "_depth.png" and not style.legend
-        image = Image.fromarray(drawn) if plain else with_legend(drawn, span, colour_map, numbers, style.note)
+        image = Image.fromarray(drawn) if plain else sheet(tiles, span, colour_map, numbers, style.note)
     image.save(content, "PNG")
     return content.getbuffer()
 
 
-def letters(size: int) -> ImageFont.FreeTypeFont:
-    """matplotlib's DejaVu Sans, which has most alphabets, with letters of `size` px."""
+def word_tiles(found: Predicted, reading: Reading) -> Tiles:
+    """Return small maps: the picture, how strongly each patch answers to each word, black to bright, and its entropy.
+
+    The entropy is divided by the largest there is, ln K.
+    """
+    height, width, _ = found.pixels.shape
+    size = tuple(max(1, round(side * TILE_SIDE / max(height, width))) for side in (height, width))
+    entropy = torch.special.entr(found.weights).sum(1, keepdim=True) / max(math.log(len(reading.bin_list)), 1e-30)
+    maps = F.interpolate(torch.cat([found.weights, entropy], dim=1), size, mode="nearest-exact")[0].numpy()
+    titles = [f"{printable(c)[:40]}, {b:g} m" for c, b in zip(reading.depth_classes, reading.bin_list, strict=True)]
+    coloured = [colourise(values, 0, 1, NO_DEPTH_MAP) for values in maps]
+    pixels = resized(found.pixels, (size[0], size[1]))
+    return [("picture", pixels), *zip([*titles, "unsure (entropy / ln K)"], coloured, strict=True)]
+
+
+def sheet(
+    tiles: Tiles, span: tuple[float, float], colour_map: str, numbers: Sequence[str], note: str = ""
+) -> Image.Image:
+    """Return the tiles below their titles, if they have any, above a bar of the colours, its numbers and a note.
+
+    The canvas is as wide as the tiles or as the legend needs; the first tile is at the left edge.
+    """
     import matplotlib
 
-    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
-
-
-def with_legend(
-    image: np.ndarray, span: tuple[float, float], colour_map: str, numbers: Sequence[str], note: str, size: int = 0
-) -> Image.Image:
-    """Return the image (H, W, 3), whole and at the top left, above a bar of its colours, their numbers and a note.
-
-    The canvas is as wide as the image, or as the legend needs, and the letters have `size` px or, with 0, the image's.
-    """
-    height, width = image.shape[:2]
-    size = size or max(11, round(min(max(width, LEGEND_WIDTH), 4 * height) / 50))  # also of the bar and the margins
-    font = letters(size)
-    length = round(max(width, LEGEND_WIDTH, font.getlength(note) + 2 * size))
-    canvas = Image.new("RGB", (length, height + round((5.5 if note else 4) * size)), "white")
-    canvas.paste(Image.fromarray(image), (0, 0))
-    top, inner = height + size // 2, length - 2 * size
-    bar = colourise(np.linspace(*span, inner)[None].repeat(size, axis=0), *span, colour_map)
-    canvas.paste(Image.fromarray(bar), (size, top))
+    height, width, _ = tiles[0][1].shape
+    columns = math.ceil((len(tiles) / (2 if width > 2 * height else 1)) ** 0.5)
+    rows = -(-len(tiles) // columns)
+    size = max(11, round(min(max(columns * width, LEGEND_WIDTH), 4 * rows * height) / 50))  # of letters, bar, gaps, px
+    # DejaVu Sans has most alphabets.
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
+    head = 2 * size if any(title for title, _ in tiles) else 0
+    step = round(max(width, *(font.getlength(title) for title, _ in tiles))) + size, head + height + size // 2
+    length = round(max(columns * step[0] - size, LEGEND_WIDTH, font.getlength(note) + 2 * size))
+    top, inner = rows * step[1], length - 2 * size
+    canvas = Image.new("RGB", (length, top + round((5 if note else 3.5) * size)), "white")
     draw = ImageDraw.Draw(canvas)
-    for place, text, anchor in zip((0, 0.5, 1), numbers, ("la", "ma", "ra"), strict=True):
-        value = f"{span[0] + place * (span[1] - span[0]):.3g}"
-        draw.text((size + place * inner, top + size + size // 3), text.format(value), "black", font, anchor)
+    for place, (title, pixels) in enumerate(tiles):
+        left, above = place % columns * step[0], place // columns * step[1]
+        draw.text((left, above + size // 3), title, "black", font)
+        canvas.paste(Image.fromarray(pixels), (left, above + head))
+    bar = Image.fromarray(colour_table(colour_map)[None]).resize((inner, size), Image.Resampling.NEAREST)
+    canvas.paste(bar, (size, top))
+    for part, number, anchor in zip((0, 0.5, 1), numbers, ("la", "ma", "ra"), strict=True):
+        text = number.format(f"{span[0] + part * (span[1] - span[0]):.3g}")
+        draw.text((size + part * inner, top + size + size // 3), text, "black", font, anchor)
     draw.text((size, top + 3 * size), note, "black", font)
     return canvas
-
-
-def word_maps(pixels: np.ndarray, weights: Tensor, labels: Sequence[str]) -> np.ndarray:
-    """Return the picture and how strongly each patch answers to each word, small, below titles: (h', w', 3) uint8.
-
-    The weights (1, K, h, w) go from 0, which is black, to 1; `labels` are K titles. The last map is the entropy,
-    divided by the largest there is, ln K: bright is undecided.
-    """
-    scale, font = TILE_SIDE / max(pixels.shape), letters(LABEL_SIZE)
-    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
-    entropy = torch.special.entr(weights).sum(dim=1, keepdim=True) / max(math.log(len(labels)), 1e-30)
-    tiles = [Image.fromarray(resized(pixels, (height, width)))]
-    for values in torch.cat([weights, entropy], dim=1)[0].numpy():
-        patches = Image.fromarray(colourise(values, 0, 1, NO_DEPTH_MAP))
-        tiles.append(patches.resize((width, height), Image.Resampling.NEAREST))
-    titles = ["picture", *labels, "unsure (entropy / ln K)"]
-    columns = math.ceil(len(tiles) ** 0.5)
-    pitch = round(max(width, *map(font.getlength, titles))) + LABEL_SIZE, height + 3 * LABEL_SIZE
-    canvas = Image.new("RGB", (columns * pitch[0] + LABEL_SIZE, -(-len(tiles) // columns) * pitch[1]), "white")
-    for place, (tile, title) in enumerate(zip(tiles, titles, strict=True)):
-        left, top = LABEL_SIZE + place % columns * pitch[0], LABEL_SIZE // 2 + place // columns * pitch[1]
-        ImageDraw.Draw(canvas).text((left, top), title, "black", font)
-        canvas.paste(tile, (left, top + 3 * LABEL_SIZE // 2))
-    return np.array(canvas)

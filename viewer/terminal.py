@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn, TextIO
 
 from datasets import printable
@@ -53,22 +54,14 @@ class ForgivingStream:
         if isinstance(self.stream, io.TextIOWrapper):
             self.stream.reconfigure(errors="backslashreplace")
 
-    def write(self, text: str) -> int:
-        """Write the text."""
-        self._try(self.stream.write, text)
-        return len(text)
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._try, name) if name in ("write", "flush") else getattr(self.stream, name)
 
-    def flush(self) -> None:
-        """Flush the stream."""
-        self._try(self.stream.flush)
-
-    def _try(self, action: Callable[..., Any], *text: str) -> None:
+    def _try(self, name: str, *text: str) -> int:
         try:
-            action(*text)
+            getattr(self.stream, name)(*text)
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # what is left in its buffer goes there
             if self.needed and not isinstance(error, BrokenPipeError):
                 raise OSError(error.errno, error.strerror, "standard output") from error
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
+        return sum(map(len, text))
