@@ -137,7 +137,7 @@ def draw(output: Path, report: Report, store: FeatureStore, text: Tensor) -> Non
     plots.draw_question(question, report.primary, report.findings, report.caption)
     if published.CEILING in report.results.metrics:
         theirs = published.beside("NYU")[published.PAPER_ROW] if report.official and report.protocol is NYU else None
-        caption = notes.caption(dataset.title, report.warnings, brief=True)
+        caption = notes.short_caption(dataset.title, report.warnings)
         plots.draw_ladder(rungs, report.results, caption, theirs)
     if report.findings.curve is not None:
         gain = report.results.contrast(published.THIS_RUN, published.UNIFORM, "aurg")

@@ -1,7 +1,6 @@
 """viewer/notes: what is said beside results, and the commit that made them."""
 
 import os
-import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -10,36 +9,42 @@ import pytest
 
 import clip
 from calculate_error import KITTI_BTS, NYU
+from clip.checkpoint import TOY_SHA256
 from experiments.published import LOG_BINS
 from monoclip import PAPER, MonoCLIP
 from tests.conftest import TINY_VIT, random_clip
 from viewer import notes
 
-OTHER = notes.OTHER_IMAGES["NYU"]
+OTHER, TOY = notes.OTHER_IMAGES["NYU"], [notes.TOY]
+CLIPS = {"image_mean": clip.CLIP_MEAN, "image_std": clip.CLIP_STD}
 
 
 def test_what_is_not_the_papers_is_said(tiny_clip):
-    vit = random_clip(TINY_VIT)
-    other = "{}: not the paper's setting"
+    vit, vit14, other = (
+        random_clip(TINY_VIT),
+        random_clip(replace(TINY_VIT, vision_patch_size=14)),
+        "{}: not the paper's setting",
+    )
     resized = "images of 416x544 px are resized to 420x546, whole patches of 14 px"
-    for official, clip_model, changes, said in (
-        (True, tiny_clip, {}, []),
-        (False, tiny_clip, {}, [OTHER]),
-        (True, tiny_clip, {"readout": "attnpool"}, [other.format("patch features by attnpool")]),
-        (True, tiny_clip, {"image_mean": clip.CLIP_MEAN}, [other.format("image statistics of other")]),
-        (True, vit, {}, [notes.INVERTED]),
+    both = other.format("patch features by clearclip and image statistics of clip")
+    for clip_model, changes, said in (
+        (tiny_clip, {}, []),
+        (tiny_clip, {"readout": "attnpool"}, [other.format("patch features by attnpool")]),
+        (tiny_clip, {"image_mean": clip.CLIP_MEAN}, [other.format("image statistics of other")]),
         (
-            True,
-            vit,
-            {"readout": "clearclip", "image_mean": clip.CLIP_MEAN, "image_std": clip.CLIP_STD},
-            [other.format("patch features by clearclip and image statistics of clip")],
+            tiny_clip,
+            {"depth_classes": ("far", "Far", *PAPER.depth_classes[:5])},
+            ["words that differ in case only, which CLIP does not see"],
         ),
-        (False, random_clip(replace(TINY_VIT, vision_patch_size=14)), {"readout": "maskclip"}, None),
+        (vit, {}, [notes.INVERTED]),
+        (vit, {"readout": "clearclip", **CLIPS}, [both]),
     ):
         model = MonoCLIP(clip_model, replace(PAPER, **changes))
-        expected = [OTHER, other.format("patch features by maskclip"), resized] if said is None else said
-        assert notes.caveats(official, NYU, "0" * 64, model, (416, 544)) == expected
-        assert notes.readout_notes(model) == [n for n in expected if n not in (OTHER, resized)]
+        assert notes.readout_notes(model) == said
+        assert notes.caveats(True, NYU, "0" * 64, model, (416, 544)) == said
+        assert notes.caveats(False, NYU, TOY_SHA256, model, (416, 544)) == [OTHER, notes.TOY, *said]
+    assert notes.caveats(True, NYU, "", MonoCLIP(vit14), (416, 544)) == [notes.INVERTED, resized]
+    assert (notes.caveats(True, NYU), notes.caveats(False, NYU)) == ([], [OTHER])
 
 
 @pytest.mark.parametrize(
@@ -63,36 +68,24 @@ def test_bins_that_do_not_fit_the_data_and_ours_are_said(tiny_clip, bins, protoc
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_results_name_the_commit_of_this_checkout_and_of_no_other(tmp_path, monkeypatch):
-    for name in os.environ:
-        if name.startswith("GIT_"):  # another repository, as in a hook
-            monkeypatch.delenv(name)
-    for name in ("HOME", "XDG_CONFIG_HOME"):  # no hooks, signatures and names of branches of somebody's
-        monkeypatch.setenv(name, str(tmp_path / "home"))
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-
-    def git(*command: str) -> str:
-        who = ("-c", "user.name=a", "-c", "user.email=a@b.example")
-        return subprocess.run(
-            ["git", "-C", tmp_path, *who, *command], check=True, capture_output=True, text=True
-        ).stdout
+    for name in [name for name in os.environ if name.startswith("GIT_")]:  # another repository, as in a hook
+        monkeypatch.delenv(name)
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):  # no hooks, signatures and names of somebody's
+        monkeypatch.setenv(name, os.devnull)
 
     def found_in(folder: str) -> str:
         monkeypatch.setattr(notes, "__file__", str(tmp_path / folder / "viewer" / "notes.py"))
-        assert list(notes.identified(NYU)) == ["schema", "protocol", "protocol_name", "commit"]
         return notes.identified(NYU)["commit"]
 
     (tmp_path / "options.py").write_text("")
     (tmp_path / "unpacked").mkdir()
     assert found_in("") == "unknown"
-    for command in (
-        ("init", "--template="),
-        ("add", "options.py"),
-        ("commit", "-m", "one"),
-        ("tag", "-a", "v1", "-m", "one"),
-    ):
-        git(*command)
-    head = git("rev-parse", "HEAD").strip()
-    assert re.fullmatch("[0-9a-f]{40}", head)
+    commit = (
+        "git init -q --template= && git config user.name a && git config user.email a@b.example && git add options.py"
+    )
+    commit += " && git commit -qm one && git tag -am one v1 && git rev-parse HEAD"
+    head = subprocess.run(commit, shell=True, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+    assert len(head) == 40
     assert found_in("") == head  # unpacked/ is not tracked
     assert found_in("unpacked") == "unknown"  # a zip, unpacked in somebody's repository
     (tmp_path / "options.py").write_text("changed")

@@ -105,8 +105,11 @@ def readout_notes(model: MonoCLIP) -> list[str]:
     return notes
 
 
-def caption(title: str, warnings: Sequence[str], brief: bool = False) -> str:
-    """What stands in every table and drawing: over which data set it is, and its `caveats`, or only the toy's."""
-    if brief:
-        return "; ".join([f"Over {title}"] + [TOY_BRIEFLY] * (TOY in warnings))
+def caption(title: str, warnings: Sequence[str]) -> str:
+    """What stands in every table and drawing: over which data set it is, and its `caveats`."""
     return "; ".join([f"Over {title}", *warnings]) + "."
+
+
+def short_caption(title: str, warnings: Sequence[str]) -> str:
+    """The `caption` in a line: over which data set, and whether a toy made it."""
+    return "; ".join([f"Over {title}"] + [TOY_BRIEFLY] * any(TOY in note for note in warnings))
