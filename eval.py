@@ -140,17 +140,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def work() -> None:
-        if args.figures and not args.output:
+        if args.output:
+            options.check_output(args.output)
+        elif args.figures:
             raise options.UsageError("--figures needs --output, the folder that it draws into")
-        options.check_output(args.output)
-        reading = options.reading_of(args)
-        device, rank, count = options.own_device(args.device, args.gpu_num)
-        setup = options.setup_of(args, reading, device)
+        setup, rank, count = options.setup_of(args)
         dataset, protocol = options.open_data(args)
         say = terminal.say if rank == 0 else lambda *lines: None
         say(*dataset.remarks)
         predict: Callable[[Batch], Tensor]
-        prepare: Callable[..., Tensor] = reading.normalised
+        prepare: Callable[..., Tensor] = setup.reading.normalised
         constant = None
         if args.predictions:
             made: dict[str, Any] = {"predictions": args.predictions.name, "align": args.align}
@@ -164,8 +163,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"depth: {args.predictions or setup}")
 
         start = time.perf_counter()
-        parts = dataset.parts(range(rank, len(dataset), count), args.batch_size or options.BATCH_SIZE[device.type])
-        loader = dataset.batches(parts, prepare, args.workers or options.WORKERS[device.type])
+        parts = dataset.parts(
+            range(rank, len(dataset), count), args.batch_size or options.BATCH_SIZE[setup.device.type]
+        )
+        loader = dataset.batches(parts, prepare, args.workers or options.WORKERS[setup.device.type])
         keep = keeping(predict, args.save_predictions, dataset) if args.save_predictions else predict
         bar = tqdm(loader, total=len(parts), unit=" batches", bar_format=PROGRESS, disable=rank > 0)
         with new_results(args.output, FILES) if args.output and rank == 0 else nullcontext() as folder:

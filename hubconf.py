@@ -16,11 +16,10 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 for name in ("clip", "datasets", "monoclip", "download"):
-    other = sys.modules.get(name)
-    ours = [HERE / name, HERE / f"{name}.py"]
-    places = [*getattr(other, "__path__", ()), getattr(other, "__file__", None) or ""]
-    if other and not any(Path(place).resolve() in ours for place in places):
-        raise ImportError(f"another module {name!r} is imported already ({other}); load DepthCLIP in a new Python")
+    if other := sys.modules.get(name):
+        places = [*getattr(other, "__path__", ()), getattr(other, "__file__", None) or ""]
+        if not any(Path(place).resolve() in (HERE / name, HERE / f"{name}.py") for place in places):
+            raise ImportError(f"another module {name!r} is imported already ({other}); load DepthCLIP in a new Python")
 
 import torch
 
@@ -50,7 +49,7 @@ def monoclip(
         activation: "quickgelu" or "gelu", where the checkpoint is neither OpenAI's nor of a known name.
         image_statistics: "imagenet", as in the paper, or "clip", which CLIP was trained with.
         preset: "paper", or "auty" or "log" for KITTI.
-        reading: fields of `monoclip.Reading` that replace the preset's: `depth_classes`, `bin_list`, `temperature`, ...
+        reading: fields of `monoclip.Reading` in place of the preset's: `depth_classes`, `bin_list`, `temperature`, ...
 
     Raises clip.CheckpointError; ValueError: no depth by these values; clip.tokenizer.TooLongError.
     """

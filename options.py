@@ -122,9 +122,8 @@ def add_data_arguments(parser: argparse.ArgumentParser, maps: bool = False) -> N
 
 def add_model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> argparse._ArgumentGroup:
     """Add the checkpoint, or several, and where and how its encoder computes."""
-    model = parser.add_argument_group("model")
-    add: Any = model.add_argument
-    more = {"nargs": "+"} if several else {}
+    model: Any = parser.add_argument_group("model")
+    add, more = model.add_argument, {"nargs": "+"} if several else {}
     text = "CLIP checkpoint: a file, or a name such as RN50, whose file is fetched once"
     add("--clip_path", default=["RN50"] if several else "RN50", metavar="CLIP", help=text, **more)
     text = "what it was trained with; auto knows OpenAI's files and names" + "; one for all, or one each" * several
@@ -158,8 +157,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser, words_only: bool = Fa
 
 def add_run_arguments(parser: argparse.ArgumentParser, output: str = "") -> argparse._ArgumentGroup:
     """Add how many images are encoded and read at once, on which GPU, and, with a default, where results go."""
-    run = parser.add_argument_group("run")
-    add = run.add_argument
+    add = (run := parser.add_argument_group("run")).add_argument
     add("--batch_size", type=positive, metavar="N", help="images at once (default: 4 on a CPU, 32 on a GPU)")
     add("--workers", type=positive, metavar="N", help="threads that read images (default: 1 on a CPU, 8 on a GPU)")
     add("--gpu_num", default="0", metavar="N", help="index of the GPU that auto and cuda mean")
@@ -215,8 +213,19 @@ def reading_of(args: argparse.Namespace) -> Reading:
         raise UsageError(str(error)) from error
 
 
-def choose_device(name: str, gpu: int | str = 0) -> torch.device:
-    """The device of `--device`; `gpu` is the index of the GPU that auto and cuda mean. Raises UsageError: none here."""
+def setup_of(args: argparse.Namespace) -> tuple[Setup, int, int]:
+    """What the flags say of the model, this process's rank and the number of processes; under torchrun, a GPU for each.
+
+    Raises UsageError: a reading that makes no depth, no such device here, or not enough GPUs.
+    """
+    reading, gpu, rank, count = reading_of(args), getattr(args, "gpu_num", "0"), 0, 1
+    if "gpu_num" in args and {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():  # predict.py is one process
+        try:
+            distributed.init_process_group("gloo", timeout=timedelta(days=1))  # all that is exchanged is rows
+        except (ValueError, RuntimeError) as error:
+            raise UsageError(f"RANK is set as by torchrun, but {error}; start with torchrun, or unset RANK") from error
+        gpu, rank, count = os.environ["LOCAL_RANK"], distributed.get_rank(), distributed.get_world_size()
+    name = args.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -226,27 +235,8 @@ def choose_device(name: str, gpu: int | str = 0) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"--device {name}: not available here; use --device cpu or auto") from error
-    return device
-
-
-def own_device(name: str, gpu: str = "0") -> tuple[torch.device, int, int]:
-    """The device of this process, a GPU of its own under torchrun, its rank and the number of processes.
-
-    Raises UsageError: no such device here, or not enough GPUs.
-    """
-    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
-        return choose_device(name, gpu), 0, 1
-    try:
-        distributed.init_process_group("gloo", timeout=timedelta(days=1))  # all that is exchanged is rows
-    except (ValueError, RuntimeError) as error:
-        raise UsageError(f"RANK is set as by torchrun, but {error}; start with torchrun, or unset RANK") from error
-    return choose_device(name, os.environ["LOCAL_RANK"]), distributed.get_rank(), distributed.get_world_size()
-
-
-def setup_of(args: argparse.Namespace, reading: Reading, device: torch.device) -> Setup:
-    """The setup of the flags of `add_model_arguments`; auto is fp32 on a CPU and fp16 elsewhere."""
     precision = args.precision if args.precision != "auto" else "fp32" if device.type == "cpu" else "fp16"
-    return Setup(args.clip_path, reading, device, precision, args.exact, args.activation)
+    return Setup(args.clip_path, reading, device, precision, args.exact, args.activation), rank, count
 
 
 def load_model(setup: Setup) -> tuple[clip.CLIP, MonoCLIP, dict[str, Any]]:
@@ -271,10 +261,8 @@ def load_model(setup: Setup) -> tuple[clip.CLIP, MonoCLIP, dict[str, Any]]:
     return clip_model, model, made | {"torch": torch.__version__, "depthclip": VERSION}
 
 
-def check_output(folder: Path | None) -> None:
+def check_output(folder: Path) -> None:
     """Raises UsageError if it can be told, without making `folder`, that nothing can be written there."""
-    if folder is None:
-        return
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UsageError(f"--output {folder}: {there} is no folder that can be written; choose another one")

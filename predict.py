@@ -26,7 +26,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,14 +67,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("-i", "--input", nargs="+", metavar="INPUT", help="pictures, folders, patterns, .txt lists; --demo has its own")
     add("-o", "--output", required=True, type=options.named_path, metavar="OUT", help="folder for all that is written")
     add("--skip_existing", action="store_true", help="go on with a stopped run of the same settings: keep its files")
-    text = f"what to write of each picture: {', '.join(SAVED)}"
-    kinds: dict[str, Any] = {"choices": SAVED, "default": ["npy", "mm", "colour"]}
-    add("--save", nargs="+", type=lambda kind: kind.replace("color", "colour"), **kinds, metavar="KIND", help=text)
+    text, british = f"what to write of each picture: {', '.join(SAVED)}", methodcaller("replace", "color", "colour")
+    add("--save", nargs="+", choices=SAVED, type=british, default=[*SAVED][:3], metavar="KIND", help=text)
     add("--max_side", type=options.positive, metavar="N", help="largest side of a map, px (default: the picture's)")
-    text = "matplotlib's name of the colours of depth, from near to far"
-    add("--colour_map", "--color_map", default=COLOUR_MAP, metavar="NAME", help=text)
-    text = "what colours span: all bins, so that pictures compare, or each picture's own depths"
-    add("--range", choices=("bins", "picture"), default="bins", help=text)
+    add("--colour_map", "--color_map", default=COLOUR_MAP, metavar="NAME", help="matplotlib's, from near to far")
+    add(
+        "--range",
+        choices=("bins", "picture"),
+        default="bins",
+        help="what colours span: all bins, or a picture's depths",
+    )
     add("--legend", action="store_true", help="also write a legend into *_depth.png, below the picture's size")
     options.add_html_argument(files, page.PAGE_FILE, page.PAGE_IMAGES)
     model = options.add_model_arguments(parser)
@@ -101,11 +103,7 @@ def passed_by(path: Path) -> bool:
 
 
 def plan(inputs: Sequence[str], save: Sequence[str]) -> list[Job]:
-    """Return what to write for each picture. Raises DataError: an input is nothing; WorkError: no pictures.
-
-    No two pictures share an output: one keeps its suffix if its stem is also another one's stem or whole name, compared
-    without case, which some file systems do not know.
-    """
+    """Return what to write for each picture. Raises DataError: an input is nothing; WorkError: no pictures."""
     named = [Path(os.path.abspath(os.path.expanduser(text))) for text in inputs]
     there = find_files(inputs)
     found = {path: relative for path, relative in there.items() if path in named or not passed_by(path)}
@@ -113,6 +111,7 @@ def plan(inputs: Sequence[str], save: Sequence[str]) -> list[Job]:
         raise options.WorkError(f"{' '.join(inputs)}: no file there (depth maps and hidden files are passed by)")
     if len(found) < len(there):
         terminal.say(f"passed by: {len(there) - len(found)} files, by their names (depth maps, files of this script)")
+    # A picture keeps its suffix if its stem is also another's stem or whole name; some file systems know no case.
     taken = Counter(str(p).casefold() for name in found.values() for p in {name, name.with_suffix("")})
     jobs = []
     for path, relative in found.items():
@@ -157,10 +156,7 @@ def prepare_folder(out: Path, jobs: Sequence[Job], made_with: dict[str, Any], sk
 
 @torch.inference_mode()
 def predict_picture(model: MonoCLIP, path: Path, mirror: bool, max_side: int | None) -> Predicted:
-    """Read a picture and return its depth, as `MonoCLIP.infer_image` gives it, but of at most `max_side` px a side.
-
-    Raises DataError: no picture.
-    """
+    """Read and predict a picture as `infer_image` does, the map of at most `max_side` px a side. Raises DataError."""
     pixels = read_picture(path)
     scale = min(1.0, (max_side or np.inf) / max(pixels.shape[:2]))
     size = [max(1, round(side * scale)) for side in pixels.shape[:2]]
@@ -170,32 +166,6 @@ def predict_picture(model: MonoCLIP, path: Path, mirror: bool, max_side: int | N
     weights = mirror_average(weights) if mirror else weights  # (1, K, h, w)
     depth = upsampled(depth_of(weights, model.bin_list[None]), size)[0, 0]  # (H', W')
     return Predicted(pixels, depth.cpu().numpy(), weights.cpu(), features)
-
-
-def predict_all(
-    jobs: Sequence[Job], predict: Callable[[int, Job, bool], page.Card | None], count: int
-) -> tuple[int, list[page.Card]]:
-    """Predict one picture after the other, `predict(number, job, on_page)`; name and skip what is impossible.
-
-    Returns how many pictures have their files now, and the cards of `count` of these, evenly spread over them.
-    Raises OSError: the device takes no more files; WorkError: a prediction is not finite.
-    """
-    done, cards = 0, list[page.Card]()
-    for number, job in enumerate(jobs, 1):
-        on_page = len(cards) * len(jobs) < count * number
-        try:
-            card = predict(number, job, on_page) if job.files or on_page else None
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("what was written is whole, and --skip_existing goes on") from None
-        except (DataError, OSError) as error:
-            if getattr(error, "errno", None) in options.FULL:
-                raise
-            reason = f"{job.name}: {error.filename}: {error.strerror}" if isinstance(error, OSError) else error
-            print(printable(f"skipped: {reason}"), file=sys.stderr, flush=True)
-            continue
-        cards += [card] if card else []
-        done += 1
-    return done, cards
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -209,10 +179,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise options.UsageError("--demo has its own checkpoint; leave out --demo or --clip_path")
         options.check_output(out := Path(os.path.abspath(args.output)))
         colour_table(args.colour_map)  # raises, if there is none
-        reading = options.reading_of(args)
-        phrases = page.phrases_for(reading, args.phrases, args.html)
         args.clip_path = options.DEMO_WEIGHTS if args.demo else args.clip_path
-        setup = options.setup_of(args, reading, options.choose_device(args.device))
+        setup, *_ = options.setup_of(args)
+        reading, phrases = setup.reading, page.phrases_for(setup.reading, args.phrases, args.html)
         jobs = plan(args.input or [str(DEMO_PICTURES)], args.save)
 
         clip_model, model, made = options.load_model(setup)
@@ -232,25 +201,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = reading.depth_classes + phrases
         text_features = zeroshot_classifier(clip_model, words, reading.obj_classes, reading.depth_templates)
 
-        def predict(number: int, job: Job, on_page: bool) -> page.Card | None:
-            found = predict_picture(model, job.path, not args.no_mirror, args.max_side)
-            near, far, (height, width) = found.depth.min(), found.depth.max(), found.depth.shape
-            if not np.isfinite([near, far]).all():
-                advice = "" if setup.precision == "fp32" else "; use --precision fp32"
-                raise options.WorkError(f"{job.name}: NaN or infinite depth predicted{advice}")
-            for file, ending in job.files.items():
-                content = content_of(ending, found, reading, style)
-                (out / file).parent.mkdir(parents=True, exist_ok=True)
-                write_whole(out / file, methodcaller("write", content))
-            print(f"{number}/{len(jobs)} {job.name}: {width}x{height}, {near:.3f} to {far:.3f} m", flush=True)
-            if not on_page:
-                return None
-            *_, scene, name = ("", *Path(job.name).parts)  # no more, because a page may be shown to others
-            logits = logits_of(found.features, text_features, reading).cpu().numpy()
-            span = {"nearest [m]": near, "farthest [m]": far}
-            return page.card(f"{scene}/{name}".lstrip("/"), scene, found.pixels, logits, reading, phrases, metrics=span)
-
-        done, cards = predict_all(jobs, predict, args.html or 0)
+        done, cards = 0, list[page.Card]()
+        for number, job in enumerate(jobs, 1):
+            on_page = len(cards) * len(jobs) < (args.html or 0) * number  # evenly spread over what can be read
+            try:
+                if job.files or on_page:
+                    found = predict_picture(model, job.path, not args.no_mirror, args.max_side)
+                    near, far, (height, width) = found.depth.min(), found.depth.max(), found.depth.shape
+                    if not np.isfinite([near, far]).all():
+                        advice = "" if setup.precision == "fp32" else "; use --precision fp32"
+                        raise options.WorkError(f"{job.name}: NaN or infinite depth predicted{advice}")
+                    for file, ending in job.files.items():
+                        content = content_of(ending, found, reading, style)
+                        (out / file).parent.mkdir(parents=True, exist_ok=True)
+                        write_whole(out / file, methodcaller("write", content))
+                    print(f"{number}/{len(jobs)} {job.name}: {width}x{height}, {near:.3f} to {far:.3f} m", flush=True)
+                if on_page:
+                    *_, scene, name = ("", *Path(job.name).parts)  # no more, because a page may be shown to others
+                    label, span = f"{scene}/{name}".lstrip("/"), {"nearest [m]": near, "farthest [m]": far}
+                    logits = logits_of(found.features, text_features, reading).cpu().numpy()
+                    cards.append(page.card(label, scene, found.pixels, logits, reading, phrases, metrics=span))
+                done += 1
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt("what was written is whole, and --skip_existing goes on") from None
+            except (DataError, OSError) as error:
+                if getattr(error, "errno", None) in options.FULL:
+                    raise
+                reason = f"{job.name}: {error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+                print(printable(f"skipped: {reason}"), file=sys.stderr, flush=True)
         if not done:
             raise options.WorkError("no picture has its depth; each is named above")
         if cards:

@@ -171,10 +171,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         options.check_output(args.output)
-        reading = options.reading_of(args)
+        setup, rank, count = options.setup_of(args)
+        reading, device = setup.reading, setup.device
         own = load_readings(args.readings, read_alike(PAPER, reading)) if args.readings else {}
-        device, rank, count = options.own_device(args.device, args.gpu_num)
-        setup = options.setup_of(args, reading, device)
         dataset, protocol = options.open_data(args)
         phrases = page.phrases_for(reading, args.phrases, args.html, protocol)
         say = terminal.say if rank == 0 else lambda *lines: None

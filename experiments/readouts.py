@@ -196,9 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         options.check_output(args.output)
         activations = activation_by_checkpoint(args.clip_path, args.activation)
-        reading = options.reading_of(args)
-        device, rank, count = options.own_device(args.device, args.gpu_num)
-        setup = options.setup_of(args, reading, device)
+        setup, rank, count = options.setup_of(args)
+        reading, device = setup.reading, setup.device
         sizes = args.batch_size or options.BATCH_SIZE[device.type], args.workers or options.WORKERS[device.type]
         dataset, protocol = options.open_data(args)
         images = Images(dataset.names, dataset.scenes, dataset.clusters, dataset.indices, dataset.clustered_by)

@@ -83,17 +83,21 @@ def test_a_reading_that_makes_no_depth_is_refused(values, message):
 
 
 def test_devices_and_precisions(monkeypatch):
-    for name in ("cuda:99", "abacus", "meta"):
-        with pytest.raises(options.UsageError, match=f"--device {name}: not available here; use --device cpu or auto"):
-            options.choose_device(name)
-    for flag, device, expected in (("auto", "cpu", "fp32"), ("auto", "cuda", "fp16"), ("bf16", "cpu", "bf16")):
-        args = argparse.Namespace(clip_path="RN50", precision=flag, exact=False, activation="auto")
-        assert str(options.setup_of(args, PAPER, torch.device(device))) == f"RN50 on {device} in {expected}"
+    parser = argparse.ArgumentParser()
+    for add in (options.add_model_arguments, options.add_reading_arguments, options.add_run_arguments):
+        add(parser)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    for _ in range(2):
-        assert options.own_device("cpu", gpu="7") == (torch.device("cpu"), 0, 1)
+    for flags, expected in (("", "fp32"), ("--precision bf16 --gpu_num 7 --exact", "bf16")):
+        setup, rank, count = options.setup_of(parser.parse_args(["--device", "cpu", *flags.split()]))
+        assert (str(setup), setup.exact, rank, count) == (f"RN50 on cpu in {expected}", bool(flags), 0, 1)
         monkeypatch.setenv("WORLD_SIZE", "4")  # without RANK, it is some other program's
+    for name in ("cuda:99", "abacus", "meta"):
+        with pytest.raises(options.UsageError, match=f"--device {name}: not available here; use --device cpu or auto"):
+            options.setup_of(parser.parse_args(["--device", name]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", Mock())
+    assert str(options.setup_of(parser.parse_args(["--gpu_num", "1"]))[0]) == "RN50 on cuda:1 in fp16"
 
 
 def test_an_output_that_cannot_be_is_refused_and_nothing_is_made(tmp_path):
@@ -101,7 +105,6 @@ def test_an_output_that_cannot_be_is_refused_and_nothing_is_made(tmp_path):
     with pytest.raises(options.UsageError, match=r"--output .*: .*file is no folder that can be written"):
         options.check_output(tmp_path / "file" / "a" / "b")
     options.check_output(tmp_path / "new" / "folder")
-    options.check_output(None)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -62,7 +62,7 @@ def test_words_have_the_picture_each_word_and_the_entropy():
     assert {tile.shape for _, tile in tiles} == {(120, 240, 3)}
     ends = [[picture[0, 0]] * 2, [white, half], [black, half], [black, white]]
     assert [tile[60, [0, -1]].tolist() for _, tile in tiles] == np.array(ends).tolist()
-    drawn = np.array(sheet(tiles, (0, 1), "magma", DEPTH))  # two wide tiles above each other, twice
+    drawn = np.array(sheet(tiles, (0, 1), "magma", DEPTH, ""))  # two wide tiles above each other, twice
     places = [np.argwhere((drawn == colour).all(axis=2)).min(axis=0) for colour in (picture[0, 0], white)]
     assert places[0][1] == 0 < places[1][1] - 240 < 30
 

@@ -44,10 +44,10 @@ def colour_table(name: str = COLOUR_MAP) -> np.ndarray:
 def colourise(
     depth: np.ndarray, near: float | None = None, far: float | None = None, colour_map: str = COLOUR_MAP
 ) -> np.ndarray:
-    """Return depth in colours: (H, W) [m] -> (H, W, 3) uint8, RGB.
+    """Return depth in colours: (H, W) [m] -> (H, W, 3) uint8, RGB. Raises ValueError: another shape; no such map.
 
-    The map's first colour is `near` [m] and less, its last `far` [m] and more: the depth's own nearest and farthest,
-    unless given. With the same two for several pictures, a colour is the same distance in all. Raises ValueError.
+    The first colour is `near` [m] and less, the last `far` [m] and more: the depth's own ends unless given. If they are
+    the same for several pictures, so is the distance that a colour means.
     """
     if depth.ndim != 2:
         raise ValueError(f"expected depth (H, W) in metres, got {depth.shape}")

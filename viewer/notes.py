@@ -20,19 +20,15 @@ TOY = "a toy CLIP that was taught distance on rendered rooms: no evidence about 
 TOY_BRIEFLY = "a toy CLIP: no evidence about the real one"
 TOY_ON_PHOTOGRAPHS = "the toy was taught on rendered rooms; of a photograph its depth means nothing"
 INVERTED = "raw patch tokens of a vision transformer, whose maps are reported as inverted (arXiv 2304.05653)"
-# Protocols in a sentence, by their names.
-ABOUT = {
+ABOUT = {  # protocols in a sentence, by their names
     "NYU": "as the release evaluates it: 416 x 544 crop, mirror average, 1e-3 < gt < 10 m, mean over images",
     "KITTI, BTS": "352 x 1216 crop seen, Garg's region of the frame, 1e-3 < gt < 80 m, mean over images",
     "KITTI, AdaBins": "Garg's region of the 352 x 1216 crop, 1e-3 < gt < 80 m, mean over images",
 }
-# Said where images are not those of published metrics, by data set.
-OTHER_IMAGES = {
+OTHER_IMAGES = {  # said where images are not those of published metrics, by data set
     "NYU": "the paper's metrics are over the official test split: they do not compare with these",
     "KITTI": "published metrics are over the whole Eigen test split: they do not compare with these",
 }
-NOT_PUBLISHED = "no published metric is over these images"
-FAR = 10  # a largest bin below this part of the largest depth is worth a word
 
 
 def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -75,7 +71,8 @@ def caveats(
     `sha256` is that of the checkpoint, `model` None for maps of another method, `seen` the one size that the method
     sees, if there is one.
     """
-    notes = [] if official else [OTHER_IMAGES.get(protocol.name.partition(",")[0], NOT_PUBLISHED)]
+    other = OTHER_IMAGES.get(protocol.name.partition(",")[0], "no published metric is over these images")
+    notes = [] if official else [other]
     if model is None:
         return notes
     notes += toy_notes(sha256) + readout_notes(model)
@@ -85,7 +82,7 @@ def caveats(
     farthest, largest = max(model.reading.bin_list), protocol.cap
     if farthest > largest:
         notes.append(f"bins beyond {largest:g} m, to which depth is clamped: see --preset and --bin_list")
-    if protocol is not NYU and farthest < largest / FAR:
+    if protocol is not NYU and farthest < largest / 10:
         notes.append(f"no bin is beyond {farthest:g} m, where ground truth goes to {largest:g} m: see --preset")
     if model.reading.bin_list == READINGS["log"].bin_list:
         notes.append("bins that are ours, spread in log depth, and published nowhere")

@@ -19,11 +19,13 @@ from viewer.colour import COLOUR_MAP, NO_DEPTH_MAP, colour_table, colourise, sig
 # Kinds of output, and the ends of the names of their files.
 SAVED = {"npy": ["_depth.npy"], "mm": ["_depth_mm.png"], "colour": ["_depth.png"], "words": ["_words.png"]}
 SAVED |= {"side_by_side": ["_side_by_side.png"], "sigma": ["_sigma.npy", "_sigma.png"]}
-# The first, middle and last numbers of a legend.
-DEPTH, SIGMA = ("near {} m", "{} m", "{} m far"), ("sure {} m", "{} m", "{} m unsure")
-WEIGHT = ("weight {}", "{}", "{}")
-LEGEND_WIDTH = 240  # px at least, so that its ends can be read under a map of any size
-TILE_SIDE = 240  # px, the longer side of each map in `word_tiles`
+# The first, middle and last number of a legend.
+DEPTH, SIGMA, WEIGHT = (
+    ("near {} m", "{} m", "{} m far"),
+    ("sure {} m", "{} m", "{} m unsure"),
+    ("weight {}", "{}", "{}"),
+)
+SMALL = 240  # px, the longer side of each of `word_tiles`, and least width of a legend, so that it can be read
 
 Tiles = Sequence[tuple[str, np.ndarray]]  # titles and images (H, W, 3) uint8, all of one size
 
@@ -74,12 +76,9 @@ def content_of(ending: str, found: Predicted, reading: Reading, style: Style) ->
 
 
 def word_tiles(found: Predicted, reading: Reading) -> Tiles:
-    """Return small maps: the picture, how strongly each patch answers to each word, black to bright, and its entropy.
-
-    The entropy is divided by the largest there is, ln K.
-    """
+    """Return the picture, how strongly each patch answers to each word, from black to 1, and its entropy, all small."""
     height, width, _ = found.pixels.shape
-    size = tuple(max(1, round(side * TILE_SIDE / max(height, width))) for side in (height, width))
+    size = tuple(max(1, round(side * SMALL / max(height, width))) for side in (height, width))
     entropy = torch.special.entr(found.weights).sum(1, keepdim=True) / max(math.log(len(reading.bin_list)), 1e-30)
     maps = F.interpolate(torch.cat([found.weights, entropy], dim=1), size, mode="nearest-exact")[0].numpy()
     titles = [f"{printable(c)[:40]}, {b:g} m" for c, b in zip(reading.depth_classes, reading.bin_list, strict=True)]
@@ -88,24 +87,18 @@ def word_tiles(found: Predicted, reading: Reading) -> Tiles:
     return [("picture", pixels), *zip([*titles, "unsure (entropy / ln K)"], coloured, strict=True)]
 
 
-def sheet(
-    tiles: Tiles, span: tuple[float, float], colour_map: str, numbers: Sequence[str], note: str = ""
-) -> Image.Image:
-    """Return the tiles below their titles, if they have any, above a bar of the colours, its numbers and a note.
-
-    The canvas is as wide as the tiles or as the legend needs; the first tile is at the left edge.
-    """
-    import matplotlib
+def sheet(tiles: Tiles, span: tuple[float, float], colour_map: str, numbers: Sequence[str], note: str) -> Image.Image:
+    """Return the tiles below their titles, if they have any, above a bar of the colours, its numbers and a note."""
+    import matplotlib  # for its DejaVu Sans, which has most alphabets
 
     height, width, _ = tiles[0][1].shape
     columns = math.ceil((len(tiles) / (2 if width > 2 * height else 1)) ** 0.5)
     rows = -(-len(tiles) // columns)
-    size = max(11, round(min(max(columns * width, LEGEND_WIDTH), 4 * rows * height) / 50))  # of letters, bar, gaps, px
-    # DejaVu Sans has most alphabets.
+    size = max(11, round(min(max(columns * width, SMALL), 4 * rows * height) / 50))  # of letters, bar, gaps, px
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
     head = 2 * size if any(title for title, _ in tiles) else 0
     step = round(max(width, *(font.getlength(title) for title, _ in tiles))) + size, head + height + size // 2
-    length = round(max(columns * step[0] - size, LEGEND_WIDTH, font.getlength(note) + 2 * size))
+    length = round(max(columns * step[0] - size, SMALL, font.getlength(note) + 2 * size))
     top, inner = rows * step[1], length - 2 * size
     canvas = Image.new("RGB", (length, top + round((5 if note else 3.5) * size)), "white")
     draw = ImageDraw.Draw(canvas)

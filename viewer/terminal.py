@@ -24,11 +24,10 @@ def try_to_draw(draw: Callable[[], object]) -> None:
         print(f"warning: not all is drawn: {type(error).__name__}: {printable(str(error))}", file=sys.stderr)
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
+class _Help(argparse.HelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if isinstance(action.default, list):
-            return f"{action.help} (default: {' '.join(action.default)})"
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        shown = " ".join(action.default) if isinstance(action.default, list) else action.default
+        return action.help if shown in (None, False, argparse.SUPPRESS) else f"{action.help} (default: {shown})"
 
 
 class _Parser(argparse.ArgumentParser):
