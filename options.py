@@ -131,7 +131,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, several: bool = False) 
     add("--activation", choices=known, default=["auto"] if several else "auto", help=text, **more)
     add("--device", default="auto", help="where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps")
     add("--precision", choices=("auto", *PRECISIONS), default="auto", help="auto: fp32 on a CPU, fp16 on a GPU")
-    add("--exact", action="store_true", help="the plain network, bit for bit (default: a faster form, 1e-5 m off)")
+    add("--exact", action="store_true", help="the plain network, bit for bit (default: faster, 1e-5 m off on the demo)")
     return model
 
 
@@ -252,11 +252,11 @@ def load_model(setup: Setup) -> tuple[clip.CLIP, MonoCLIP, dict[str, Any]]:
         model = MonoCLIP(clip_model.to(setup.device), setup.reading)
     except ValueError as error:
         raise UsageError(f"--clip_path {setup.clip_path}: {error}") from error
-    path, on_gpu = locate_checkpoint(setup.clip_path), setup.device.type == "cuda"
+    path = locate_checkpoint(setup.clip_path)
+    device = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else setup.device.type
     made: dict[str, Any] = {"reading": asdict(setup.reading), "checkpoint": path.name}
     made |= {"checkpoint_sha256": file_sha256(path), "activation": clip_model.activation}
-    made |= {"precision": setup.precision, "network": "plain" if setup.exact else "fast"}
-    made |= {"device": torch.cuda.get_device_name(setup.device) if on_gpu else setup.device.type}
+    made |= {"precision": setup.precision, "network": "plain" if setup.exact else "fast", "device": device}
     made |= {"threads": torch.get_num_threads(), "python": platform.python_version()}
     return clip_model, model, made | {"torch": torch.__version__, "depthclip": VERSION}
 
@@ -284,8 +284,7 @@ def run_command(prog: str, work: Callable[[], None]) -> int:
         except (UsageError, DataError, clip.CheckpointError, TooLongError, UnscorableError, WorkError) as error:
             message, code = str(error), 1 if isinstance(error, UnscorableError | WorkError) else 2
         except (MemoryError, RuntimeError) as error:
-            known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-            if not known and "can't allocate memory" not in str(error):  # as torch says it on a CPU
+            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
             message, code = NO_MEMORY, 1
         except OSError as error:

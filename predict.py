@@ -15,10 +15,9 @@ folder that all inputs share, --save writes:
     sigma           <stem>_sigma.npy, .png      how far apart the depths of a patch's words are [m], and its colours
     words           <stem>_words.png            the picture, and how strongly each patch answers to each word
 
-OUT also gets predict.json, which says with what these were made, and, with --html, the page depth.html. Pictures of one
-folder that differ only in their suffix keep it: `a.jpg_depth.npy`. A picture that cannot be used, or whose files cannot
-be written, is named and skipped. Exit code 0: at least one picture has its depth; 1: none has, or the output folder
-takes no files; 2: wrong arguments or an unusable checkpoint; 130: interrupted.
+OUT also gets predict.json, which says with what these were made, and, with --html, depth.html. Pictures of one folder
+that differ only in their suffix keep it: `a.jpg_depth.npy`. What cannot be used or written is named and skipped. Exit
+code 0: a picture has its depth; 1: none has; 2: wrong arguments or an unusable checkpoint; 130: interrupted.
 """
 
 import argparse
@@ -66,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = files.add_argument
     add("-i", "--input", nargs="+", metavar="INPUT", help="pictures, folders, patterns, .txt lists; --demo has its own")
     add("-o", "--output", required=True, type=options.named_path, metavar="OUT", help="folder for all that is written")
-    add("--skip_existing", action="store_true", help="go on with a stopped run of the same settings: keep its files")
+    add("--skip_existing", action="store_true", help="keep files of a stopped run with these settings (default: redo)")
     text, british = f"what to write of each picture: {', '.join(SAVED)}", methodcaller("replace", "color", "colour")
     add("--save", nargs="+", choices=SAVED, type=british, default=[*SAVED][:3], metavar="KIND", help=text)
     add("--max_side", type=options.positive, metavar="N", help="largest side of a map, px (default: the picture's)")
@@ -77,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="bins",
         help="what colours span: all bins, or a picture's depths",
     )
-    add("--legend", action="store_true", help="also write a legend into *_depth.png, below the picture's size")
+    add("--legend", action="store_true", help="add a legend in metres below the colours of *_depth.png, too")
     options.add_html_argument(files, page.PAGE_FILE, page.PAGE_IMAGES)
     model = options.add_model_arguments(parser)
     model.add_argument("--demo", action="store_true", help="take the embedded toy checkpoint, without a download")

@@ -68,8 +68,7 @@ def caveats(
 ) -> list[str]:
     """Reasons why metrics do not compare with published ones: other images, the toy CLIP, the read-out, resizing.
 
-    `sha256` is that of the checkpoint, `model` None for maps of another method, `seen` the one size that the method
-    sees, if there is one.
+    `sha256` is the checkpoint's, `model` None for maps of another method, `seen` the one size that the method sees.
     """
     other = OTHER_IMAGES.get(protocol.name.partition(",")[0], "no published metric is over these images")
     notes = [] if official else [other]

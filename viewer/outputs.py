@@ -20,11 +20,8 @@ from viewer.colour import COLOUR_MAP, NO_DEPTH_MAP, colour_table, colourise, sig
 SAVED = {"npy": ["_depth.npy"], "mm": ["_depth_mm.png"], "colour": ["_depth.png"], "words": ["_words.png"]}
 SAVED |= {"side_by_side": ["_side_by_side.png"], "sigma": ["_sigma.npy", "_sigma.png"]}
 # The first, middle and last number of a legend.
-DEPTH, SIGMA, WEIGHT = (
-    ("near {} m", "{} m", "{} m far"),
-    ("sure {} m", "{} m", "{} m unsure"),
-    ("weight {}", "{}", "{}"),
-)
+DEPTH, SIGMA = ("near {} m", "{} m", "{} m far"), ("sure {} m", "{} m", "{} m unsure")
+WEIGHT = ("weight {}", "{}", "{}")
 SMALL = 240  # px, the longer side of each of `word_tiles`, and least width of a legend, so that it can be read
 
 Tiles = Sequence[tuple[str, np.ndarray]]  # titles and images (H, W, 3) uint8, all of one size
@@ -66,9 +63,9 @@ def content_of(ending: str, found: Predicted, reading: Reading, style: Style) ->
     elif ending == "_words.png":
         image = sheet(word_tiles(found, reading), (0, 1), NO_DEPTH_MAP, WEIGHT, style.note)
     else:
-        drawn = colourise(values, *span, colour_map)
-        both = [("picture", resized(found.pixels, size)), ("depth", drawn)]
-        tiles = both if ending == "_side_by_side.png" else [("", drawn)]
+        tiles = [("", drawn := colourise(values, *span, colour_map))]
+        if ending == "_side_by_side.png":
+            tiles = [("picture", resized(found.pixels, size)), ("depth", drawn)]
         plain = ending == "_depth.png" and not style.legend
         image = Image.fromarray(drawn) if plain else sheet(tiles, span, colour_map, numbers, style.note)
     image.save(content, "PNG")
@@ -82,9 +79,8 @@ def word_tiles(found: Predicted, reading: Reading) -> Tiles:
     entropy = torch.special.entr(found.weights).sum(1, keepdim=True) / max(math.log(len(reading.bin_list)), 1e-30)
     maps = F.interpolate(torch.cat([found.weights, entropy], dim=1), size, mode="nearest-exact")[0].numpy()
     titles = [f"{printable(c)[:40]}, {b:g} m" for c, b in zip(reading.depth_classes, reading.bin_list, strict=True)]
-    coloured = [colourise(values, 0, 1, NO_DEPTH_MAP) for values in maps]
-    pixels = resized(found.pixels, (size[0], size[1]))
-    return [("picture", pixels), *zip([*titles, "unsure (entropy / ln K)"], coloured, strict=True)]
+    coloured = [resized(found.pixels, (size[0], size[1])), *(colourise(each, 0, 1, NO_DEPTH_MAP) for each in maps)]
+    return [*zip(["picture", *titles, "unsure (entropy / ln K)"], coloured, strict=True)]
 
 
 def sheet(tiles: Tiles, span: tuple[float, float], colour_map: str, numbers: Sequence[str], note: str) -> Image.Image:

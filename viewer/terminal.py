@@ -44,8 +44,7 @@ def new_parser(description: str, prog: str | None = None) -> argparse.ArgumentPa
 class ForgivingStream:
     """A text stream whose reader may go away, as `| head` does: from then on, what is written is dropped.
 
-    What its encoding lacks, such as a name that is not UTF-8, is written with backslashes. A stream that is None, as it
-    is where it is closed, keeps nothing. If `needed`, OSError is raised for any other reason, such as a full disk.
+    None, as of a closed stream, keeps nothing. Any other error, such as a full disk, is raised if `needed`.
     """
 
     def __init__(self, stream: TextIO | None, needed: bool) -> None:
