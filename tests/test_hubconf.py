@@ -37,11 +37,7 @@ def test_the_hubs_model_is_the_methods(tiny_checkpoint, tiny_clip):
     ("fields", "message"),
     [
         ({"readout": "nonsense"}, "read-out 'nonsense': there is none of this name"),
-        ({"depth_classes": "near"}, "depth_classes: expected a list of words, got 'near'"),
-        ({"image_std": [0, 1, 1]}, "image_std must be positive"),
-        ({"words": ["near"]}, "unknown field words; known are depth_templates"),
         ({"preset": "outdoors"}, "preset 'outdoors': there are paper, auty, log"),
-        ({"bin_list": [1.0, 5.0]}, "every depth class needs one bin"),
         ({}, r"nowhere\.pt: there is no such file"),
     ],
 )
