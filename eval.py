@@ -15,7 +15,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH leaves out
 
 import datasets.packages  # noqa: F401  # first
 
@@ -46,11 +49,10 @@ Row = dict[str, Any]  # of one image and one reading: `NAMES`, then metrics, the
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = terminal.new_parser("Evaluate MonoCLIP, or depth maps of any method, on NYU Depth V2, KITTI or own pairs.")
-    options.add_data_arguments(parser)
+    options.add_data_arguments(parser, maps=True)
     options.add_model_arguments(parser)
     options.add_reading_arguments(parser)
-    options.add_map_arguments(parser)
-    run = options.add_batch_arguments(parser)
+    run = options.add_run_arguments(parser)
     folder = "folder for results.json and per_image.csv; none: print only"
     run.add_argument("--output", type=options.named_path, help=folder)
     run.add_argument("--figures", action="store_true", help="also draw qualitative.png into --output")
@@ -138,33 +140,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def work() -> None:
-        if args.figures and not args.output:
+        if args.output:
+            options.check_output(args.output)
+        elif args.figures:
             raise options.UsageError("--figures needs --output, the folder that it draws into")
-        options.check_output(args.output)
-        reading = options.reading_of(args)
-        device, rank, count = options.own_device(args.device, args.gpu_num)
-        precision = options.choose_precision(args.precision, device)
+        setup, rank, count = options.setup_of(args)
         dataset, protocol = options.open_data(args)
         say = terminal.say if rank == 0 else lambda *lines: None
         say(*dataset.remarks)
         predict: Callable[[Batch], Tensor]
-        prepare: Callable[..., Tensor] = reading.normalised
-        constant, how = None, (device, precision, reading, args.exact)
+        prepare: Callable[..., Tensor] = setup.reading.normalised
+        constant = None
         if args.predictions:
             made: dict[str, Any] = {"predictions": args.predictions.name, "align": args.align}
             caveats = notes.caveats(dataset.official, protocol)
             predict = SavedMaps(args.predictions, dataset, args.align, args.predictions_scale, caveats)
         else:
-            clip_model, model = options.load_model(args.clip_path, *how, args.activation)
+            _, model, made = options.load_model(setup)
             predict = partial(predict_depth, model, protocol)
             prepare, constant = dataset.prepared_by(model), model.bin_list.mean().item()
-            made = notes.made_with(args.clip_path, *how, clip_model.activation)
             caveats = notes.caveats(dataset.official, protocol, made["checkpoint_sha256"], model, dataset.seen)
-        say(f"depth: {args.predictions or f'{args.clip_path} on {device} in {precision}'}")
+        say(f"depth: {args.predictions or setup}")
 
         start = time.perf_counter()
-        parts = dataset.parts(range(rank, len(dataset), count), args.batch_size or options.BATCH_SIZE[device.type])
-        loader = dataset.batches(parts, prepare, args.workers or options.WORKERS[device.type])
+        parts = dataset.parts(
+            range(rank, len(dataset), count), args.batch_size or options.BATCH_SIZE[setup.device.type]
+        )
+        loader = dataset.batches(parts, prepare, args.workers or options.WORKERS[setup.device.type])
         keep = keeping(predict, args.save_predictions, dataset) if args.save_predictions else predict
         bar = tqdm(loader, total=len(parts), unit=" batches", bar_format=PROGRESS, disable=rank > 0)
         with new_results(args.output, FILES) if args.output and rank == 0 else nullcontext() as folder:

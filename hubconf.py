@@ -16,17 +16,15 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 for name in ("clip", "datasets", "monoclip", "download"):
-    other = sys.modules.get(name)
-    ours = [HERE / name, HERE / f"{name}.py"]
-    places = [*getattr(other, "__path__", ()), getattr(other, "__file__", None) or ""]
-    if other and not any(Path(place).resolve() in ours for place in places):
-        raise ImportError(f"another module {name!r} is imported already ({other}); load DepthCLIP in a new Python")
+    if other := sys.modules.get(name):
+        places = [*getattr(other, "__path__", ()), getattr(other, "__file__", None) or ""]
+        if not any(Path(place).resolve() in (HERE / name, HERE / f"{name}.py") for place in places):
+            raise ImportError(f"another module {name!r} is imported already ({other}); load DepthCLIP in a new Python")
 
 import torch
 
 import clip
 from clip.model import convert_weights
-from clip.tokenizer import TooLongError
 from datasets.readings import IMAGE_STATISTICS, READINGS, checked_reading, with_statistics
 from monoclip import MonoCLIP
 
@@ -42,35 +40,28 @@ def monoclip(
     preset: str = "paper",
     **reading: Any,
 ) -> MonoCLIP:
-    """MonoCLIP in evaluation mode.
+    """MonoCLIP in evaluation mode: fp32 on a CPU, fp16 elsewhere.
 
     Args:
         clip_path: a checkpoint, or one of CLIP's names, whose file is then fetched into the cache if need be.
-        device: None takes the GPU if there is one. fp32 on a CPU, fp16 elsewhere.
+        device: None takes the GPU if there is one.
         exact: keep the plain network, bit for bit, instead of the form of `clip.optimize_for_inference`.
         activation: "quickgelu" or "gelu", where the checkpoint is neither OpenAI's nor of a known name.
         image_statistics: "imagenet", as in the paper, or "clip", which CLIP was trained with.
-        preset: of `datasets.readings.READINGS`; "auty" and "log" are for KITTI. What `reading` has replaces its fields.
-        reading: `depth_classes`, `bin_list`, `temperature`, `readout` and the other fields of `monoclip.Reading`.
+        preset: "paper", or "auty" or "log" for KITTI.
+        reading: fields of `monoclip.Reading` in place of the preset's: `depth_classes`, `bin_list`, `temperature`, ...
 
-    Raises:
-        clip.CheckpointError: no such checkpoint, or one that cannot be used.
-        ValueError: a reading that makes no depth, too long a prompt, or a field, preset or read-out that there is not.
+    Raises clip.CheckpointError; ValueError: no depth by these values; clip.tokenizer.TooLongError.
     """
     for kind, value, known in (("image_statistics", image_statistics, IMAGE_STATISTICS), ("preset", preset, READINGS)):
         if not isinstance(value, str) or value not in known:
             raise ValueError(f"{kind} {value!r}: there are {', '.join(known)}")
     chosen = checked_reading(reading, with_statistics(READINGS[preset], image_statistics))
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
+    device = device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     clip_model, _ = clip.load(clip_path, "cpu", activation=None if activation == "auto" else activation)
     change = convert_weights if exact else clip.optimize_for_inference
-    change(clip_model, dtype)
-    try:
-        return MonoCLIP(clip_model.to(device), chosen).eval()
-    except TooLongError as error:
-        raise ValueError(str(error)) from error
+    change(clip_model, torch.float32 if torch.device(device).type == "cpu" else torch.float16)
+    return MonoCLIP(clip_model.to(device), chosen).eval()
 
 
 def monoclip_demo(device: str | None = None, exact: bool = False, **reading: Any) -> MonoCLIP:

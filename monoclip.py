@@ -169,7 +169,7 @@ class MonoCLIP(nn.Module):
         return self.reading.normalised(resized(pixels, working_size(height, width, self.clip_vis.patch_size)))
 
     @torch.inference_mode()
-    def infer_image(self, image: Source, color: str = "rgb") -> np.ndarray:
+    def infer_image(self, image: Source, color: str = "rgb", colour: str = "") -> np.ndarray:
         """Depth of a picture of any size and kind, (H, W) float32 [m]; arguments and errors of `read_picture`."""
-        view = self.prepare(pixels := read_picture(image, color))[None].to(self.bin_list.device)
+        view = self.prepare(pixels := read_picture(image, colour or color))[None].to(self.bin_list.device)
         return self.predict(view, pixels.shape[:2])[0, 0].cpu().numpy()

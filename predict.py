@@ -4,24 +4,20 @@
     python predict.py -i holiday/ "rooms/**/*.png" names.txt -o depth --save npy side_by_side words --html
     python predict.py --demo -o depth                   # offline: the embedded checkpoint on its own rendered rooms
 
-An input is a picture, a folder (searched to its depth), a pattern, or a .txt list of paths; `datasets/pictures.py` says
-how they are read and at which size they are looked at. Names that this script itself writes, and those of NYU's depth
-maps, are passed by. Below OUT, at the picture's path relative to the folder that all inputs share, --save writes:
+An input is a picture, a folder (searched to its depth), a pattern, or a .txt list of paths (datasets/pictures.py). By
+their names, depth maps and what this script writes are passed by. Below OUT, at the picture's path relative to the
+folder that all inputs share, --save writes:
 
     npy             <stem>_depth.npy            float32 (H, W) [m]
     mm              <stem>_depth_mm.png         16 bit, millimetres
-    colour          <stem>_depth.png            colours, with a legend in metres
-    side_by_side    <stem>_side_by_side.png     the picture and its colours
+    colour          <stem>_depth.png            colours, pixel by pixel; --legend adds one below
+    side_by_side    <stem>_side_by_side.png     the picture and its colours, with a legend in metres
     sigma           <stem>_sigma.npy, .png      how far apart the depths of a patch's words are [m], and its colours
-    words           <stem>_words.png            how strongly each patch answers to each word
+    words           <stem>_words.png            the picture, and how strongly each patch answers to each word
 
-OUT also gets predict.json, which says with which words, weights and flags which files were made, and, with --html, the
-page depth.html. Pictures of one folder that differ only in their suffix keep it: `a.jpg_depth.npy`.
-
-What is there is computed and written again; with --skip_existing, a stopped run of the same settings goes on. A picture
-that cannot be used, or whose files cannot be written, is named and skipped. Exit code 0: at least one picture has its
-depth now; 1: none has, or the output folder takes no files; 2: wrong arguments or an unusable checkpoint; 130:
-interrupted.
+OUT also gets predict.json, which says with what these were made, and, with --html, depth.html. Pictures of one folder
+that differ only in their suffix keep it: `a.jpg_depth.npy`. What cannot be used or written is named and skipped. Exit
+code 0: a picture has its depth; 1: none has; 2: wrong arguments or an unusable checkpoint; 130: interrupted.
 """
 
 import argparse
@@ -29,16 +25,18 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH leaves out
 
 import datasets.packages  # noqa: F401  # first
 
 # isort: split
 import numpy as np
 import torch
-from torch import Tensor
 
 import options
 from clip.dense import encode
@@ -49,8 +47,8 @@ from datasets.rgbd import FOLDERS
 from download import file_sha256, write_json, write_text, write_whole
 from monoclip import MonoCLIP, depth_of, logits_of, mirror_average, upsampled, with_mirror, zeroshot_classifier
 from viewer import notes, page, terminal
-from viewer.colour import COLOUR_MAP, LARGEST_MM
-from viewer.outputs import SAVED, content_of
+from viewer.colour import COLOUR_MAP, LARGEST_MM, colour_table
+from viewer.outputs import SAVED, Predicted, Style, content_of
 
 DEMO_PICTURES = options.DEMO_DATA / "official_splits" / "test"
 RECORD_FILE = "predict.json"
@@ -58,27 +56,30 @@ RECORD_FILE = "predict.json"
 PASSED_BY = [f"*{ending}" for endings in SAVED.values() for ending in endings]
 PASSED_BY += [page.PAGE_FILE, RECORD_FILE, "sync_depth_*.png", "proj_depth/*/*/*.png"]
 ANY_MACHINE = ("device", "threads", "python", "torch")  # what the runs of one folder may differ in
-LARGE = 20_000_000  # pixels of a map, from which on its files take 80 MB and more
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line. The flags of model and reading are those of eval.py, with the same defaults."""
     parser = terminal.new_parser("Depth [m] of your own pictures: .npy, 16-bit PNG, colours, a page to look into.")
     files = parser.add_argument_group("files")
-    inputs = "pictures, folders, patterns, .txt lists; --demo has its own"
-    files.add_argument("-i", "--input", nargs="+", metavar="INPUT", help=inputs)
-    folder = "folder for everything written"
-    files.add_argument("-o", "--output", required=True, type=options.named_path, metavar="OUT", help=folder)
-    files.add_argument("--skip_existing", action="store_true", help="go on with a stopped run of the same settings")
-    kinds, first = f"what to write: {', '.join(SAVED)}", ["npy", "mm", "colour"]
-    files.add_argument("--save", nargs="+", choices=SAVED, default=first, metavar="KIND", help=kinds)
-    files.add_argument("--max_side", type=options.positive, metavar="N", help="write maps of at most N px a side")
-    files.add_argument("--colour_map", default=COLOUR_MAP, metavar="NAME", help="matplotlib's, from near to far")
-    spans = "what colours span: all bins, so that pictures compare, or each picture's own depths"
-    files.add_argument("--range", choices=("bins", "picture"), default="bins", help=spans)
+    add = files.add_argument
+    add("-i", "--input", nargs="+", metavar="INPUT", help="pictures, folders, patterns, .txt lists; --demo has its own")
+    add("-o", "--output", required=True, type=options.named_path, metavar="OUT", help="folder for all that is written")
+    add("--skip_existing", action="store_true", help="keep files of a stopped run with these settings (default: redo)")
+    text, british = f"what to write of each picture: {', '.join(SAVED)}", methodcaller("replace", "color", "colour")
+    add("--save", nargs="+", choices=SAVED, type=british, default=[*SAVED][:3], metavar="KIND", help=text)
+    add("--max_side", type=options.positive, metavar="N", help="largest side of a map, px (default: the picture's)")
+    add("--colour_map", "--color_map", default=COLOUR_MAP, metavar="NAME", help="matplotlib's, from near to far")
+    add(
+        "--range",
+        choices=("bins", "picture"),
+        default="bins",
+        help="what colours span: all bins, or a picture's depths",
+    )
+    add("--legend", action="store_true", help="add a legend in metres below the colours of *_depth.png, too")
     options.add_html_argument(files, page.PAGE_FILE, page.PAGE_IMAGES)
     model = options.add_model_arguments(parser)
-    model.add_argument("--demo", action="store_true", help="the embedded toy checkpoint instead; no download")
+    model.add_argument("--demo", action="store_true", help="take the embedded toy checkpoint, without a download")
     model.add_argument("--no_mirror", action="store_true", help="do not average with the mirrored picture")
     options.add_reading_arguments(parser)
     return parser
@@ -93,15 +94,6 @@ class Job(NamedTuple):
     sha256: str  # of the picture; "" if it cannot be read
 
 
-class Predicted(NamedTuple):
-    """A picture of H x W pixels and h x w patches, and what the words say of it."""
-
-    pixels: np.ndarray  # (H, W, 3) uint8
-    depth: np.ndarray  # (H', W') float32 [m], of the picture's size or smaller
-    weights: Tensor  # (1, K, h, w), how strongly each patch answers to each word, on the CPU
-    features: Tensor  # (2, D, h, w), of the picture and its mirror, or (1, D, h, w)
-
-
 def passed_by(path: Path) -> bool:
     """Return whether to skip a file by its name; of one's own pairs, `depth/` beside `rgb/` holds no picture."""
     part = next((parent for parent in path.parents if parent.name in ("depth", *FOLDERS)), path)
@@ -110,11 +102,7 @@ def passed_by(path: Path) -> bool:
 
 
 def plan(inputs: Sequence[str], save: Sequence[str]) -> list[Job]:
-    """Return what to write for each picture. Raises DataError: an input is nothing; WorkError: no pictures.
-
-    No two pictures share an output: a file keeps its suffix if its stem is also another file's stem or another file's
-    whole name. Compared without case, because some file systems do not know it.
-    """
+    """Return what to write for each picture. Raises DataError: an input is nothing; WorkError: no pictures."""
     named = [Path(os.path.abspath(os.path.expanduser(text))) for text in inputs]
     there = find_files(inputs)
     found = {path: relative for path, relative in there.items() if path in named or not passed_by(path)}
@@ -122,71 +110,55 @@ def plan(inputs: Sequence[str], save: Sequence[str]) -> list[Job]:
         raise options.WorkError(f"{' '.join(inputs)}: no file there (depth maps and hidden files are passed by)")
     if len(found) < len(there):
         terminal.say(f"passed by: {len(there) - len(found)} files, by their names (depth maps, files of this script)")
-    stems = Counter(str(relative.with_suffix("")).casefold() for relative in found.values())
-    names = Counter(str(relative).casefold() for relative in found.values())
+    # A picture keeps its suffix if its stem is also another's stem or whole name; some file systems know no case.
+    taken = Counter(str(p).casefold() for name in found.values() for p in {name, name.with_suffix("")})
     jobs = []
     for path, relative in found.items():
         stem = relative.with_suffix("")
-        others = stems[str(stem).casefold()] - 1 + names[str(stem).casefold()] - (stem == relative)
-        start = (relative if others else stem).as_posix()
+        start = (relative if taken[str(stem).casefold()] > 1 else stem).as_posix()
         files = {start + ending: ending for kind in SAVED if kind in save for ending in SAVED[kind]}
         sha256 = file_sha256(path) if os.path.isfile(path) and os.access(path, os.R_OK) else ""
         jobs.append(Job(path, printable(relative.as_posix()), files, sha256))
     return jobs
 
 
-def files_of_earlier_run(out: Path, made_with: dict[str, Any]) -> tuple[dict[str, str], str]:
-    """Return the files that predict.json lists, each with the SHA-256 of its picture, and "".
+def prepare_folder(out: Path, jobs: Sequence[Job], made_with: dict[str, Any], skip_existing: bool) -> dict[str, str]:
+    """Make OUT ready for the jobs, take from them the files to keep, and return all files with their picture's SHA-256.
 
-    Or, if they are of other settings or there is no such list, none of them and the reason.
+    predict.json is written before the first file and after the last, and what stood in place of a file is removed, so
+    what is listed and there is of these settings and pictures. Raises UsageError: files to keep are of others; OSError.
     """
+    planned = {file: job.sha256 for job in jobs for file in job.files}
+    new = json.loads(json.dumps(made_with | made_with["reading"]))
     try:
         record = json.loads(text_of(out / RECORD_FILE))
         files, made = {**record["files"]}, {**record["made_with"], **record["made_with"]["reading"]}
+        names = sorted({*made, *new} - {"reading", *ANY_MACHINE})
+        differing = [name for name in names if made.get(name) != new.get(name)]
+        problem = f"has other {', '.join(differing)}" if differing else ""
     except (ValueError, LookupError, TypeError):  # none, or not ours
-        return {}, f"has results, but no {RECORD_FILE}"
-    new = json.loads(json.dumps({**made_with, **made_with["reading"]}))
-    names = sorted({*made, *new} - {"reading", *ANY_MACHINE})
-    differing = [name for name in names if made.get(name) != new.get(name)]
-    return ({}, f"has other {', '.join(differing)}") if differing else (files, "")
-
-
-def prepare_folder(
-    out: Path, jobs: Sequence[Job], made_with: dict[str, Any], skip_existing: bool
-) -> tuple[list[Job], dict[str, str]]:
-    """Make OUT ready for the jobs, and return them without the files to keep, and all files with their SHA-256.
-
-    predict.json is written before the first file and after the last, so what it lists and what is there is of these
-    settings and pictures: a file appears whole, and what stood in its place of others is removed first.
-
-    Raises UsageError: files are to be kept, but are not known to be of these settings; OSError.
-    """
-    planned = {file: job.sha256 for job in jobs for file in job.files}
-    files, problem = files_of_earlier_run(out, made_with)
+        problem = f"has results, but no {RECORD_FILE}"
     if skip_existing and problem and any(os.path.lexists(out / file) for file in [RECORD_FILE, *planned]):
         advice = "choose another folder, or compute all again without --skip_existing"
         raise options.UsageError(f"--skip_existing: {out} {problem}; {advice}")
-    there = {file for file in planned if os.path.isfile(out / file)}
-    own = {file for file in there if files.get(file) == planned[file]}
-    for file in there - own:
-        (out / file).unlink()
+    files = {} if problem else files
+    for job in jobs:
+        for file in [file for file in job.files if os.path.isfile(out / file)]:
+            if files.get(file) != job.sha256:
+                (out / file).unlink()
+            elif skip_existing:
+                del job.files[file]
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / RECORD_FILE, {"made_with": made_with, "files": files | planned})
-    kept = own if skip_existing else set()
-    wanted = [{file: ending for file, ending in job.files.items() if file not in kept} for job in jobs]
-    return [job._replace(files=missing) for job, missing in zip(jobs, wanted, strict=True)], files | planned
+    return files | planned
 
 
 @torch.inference_mode()
 def predict_picture(model: MonoCLIP, path: Path, mirror: bool, max_side: int | None) -> Predicted:
-    """Read a picture and return its depth, as `MonoCLIP.infer_image` gives it, but of at most `max_side` px a side.
-
-    Raises DataError: no picture.
-    """
+    """Read and predict a picture as `infer_image` does, the map of at most `max_side` px a side. Raises DataError."""
     pixels = read_picture(path)
-    height, width, _ = pixels.shape
-    scale = min(1.0, (max_side or np.inf) / max(height, width))
-    size = [max(1, round(side * scale)) for side in (height, width)]
+    scale = min(1.0, (max_side or np.inf) / max(pixels.shape[:2]))
+    size = [max(1, round(side * scale)) for side in pixels.shape[:2]]
     view = model.prepare(pixels)[None].to(model.bin_list.device)
     features = model.features(encode(model.clip_vis, with_mirror(view) if mirror else view))  # (V, D, h, w)
     weights = logits_of(features, model.text_features, model.reading).softmax(dim=1)
@@ -195,78 +167,31 @@ def predict_picture(model: MonoCLIP, path: Path, mirror: bool, max_side: int | N
     return Predicted(pixels, depth.cpu().numpy(), weights.cpu(), features)
 
 
-def write_file(path: Path, content: memoryview) -> None:
-    """Write a file and the folders above it, whole or not at all. Raises OSError: it cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: file.write(content))
-
-
-def predict_all(
-    jobs: Sequence[Job],
-    predict: Callable[[Job], Predicted],
-    card: Callable[[Job, Predicted], page.Card],
-    count: int,
-) -> tuple[int, list[page.Card]]:
-    """Predict one picture after the other; one for which that is impossible is named and skipped.
-
-    Returns how many pictures have their files now, and the cards of `count` of these, evenly spread over them.
-    Raises OSError: the device takes no more files; WorkError: a prediction is not finite.
-    """
-    done = 0
-    cards: list[page.Card] = []
-    for number, job in enumerate(jobs, 1):
-        on_page = len(cards) * len(jobs) < count * number
-        if job.files or on_page:
-            try:
-                found = predict(job)
-            except (DataError, OSError) as error:
-                if isinstance(error, OSError) and error.errno in options.FULL:
-                    raise
-                reason = f"{job.name}: {error.filename}: {error.strerror}" if isinstance(error, OSError) else error
-                print(printable(f"skipped: {reason}"), file=sys.stderr, flush=True)
-                continue
-            near, far, (height, width) = found.depth.min(), found.depth.max(), found.depth.shape
-            large = "; --max_side 2000 writes less" if height * width > LARGE else ""
-            print(f"{number}/{len(jobs)} {job.name}: {width}x{height}, {near:.3f} to {far:.3f} m{large}", flush=True)
-            if on_page:
-                cards.append(card(job, found))
-        done += 1
-    return done, cards
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; every error for the user is one sentence on stderr."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
 
     def work() -> None:
         if not args.input and not args.demo:
             raise options.UsageError("-i is missing; name a picture, a folder, a pattern or a list, or pass --demo")
-        if args.demo and args.clip_path != parser.get_default("clip_path"):
+        if args.demo and args.clip_path != "RN50":
             raise options.UsageError("--demo has its own checkpoint; leave out --demo or --clip_path")
         options.check_output(out := Path(os.path.abspath(args.output)))
-        from matplotlib import colormaps  # here, as it looks at what `start_program` sets
-
-        if args.colour_map not in colormaps:
-            raise options.UsageError(f"--colour_map {args.colour_map}: matplotlib has none of this name; try turbo_r")
-        reading = options.reading_of(args)
-        phrases = page.phrases_for(reading, args.phrases, args.html)
-        device = options.choose_device(args.device)
-        precision = options.choose_precision(args.precision, device)
-        clip_path = options.DEMO_WEIGHTS if args.demo else args.clip_path
+        colour_table(args.colour_map)  # raises, if there is none
+        args.clip_path = options.DEMO_WEIGHTS if args.demo else args.clip_path
+        setup, *_ = options.setup_of(args)
+        reading, phrases = setup.reading, page.phrases_for(setup.reading, args.phrases, args.html)
         jobs = plan(args.input or [str(DEMO_PICTURES)], args.save)
 
-        clip_model, model = options.load_model(clip_path, device, precision, reading, args.exact, args.activation)
-        made = notes.made_with(clip_path, device, precision, reading, args.exact, clip_model.activation)
-        toy = notes.toy_note(made["checkpoint_sha256"])
-        note = "toy CLIP: says nothing about the real one" if toy else ""
-        flags = {"max_side": args.max_side, "colour_map": args.colour_map, "range": args.range}
-        made |= {"mirror": not args.no_mirror, **flags, "note": toy}
-        jobs, files = prepare_folder(out, jobs, made, args.skip_existing)
-        warnings = [toy] * bool(toy) + notes.readout_notes(model)
-        terminal.say(f"model: {clip_path} on {device} in {precision}")
-        for warning in warnings:
-            print(f"note: {warning}")
+        clip_model, model, made = options.load_model(setup)
+        toy = notes.toy_notes(made["checkpoint_sha256"], photographs=bool(args.input))
+        note = ("", notes.TOY_BRIEFLY, notes.TOY_ON_PHOTOGRAPHS)[len(toy)]
+        style = Style(args.colour_map, args.range == "picture", args.legend, note)
+        looks = {name: getattr(args, name) for name in ("max_side", "colour_map", "range", "legend")}
+        made |= {"mirror": not args.no_mirror, **looks, "note": "".join(toy[:1])}
+        files = prepare_folder(out, jobs, made, args.skip_existing)
+        warnings = toy + notes.readout_notes(model)
+        terminal.say(f"model: {setup}", *(f"note: {warning}" for warning in warnings))
         if "mm" in args.save and max(reading.bin_list) * 1000 > LARGEST_MM:
             print("warning: 16 bits of millimetres end at 65.535 m; what is deeper is 65.535 m in *_depth_mm.png")
         if kept := sum(not job.files for job in jobs):
@@ -275,31 +200,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = reading.depth_classes + phrases
         text_features = zeroshot_classifier(clip_model, words, reading.obj_classes, reading.depth_templates)
 
-        def predict(job: Job) -> Predicted:
-            found = predict_picture(model, job.path, not args.no_mirror, args.max_side)
-            if not np.isfinite(found.depth).all():
-                advice = "" if precision == "fp32" else "; use --precision fp32"
-                raise options.WorkError(f"{job.name}: NaN or infinite depth predicted{advice}")
-            for file, ending in job.files.items():
-                content = content_of(ending, *found[:3], reading, args.colour_map, args.range == "picture", note)
-                write_file(out / file, content)
-            return found
-
-        def card(job: Job, found: Predicted) -> page.Card:
-            *_, scene, name = ("", *Path(job.name).parts)  # no more, because a page may be shown to others
-            span = {"nearest [m]": found.depth.min(), "farthest [m]": found.depth.max()}
-            logits = logits_of(found.features, text_features, reading).cpu().numpy()
-            return page.card(f"{scene}/{name}".lstrip("/"), scene, found.pixels, logits, reading, metrics=span)
-
-        try:
-            done, cards = predict_all(jobs, predict, card, args.html or 0)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("what was written is whole, and --skip_existing goes on") from None
+        done, cards = 0, list[page.Card]()
+        for number, job in enumerate(jobs, 1):
+            on_page = len(cards) * len(jobs) < (args.html or 0) * number  # evenly spread over what can be read
+            try:
+                if job.files or on_page:
+                    found = predict_picture(model, job.path, not args.no_mirror, args.max_side)
+                    near, far, (height, width) = found.depth.min(), found.depth.max(), found.depth.shape
+                    if not np.isfinite([near, far]).all():
+                        advice = "" if setup.precision == "fp32" else "; use --precision fp32"
+                        raise options.WorkError(f"{job.name}: NaN or infinite depth predicted{advice}")
+                    for file, ending in job.files.items():
+                        content = content_of(ending, found, reading, style)
+                        (out / file).parent.mkdir(parents=True, exist_ok=True)
+                        write_whole(out / file, methodcaller("write", content))
+                    print(f"{number}/{len(jobs)} {job.name}: {width}x{height}, {near:.3f} to {far:.3f} m", flush=True)
+                if on_page:
+                    *_, scene, name = ("", *Path(job.name).parts)  # no more, because a page may be shown to others
+                    label, span = f"{scene}/{name}".lstrip("/"), {"nearest [m]": near, "farthest [m]": far}
+                    logits = logits_of(found.features, text_features, reading).cpu().numpy()
+                    cards.append(page.card(label, scene, found.pixels, logits, reading, metrics=span))
+                done += 1
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt("what was written is whole, and --skip_existing goes on") from None
+            except (DataError, OSError) as error:
+                if getattr(error, "errno", None) in options.FULL:
+                    raise
+                reason = f"{job.name}: {error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+                print(printable(f"skipped: {reason}"), file=sys.stderr, flush=True)
         if not done:
             raise options.WorkError("no picture has its depth; each is named above")
         if cards:
             unread = [f"{counted(len(jobs) - done)} could not be used"] * (done < len(jobs))
-            said = [f"{made['checkpoint']} in {precision}", page.subset_note(len(cards), done), *unread]
+            said = [f"{made['checkpoint']} in {setup.precision}", page.subset_note(len(cards), done), *unread]
             text = page.build("Depth from words", cards, reading, phrases, notes=said, warning="; ".join(warnings))
             write_text(out / page.PAGE_FILE, text)
             terminal.say(f"page: {out / page.PAGE_FILE}, {said[1]}")

@@ -65,8 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     reading.add_argument("--readings", type=Path, metavar="FILE.json", help=more)
     reading.add_argument("--controls", action="store_true", help="what tells this run's metrics from chance")
     reading.add_argument("--no_paper", action="store_true", help="without the paper's settings: new words in seconds")
-    run = options.add_batch_arguments(parser)
-    options.add_store_arguments(run, "results_paper")
+    run = options.add_run_arguments(parser, "results_paper")
     run.add_argument("--figures", action="store_true", help="also draw PNGs, among them the ladder with --controls")
     options.add_html_argument(run, page.PAGE_FILE, page.PAGE_IMAGES)
     return parser
@@ -172,17 +171,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         options.check_output(args.output)
-        reading = options.reading_of(args)
+        setup, rank, count = options.setup_of(args)
+        reading, device = setup.reading, setup.device
         own = load_readings(args.readings, read_alike(PAPER, reading)) if args.readings else {}
-        device, rank, count = options.own_device(args.device, args.gpu_num)
-        precision = options.choose_precision(args.precision, device)
         dataset, protocol = options.open_data(args)
         phrases = page.phrases_for(reading, args.phrases, args.html, protocol)
         say = terminal.say if rank == 0 else lambda *lines: None
         say(*dataset.remarks)
-        clip_model, model = options.load_model(args.clip_path, device, precision, reading, args.exact, args.activation)
-        made = notes.made_with(args.clip_path, device, precision, reading, args.exact, clip_model.activation)
-        say(f"model: {args.clip_path} on {device} in {precision}")
+        clip_model, model, made = options.load_model(setup)
+        say(f"model: {setup}")
         rows = rows_of(reading, own, None if args.no_paper else protocol.name)
         groups = control_groups(reading, thins(model.clip_vis, reading.readout)) if args.controls else {}
         rows = with_controls(rows, groups) if args.controls else rows

@@ -70,8 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = terminal.new_parser("Every read-out of every CLIP, in one table.", "python -m experiments.readouts")
     options.add_data_arguments(parser)
     options.add_model_arguments(parser, several=True)
-    options.add_word_arguments(parser)
-    options.add_store_arguments(options.add_batch_arguments(parser), "results_readouts")
+    options.add_reading_arguments(parser, words_only=True)
+    options.add_run_arguments(parser, "results_readouts")
     return parser
 
 
@@ -196,9 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         options.check_output(args.output)
         activations = activation_by_checkpoint(args.clip_path, args.activation)
-        reading = options.reading_of(args)
-        device, rank, count = options.own_device(args.device, args.gpu_num)
-        precision = options.choose_precision(args.precision, device)
+        setup, rank, count = options.setup_of(args)
+        reading, device = setup.reading, setup.device
         sizes = args.batch_size or options.BATCH_SIZE[device.type], args.workers or options.WORKERS[device.type]
         dataset, protocol = options.open_data(args)
         images = Images(dataset.names, dataset.scenes, dataset.clusters, dataset.indices, dataset.clustered_by)
@@ -206,16 +205,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         say = terminal.say if rank == 0 else lambda *lines: None
         say(*dataset.remarks)
 
-        def load(path: str) -> tuple[CLIP, MonoCLIP]:
-            return options.load_model(path, device, precision, reading, args.exact, activations[path])
-
-        for path in args.clip_path[1:]:  # so that none is found unusable when the others have taken hours
-            load(path)
+        setups = [replace(setup, clip_path=path, activation=activations[path]) for path in args.clip_path]
+        for other in setups[1:]:  # so that none is found unusable when the others have taken hours
+            options.load_model(other)
         start, made_with = time.perf_counter(), {}
         warnings: list[str] = []
-        for path in args.clip_path:
-            name, (clip_model, model) = short_name(path), load(path)
-            made = notes.made_with(path, device, precision, reading, args.exact, clip_model.activation)
+        for each in setups:
+            name, (clip_model, model, made) = short_name(str(each.clip_path)), options.load_model(each)
             sha256 = made["checkpoint_sha256"]
             made_with[name] = {key: value for key, value in made.items() if key != "reading"}  # each row has its own
             own = notes.caveats(True, protocol, sha256, model, dataset.seen)

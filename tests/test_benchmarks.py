@@ -28,7 +28,7 @@ def test_plain_implementation_predicts_what_the_method_predicts(tiny_clip, golde
 
 def test_plain_implementation_has_the_metrics_of_an_evaluation(tiny_checkpoint, nyu_folder):
     folder = nyu_folder(3)
-    _, model = options.load_model(tiny_checkpoint, CPU, "fp32", PAPER, activation="quickgelu")
+    _, model, _ = options.load_model(options.Setup(tiny_checkpoint, activation="quickgelu"))
     dataset = open_nyu(folder, NYU, limit=2)
     batches = dataset.batches([[0], [1]], PAPER.normalised)
     rows, _ = evaluation.evaluate(partial(evaluation.predict_depth, model, NYU), batches, dataset, NYU)

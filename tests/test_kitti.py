@@ -202,7 +202,7 @@ def test_rows_are_those_of_the_method_by_hand(run, tree, tmp_path, flags, protoc
     found = re.search(r"^ \* Avg " + ", ".join(rf"{name} : (\d+\.\d{{3}})" for name in names) + "$", out, re.M)
     assert not any(row in out for row in beside(protocol.name))  # which are over the whole split
 
-    _, model = options.load_model(options.DEMO_WEIGHTS, torch.device("cpu"), "fp32", reading)
+    _, model, _ = options.load_model(options.Setup(options.DEMO_WEIGHTS, reading))
     with (tmp_path / "out" / "per_image.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     head = ("image", "scene", "index", "protocol", "reading")

@@ -17,7 +17,7 @@ from options import DEMO_DATA, DEMO_WEIGHTS
 from tests.browser import Browser, find_browser
 from tests.conftest import QUICKGELU, noise, save
 from viewer import page
-from viewer.colour import coloured
+from viewer.colour import colourise
 
 HOSTILE = "</script><script>window.attacked = 1</script><img src=http://127.0.0.1:9/x onerror=window.attacked=1>"
 GRID, SIZE = (3, 4), (96, 128)
@@ -212,14 +212,14 @@ def test_pixels_of_the_maps_are_pythons_and_what_was_not_measured_is_clear(opene
     canvases = "(({mapCanvas: a, truthCanvas: b, errorCanvas: d}) => [picture, a, b, d])(cards[0])"
     picture, pred, true, error = np.array(opened.js(f"{canvases}.map(c => {pixels})")).reshape(4, *SIZE, 4)
     assert np.abs(picture[..., :3] - noise(*SIZE).astype(int)).mean() < 5  # a JPEG
-    assert np.abs(pred[..., :3] - coloured(full, NEAR, FAR).astype(int)).max() <= 3  # one step of the colours
-    assert np.abs(true[..., :3] - coloured(TRUTH, NEAR, FAR).astype(int))[MEASURED].max() <= 3
+    assert np.abs(pred[..., :3] - colourise(full, NEAR, FAR).astype(int)).max() <= 3  # one step of the colours
+    assert np.abs(true[..., :3] - colourise(TRUTH, NEAR, FAR).astype(int))[MEASURED].max() <= 3
     assert ((true[..., 3] == 255) == MEASURED).all()
     assert ((error[..., 3] == 255) == RIGHT).all()
     red = error[..., 0] - error[..., 2]
     assert red[RIGHT & (full > 1.1 * TRUTH)].min() > 0 > red[RIGHT & (full < 0.9 * TRUTH)].max()
     bar = each(opened, ".ramp.errors", "getComputedStyle(e).backgroundImage.match(/rgb[^)]*/g)")[0]
-    ends = coloured(np.array([[0.0, 1.0]]), 0, 1, "RdBu_r")[0]
+    ends = colourise(np.array([[0.0, 1.0]]), 0, 1, "RdBu_r")[0]
     assert [bar[0], bar[-1]] == [f"rgb({r}, {g}, {b}" for r, g, b in ends]
 
 

@@ -64,7 +64,7 @@ def of(root: Path, *lines: str, **given: object) -> DepthPairs:
 @pytest.fixture
 def model(tiny_checkpoint: Path) -> MonoCLIP:
     reading = checked_reading({"temperature": 2})
-    return options.load_model(tiny_checkpoint, torch.device("cpu"), "fp32", reading, activation="quickgelu")[1]
+    return options.load_model(options.Setup(tiny_checkpoint, reading, activation="quickgelu"))[1]
 
 
 @pytest.fixture

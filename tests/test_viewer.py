@@ -1,16 +1,17 @@
 """viewer.colour, viewer.outputs and viewer.strip: depth as images, and the strip of an evaluation."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from monoclip import depth_of
+from monoclip import PAPER, depth_of
 from tests.conftest import noise
-from viewer.colour import coloured, entropy_of, sigma_of, to_millimetres
-from viewer.outputs import side_by_side, with_legend, word_maps
+from viewer.colour import colourise, sigma_of, to_millimetres
+from viewer.outputs import DEPTH, Predicted, sheet, word_tiles
 from viewer.strip import Example, colour_range, draw_strip, example_images
 
 
@@ -20,47 +21,47 @@ def test_millimetres_by_hand():
 
 
 def test_colours_follow_the_range():
-    ramp = np.linspace(0.5, 3.5, 300, dtype=np.float32)[None].repeat(3, axis=0)
-    colours = coloured(ramp, 1.0, 3.0)
+    ramp = np.linspace(0.5, 3.5, 301, dtype=np.float32)[None].repeat(3, axis=0)
+    colours = colourise(ramp, 1.0, 3.0)
     luminance = colours[0] @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(luminance) <= 1).all()  # near is bright, monotonically
     assert luminance[0] > 200 > 50 > luminance[-1]
     assert (colours[:, -40:] == colours[0, -1]).all()
-    assert (coloured(np.full((2, 2), 1.5), 1.5, 1.5) == colours[0, 0]).all()
+    assert (colourise(np.full((2, 2), 1.5)) == colours[0, 0]).all()
+    assert (colourise(ramp[:, 50:251]) == colours[:, 50:251]).all()  # its own range, 1 to 3 m
+    assert (colourise(ramp, far=2.0)[0, 150:] == colours[0, -1]).all()
+    with pytest.raises(ValueError, match=r"expected depth \(H, W\) in metres, got \(1, 3, 301\)"):
+        colourise(ramp[None])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (480, 640)])
 def test_the_legend_covers_nothing_and_spans_the_colours(size):
     image = noise(*size)
-    canvas = np.array(with_legend(image, 1.0, 3.0, note="of a toy"))
+    canvas = np.array(sheet([("", image)], (1.0, 3.0), "viridis_r", DEPTH, "of a toy"))
     assert (canvas[: size[0], : size[1]] == image).all()
     below = canvas[size[0] :]
-    height, width, _ = below.shape
-    assert (below[:, [*range(-10, 10)]] == 255).all()
     bar = next(row for row in below if (row != 255).any())
     shown = bar[(bar != 255).any(axis=1)]
-    assert (shown == coloured(np.linspace(1, 3, len(shown))[None], 1, 3)[0]).all()
-    assert len(shown) > 0.9 * width - 10
-    ink = (below[height // 3 :] < 100).all(axis=2)  # the numbers and, in the lower half, the note
-    assert ink[: len(ink) // 2].any()
-    assert ink[len(ink) // 2 :].any()
+    assert (shown[[0, -1]] == colourise(np.array([[1, 3]]))[0]).all()
+    assert (np.diff(shown[:, 1].astype(int)) <= 0).all()
+    assert 0.9 * len(bar) - 10 < len(shown) <= len(bar) - 20
+    ink = (below[len(below) // 3 :] < 100).all(axis=2)  # the numbers and, in the lower half, the note
+    assert [half.any() for half in np.array_split(ink, 2)] == [True, True]
 
 
-def test_side_by_side_or_above_each_other():
-    picture, colours = noise(4, 6), noise(4, 6, 1)
-    both = side_by_side(picture, colours)
-    assert (both[:, :6] == picture).all()
-    assert (both[:, 6:8] == 255).all()
-    assert (both[:, 8:] == colours).all()
-    assert side_by_side(noise(4, 20), noise(4, 20)).shape == (10, 20, 3)
-
-
-def test_word_maps_show_each_word_and_the_entropy():
+def test_words_have_the_picture_each_word_and_the_entropy():
     weights = torch.tensor([[[[1, 0.5]], [[0, 0.5]]]])  # two words, two patches: certain, and torn
-    black, white, half = coloured(np.array([[0, 1, 0.5]]), 0, 1, "magma")[0]
-    row = word_maps(weights, ["near", "far"], (240, 480))[60]  # below the labels: three maps of 240 px
-    assert (row[[14, 14 + 239, 268, 268 + 239, 522, 522 + 239]] == [white, half, black, half, black, white]).all()
-    assert len(word_maps(weights, ["near", "far"], (1, 2000))) < 60
+    black, white, half = colourise(np.array([[0, 1, 0.5]]), 0, 1, "magma")[0]
+    picture = np.full((360, 720, 3), (9, 99, 199), np.uint8)
+    reading = replace(PAPER, depth_classes=("near", "far"), bin_list=(1, 3.5))
+    tiles = word_tiles(Predicted(picture, np.ones((1, 1)), weights, weights), reading)
+    assert [title for title, _ in tiles] == ["picture", "near, 1 m", "far, 3.5 m", "unsure (entropy / ln K)"]
+    assert {tile.shape for _, tile in tiles} == {(120, 240, 3)}
+    ends = [[picture[0, 0]] * 2, [white, half], [black, half], [black, white]]
+    assert [tile[60, [0, -1]].tolist() for _, tile in tiles] == np.array(ends).tolist()
+    drawn = np.array(sheet(tiles, (0, 1), "magma", DEPTH, ""))  # two wide tiles above each other, twice
+    places = [np.argwhere((drawn == colour).all(axis=2)).min(axis=0) for colour in (picture[0, 0], white)]
+    assert places[0][1] == 0 < places[1][1] - 240 < 30
 
 
 def test_examples_are_of_each_scene_a_classroom_first():
@@ -93,13 +94,9 @@ def test_a_strip_shows_every_picture_beside_its_maps(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["strip.png"]
 
 
-def test_sigma_and_entropy_by_hand():
+def test_sigma_by_hand():
     # a patch that answers 5/8 to 1 m and 3/8 to 5 m: depth 2.5 m, 5/8 1.5^2 + 3/8 2.5^2 = 3.75; and one that is sure
     weights = torch.tensor([[5 / 8, 3 / 8], [1.0, 0.0]]).T.view(1, 2, 1, 2)
     bins = torch.tensor([[1.0, 5.0], [2.0, 2.0]])
     sigma = sigma_of(weights, bins, depth_of(weights, bins))
-    assert sigma.shape == (1, 2, 1, 2)
     assert sigma.flatten().tolist() == pytest.approx([math.sqrt(3.75), 0, 0, 0], abs=1e-6)
-    entropy = entropy_of(weights).flatten().tolist()
-    assert entropy == pytest.approx([-(5 / 8 * math.log(5 / 8) + 3 / 8 * math.log(3 / 8)), 0])
-    assert entropy_of(torch.full((1, 7, 1, 1), 1 / 7)).item() == pytest.approx(math.log(7))

@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn, TextIO
 
 from datasets import printable
@@ -23,9 +24,10 @@ def try_to_draw(draw: Callable[[], object]) -> None:
         print(f"warning: not all is drawn: {type(error).__name__}: {printable(str(error))}", file=sys.stderr)
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
+class _Help(argparse.HelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        shown = " ".join(action.default) if isinstance(action.default, list) else action.default
+        return action.help if shown in (None, False, argparse.SUPPRESS) else f"{action.help} (default: {shown})"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,11 +44,7 @@ def new_parser(description: str, prog: str | None = None) -> argparse.ArgumentPa
 class ForgivingStream:
     """A text stream whose reader may go away, as `| head` does: from then on, what is written is dropped.
 
-    Args:
-        stream: standard output or error; None, where it is closed, takes everything and keeps nothing. What its
-            encoding lacks, such as a name that is not UTF-8, is written with backslashes.
-        needed: whether `write` and `flush` raise OSError where another reason, such as a full disk, keeps the text
-            from being written.
+    None, as of a closed stream, keeps nothing. Any other error, such as a full disk, is raised if `needed`.
     """
 
     def __init__(self, stream: TextIO | None, needed: bool) -> None:
@@ -54,22 +52,14 @@ class ForgivingStream:
         if isinstance(self.stream, io.TextIOWrapper):
             self.stream.reconfigure(errors="backslashreplace")
 
-    def write(self, text: str) -> int:
-        """Writes the text."""
-        self._tried(lambda: self.stream.write(text))
-        return len(text)
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._try, name) if name in ("write", "flush") else getattr(self.stream, name)
 
-    def flush(self) -> None:
-        """Flushes the stream."""
-        self._tried(self.stream.flush)
-
-    def _tried(self, action: Callable[[], Any]) -> None:
+    def _try(self, name: str, *text: str) -> int:
         try:
-            action()
+            getattr(self.stream, name)(*text)
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # what is left in its buffer goes there
             if self.needed and not isinstance(error, BrokenPipeError):
                 raise OSError(error.errno, error.strerror, "standard output") from error
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
+        return sum(map(len, text))
