@@ -6,10 +6,10 @@ over NYU Depth V2, official test split, 654 images. Metrics are in the order of 
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets.presets import PRESETS
 from monoclip import PAPER, Reading
@@ -56,26 +56,16 @@ def label_of(protocol: str) -> str:
     return protocol if "," in protocol else ""
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     """One published row."""
 
     table: str  # that it stands in
     name: str  # as the table calls it
-    metrics: tuple[float | None, ...]  # in the order of `COLUMNS`, None where none is published
+    metrics: Mapping[str, float | None]  # by column, None where none is published
     reading: Reading | None  # what makes the row here; None for other methods and random depth
     scene: str | None  # the images of one scene only
     note: str  # supervision, or where the row comes from
     protocol: str  # the name of its `Protocol`, or that it is not said
-
-    @property
-    def by_protocol(self) -> str:
-        """Its name, and its protocol where a data set has several."""
-        return named_by(self.name, label_of(self.protocol))
-
-    def by_column(self) -> dict[str, float | None]:
-        """Metric -> value."""
-        return dict(zip(COLUMNS, self.metrics, strict=True))
 
 
 PROMPTS_BY_NAME = {
@@ -107,7 +97,7 @@ def published_rows() -> tuple[Published, ...]:
     rows = []
     with Path(__file__).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            metrics = tuple(float(row[column]) if row[column] else None for column in COLUMNS)
+            metrics = {column: float(row[column]) if row[column] else None for column in COLUMNS}
             reading, scene = READINGS.get(row["reading"]), row["scene"] or None
             rows.append(Published(row["table"], row["name"], metrics, reading, scene, row["note"], row["protocol"]))
     return tuple(rows)
@@ -118,9 +108,9 @@ def published_over(protocol: str) -> list[Published]:
     return [row for row in published_rows() if row.protocol.partition(",")[0] == protocol.partition(",")[0]]
 
 
-def beside(protocol: str) -> dict[str, dict[str, Any]]:
+def beside(protocol: str) -> dict[str, Mapping[str, float | None]]:
     """What stands beside a run over a whole split: of NYU the paper's row, else all rows, name -> metric -> value."""
     rows = published_over(protocol)
     if protocol == "NYU":
-        return {PAPER_ROW: next(row.by_column() for row in rows if row.name == "DepthCLIP")}
-    return {row.by_protocol: row.by_column() for row in rows}
+        return {PAPER_ROW: next(row.metrics for row in rows if row.name == "DepthCLIP")}
+    return {named_by(row.name, label_of(row.protocol)): row.metrics for row in rows}

@@ -148,7 +148,7 @@ def readout_notes(model: MonoCLIP) -> list[str]:
 
 def short_caption(title: str, warnings: Sequence[str]) -> str:
     """The same in a line: over which data set, and whether a toy made it."""
-    return f"Over {title}" + "; a toy CLIP: no evidence about the real one" * (TOY in warnings)
+    return f"Over {title}" + "; a toy CLIP: no evidence about the real one" * any(TOY in note for note in warnings)
 
 
 def caption(title: str, warnings: Sequence[str]) -> str:
