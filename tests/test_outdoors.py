@@ -16,7 +16,7 @@ from PIL import Image
 
 import eval as evaluation
 import predict
-from calculate_error import KITTI_BTS, KITTI_METRICS, MIN_DEPTH, NYU_METRICS, Protocol
+from calculate_error import KITTI_METRICS, MIN_DEPTH, NYU_METRICS, Protocol
 from datasets import kitti
 from datasets.kitti import split_frames
 from experiments import __main__ as experiments
@@ -39,11 +39,9 @@ from tests.conftest import (
 
 DRAWINGS = ("qualitative.png", "ladder.png", "question.png", "certainty.png")
 REPORTED = {"results.json", "per_image.csv", "tables.md"}
-GRID, SEEN = (11, 38), (352, 1216)
 SHARED = ("image", "scene", "index", "protocol", "valid_pixels", "dropped_pixels")
 LOG_SOFT = ("--preset", "log", "--temperature", 2)  # so that a tiny CLIP's depth is not one bin
 OWN = ("--depth_scale", 256, "--max_depth", 80, *LOG_SOFT)
-UNITS = kitti.DEPTH_FORM.units_per_metre
 
 
 def chosen_frames() -> list[tuple]:
@@ -150,12 +148,19 @@ def test_files_rows_tables_and_page_are_those_of_kitti(whole):
     lines = [(line["scene"], line["cluster"], int(line["index"])) for line in whole.lines("bts")]
     assert len(lines) == 12 * len(results["rows"])
     assert set(lines) == {(drive, drive, number) for drive, number, *_ in chosen_frames()}
+    assert {line["reading"] for line in whole.lines("bts") if line["group"] == "outdoors"} == set(OUTDOORS)
     text, content = (folder / "tables.md").read_text(), page_of(folder)
     assert not any(title in text for title in (KITTI_ROWS, PROMPTS, "size words"))  # which are over the whole split
     assert (content["limits"], content["drops_tiny"], content["scale"][1]) == ([MIN_DEPTH, 80], False, 80)
     assert list(content["presets"]) == ["run", "paper", "auty", "log", "colour"]
     assert {word for preset in content["presets"].values() for word in preset["depth_classes"]} <= {*content["phrases"]}
-    assert {(*card["size"], *card["grid"]) for card in content["images"]} == {(*SEEN, *GRID)}
+    assert {(*card["size"], *card["grid"]) for card in content["images"]} == {(352, 1216, 11, 38)}
+    (store,) = whole.store.iterdir()  # of both protocols, as the window is the same
+    assert len(list(store.glob("*.npz"))) == 12
+    flags = ("--list_file", whole.folder / "list.txt", "--preset", "auty", "--no_paper", "--limit", 2)
+    assert (whole("KITTI", "again", *flags), whole.encoded) == (0, 0)
+    assert (whole("NYU", "nyu", "--no_paper"), whole.encoded) == (0, 1)
+    assert len(list(whole.store.iterdir())) == 2
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -171,23 +176,12 @@ def test_the_whole_split_stands_beside_published_rows_of_its_protocol_only(comma
     assert ("| difference |" in table) == (name == "adabins")
 
 
-def test_both_protocols_share_a_store_and_nyu_has_another(whole):
-    (store,) = whole.store.iterdir()
-    assert len(list(store.glob("*.npz"))) == 12
-    flags = ("--list_file", whole.folder / "list.txt", "--preset", "auty", "--no_paper", "--limit", 2)
-    assert (whole("KITTI", "again", *flags), whole.encoded) == (0, 0)
-    assert list(whole.store.iterdir()) == [store]
-    assert (whole("NYU", "nyu", "--no_paper"), whole.encoded) == (0, 1)
-    assert len(list(whole.store.iterdir())) == 2
-
-
 def test_read_outs_of_one_backbone_on_kitti(command):
     weights = command.folder / "resnet.pt"
     torch.save(random_clip(replace(TINY, image_resolution=224), seed=1).state_dict(), weights)
     words = ("--depth_classes", "near", "far", "unseen", "--bin_list", 5, 20, 60)
     listed = ("--list_file", command.folder / "list.txt", "--limit", 3, "--store", command.folder / "other store")
-    flags = ("--clip_path", weights, *words, *listed)
-    assert command("KITTI", "readouts", *flags, main=readouts.main) == 0
+    assert command("KITTI", "readouts", "--clip_path", weights, *words, *listed, main=readouts.main) == 0
     results = command.json("readouts", "readouts.json")
     settings = [row for row in results["readouts"] if row["temperature"]]  # the others are linear probes
     assert (results["clustered_by"], len(settings)) == ("drives", 4 * 2 * 2)
@@ -196,19 +190,14 @@ def test_read_outs_of_one_backbone_on_kitti(command):
 # ---- one's own pairs
 
 
-def test_own_pairs_of_two_odd_sizes(command):
-    store = ("--store", command.folder / "store of own")
-    assert (command("rgbd", "own", *OWN, "--figures", "--html", *store), command.encoded) == (0, 2)
+def test_own_pairs_of_two_odd_sizes_and_the_room_for_their_features(command, monkeypatch, capsys):
+    store = command.folder / "store of own"
+    assert (command("rgbd", "own", *OWN, "--figures", "--html", "--store", store), command.encoded) == (0, 2)
     ours = command.results_as_of_eval("rgbd", "own", *OWN)
     assert (ours["clustered_by"].partition(",")[0], ours["published"]) == ("images", {})
     assert ours["rows"]["uniform weights"]["metrics"]["spearman"] is None
     assert [card["size"] for card in page_of(command.folder / "own")["images"]] == [[131, 173], [97, 131]]
-
-
-def test_the_room_for_features_is_of_every_pairs_own_size(command, monkeypatch, capsys):
-    assert command("rgbd", "roomy", *OWN, "--no_paper", "--store", command.folder / "roomy") == 0
-    files = map(np.load, (command.folder / "roomy").glob("*/*.npz"))
-    needed = sum(file[part].nbytes for file in files for part in ("patches", "cls"))
+    needed = sum(file[part].nbytes for file in map(np.load, store.glob("*/*.npz")) for part in ("patches", "cls"))
     usage = namedtuple("usage", "total used free")
     for free, code in ((needed - 1, 1), (needed, 0)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage(10**9, 10**9, free))
@@ -244,18 +233,10 @@ def test_predict_passes_by_depth_maps(command, tmp_path):
 # ---- depth as a histogram, beyond 10 m
 
 
-def test_a_histogram_has_all_depths_that_kittis_files_can_hold():
-    gt = torch.from_numpy(sparse_depth(SIZES[2], 5).astype(np.float32) / 256)
-    depth = gt[KITTI_BTS.window(*gt.shape)][KITTI_BTS.counted(gt)]
-    every, shares = score.depths_of(KITTI_BTS, UNITS), histogram(depth, KITTI_BTS, UNITS)
-    assert (len(every), every[0].item(), every[-1].item()) == (80 * 256, 0, 80 - 1 / 256)
-    found = every.numpy()[shares > 0], np.rint(shares[shares > 0] * len(depth))
-    np.testing.assert_array_equal(found, np.unique(depth.numpy(), return_counts=True))
-    np.testing.assert_allclose(score.sweep_of(KITTI_BTS), np.arange(2000) * 0.04 + 0.0011, atol=1e-9)
-
-
-@pytest.mark.parametrize(("scale", "farthest", "units"), [(100, 5.5504, 555), (1, 10.4, 10)])
-def test_the_deepest_that_counts_is_in_the_histogram(scale, farthest, units):
-    protocol = Protocol("own pairs", NYU_METRICS, farthest)
-    shares = histogram(torch.tensor([units / scale]), protocol, scale)
-    assert (len(shares), shares[units]) == (len(score.depths_of(protocol, scale)), 1)
+@pytest.mark.parametrize(("units", "scale", "cap"), [(80 * 256 - 1, 256, 80), (555, 100, 5.5504), (10, 1, 10.4)])
+def test_the_deepest_that_counts_is_in_the_histogram(units, scale, cap):
+    protocol = Protocol("own pairs", NYU_METRICS, cap)
+    shares = histogram(torch.tensor([units, units, 3, 1]) / scale, protocol, scale)
+    assert np.flatnonzero(shares).tolist() == [1, 3, units]
+    assert (len(shares), shares[units]) == (len(score.depths_of(protocol, scale)), 0.5)
+    assert score.depths_of(protocol, scale)[units].item() == pytest.approx(units / scale)
