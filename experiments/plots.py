@@ -14,9 +14,9 @@ from matplotlib.patches import Rectangle
 from datasets import printable
 from experiments.published import BIN_RESPONSE, BIN_RESPONSE_DEPTHS, RUNGS, THIS_RUN
 from experiments.score import pooled
-from experiments.statistics import HIGHER, PRIMARY, Case, Contrast, Interval, Results
+from experiments.statistics import HIGHER, PRIMARY, Case, Contrast, Interval, Means, Results
 from experiments.tables import QUESTION, Report, cell_of
-from viewer.strip import Example, new_figure, save_figure, shortened
+from viewer.strip import Example, new_figure, save_figure
 
 OWN, OTHER, NO_WORDS = "tab:orange", "tab:blue", "tab:gray"
 
@@ -26,13 +26,11 @@ def draw_response(path: Path, example: Example, weights: np.ndarray, caption: st
     words, bins, grid = BIN_RESPONSE.depth_classes, np.array(BIN_RESPONSE.bin_list), weights.shape[1:]
     height, width = (side / n for side, n in zip(example.truth.shape, grid, strict=True))  # of a patch, px
     patches = near_and_far(example.truth, grid)
-    answers = [f"the {which} patch '{words[weights[:, row, column].argmax()]}'" for which, row, column, _ in patches]
-    figure = new_figure(
-        f"Which word fits? To {' and to '.join(answers) or 'no patch, as none is measured'}", caption, 3.6
-    )
+    answers = [f"'{words[weights[:, row, column].argmax()]}' the {which} one" for which, row, column, _ in patches]
+    figure = new_figure(f"Which word fits a patch? {', '.join(answers) or 'None is measured'}", caption, 3.6)
     axes = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
     axes[0].imshow(example.pixels)
-    axes[0].set_title(shortened(example.name, 40), parse_math=False)
+    axes[0].set_title(example.name[-40:], parse_math=False)
     said = "prompt 3, class-dependent bins 1,\nwithout the mirror image;\ndepth: sum of weights x metres"
     axes[0].set(xticks=[], yticks=[], xlabel=said)
     for axis, (which, row, column, true), paper in zip(axes[1:], patches, reversed(BIN_RESPONSE_DEPTHS), strict=False):
@@ -88,27 +86,27 @@ def draw_question(path: Path, report: Report, caption: str) -> None:
 
 
 def draw_patches(axis: Axes, report: Report) -> None:
-    """True and predicted depth of all patches, and whose patches are nearer than any bin, which no answer reaches."""
+    """True and predicted depth of all patches, those of the picture with the largest abs_rel in orange."""
+    results, bins = report.results, report.rows.settings[0].reading.bin_list
     predicted, true = np.concatenate(report.findings.patches, axis=1)
-    nearest, farthest = (f(report.rows.settings[0].reading.bin_list) for f in (min, max))
     span = (0.0, float(np.ceil(max([1, *predicted, *true]))))
     axis.hist2d(true, predicted, bins=60, range=[span, span], cmap="viridis_r", cmin=1)
+    worst = int(results.metrics[THIS_RUN][:, results.columns.index("abs_rel")].argmax())
+    axis.plot(*report.findings.patches[worst][::-1], ".", color=OWN, markersize=2)
     axis.plot(span, span, color="tab:red", linestyle="--", linewidth=1)
-    axis.hlines((nearest, farthest), *span, color="black", linestyle=":", linewidth=1)
-    axis.text(span[1], nearest, "nearest bin ", ha="right", va="top")
-    nearer = [int((depth < nearest).sum()) for _, depth in report.findings.patches]
-    legend = "true depth of a patch [m]\nred: predicted = true"
-    if most := max(nearer):
-        name = printable(shortened(report.results.images.names[nearer.index(most)], 26))
-        legend += f"\nleft, nearer than any bin:\n{sum(nearer)} patches, {most} of them of\n{name}"
+    axis.hlines((min(bins), max(bins)), *span, color="black", linestyle=":", linewidth=1)
+    axis.text(span[1], min(bins), "nearest bin ", ha="right", va="top")
     axis.set(aspect="equal", ylabel="predicted depth [m]", title="every patch (dark: many)")
-    axis.set_xlabel(legend, parse_math=False)
+    legend = "true depth of a patch [m]\nred: predicted = true\norange: the picture that is worst,\n"
+    axis.set_xlabel(legend + printable(results.images.names[worst])[-26:], parse_math=False)
 
 
 def draw_certainty(path: Path, curve: np.ndarray, gain: Contrast, caption: str) -> None:
     """Mean abs_rel of the most certain share of patches, (SHARES,), and a random order; `gain` is the area between."""
     low, high = gain.interval_95 or (-1, 1)
-    answer = "Yes, certain patches are better" if low > 0 else "No, they are worse" if high < 0 else "Cannot tell"
+    answer = (
+        "Yes, certain patches are better" if low > 0 else "No, certain patches are worse" if high < 0 else "Cannot tell"
+    )
     figure = new_figure(f"Does CLIP know when it is wrong? {answer}", caption, 4)
     axis, shares = figure.subplots(), 100 * np.arange(1, len(curve) + 1) / len(curve)
     value = f"{cell_of(gain.difference)} {cell_of(gain.interval_95)}"
@@ -129,14 +127,11 @@ def draw_readouts(path: Path, cases: Mapping[Case, Sequence[Contrast]], caption:
     for readout in dict.fromkeys(case.readout for case in cases):
         labels += ["", f"{readout}:"]
         for case in (case for case in cases if case.readout == readout):
-            kind = (OTHER, "o", "words, by backbone, image statistics, temperature")
-            if case.temperature is None or case.released:
-                kind = (
-                    (OWN, "D", "the released setting") if case.released else (NO_WORDS, "o", "linear probe, no words")
-                )
+            kind = OTHER, "o", "words, by backbone, image statistics, temperature"
+            kind = (NO_WORDS, "o", "linear probe, no words") if case.temperature is None else kind
+            kind = (OWN, "D", "the released setting") if case.released else kind
             kinds.setdefault(kind, []).append((len(labels), cases[case][0]))
-            how = "linear probe" if case.temperature is None else f"{case.temperature:g}"
-            labels.append(f"{shortened(case.backbone, 40)}, {case.statistics}, {how}")
+            labels.append(f"{case.backbone[-40:]}, {case.statistics}, {case.name.rpartition(', ')[2]}")
     title = "Which patch features see depth? Those right of the line do better than a constant"
     figure = new_figure(title, caption, 1.3 + 0.2 * len(labels))
     axis = figure.subplots()
@@ -160,12 +155,10 @@ def whiskers(means: Sequence[float], intervals: Sequence[Interval]) -> np.ndarra
     return np.abs(np.array([interval or (np.nan, np.nan) for interval in intervals]).T - means)
 
 
-def draw_ladder(
-    path: Path, results: Results, caption: str, published: Mapping[str, float | None] | None = None
-) -> None:
-    """The rungs as bars of delta1 and abs_rel with intervals, this run in orange; a dashed line is `published`."""
+def draw_ladder(path: Path, results: Results, caption: str, theirs: Means | None = None) -> None:
+    """The rungs as bars of delta1 and abs_rel with intervals, this run in orange; a dashed line is `theirs`."""
     rungs = [row for row in RUNGS if row in results.metrics]
-    line = "; dashed: published" if published else ""
+    line = "; dashed: published" if theirs else ""
     title = f"How far does language get? Orange: this run{line}; whiskers: 95 % intervals"
     figure = new_figure(title, caption, 1.3 + 0.36 * len(rungs))
     colours = [OWN if row == THIS_RUN else OTHER for row in rungs]
@@ -174,8 +167,8 @@ def draw_ladder(
         reach = whiskers(means, [results.intervals(row)[0][metric] for row in rungs])
         bars = axis.barh(rungs, means, xerr=reach, capsize=4, color=colours, height=0.7, alpha=0.85)
         axis.bar_label(bars, fmt="%.3f", padding=4)
-        if published:
-            axis.axvline(published[metric], color="black", linestyle="--", linewidth=1)
+        if theirs:
+            axis.axvline(theirs[metric], color="black", linestyle="--", linewidth=1)
         axis.set_title(f"{metric}, {'higher' if metric in HIGHER else 'lower'} is better")
         axis.grid(axis="x", alpha=0.3)
         axis.set(xlim=(0, 1.15 * axis.get_xlim()[1]), ylim=(len(rungs) - 0.4, -0.6))  # room for the last value

@@ -39,7 +39,7 @@ from experiments.published import UNIFORM
 from experiments.score import Rows, Scorer, Setting, SettingsReader, mean_permuted
 from experiments.settings import assignments
 from experiments.statistics import PRIMARY, Case, Contrast, Images, Results, folds_of
-from experiments.tables import EXPLORATORY, Table, cell_of, paragraph, primary_contrasts
+from experiments.tables import EXPLORATORY, P_NOTE, Table, cell_of, paragraph, primary_contrasts
 from monoclip import PAPER, MonoCLIP, Reading, zeroshot_classifier
 from viewer import notes, terminal
 
@@ -124,9 +124,8 @@ def score_cases(
 def readout_table(results: Results, contrasts: Mapping[Case, Sequence[Contrast]], bins: tuple[float, ...]) -> Table:
     """A line for each case, with its differences to uniform weights, and for these."""
     (orders, complete), count = assignments(bins), sum(case.temperature is not None for case in contrasts)
-    caption = f"{MEANING} {results.interval_note} p: (1 + k) / (1 + n), k of {'all' if complete else 'the random'} "
-    caption += f"n = {len(orders) - 1:,} other assignments of the bins to the words are as good; of {count} rows, some "
-    caption += "are good by chance. "
+    caption = f"{MEANING} {results.interval_note} {P_NOTE.format('all' if complete else 'the random', len(orders) - 1)}"
+    caption += f"; of {count} rows, some are good by chance. "
     if count == len(contrasts):
         caption += "No linear probe: there are no other clusters with measured patches to fit on. "
     table = Table("Read-outs and backbones", caption + EXPLORATORY, COLUMNS)

@@ -28,6 +28,7 @@ OURS, THEIRS, DIFFERENCE = "ours", "published", "difference"
 CLOSE, REPRODUCED = 0.005, "within .005"  # of all metrics of a row, with the paper's weights and images
 EXPLORATORY, SMALL_P = "Exploratory, unadjusted.", 0.05
 QUESTION, LADDER = "Does language see depth here?", "How far does language get?"
+P_NOTE = "p: (1 + k) / (1 + n), k of {} n = {:,} other assignments of the bins to the words are as good"
 BESIDE = f"Beside each metric: minus {THIS_RUN}, image by image, with its 95 % interval."
 NOTES = {
     published.TABLE_1: "Lower Bound: the paper's is random within 0-10 m in each pixel, for which its rmse 2.934 is "
@@ -165,19 +166,16 @@ def question_table(report: Report) -> Table:
     """The primary contrast, what it must be read with, and where this run is among the assignments of its bins."""
     permuted, depth = report.findings.permuted, report.rows.constants[UNIFORM]
     caption = f"{report.verdict.capitalize()}. Primary contrast: {THIS_RUN} minus {UNIFORM}, the mean {depth:.3f} m of "
-    caption += f"its bins, image by image. {NOTES[QUESTION]} {report.results.interval_note} p: "
+    caption += f"its bins, image by image. {NOTES[QUESTION]} {report.results.interval_note} "
     table = Table(QUESTION, caption, ("difference", "95 % interval", "wins", "dz", "p"))
     for c in (*report.primary, *report.exploratory):
         cells = (cell_of(c.difference), cell_of(c.interval_95), f"{c.wins} of {c.images}", cell_of(c.dz, "+.2f"), "-")
         table.lines.append((f"{c.row} minus {c.minus}", c.metric, *cells))
     if permuted is None:
-        table.caption += f"{report.no_p}."
+        table.caption += f"p: {report.no_p}."
         return table
     n, which = len(permuted) - 1, "all" if report.complete else "the random"
-    table.caption += (
-        f"(1 + k) / (1 + n), k of {which} n = {n:,} other assignments of the bins to the words are as good, "
-    )
-    table.caption += "over patches with the mean of each one's ground truth."
+    table.caption += f"{P_NOTE.format(which, n)}, over patches with the mean of each one's ground truth."
     for contrast, less in zip(report.primary, permuted[0] - permuted[1:].mean(axis=0), strict=True):
         name = f"{THIS_RUN} minus the mean of {n:,} other assignments, over patches"
         table.lines.append((name, contrast.metric, cell_of(less), "-", "-", "-", cell_of(contrast.p, ".4f")))

@@ -65,7 +65,7 @@ def draw_strip(path: Path, examples: Sequence[Example], caption: str) -> None:
     for row, example in zip(axes, examples, strict=True):
         truth = np.ma.masked_less_equal(example.truth, 0)
         row[0].imshow(example.pixels)
-        row[0].set_xlabel(shortened(example.name, 28), parse_math=False)
+        row[0].set_xlabel(example.name[-28:], parse_math=False)
         for axis, depth in zip(row[1:], (truth, example.depth), strict=False):
             depths = axis.imshow(depth, cmap=COLOUR_MAP, vmin=near, vmax=far, interpolation="nearest")
         limits = {"vmin": -LARGEST_ERROR, "vmax": LARGEST_ERROR}
@@ -79,11 +79,6 @@ def draw_strip(path: Path, examples: Sequence[Example], caption: str) -> None:
     colours = figure.colorbar(errors, ax=axes[:, 3], label="blue: too near, red: too far", **bar | {"aspect": 20})
     colours.set_ticks([-LARGEST_ERROR, 0, LARGEST_ERROR], labels=["-50 %", "0", "+50 %"])
     save_figure(figure, path)
-
-
-def shortened(name: str, letters: int) -> str:
-    """A name with its end, cut to so many letters."""
-    return name if len(name) <= letters else f"...{name[3 - letters :]}"
 
 
 def save_figure(figure: Any, path: Path) -> None:
