@@ -38,7 +38,7 @@ from datasets import text_of
 from datasets.pictures import resized
 from datasets.readings import checked_reading
 from download import new_results, write_json, write_text
-from experiments import published, tables
+from experiments import plots, published, tables
 from experiments.features import FeatureStore, fill_store
 from experiments.ladder import Ladder
 from experiments.score import Scorer, SettingsReader, mean_permuted, swept_constants
@@ -121,8 +121,6 @@ def features_of(store: FeatureStore, item: int) -> Tensor:
 @torch.inference_mode()
 def draw(output: Path, report: Report, store: FeatureStore, text: Tensor) -> None:
     """Write the PNGs; `text` are text features (D, K) of the words of `published.BIN_RESPONSE`, drawn of NYU only."""
-    from experiments import plots  # imports matplotlib, which takes a second
-
     strip, response, rungs, question, certainty = (output / name for name in PNG_FILES)
     examples, dataset = [], store.dataset
     caption = notes.short_caption(dataset.title, report.warnings)

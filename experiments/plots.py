@@ -1,22 +1,18 @@
-"""Step 3 of the experiments, as drawings: the question, the ladder, certainty, read-outs, the paper's bin response.
-
-Imported only by a run that draws: matplotlib takes a second.
-"""
+"""Step 3 of the experiments, as drawings: the question, the ladder, certainty, read-outs, the paper's bin response."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 
 from datasets import printable
 from experiments.published import BIN_RESPONSE, BIN_RESPONSE_DEPTHS, RUNGS, THIS_RUN
 from experiments.score import pooled
 from experiments.statistics import HIGHER, PRIMARY, Case, Contrast, Interval, Means, Results
 from experiments.tables import QUESTION, Report, cell_of
-from viewer.strip import Example, new_figure, save_figure
+from viewer.strip import Example, drawing
 
 OWN, OTHER, NO_WORDS = "tab:orange", "tab:blue", "tab:gray"
 
@@ -27,24 +23,30 @@ def draw_response(path: Path, example: Example, weights: np.ndarray, caption: st
     height, width = (side / n for side, n in zip(example.truth.shape, grid, strict=True))  # of a patch, px
     patches = near_and_far(example.truth, grid)
     answers = [f"'{words[weights[:, row, column].argmax()]}' the {which} one" for which, row, column, _ in patches]
-    figure = new_figure(f"Which word fits a patch? {', '.join(answers) or 'None is measured'}", caption, 3.6)
-    axes = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
-    axes[0].imshow(example.pixels)
-    axes[0].set_title(example.name[-40:], parse_math=False)
-    said = "prompt 3, class-dependent bins 1,\nwithout the mirror image;\ndepth: sum of weights x metres"
-    axes[0].set(xticks=[], yticks=[], xlabel=said)
-    for axis, (which, row, column, true), paper in zip(axes[1:], patches, reversed(BIN_RESPONSE_DEPTHS), strict=False):
-        colour, corner = OWN if which == "near" else OTHER, (column * width, row * height)
-        axes[0].add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=3))
-        shares = weights[:, row, column]
-        axis.bar_label(axis.barh(range(len(bins)), shares, color=colour), fmt="%.2f", padding=3)
-        axis.set(xlim=(0, 1.25), xticks=(0, 0.5, 1), yticks=[], ylim=(len(bins) - 0.5, -0.5), xlabel="softmax weight")
-        lines = f"depth {shares @ bins:.3f} m, true {true:.3f} m\npaper {paper[0]} m, true {paper[1]} m"
-        axis.set_title(f"{which} patch, {colour[4:]}\n{lines}")
-    axes[1].set_yticks(range(len(bins)), [f"{word}, {depth:.2f} m" for word, depth in zip(words, bins, strict=True)])
-    for axis in axes[1 + len(patches) :]:
-        axis.set_axis_off()
-    save_figure(figure, path)
+    with drawing(path, f"Which word fits a patch? {', '.join(answers) or 'None is measured'}", caption, 3.6) as figure:
+        axes = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
+        axes[0].imshow(example.pixels)
+        axes[0].set_title(example.name[-40:], parse_math=False)
+        said = "prompt 3, class-dependent bins 1,\nwithout the mirror image;\ndepth: sum of weights x metres"
+        axes[0].set(xticks=[], yticks=[], xlabel=said)
+        for axis, (which, row, column, true), paper in zip(
+            axes[1:], patches, reversed(BIN_RESPONSE_DEPTHS), strict=False
+        ):
+            colour = OWN if which == "near" else OTHER
+            x, y = width * (column + np.array([0, 1, 1, 0, 0])), height * (row + np.array([0, 0, 1, 1, 0]))
+            axes[0].plot(x, y, color=colour, linewidth=3)
+            shares = weights[:, row, column]
+            axis.bar_label(axis.barh(range(len(bins)), shares, color=colour), fmt="%.2f", padding=3)
+            axis.set(
+                xlim=(0, 1.25), xticks=(0, 0.5, 1), yticks=[], ylim=(len(bins) - 0.5, -0.5), xlabel="softmax weight"
+            )
+            lines = f"depth {shares @ bins:.3f} m, true {true:.3f} m\npaper {paper[0]} m, true {paper[1]} m"
+            axis.set_title(f"{which} patch, {colour[4:]}\n{lines}")
+        axes[1].set_yticks(
+            range(len(bins)), [f"{word}, {depth:.2f} m" for word, depth in zip(words, bins, strict=True)]
+        )
+        for axis in axes[1 + len(patches) :]:
+            axis.set_axis_off()
 
 
 def near_and_far(truth: np.ndarray, grid: Sequence[int]) -> list[tuple[str, int, int, float]]:
@@ -60,32 +62,31 @@ def near_and_far(truth: np.ndarray, grid: Sequence[int]) -> list[tuple[str, int,
 def draw_question(path: Path, report: Report, caption: str) -> None:
     """The primary contrasts, image by image; all assignments of bins to words; true and predicted depth of patches."""
     permuted = report.findings.permuted
-    figure = new_figure(f"{QUESTION} {report.verdict.capitalize()}", caption, 5.2)
-    columns = ["differences", "assignments"] if permuted is not None else ["differences"]
-    names = [[*(f"{column} {row}" for column in columns), "patches"] for row in range(len(PRIMARY))]
-    axes: dict[str, Axes] = figure.subplot_mosaic(names)  # type: ignore[arg-type]
-    for row, contrast in enumerate(report.primary):
-        axis, metric = axes[f"differences {row}"], contrast.metric
-        differences = np.sort(report.results.paired(contrast.row, contrast.minus, metric))
-        axis.bar(range(len(differences)), differences, width=0.8 if len(differences) < 100 else 1, color=OTHER)
-        axis.axhline(0, color="black", linewidth=1)
-        axis.axhline(differences.mean(), color=OWN, linewidth=2)
-        if contrast.interval_95:
-            axis.axhspan(*contrast.interval_95, color=OWN, alpha=0.25, linewidth=0)
-        axis.set(title=f"mean {cell_of(contrast.difference)} {cell_of(contrast.interval_95)}", xticks=[])
-        better = "above" if metric in HIGHER else "below"
-        axis.set(xlabel=f"images, sorted; {better} 0 is better", ylabel=f"{metric} minus uniform weights")
-        if permuted is not None:
-            axis, own = axes[f"assignments {row}"], permuted[0, row]
-            axis.hist(permuted[1:, row], bins=60, color=NO_WORDS)
-            axis.axvline(own, color=OWN, linewidth=2)
-            axis.set(title=f"this run {own:.3f}, p = {contrast.p:.4f}", xlabel=f"{metric}, over patches")
-            axis.set_ylabel(f"of {len(permuted) - 1:,} other assignments")
-    draw_patches(axes["patches"], report)
-    save_figure(figure, path)
+    with drawing(path, f"{QUESTION} {report.verdict.capitalize()}", caption, 5.2) as figure:
+        columns = ["differences", "assignments"] if permuted is not None else ["differences"]
+        names = [[*(f"{column} {row}" for column in columns), "patches"] for row in range(len(PRIMARY))]
+        axes = figure.subplot_mosaic(names)
+        for row, contrast in enumerate(report.primary):
+            axis, metric = axes[f"differences {row}"], contrast.metric
+            differences = np.sort(report.results.paired(contrast.row, contrast.minus, metric))
+            axis.bar(range(len(differences)), differences, width=0.8 if len(differences) < 100 else 1, color=OTHER)
+            axis.axhline(0, color="black", linewidth=1)
+            axis.axhline(differences.mean(), color=OWN, linewidth=2)
+            if contrast.interval_95:
+                axis.axhspan(*contrast.interval_95, color=OWN, alpha=0.25, linewidth=0)
+            axis.set(title=f"mean {cell_of(contrast.difference)} {cell_of(contrast.interval_95)}", xticks=[])
+            better = "above" if metric in HIGHER else "below"
+            axis.set(xlabel=f"images, sorted; {better} 0 is better", ylabel=f"{metric} minus uniform weights")
+            if permuted is not None:
+                axis, own = axes[f"assignments {row}"], permuted[0, row]
+                axis.hist(permuted[1:, row], bins=60, color=NO_WORDS)
+                axis.axvline(own, color=OWN, linewidth=2)
+                axis.set(title=f"this run {own:.3f}, p = {contrast.p:.4f}", xlabel=f"{metric}, over patches")
+                axis.set_ylabel(f"of {len(permuted) - 1:,} other assignments")
+        draw_patches(axes["patches"], report)
 
 
-def draw_patches(axis: Axes, report: Report) -> None:
+def draw_patches(axis: Any, report: Report) -> None:
     """True and predicted depth of all patches, those of the picture with the largest abs_rel in orange."""
     results, bins = report.results, report.rows.settings[0].reading.bin_list
     predicted, true = np.concatenate(report.findings.patches, axis=1)
@@ -107,17 +108,16 @@ def draw_certainty(path: Path, curve: np.ndarray, gain: Contrast, caption: str) 
     answer = (
         "Yes, certain patches are better" if low > 0 else "No, certain patches are worse" if high < 0 else "Cannot tell"
     )
-    figure = new_figure(f"Does CLIP know when it is wrong? {answer}", caption, 4)
-    axis, shares = figure.subplots(), 100 * np.arange(1, len(curve) + 1) / len(curve)
-    value = f"{cell_of(gain.difference)} {cell_of(gain.interval_95)}"
-    area = f"aurg, the mean height of this area, above 0 if it knows: {value}"
-    axis.fill_between(shares, curve, curve[-1], color=OWN, alpha=0.25, linewidth=0, label=area)
-    axis.plot(shares, curve, color=OWN, label="most certain patches first: least spread of depth over the words")
-    axis.axhline(curve[-1], color="tab:red", linestyle="--", linewidth=1, label="patches in a random order")
-    axis.set(xlabel="share of each image's patches [%]", ylabel="mean abs_rel, lower is better")
-    axis.set(xlim=(0, 100), ylim=(0, 1.1 * curve.max()))
-    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
-    save_figure(figure, path)
+    with drawing(path, f"Does CLIP know when it is wrong? {answer}", caption, 4) as figure:
+        axis, shares = figure.subplots(), 100 * np.arange(1, len(curve) + 1) / len(curve)
+        value = f"{cell_of(gain.difference)} {cell_of(gain.interval_95)}"
+        area = f"aurg, the mean height of this area, above 0 if it knows: {value}"
+        axis.fill_between(shares, curve, curve[-1], color=OWN, alpha=0.25, linewidth=0, label=area)
+        axis.plot(shares, curve, color=OWN, label="most certain patches first: least spread of depth over the words")
+        axis.axhline(curve[-1], color="tab:red", linestyle="--", linewidth=1, label="patches in a random order")
+        axis.set(xlabel="share of each image's patches [%]", ylabel="mean abs_rel, lower is better")
+        axis.set(xlim=(0, 100), ylim=(0, 1.1 * curve.max()))
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
 
 
 def draw_readouts(path: Path, cases: Mapping[Case, Sequence[Contrast]], caption: str) -> None:
@@ -133,21 +133,20 @@ def draw_readouts(path: Path, cases: Mapping[Case, Sequence[Contrast]], caption:
             kinds.setdefault(kind, []).append((len(labels), cases[case][0]))
             labels.append(f"{case.backbone[-40:]}, {case.statistics}, {case.name.rpartition(', ')[2]}")
     title = "Which patch features see depth? Those right of the line do better than a constant"
-    figure = new_figure(title, caption, 1.3 + 0.2 * len(labels))
-    axis = figure.subplots()
-    for (colour, marker, legend), members in kinds.items():
-        y, means = [y for y, _ in members], [contrast.difference or 0.0 for _, contrast in members]
-        reach = whiskers(means, [contrast.interval_95 for _, contrast in members])
-        axis.errorbar(means, y, xerr=reach, fmt=marker, color=colour, markersize=5, label=legend)
-    axis.axvline(0, color="tab:red", linestyle="--", linewidth=1)
-    axis.set_yticks(range(len(labels)), map(printable, labels), parse_math=False)
-    for label in axis.get_yticklabels():
-        label.set_fontweight("bold" if label.get_text().endswith(":") else "normal")
-    axis.set(ylim=(len(labels), 0), xlabel="delta1 minus uniform weights (a constant depth), with 95 % intervals")
-    axis.grid(axis="x", alpha=0.3)
-    axis.tick_params(axis="y", length=0)
-    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
-    save_figure(figure, path)
+    with drawing(path, title, caption, 1.3 + 0.2 * len(labels)) as figure:
+        axis = figure.subplots()
+        for (colour, marker, legend), members in kinds.items():
+            y, means = [y for y, _ in members], [contrast.difference or 0.0 for _, contrast in members]
+            reach = whiskers(means, [contrast.interval_95 for _, contrast in members])
+            axis.errorbar(means, y, xerr=reach, fmt=marker, color=colour, markersize=5, label=legend)
+        axis.axvline(0, color="tab:red", linestyle="--", linewidth=1)
+        axis.set_yticks(range(len(labels)), map(printable, labels), parse_math=False)
+        for label in axis.get_yticklabels():
+            label.set_fontweight("bold" if label.get_text().endswith(":") else "normal")
+        axis.set(ylim=(len(labels), 0), xlabel="delta1 minus uniform weights (a constant depth), with 95 % intervals")
+        axis.grid(axis="x", alpha=0.3)
+        axis.tick_params(axis="y", length=0)
+        axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
 
 
 def whiskers(means: Sequence[float], intervals: Sequence[Interval]) -> np.ndarray:
@@ -160,16 +159,15 @@ def draw_ladder(path: Path, results: Results, caption: str, theirs: Means | None
     rungs = [row for row in RUNGS if row in results.metrics]
     line = "; dashed: published" if theirs else ""
     title = f"How far does language get? Orange: this run{line}; whiskers: 95 % intervals"
-    figure = new_figure(title, caption, 1.3 + 0.36 * len(rungs))
-    colours = [OWN if row == THIS_RUN else OTHER for row in rungs]
-    for axis, metric in zip(figure.subplots(1, len(PRIMARY), sharey=True), PRIMARY, strict=True):
-        means = [results.mean(row)[metric] or 0.0 for row in rungs]
-        reach = whiskers(means, [results.intervals(row)[0][metric] for row in rungs])
-        bars = axis.barh(rungs, means, xerr=reach, capsize=4, color=colours, height=0.7, alpha=0.85)
-        axis.bar_label(bars, fmt="%.3f", padding=4)
-        if theirs:
-            axis.axvline(theirs[metric], color="black", linestyle="--", linewidth=1)
-        axis.set_title(f"{metric}, {'higher' if metric in HIGHER else 'lower'} is better")
-        axis.grid(axis="x", alpha=0.3)
-        axis.set(xlim=(0, 1.15 * axis.get_xlim()[1]), ylim=(len(rungs) - 0.4, -0.6))  # room for the last value
-    save_figure(figure, path)
+    with drawing(path, title, caption, 1.3 + 0.36 * len(rungs)) as figure:
+        colours = [OWN if row == THIS_RUN else OTHER for row in rungs]
+        for axis, metric in zip(figure.subplots(1, len(PRIMARY), sharey=True), PRIMARY, strict=True):
+            means = [results.mean(row)[metric] or 0.0 for row in rungs]
+            reach = whiskers(means, [results.intervals(row)[0][metric] for row in rungs])
+            bars = axis.barh(rungs, means, xerr=reach, capsize=4, color=colours, height=0.7, alpha=0.85)
+            axis.bar_label(bars, fmt="%.3f", padding=4)
+            if theirs:
+                axis.axvline(theirs[metric], color="black", linestyle="--", linewidth=1)
+            axis.set_title(f"{metric}, {'higher' if metric in HIGHER else 'lower'} is better")
+            axis.grid(axis="x", alpha=0.3)
+            axis.set(xlim=(0, 1.15 * axis.get_xlim()[1]), ylim=(len(rungs) - 0.4, -0.6))  # room for the last value

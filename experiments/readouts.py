@@ -32,7 +32,7 @@ from clip.inference import start_program
 from clip.model import CLIP, Trunk
 from datasets.readings import IMAGE_STATISTICS, with_statistics
 from download import new_results, write_json, write_text
-from experiments import tables
+from experiments import plots, tables
 from experiments.features import FeatureStore, fill_store
 from experiments.ladder import Probe
 from experiments.published import UNIFORM
@@ -64,18 +64,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def activation_by_checkpoint(clip_paths: Sequence[str], activations: Sequence[str]) -> dict[str, str]:
-    """The activation of each checkpoint. Raises UsageError."""
-    if len(set(map(short_name, clip_paths))) < len(clip_paths):
+def by_name(clip_paths: Sequence[str], activations: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Each checkpoint's path and activation, by its name, or that of its file. Raises UsageError."""
+    names = [path if path in clip.available_models() else Path(path).name for path in clip_paths]
+    if len(set(names)) < len(names):
         raise options.UsageError("--clip_path: two checkpoints have one name; give each its own")
-    if len(activations) not in (1, len(clip_paths)):
+    if len(activations) not in (1, len(names)):
         raise options.UsageError("--activation: give one for all checkpoints, or one for each (auto where it tells)")
-    return dict(zip(clip_paths, [*activations] * len(clip_paths), strict=False))
-
-
-def short_name(clip_path: str) -> str:
-    """A checkpoint in tables: its name, or that of its file."""
-    return clip_path if clip_path in clip.available_models() else Path(clip_path).name
+    return dict(zip(names, zip(clip_paths, [*activations] * len(names), strict=False), strict=True))
 
 
 def cases_of(name: str, clip_model: CLIP, statistics: str, reading: Reading, rn50: bool = False) -> dict[Case, Reading]:
@@ -147,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         options.check_output(args.output)
-        activations = activation_by_checkpoint(args.clip_path, args.activation)
+        checkpoints = by_name(args.clip_path, args.activation)
         reading = options.reading_of(args)
         device, rank, count = options.own_device(args.device, args.gpu_num)
         how = device, options.choose_precision(args.precision, device), reading, args.exact
@@ -156,13 +152,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         images = Images(dataset.names, dataset.scenes, dataset.clusters, dataset.indices, dataset.clustered_by)
         say = terminal.say if rank == 0 else lambda *lines: None
         say(*dataset.remarks)
-        for path in args.clip_path[1:]:  # so that none is found unusable when the others have taken hours
-            options.load_model(path, *how, activations[path])
+        for path, activation in list(checkpoints.values())[1:]:  # so that none is refused when others have taken hours
+            options.load_model(path, *how, activation)
         start, made_with, warnings = time.perf_counter(), {}, notes.caveats(dataset.official, protocol)
         errors: list[dict[str, dict[str, float]]] = [{} for _ in range(len(images))]
         permuted: dict[Case, np.ndarray | None] = {}
-        for path in args.clip_path:
-            name, (clip_model, model) = short_name(path), options.load_model(path, *how, activations[path])
+        for name, (path, activation) in checkpoints.items():
+            clip_model, model = options.load_model(path, *how, activation)
             made = notes.made_with(path, *how, clip_model.activation)
             made_with[name] = {key: value for key, value in made.items() if key != "reading"}  # each row has its own
             sha256 = made["checkpoint_sha256"]
@@ -192,17 +188,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             own = {"metrics": results.mean(case.name), "less_uniform": list(map(asdict, each))}
             about["readouts"].append(asdict(case) | own)
         groups = {case.name: case.backbone for case in contrasts} | {UNIFORM: UNIFORM}
-
-        def draw() -> None:
-            from experiments import plots  # imports matplotlib, which takes a second
-
-            plots.draw_readouts(folder / FILES["png"], contrasts, short)
-
         with new_results(args.output, list(FILES.values())) as folder:
             write_text(folder / FILES["csv"], tables.as_csv(results, protocol.name, groups))
             write_text(folder / FILES["md"], tables.as_markdown([table], f"MonoCLIP on {dataset.title}", caption))
             write_json(folder / FILES["json"], about)
-            terminal.try_to_draw(draw)
+            terminal.try_to_draw(lambda: plots.draw_readouts(folder / FILES["png"], contrasts, short))
         print("", paragraph(caption), tables.as_text(table, names=60), paragraph(table.caption), sep="\n\n")
 
     return options.run_command("experiments.readouts", work)

@@ -4,16 +4,15 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
 from datasets import printable
-from experiments import plots
 from experiments.plots import draw_certainty, draw_ladder, draw_question, draw_readouts, draw_response, near_and_far
 from experiments.published import BIN_RESPONSE, PAPER_ROW, RUNGS, THIS_RUN, UNIFORM, beside
 from experiments.statistics import Case, Contrast
 from tests.conftest import HOSTILE, PERMUTED, asked, report_of, with_findings
-from viewer import strip
 from viewer.strip import Example, draw_strip
 
 GRID = (4, 5)  # patches of 32 px
@@ -38,8 +37,7 @@ def readouts(backbone: str = "A") -> dict[Case, list[Contrast]]:
 @pytest.fixture
 def figures(monkeypatch):
     kept = []
-    for module in (plots, strip):
-        monkeypatch.setattr(module, "save_figure", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
     return kept
 
 
@@ -99,7 +97,10 @@ def test_bars_are_the_weights_of_the_two_patches(figures, tmp_path):
     weights = np.random.default_rng(0).dirichlet(np.ones(7), GRID).transpose(2, 0, 1)  # (7, 4, 5)
     draw_response(tmp_path / "response.png", example(), weights, "Over 3 images.")
     image, *charts = figures[0].axes
-    assert [rectangle.get_xy() for rectangle in image.patches] == [(96, 0), (32, 96)]
+    assert [square.get_xydata()[:3].tolist() for square in image.lines] == [
+        [[96, 0], [128, 0], [128, 32]],
+        [[32, 96], [64, 96], [64, 128]],
+    ]
     for chart, row, column, said in zip(charts, (0, 3), (3, 1), ("true 1.328", "true 3.567"), strict=True):
         widths = [bar.get_width() for bar in chart.patches]
         assert widths == pytest.approx(weights[:, row, column].tolist())

@@ -1,7 +1,8 @@
 """The strip of an evaluation as PNG, and what all drawings share: a message above, a caveat in grey below."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
@@ -43,8 +44,12 @@ def colour_range(examples: Sequence[Example]) -> tuple[float, float]:
     return min(float(depth.min()) for depth in bounds), max(float(depth.max()) for depth in bounds)
 
 
-def new_figure(title: str, caption: str, height: float) -> Any:
-    """A figure of this height [inches] with its message and its caveat, whatever a person's matplotlibrc says."""
+@contextmanager
+def drawing(path: Path, title: str, caption: str, height: float) -> Iterator[Any]:
+    """A figure of this height [inches] with its message and its caveat, whatever a person's matplotlibrc says.
+
+    It is written as PNG at the end, whole or not at all. Raises OSError: it cannot be written.
+    """
     import matplotlib.figure  # here, so that a command which draws nothing does not wait for it
 
     matplotlib.rcdefaults()
@@ -52,37 +57,34 @@ def new_figure(title: str, caption: str, height: float) -> Any:
     figure = matplotlib.figure.Figure(figsize=(WIDTH, height), layout="constrained")
     figure.suptitle(fill(title, 85), fontsize=12, parse_math=False)
     figure.supxlabel(fill(caption, 110), fontsize=9, color="0.4", parse_math=False)
-    return figure
+    yield figure
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a scene's name in letters that the font lacks
+        write_whole(path, lambda file: figure.savefig(file, dpi=200, format="png", metadata={"Software": None}))
 
 
 def draw_strip(path: Path, examples: Sequence[Example], caption: str) -> None:
     """Writes a PNG with a row for each example: input, ground truth, prediction and error. Raises OSError."""
     near, far = colour_range(examples)
     heights = [1.8 * min(height / width, TALLEST) for height, width in (one.depth.shape for one in examples)]  # inches
-    figure = new_figure("What this run sees, and where it is wrong", caption, sum(heights) + 0.25 * len(heights) + 1.5)
-    style: dict[str, Any] = {"xticks": [], "yticks": [], "facecolor": "0.75"}
-    axes = figure.subplots(len(examples), 4, squeeze=False, height_ratios=heights, subplot_kw=style)
-    for row, example in zip(axes, examples, strict=True):
-        truth = np.ma.masked_less_equal(example.truth, 0)
-        row[0].imshow(example.pixels)
-        row[0].set_xlabel(example.name[-28:], parse_math=False)
-        for axis, depth in zip(row[1:], (truth, example.depth), strict=False):
-            depths = axis.imshow(depth, cmap=COLOUR_MAP, vmin=near, vmax=far, interpolation="nearest")
-        limits = {"vmin": -LARGEST_ERROR, "vmax": LARGEST_ERROR}
-        errors = row[3].imshow(example.depth / truth - 1, cmap="RdBu_r", interpolation="nearest", **limits)
-        if example.delta1 is not None:
-            row[3].set_xlabel(f"delta1 {example.delta1:.3f}")
-    for axis, title in zip(axes[0], ("input", "true depth (grey: none)", "this run", "error"), strict=True):
-        axis.set_title(title)
-    bar = {"location": "bottom", "extend": "both", "aspect": 40}
-    figure.colorbar(depths, ax=axes[:, 1:3], label="depth [m]: bright is near, dark is far", **bar)
-    colours = figure.colorbar(errors, ax=axes[:, 3], label="blue: too near, red: too far", **bar | {"aspect": 20})
-    colours.set_ticks([-LARGEST_ERROR, 0, LARGEST_ERROR], labels=["-50 %", "0", "+50 %"])
-    save_figure(figure, path)
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Writes a PNG, whole or not at all. Raises OSError: it cannot be written."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a scene's name in letters that the font lacks
-        write_whole(path, lambda file: figure.savefig(file, dpi=200, format="png", metadata={"Software": None}))
+    with drawing(
+        path, "What this run sees, and where it is wrong", caption, sum(heights) + 0.25 * len(heights) + 1.5
+    ) as figure:
+        style: dict[str, Any] = {"xticks": [], "yticks": [], "facecolor": "0.75"}
+        axes = figure.subplots(len(examples), 4, squeeze=False, height_ratios=heights, subplot_kw=style)
+        for row, example in zip(axes, examples, strict=True):
+            truth = np.ma.masked_less_equal(example.truth, 0)
+            row[0].imshow(example.pixels)
+            row[0].set_xlabel(example.name[-28:], parse_math=False)
+            for axis, depth in zip(row[1:], (truth, example.depth), strict=False):
+                depths = axis.imshow(depth, cmap=COLOUR_MAP, vmin=near, vmax=far, interpolation="nearest")
+            limits = {"vmin": -LARGEST_ERROR, "vmax": LARGEST_ERROR}
+            errors = row[3].imshow(example.depth / truth - 1, cmap="RdBu_r", interpolation="nearest", **limits)
+            if example.delta1 is not None:
+                row[3].set_xlabel(f"delta1 {example.delta1:.3f}")
+        for axis, title in zip(axes[0], ("input", "true depth (grey: none)", "this run", "error"), strict=True):
+            axis.set_title(title)
+        bar = {"location": "bottom", "extend": "both", "aspect": 40}
+        figure.colorbar(depths, ax=axes[:, 1:3], label="depth [m]: bright is near, dark is far", **bar)
+        colours = figure.colorbar(errors, ax=axes[:, 3], label="blue: too near, red: too far", **bar | {"aspect": 20})
+        colours.set_ticks([-LARGEST_ERROR, 0, LARGEST_ERROR], labels=["-50 %", "0", "+50 %"])
