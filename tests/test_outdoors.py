@@ -37,19 +37,16 @@ from tests.conftest import (
     write_tree,
 )
 
-DRAWINGS = ("qualitative.png", "ladder.png", "question.png", "certainty.png")
-REPORTED = {"results.json", "per_image.csv", "tables.md"}
+DRAWINGS = {"qualitative.png", "ladder.png", "question.png", "certainty.png"}
 SHARED = ("image", "scene", "index", "protocol", "valid_pixels", "dropped_pixels")
 LOG_SOFT = ("--preset", "log", "--temperature", 2)  # so that a tiny CLIP's depth is not one bin
+SPLIT = list(split_frames())
+DRIVES = dict(reversed(SPLIT))  # each one's first frame
+FRAMES = [  # of eleven drives, as those of conftest
+    (*frame, SIZES[i % 11 % 5], ("train", "val")[i % 11 % 2], ("png", "jpg")[i % 2])
+    for i, frame in enumerate([*[(drive, DRIVES[drive]) for drive in dict(SPLIT)][:11], SPLIT[1]])
+]
 OWN = ("--depth_scale", 256, "--max_depth", 80, *LOG_SOFT)
-
-
-def chosen_frames() -> list[tuple]:
-    """Twelve frames of the split in eleven drives, as `FRAMES`: all sizes, both halves, both kinds."""
-    split = list(split_frames())
-    drives = dict(reversed(split))  # each drive's first frame
-    frames = [*[(drive, drives[drive]) for drive in dict(split)][:11], split[1]]
-    return [(*f, SIZES[i % 11 % 5], ("train", "val")[i % 11 % 2], ("png", "jpg")[i % 2]) for i, f in enumerate(frames)]
 
 
 class Command:
@@ -88,21 +85,19 @@ class Command:
         return json.loads((self.folder / out / name).read_text())
 
     def lines(self, out: str) -> list[dict[str, str]]:
-        with (self.folder / out / "per_image.csv").open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        return list(csv.DictReader((self.folder / out / "per_image.csv").read_text("utf-8").splitlines()))
 
-
-def page_of(folder: Path) -> dict:
-    text = (folder / "depth.html").read_text()
-    return json.loads(re.search(r"<script[^>]*application/json[^>]*>(.*?)</script>", text, re.DOTALL)[1])
+    def page(self, out: str) -> dict:
+        text = (self.folder / out / "depth.html").read_text()
+        return json.loads(re.search(r"<script[^>]*application/json[^>]*>(.*?)</script>", text, re.DOTALL)[1])
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory, tiny_checkpoint) -> Command:
-    """Twelve frames of KITTI, one image of NYU and two own pairs of odd sizes; nothing is run."""
+    """Twelve frames of KITTI (all sizes, both halves, both kinds), one image of NYU and two own pairs of odd sizes."""
     folder = tmp_path_factory.mktemp("outdoors")
-    write_tree(folder / "KITTI", frames=chosen_frames())
-    (folder / "list.txt").write_text("\n".join(lines_of(chosen_frames())))
+    write_tree(folder / "KITTI", frames=FRAMES)
+    (folder / "list.txt").write_text("\n".join(lines_of(FRAMES)))
     write_pair(folder / "NYU" / "official_splits" / "test" / "kitchen", 0)
     for i, size in enumerate(((131, 173), (97, 131))):
         rng = np.random.default_rng(i)
@@ -136,20 +131,22 @@ def test_this_run_is_that_of_eval(whole, out):
 
 
 def test_files_rows_tables_and_page_are_those_of_kitti(whole):
-    results, folder = whole.json("bts"), whole.folder / "bts"
-    assert {path.name for path in folder.iterdir()} == {*REPORTED, *DRAWINGS, "depth.html"}
-    for name in DRAWINGS:
-        with Image.open(folder / name) as image:
-            assert min(image.size) > 300
+    results, folder, lines = whole.json("bts"), whole.folder / "bts", whole.lines("bts")
+    assert {path.name for path in folder.iterdir()} == DRAWINGS | {
+        "results.json",
+        "per_image.csv",
+        "tables.md",
+        "depth.html",
+    }
     assert (results["images"], results["clustered_by"]) == (12, "drives")
     assert "over 11 clusters (drives)" in results["intervals"]
     assert {*OUTDOORS, "this run", "colour words"} <= results["rows"].keys()
     assert not any(row.startswith(("prompt", "bins class", "mean training")) for row in results["rows"])
-    lines = [(line["scene"], line["cluster"], int(line["index"])) for line in whole.lines("bts")]
     assert len(lines) == 12 * len(results["rows"])
-    assert set(lines) == {(drive, drive, number) for drive, number, *_ in chosen_frames()}
-    assert {line["reading"] for line in whole.lines("bts") if line["group"] == "outdoors"} == set(OUTDOORS)
-    text, content = (folder / "tables.md").read_text(), page_of(folder)
+    found = {(line["scene"], line["cluster"], int(line["index"])) for line in lines}
+    assert found == {(drive, drive, number) for drive, number, *_ in FRAMES}
+    assert {line["reading"] for line in lines if line["group"] == "outdoors"} == set(OUTDOORS)
+    text, content = (folder / "tables.md").read_text(), whole.page("bts")
     assert not any(title in text for title in (KITTI_ROWS, PROMPTS, "size words"))  # which are over the whole split
     assert (content["limits"], content["drops_tiny"], content["scale"][1]) == ([MIN_DEPTH, 80], False, 80)
     assert list(content["presets"]) == ["run", "paper", "auty", "log", "colour"]
@@ -165,7 +162,7 @@ def test_files_rows_tables_and_page_are_those_of_kitti(whole):
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_the_whole_split_stands_beside_published_rows_of_its_protocol_only(command, monkeypatch, name):
-    monkeypatch.setattr(kitti, "split_frames", lambda: iter([frame[:2] for frame in chosen_frames()]))
+    monkeypatch.setattr(kitti, "split_frames", lambda: iter([frame[:2] for frame in FRAMES]))
     assert command("KITTI", f"whole {name}", *LOG_SOFT, "--protocol", name) == 0
     text, ours = (command.folder / f"whole {name}" / "tables.md").read_text(), PROTOCOLS[name].name
     main = text[text.index(f"## This run ({ours})") :].split("\n## ")[0]
@@ -179,9 +176,8 @@ def test_the_whole_split_stands_beside_published_rows_of_its_protocol_only(comma
 def test_read_outs_of_one_backbone_on_kitti(command):
     weights = command.folder / "resnet.pt"
     torch.save(random_clip(replace(TINY, image_resolution=224), seed=1).state_dict(), weights)
-    words = ("--depth_classes", "near", "far", "unseen", "--bin_list", 5, 20, 60)
-    listed = ("--list_file", command.folder / "list.txt", "--limit", 3, "--store", command.folder / "other store")
-    assert command("KITTI", "readouts", "--clip_path", weights, *words, *listed, main=readouts.main) == 0
+    flags = ("--list_file", command.folder / "list.txt", "--limit", 3, "--clip_path", weights, "--preset", "log")
+    assert command("KITTI", "readouts", *flags, main=readouts.main) == 0
     results = command.json("readouts", "readouts.json")
     settings = [row for row in results["readouts"] if row["temperature"]]  # the others are linear probes
     assert (results["clustered_by"], len(settings)) == ("drives", 4 * 2 * 2)
@@ -196,7 +192,7 @@ def test_own_pairs_of_two_odd_sizes_and_the_room_for_their_features(command, mon
     ours = command.results_as_of_eval("rgbd", "own", *OWN)
     assert (ours["clustered_by"].partition(",")[0], ours["published"]) == ("images", {})
     assert ours["rows"]["uniform weights"]["metrics"]["spearman"] is None
-    assert [card["size"] for card in page_of(command.folder / "own")["images"]] == [[131, 173], [97, 131]]
+    assert [card["size"] for card in command.page("own")["images"]] == [[131, 173], [97, 131]]
     needed = sum(file[part].nbytes for file in map(np.load, store.glob("*/*.npz")) for part in ("patches", "cls"))
     usage = namedtuple("usage", "total used free")
     for free, code in ((needed - 1, 1), (needed, 0)):
@@ -214,16 +210,14 @@ def test_predict_passes_by_depth_maps(command, tmp_path):
     shutil.copytree(command.folder / "rgbd", pictures / "pairs")
     for part in ("color", "depth"):
         shutil.copytree(pictures / "pairs/depth", pictures / "scenes" / part / "den")
-    (pictures / "drive/proj_depth/velodyne_raw/image_02").mkdir(parents=True)
-    shutil.copy(pictures / "pairs/depth/0.png", pictures / "drive/proj_depth/velodyne_raw/image_02")
-    (pictures / "depth").mkdir()  # without rgb/ beside it, a folder like any other
-    shutil.copy(pictures / "pairs/rgb/0.png", pictures / "depth")
+    shutil.copytree(pictures / "pairs/depth", pictures / "drive/proj_depth/velodyne_raw/image_02")
+    shutil.copytree(pictures / "pairs/rgb", pictures / "depth")  # without rgb/ beside it, a folder like any other
     usual = ("--clip_path", command.weights, *QUICKGELU, "--device", "cpu", "--preset", "auty", "--save", "npy")
     assert predict.main(list(map(str, ["-i", pictures, "-o", tmp_path / "out", *usual]))) == 0
     found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.npy")}
-    frames = {f"KITTI/{picture_of(*frame[:2])}".replace(".png", "_depth.npy"): frame[2] for frame in chosen_frames()}
-    own = {f"{folder}/{i}_depth.npy" for folder in ("pairs/rgb", "scenes/color/den") for i in (0, 1)}
-    assert found == {"depth/0_depth.npy", *own, *frames}
+    frames = {f"KITTI/{picture_of(*frame[:2])}".replace(".png", "_depth.npy"): frame[2] for frame in FRAMES}
+    own = {f"{folder}/{i}_depth.npy" for folder in ("depth", "pairs/rgb", "scenes/color/den") for i in (0, 1)}
+    assert found == {*own, *frames}
     for name, size in frames.items():
         depth = np.load(tmp_path / "out" / name)
         assert depth.shape == size

@@ -51,15 +51,18 @@ def test_this_run_stands_between_the_paper_and_what_says_nothing(report):
     ]
     control = found["Must the words be about distance?"].lines
     assert [line[:3] for line in control] == [(THIS_RUN, OURS, "0.100"), ("colour words", OURS, "5.100")]
-
-
-def test_over_other_images_no_published_row_stands_beside_ours(report):
-    other = replace(report, official=False)
+    shown = tables.summary(report, list(found.values()), "tables.md")
+    assert [title in shown for title in (LADDER, TABLE_1, "Every row")] == [True, True, False]
+    assert max(map(len, shown.splitlines())) <= 100
+    other = replace(report, official=False)  # over other images, no published row stands beside ours
     assert tables.paper_tables(other) == []
-    assert tables.as_json(other)["published"] == {}
     assert not any("DepthCLIP" in line[0] for table in tables.all_tables(other) for line in table.lines)
     kitti = by_title(tables.all_tables(replace(report, protocol=KITTI_BTS)))["This run (KITTI, BTS)"]
     assert kitti.lines[1][0] == "DepthCLIP, as run in MfH (KITTI, protocol not said)"
+    certainty = tables.all_tables(with_findings(report, curve=np.linspace(0.11, 0.3, 20)))[-1]
+    assert certainty.columns == ("5 %", "10 %", "25 %", "50 %", "75 %", "100 %", "aurg")
+    own = (THIS_RUN, OURS, "0.110", "0.120", "0.150", "0.200", "0.250", "0.300", "0.095")
+    assert certainty.lines == [own, ("in a random order", "", *["0.300"] * 6, "0.000")]
 
 
 def test_the_question_by_hand():
@@ -92,12 +95,6 @@ def test_the_question_by_hand():
     ]
 
 
-def test_what_is_printed(report):
-    shown = tables.summary(report, tables.all_tables(report), "tables.md")
-    assert [title in shown for title in (QUESTION, LADDER, TABLE_1, "Every row")] == [True, True, True, False]
-    assert max(map(len, shown.splitlines())) <= 100
-
-
 def test_the_ladder_by_hand():
     report = asked()
     report.results.metrics[published.CEILING][:] = 2.0
@@ -114,16 +111,7 @@ def test_the_ladder_by_hand():
     assert told.endswith(f"{said}A reason. A second one. Exploratory, unadjusted.")
     report.results.metrics[published.CEILING][:] = 1.0049
     assert tables.distance(report) == ""  # it is no way
-    without = replace(report, groups={})  # --controls
-    assert LADDER not in by_title(tables.all_tables(without))
-    assert tables.as_json(without)["ladder"]["minus_this_run"] == []
-
-
-def test_certainty_has_a_table_of_its_own(report):
-    table = tables.all_tables(with_findings(report, curve=np.linspace(0.11, 0.3, 20)))[-1]
-    assert table.columns == ("5 %", "10 %", "25 %", "50 %", "75 %", "100 %", "aurg")
-    own = (THIS_RUN, OURS, "0.110", "0.120", "0.150", "0.200", "0.250", "0.300", "0.095")
-    assert table.lines == [own, ("in a random order", "", *["0.300"] * 6, "0.000")]
+    assert LADDER not in by_title(tables.all_tables(replace(report, groups={})))  # without --controls
 
 
 def test_intervals_and_differences(report):
@@ -156,10 +144,7 @@ def test_ours_the_papers_and_the_difference(report):
     on_nyu = [row for row in published_rows() if row.protocol == "NYU"]
     assert {tuple(map(tables.cell_of, row.metrics.values(), [".3f"] * 6)) for row in on_nyu} == set(theirs)
     assert len(theirs) == len(on_nyu) + 1  # the Lower Bound stands beside both random rows
-
-
-def test_a_row_within_a_two_hundredth_of_the_published_one_is_marked():
-    report = report_of()
+    report = report_of()  # a row within .005 of the published one is marked
     (paper,) = (row for row in published_rows() if row.name == "original" and row.table == PROMPTS)
     for off, as_released, kind in ((0.005, True, REPRODUCED), (0.005, False, DIFFERENCE), (0.0051, True, DIFFERENCE)):
         for column, value in paper.metrics.items():
