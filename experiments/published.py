@@ -1,7 +1,6 @@
 """What the paper publishes, as data: "Can Language Understand Depth?", ACM MM 2022, arXiv 2207.01077.
 
-Every row of its tables with the reading behind it, so that an evaluation can print its own metrics beside them. All are
-over NYU Depth V2, official test split, 654 images. Metrics are in the order of `COLUMNS`; None where none is published.
+Every row of its tables, over NYU Depth V2's official test split of 654 images, with the reading behind it.
 """
 
 import csv
@@ -18,10 +17,8 @@ AUTY, LOG_BINS = (replace(PAPER, **PRESETS[name]) for name in ("auty", "log"))
 COLUMNS = ("delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")  # of the paper's tables
 
 PAPER_ROW = "paper, DepthCLIP"
-# Rows of ours: the reading of a run; what says nothing; for each metric, the constant that is best on other clusters;
-# and those of ladder.py.
-THIS_RUN, UNIFORM = "this run", "uniform weights"
-BEST = "best constant"
+# Rows of ours: the reading of a run; what says nothing; the best constant of other clusters; and those of ladder.py.
+THIS_RUN, UNIFORM, BEST = "this run", "uniform weights", "best constant"
 ANSWERS_AT, TRUTH_AT = "position of the answers", "position of the truth"
 FITTED, PROBE = "words, fitted bins", "linear probe"
 WITHIN, CEILING = "ceiling, within the bins", "ceiling, true patches"

@@ -69,18 +69,6 @@ class Command:
         self.encoded = sum(seen)
         return code
 
-    def results_as_of_eval(self, dataset: str, out: str, *flags: object) -> dict:
-        """The results.json of a run of the experiments, with that of eval.py held to it."""
-        assert evaluation.main(self.arguments(dataset, "--output", self.folder / "eval", *flags)) == 0
-        ours, theirs = self.json(out), self.json("eval")
-        for row in ("this run", "uniform weights"):
-            expected, found = theirs["rows"][row]["metrics"], ours["rows"][row]["metrics"]
-            # five pixels
-            assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-6, abs=2e-5)
-        counts = [{tuple(line[key] for key in SHARED) for line in self.lines(folder)} for folder in (out, "eval")]
-        assert (counts[0], ours["protocol"]) == (counts[1], theirs["protocol"])
-        return ours
-
     def json(self, out: str, name: str = "results.json") -> dict:
         return json.loads((self.folder / out / name).read_text())
 
@@ -109,25 +97,33 @@ def command(tmp_path_factory, tiny_checkpoint) -> Command:
 
 @pytest.fixture(scope="module")
 def whole(command) -> Command:
-    """KITTI with everything by BTS, in "bts", and without controls by AdaBins, in "adabins"."""
+    """KITTI with everything by BTS, in "bts", and without controls by AdaBins, in "adabins"; own pairs in "own"."""
     command = Command(command.folder, command.weights, "store of whole")  # empty, whatever ran before
     listed = ("--list_file", command.folder / "list.txt", *LOG_SOFT)
     bts = command("KITTI", "bts", *listed, "--controls", "--figures", "--html", 3), command.encoded
     adabins = command("KITTI", "adabins", *listed, "--protocol", "adabins", "--no_paper"), command.encoded
     assert (bts, adabins) == ((0, 12), (0, 0))  # the window is the same
+    assert (command("rgbd", "own", *OWN, "--figures", "--html"), command.encoded) == (0, 2)
     return command
 
 
 # ---- KITTI
 
 
-@pytest.mark.parametrize("out", PROTOCOLS)
+@pytest.mark.parametrize("out", [*PROTOCOLS, "own"])
 def test_this_run_is_that_of_eval(whole, out):
-    listed = ("--list_file", whole.folder / "list.txt", "--protocol", out)
-    results = whole.results_as_of_eval("KITTI", out, *listed, *LOG_SOFT)
-    assert results["protocol_name"] == PROTOCOLS[out].name
-    assert {line["protocol"] for line in whole.lines(out)} == {PROTOCOLS[out].name}
-    assert results["rows"]["this run"]["metrics"].keys() == set(metrics_of(PROTOCOLS[out])) > {*KITTI_METRICS, "log10"}
+    kitti = ("KITTI", "--list_file", whole.folder / "list.txt", "--protocol", out, *LOG_SOFT)
+    dataset, *flags = ("rgbd", *OWN) if out == "own" else kitti
+    assert evaluation.main(whole.arguments(dataset, "--output", whole.folder / "eval", *flags)) == 0
+    ours, theirs = whole.json(out), whole.json("eval")
+    for row in ("this run", "uniform weights"):
+        expected, found = theirs["rows"][row]["metrics"], ours["rows"][row]["metrics"]
+        assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-6, abs=2e-5)  # five pixels
+    counts = [{tuple(line[key] for key in SHARED) for line in whole.lines(folder)} for folder in (out, "eval")]
+    assert (counts[0], ours["protocol"]) == (counts[1], theirs["protocol"])
+    if dataset == "KITTI":
+        assert {ours["protocol_name"]} == {line["protocol"] for line in whole.lines(out)} == {PROTOCOLS[out].name}
+        assert ours["rows"]["this run"]["metrics"].keys() == set(metrics_of(PROTOCOLS[out])) > {*KITTI_METRICS, "log10"}
 
 
 def test_files_rows_tables_and_page_are_those_of_kitti(whole):
@@ -152,12 +148,12 @@ def test_files_rows_tables_and_page_are_those_of_kitti(whole):
     assert list(content["presets"]) == ["run", "paper", "auty", "log", "colour"]
     assert {word for preset in content["presets"].values() for word in preset["depth_classes"]} <= {*content["phrases"]}
     assert {(*card["size"], *card["grid"]) for card in content["images"]} == {(352, 1216, 11, 38)}
-    (store,) = whole.store.iterdir()  # of both protocols, as the window is the same
-    assert len(list(store.glob("*.npz"))) == 12
+    stores = {store: len(list(store.glob("*.npz"))) for store in whole.store.iterdir()}
+    assert sorted(stores.values()) == [2, 12]  # own pairs; KITTI by both protocols
     flags = ("--list_file", whole.folder / "list.txt", "--preset", "auty", "--no_paper", "--limit", 2)
     assert (whole("KITTI", "again", *flags), whole.encoded) == (0, 0)
     assert (whole("NYU", "nyu", "--no_paper"), whole.encoded) == (0, 1)
-    assert len(list(whole.store.iterdir())) == 2
+    assert len(list(whole.store.iterdir())) == 3
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -186,14 +182,13 @@ def test_read_outs_of_one_backbone_on_kitti(command):
 # ---- one's own pairs
 
 
-def test_own_pairs_of_two_odd_sizes_and_the_room_for_their_features(command, monkeypatch, capsys):
-    store = command.folder / "store of own"
-    assert (command("rgbd", "own", *OWN, "--figures", "--html", "--store", store), command.encoded) == (0, 2)
-    ours = command.results_as_of_eval("rgbd", "own", *OWN)
+def test_own_pairs_of_two_odd_sizes_and_the_room_for_their_features(whole, command, monkeypatch, capsys):
+    ours = whole.json("own")
     assert (ours["clustered_by"].partition(",")[0], ours["published"]) == ("images", {})
     assert ours["rows"]["uniform weights"]["metrics"]["spearman"] is None
-    assert [card["size"] for card in command.page("own")["images"]] == [[131, 173], [97, 131]]
-    needed = sum(file[part].nbytes for file in map(np.load, store.glob("*/*.npz")) for part in ("patches", "cls"))
+    assert [card["size"] for card in whole.page("own")["images"]] == [[131, 173], [97, 131]]
+    (store,) = (path for path in whole.store.iterdir() if len(list(path.glob("*.npz"))) == 2)
+    needed = sum(file[part].nbytes for file in map(np.load, store.glob("*.npz")) for part in ("patches", "cls"))
     usage = namedtuple("usage", "total used free")
     for free, code in ((needed - 1, 1), (needed, 0)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage(10**9, 10**9, free))

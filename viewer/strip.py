@@ -53,7 +53,7 @@ def drawing(path: Path, title: str, caption: str, height: float) -> Iterator[Any
     import matplotlib.figure  # here, so that a command which draws nothing does not wait for it
 
     matplotlib.rcdefaults()
-    matplotlib.rcParams |= {"font.size": 9, "axes.titlesize": 9.5}
+    matplotlib.rcParams.update({"font.size": 9, "axes.titlesize": 9.5})
     figure = matplotlib.figure.Figure(figsize=(WIDTH, height), layout="constrained")
     figure.suptitle(fill(title, 85), fontsize=12, parse_math=False)
     figure.supxlabel(fill(caption, 110), fontsize=9, color="0.4", parse_math=False)
