@@ -136,7 +136,8 @@ def draw(output: Path, report: Report, store: FeatureStore, text: Tensor) -> Non
             weights = logits.softmax(1)[0].cpu().numpy()  # (K, h, w), of the image without its mirror
             plots.draw_response(response, examples[0], weights, caption)
     draw_strip(strip, examples, caption)
-    plots.draw_question(question, report, caption)
+    title = f"{tables.QUESTION} {report.verdict.capitalize()}"
+    plots.draw_question(question, title, report.primary, report.findings, store.model.reading.bin_list, caption)
     if published.CEILING in report.results.metrics:
         theirs = published.beside("NYU")[published.PAPER_ROW] if report.official and report.protocol is NYU else None
         plots.draw_ladder(rungs, report.results, caption, theirs)

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 
 from datasets import printable
-from experiments.published import BIN_RESPONSE, BIN_RESPONSE_DEPTHS, RUNGS, THIS_RUN
+from experiments.published import BIN_RESPONSE, BIN_RESPONSE_DEPTHS, RUNGS, THIS_RUN, cell_of
 from experiments.score import pooled
-from experiments.statistics import HIGHER, PRIMARY, Case, Contrast, Interval, Means, Results
-from experiments.tables import QUESTION, Report, cell_of
+from experiments.statistics import HIGHER, PRIMARY, Case, Contrast, Findings, Interval, Means, Results
 from viewer.strip import Example, drawing
 
 OWN, OTHER, NO_WORDS = "tab:orange", "tab:blue", "tab:gray"
@@ -59,16 +58,18 @@ def near_and_far(truth: np.ndarray, grid: Sequence[int]) -> list[tuple[str, int,
     return [(which, *divmod(i, grid[1]), float(depth[i] / share[i])) for which, i in both]
 
 
-def draw_question(path: Path, report: Report, caption: str) -> None:
+def draw_question(
+    path: Path, title: str, contrasts: Sequence[Contrast], findings: Findings, bins: Sequence[float], caption: str
+) -> None:
     """The primary contrasts, image by image; all assignments of bins to words; true and predicted depth of patches."""
-    permuted = report.findings.permuted
-    with drawing(path, f"{QUESTION} {report.verdict.capitalize()}", caption, 5.2) as figure:
+    permuted = findings.permuted
+    with drawing(path, title, caption, 5.2) as figure:
         columns = ["differences", "assignments"] if permuted is not None else ["differences"]
         names = [[*(f"{column} {row}" for column in columns), "patches"] for row in range(len(PRIMARY))]
         axes = figure.subplot_mosaic(names)
-        for row, contrast in enumerate(report.primary):
+        for row, contrast in enumerate(contrasts):
             axis, metric = axes[f"differences {row}"], contrast.metric
-            differences = np.sort(report.results.paired(contrast.row, contrast.minus, metric))
+            differences = np.sort(findings.results.paired(contrast.row, contrast.minus, metric))
             axis.bar(range(len(differences)), differences, width=0.8 if len(differences) < 100 else 1, color=OTHER)
             axis.axhline(0, color="black", linewidth=1)
             axis.axhline(differences.mean(), color=OWN, linewidth=2)
@@ -83,17 +84,17 @@ def draw_question(path: Path, report: Report, caption: str) -> None:
                 axis.axvline(own, color=OWN, linewidth=2)
                 axis.set(title=f"this run {own:.3f}, p = {contrast.p:.4f}", xlabel=f"{metric}, over patches")
                 axis.set_ylabel(f"of {len(permuted) - 1:,} other assignments")
-        draw_patches(axes["patches"], report)
+        draw_patches(axes["patches"], findings, bins)
 
 
-def draw_patches(axis: Any, report: Report) -> None:
+def draw_patches(axis: Any, findings: Findings, bins: Sequence[float]) -> None:
     """True and predicted depth of all patches, those of the picture with the largest abs_rel in orange."""
-    results, bins = report.results, report.rows.settings[0].reading.bin_list
-    predicted, true = np.concatenate(report.findings.patches, axis=1)
+    results = findings.results
+    predicted, true = np.concatenate(findings.patches, axis=1)
     span = (0.0, float(np.ceil(max([1, *predicted, *true]))))
     axis.hist2d(true, predicted, bins=60, range=[span, span], cmap="viridis_r", cmin=1)
     worst = int(results.metrics[THIS_RUN][:, results.columns.index("abs_rel")].argmax())
-    axis.plot(*report.findings.patches[worst][::-1], ".", color=OWN, markersize=2)
+    axis.plot(*findings.patches[worst][::-1], ".", color=OWN, markersize=2)
     axis.plot(span, span, color="tab:red", linestyle="--", linewidth=1)
     axis.hlines((min(bins), max(bins)), *span, color="black", linestyle=":", linewidth=1)
     axis.text(span[1], min(bins), "nearest bin ", ha="right", va="top")

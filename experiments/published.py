@@ -33,13 +33,19 @@ BINS = "Depth-bin ablation (original prompts)"
 KITTI_ROWS = "KITTI, Eigen test split: zero-shot rows of other papers"
 
 
+def cell_of(value: float | tuple[float, float] | None, form: str = "+.3f") -> str:
+    """A value, or an interval as `[low, high]`, as text; `-` where there is none."""
+    if isinstance(value, tuple):
+        return f"[{value[0]:{form}}, {value[1]:{form}}]"
+    return "-" if value is None else format(value, form)
+
+
 def table(lines: Mapping[str, Mapping[str, Any]]) -> str:
     """Metrics by the name of their line, in the paper's columns."""
     width = max(29, *(len(name) + 2 for name in lines))
     text = [" " * width + "".join(f"{column:>9}" for column in COLUMNS)]
     for name, line in lines.items():
-        cells = ["-" if line[column] is None else f"{line[column]:.3f}" for column in COLUMNS]
-        text.append(f"{name:<{width}}" + "".join(f"{cell:>9}" for cell in cells))
+        text.append(f"{name:<{width}}" + "".join(f"{cell_of(line[column], '.3f'):>9}" for column in COLUMNS))
     return "\n".join(text)
 
 

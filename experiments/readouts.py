@@ -35,11 +35,11 @@ from download import new_results, write_json, write_text
 from experiments import plots, tables
 from experiments.features import FeatureStore, fill_store
 from experiments.ladder import Probe
-from experiments.published import UNIFORM
+from experiments.published import UNIFORM, cell_of
 from experiments.score import Rows, Scorer, Setting, SettingsReader, mean_permuted
 from experiments.settings import assignments
 from experiments.statistics import PRIMARY, Case, Contrast, Images, Results, folds_of
-from experiments.tables import EXPLORATORY, P_NOTE, Table, cell_of, paragraph, primary_contrasts
+from experiments.tables import EXPLORATORY, P_NOTE, Table, paragraph, primary_contrasts
 from monoclip import PAPER, MonoCLIP, Reading, zeroshot_classifier
 from viewer import notes, terminal
 

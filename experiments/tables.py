@@ -19,9 +19,9 @@ import torch
 from calculate_error import Protocol
 from datasets import counted, csv_text, printable
 from experiments import published
-from experiments.published import BEST, CEILING, COLUMNS, RUNGS, THIS_RUN, UNIFORM, beside, label_of, named_by
+from experiments.published import BEST, CEILING, COLUMNS, RUNGS, THIS_RUN, UNIFORM, beside, cell_of, label_of, named_by
 from experiments.score import EXTRA_METRICS, SHARES, Rows, gain_over_random
-from experiments.statistics import COUNTS, HIGHER, PRIMARY, Contrast, Findings, Interval, Results, p_value
+from experiments.statistics import COUNTS, HIGHER, PRIMARY, Contrast, Findings, Results, p_value
 
 RESULTS_FILE, ROWS_FILE = "results.json", "per_image.csv"
 OURS, THEIRS, DIFFERENCE = "ours", "published", "difference"
@@ -135,13 +135,6 @@ class Table:
     def add(self, name: str, kind: str, values: Mapping[str, Any], form: str = ".3f") -> None:
         """Add a line of values, or intervals, by column."""
         self.lines.append((name, kind, *(cell_of(values.get(column), form) for column in self.columns)))
-
-
-def cell_of(value: float | Interval, form: str = "+.3f") -> str:
-    """A value, or an interval as `[low, high]`, as text; `-` where there is none."""
-    if isinstance(value, tuple):
-        return f"[{value[0]:{form}}, {value[1]:{form}}]"
-    return "-" if value is None else format(value, form)
 
 
 def all_tables(report: Report) -> list[Table]:

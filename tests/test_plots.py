@@ -13,7 +13,7 @@ from datasets import printable
 from experiments.plots import draw_certainty, draw_ladder, draw_question, draw_readouts, draw_response, near_and_far
 from experiments.published import BIN_RESPONSE, PAPER_ROW, RUNGS, THIS_RUN, UNIFORM, beside
 from experiments.statistics import Case, Contrast
-from experiments.tables import Report
+from experiments.tables import QUESTION, Report
 from tests.conftest import HOSTILE, asked, report_of, with_findings
 from viewer.strip import Example, draw_strip
 
@@ -36,7 +36,8 @@ def draw_all(folder: Path, report: Report, caption: str = CAPTION, name: str = "
     draw_strip(folder / "strip.png", [example] * 2, caption)
     draw_response(folder / "response.png", example, WEIGHTS, caption)
     draw_ladder(folder / "ladder.png", report.results, caption, beside("NYU")[PAPER_ROW])
-    draw_question(folder / "question.png", report, caption)
+    title = f"{QUESTION} {report.verdict.capitalize()}"
+    draw_question(folder / "question.png", title, report.primary, report.findings, (1.0, 3.0), caption)
     draw_certainty(folder / "certainty.png", np.linspace(0.1, 0.4, 20), gain, caption)
     draw_readouts(folder / "readouts.png", found, caption)
 

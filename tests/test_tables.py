@@ -142,7 +142,7 @@ def test_ours_the_papers_and_the_difference(report):
     assert {line[1] for line in found[f"{BINS}, classroom"].lines} == {THEIRS}
     theirs = [line[2:] for table in found.values() for line in table.lines if line[1] == THEIRS]
     on_nyu = [row for row in published_rows() if row.protocol == "NYU"]
-    assert {tuple(map(tables.cell_of, row.metrics.values(), [".3f"] * 6)) for row in on_nyu} == set(theirs)
+    assert {tuple(map(published.cell_of, row.metrics.values(), [".3f"] * 6)) for row in on_nyu} == set(theirs)
     assert len(theirs) == len(on_nyu) + 1  # the Lower Bound stands beside both random rows
     report = report_of()  # a row within .005 of the published one is marked
     (paper,) = (row for row in published_rows() if row.name == "original" and row.table == PROMPTS)
