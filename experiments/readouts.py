@@ -49,8 +49,9 @@ COLUMNS = ("delta1", *LESS, "abs_rel", *LESS, "spearman", "aurg", "p delta1", "p
 MEANING = (
     "The same words and bins by each read-out, at temperatures .1 (cosine times 1000) and 1 (times 100), with image "
     "statistics of ImageNet and of CLIP (docs/readouts.md). less uniform: minus uniform weights over the same bins, by "
-    "image. linear probe: the read-out's features, fitted to depth on other clusters: what they hold without words. "
-    "spearman (rank correlation), aurg (what certainty knows of error) and p are over patches, whose size differs."
+    "image. linear probe: the read-out's features, fitted to depth on other clusters (none if these have no measured "
+    "patch): what they hold without words. spearman (rank correlation), aurg (what certainty knows of error) and p are "
+    "over patches, whose size differs. Of many rows, some are good by chance."
 )
 
 
@@ -119,15 +120,11 @@ def score_cases(
 
 def readout_table(results: Results, contrasts: Mapping[Case, Sequence[Contrast]], bins: tuple[float, ...]) -> Table:
     """A line for each case, with its differences to uniform weights, and for these."""
-    (orders, complete), count = assignments(bins), sum(case.temperature is not None for case in contrasts)
+    orders, complete = assignments(bins)
     caption = f"{MEANING} {results.interval_note} {P_NOTE.format('all' if complete else 'the random', len(orders) - 1)}"
-    caption += f"; of {count} rows, some are good by chance. "
-    if count == len(contrasts):
-        caption += "No linear probe: there are no other clusters with measured patches to fit on. "
-    table = Table("Read-outs and backbones", caption + EXPLORATORY, COLUMNS)
+    table = Table("Read-outs and backbones", f"{caption}. {EXPLORATORY}", COLUMNS)
     for case, each in contrasts.items():
-        mean = results.mean(case.name)
-        cells = [case.name, "released setting" if case.released else ""]
+        mean, cells = results.mean(case.name), [case.name, "released setting" if case.released else ""]
         for c in each:
             cells += [cell_of(mean[c.metric], ".3f"), cell_of(c.difference), cell_of(c.interval_95)]
         cells += [cell_of(mean["spearman"]), cell_of(mean["aurg"]), *(cell_of(c.p, ".4f") for c in each)]
@@ -182,11 +179,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         about = notes.identified(protocol) | {"data": dataset.title, "warnings": warnings, "made_with": made_with}
         about["words"] = {name: list(getattr(reading, name)) for name in options.WORD_FLAGS}
         about["seconds"] = round(time.perf_counter() - start, 3)
-        about |= {"readouts": [], UNIFORM: results.mean(UNIFORM), "images": len(images)}
-        about |= {"intervals": results.interval_note, "clustered_by": images.clustered_by}
+        rows = []
         for case, each in contrasts.items():
-            own = {"metrics": results.mean(case.name), "less_uniform": list(map(asdict, each))}
-            about["readouts"].append(asdict(case) | own)
+            less = list(map(asdict, each))
+            rows.append({**asdict(case), "metrics": results.mean(case.name), "less_uniform": less})
+        about |= {"readouts": rows, UNIFORM: results.mean(UNIFORM), "images": len(images)}
+        about |= {"intervals": results.interval_note, "clustered_by": images.clustered_by}
         groups = {case.name: case.backbone for case in contrasts} | {UNIFORM: UNIFORM}
         with new_results(args.output, list(FILES.values())) as folder:
             write_text(folder / FILES["csv"], tables.as_csv(results, protocol.name, groups))

@@ -5,14 +5,11 @@ import json
 import re
 import shutil
 from collections import namedtuple
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import eval as evaluation
 import predict
@@ -20,22 +17,12 @@ from calculate_error import KITTI_METRICS, MIN_DEPTH, NYU_METRICS, Protocol
 from datasets import kitti
 from datasets.kitti import split_frames
 from experiments import __main__ as experiments
-from experiments import readouts, score
+from experiments import score
 from experiments.published import AUTY, KITTI_ROWS, OUTDOORS, PROMPTS
 from experiments.score import histogram, metrics_of
 from monoclip import MonoCLIP
 from options import PROTOCOLS
-from tests.conftest import (
-    QUICKGELU,
-    SIZES,
-    TINY,
-    lines_of,
-    picture_of,
-    random_clip,
-    sparse_depth,
-    write_pair,
-    write_tree,
-)
+from tests.conftest import QUICKGELU, SIZES, lines_of, picture_of, save, sparse_depth, write_pair, write_tree
 
 DRAWINGS = {"qualitative.png", "ladder.png", "question.png", "certainty.png"}
 SHARED = ("image", "scene", "index", "protocol", "valid_pixels", "dropped_pixels")
@@ -52,20 +39,20 @@ OWN = ("--depth_scale", 256, "--max_depth", 80, *LOG_SOFT)
 class Command:
     """The commands in this process on the tiny CLIP, with one store; `encoded` counts a run's images."""
 
-    def __init__(self, folder: Path, weights: Path, store: str = "store") -> None:
-        self.folder, self.weights, self.store, self.encoded = folder, weights, folder / store, 0
+    def __init__(self, folder: Path, weights: Path) -> None:
+        self.folder, self.weights, self.store, self.encoded = folder, weights, folder / "store", 0
 
     def arguments(self, dataset: str, *flags: object) -> list[str]:
         usual = ["--dataset", dataset, "--data_path", self.folder / dataset, "--clip_path", self.weights]
         return list(map(str, [*usual, "--device", "cpu", *QUICKGELU, "--batch_size", 4, *flags]))
 
-    def __call__(self, dataset: str, out: str, *flags: object, main: Callable = experiments.main) -> int:
+    def __call__(self, dataset: str, out: str, *flags: object) -> int:
         real, seen = MonoCLIP.trunk, []
         places = ("--output", self.folder / out, "--store", self.store)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(MonoCLIP, "trunk", lambda model, x: seen.append(len(x)) or real(model, x))
             patch.setattr(score, "SWEPT", 40)
-            code = main(self.arguments(dataset, *places, *flags))
+            code = experiments.main(self.arguments(dataset, *places, *flags))
         self.encoded = sum(seen)
         return code
 
@@ -82,7 +69,10 @@ class Command:
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory, tiny_checkpoint) -> Command:
-    """Twelve frames of KITTI (all sizes, both halves, both kinds), one image of NYU and two own pairs of odd sizes."""
+    """KITTI with everything by BTS, in "bts", and without controls by AdaBins, in "adabins"; own pairs in "own".
+
+    Data are twelve frames of KITTI (all sizes, both halves, both kinds), one image of NYU, two own pairs of odd sizes.
+    """
     folder = tmp_path_factory.mktemp("outdoors")
     write_tree(folder / "KITTI", frames=FRAMES)
     (folder / "list.txt").write_text("\n".join(lines_of(FRAMES)))
@@ -90,19 +80,11 @@ def command(tmp_path_factory, tiny_checkpoint) -> Command:
     for i, size in enumerate(((131, 173), (97, 131))):
         rng = np.random.default_rng(i)
         for part, values in (("rgb", rng.integers(0, 256, (*size, 3), np.uint8)), ("depth", sparse_depth(size, i))):
-            (folder / "rgbd" / part).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(values).save(folder / "rgbd" / part / f"{i}.png")
-    return Command(folder, tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def whole(command) -> Command:
-    """KITTI with everything by BTS, in "bts", and without controls by AdaBins, in "adabins"; own pairs in "own"."""
-    command = Command(command.folder, command.weights, "store of whole")  # empty, whatever ran before
-    listed = ("--list_file", command.folder / "list.txt", *LOG_SOFT)
-    bts = command("KITTI", "bts", *listed, "--controls", "--figures", "--html", 3), command.encoded
+            save(folder / "rgbd" / part / f"{i}.png", values)
+    command, listed = Command(folder, tiny_checkpoint), ("--list_file", folder / "list.txt", *LOG_SOFT)
+    assert (command("KITTI", "bts", *listed, "--controls", "--figures", "--html", 3), command.encoded) == (0, 12)
     adabins = command("KITTI", "adabins", *listed, "--protocol", "adabins", "--no_paper"), command.encoded
-    assert (bts, adabins) == ((0, 12), (0, 0))  # the window is the same
+    assert adabins == (0, 0)  # the window is the same
     assert (command("rgbd", "own", *OWN, "--figures", "--html"), command.encoded) == (0, 2)
     return command
 
@@ -111,23 +93,23 @@ def whole(command) -> Command:
 
 
 @pytest.mark.parametrize("out", [*PROTOCOLS, "own"])
-def test_this_run_is_that_of_eval(whole, out):
-    kitti = ("KITTI", "--list_file", whole.folder / "list.txt", "--protocol", out, *LOG_SOFT)
+def test_this_run_is_that_of_eval(command, out):
+    kitti = ("KITTI", "--list_file", command.folder / "list.txt", "--protocol", out, *LOG_SOFT)
     dataset, *flags = ("rgbd", *OWN) if out == "own" else kitti
-    assert evaluation.main(whole.arguments(dataset, "--output", whole.folder / "eval", *flags)) == 0
-    ours, theirs = whole.json(out), whole.json("eval")
+    assert evaluation.main(command.arguments(dataset, "--output", command.folder / "eval", *flags)) == 0
+    ours, theirs = command.json(out), command.json("eval")
     for row in ("this run", "uniform weights"):
         expected, found = theirs["rows"][row]["metrics"], ours["rows"][row]["metrics"]
         assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-6, abs=2e-5)  # five pixels
-    counts = [{tuple(line[key] for key in SHARED) for line in whole.lines(folder)} for folder in (out, "eval")]
+    counts = [{tuple(line[key] for key in SHARED) for line in command.lines(folder)} for folder in (out, "eval")]
     assert (counts[0], ours["protocol"]) == (counts[1], theirs["protocol"])
     if dataset == "KITTI":
-        assert {ours["protocol_name"]} == {line["protocol"] for line in whole.lines(out)} == {PROTOCOLS[out].name}
+        assert {ours["protocol_name"]} == {line["protocol"] for line in command.lines(out)} == {PROTOCOLS[out].name}
         assert ours["rows"]["this run"]["metrics"].keys() == set(metrics_of(PROTOCOLS[out])) > {*KITTI_METRICS, "log10"}
 
 
-def test_files_rows_tables_and_page_are_those_of_kitti(whole):
-    results, folder, lines = whole.json("bts"), whole.folder / "bts", whole.lines("bts")
+def test_files_rows_tables_and_page_are_those_of_kitti(command):
+    results, folder, lines = command.json("bts"), command.folder / "bts", command.lines("bts")
     assert {path.name for path in folder.iterdir()} == DRAWINGS | {
         "results.json",
         "per_image.csv",
@@ -142,18 +124,18 @@ def test_files_rows_tables_and_page_are_those_of_kitti(whole):
     found = {(line["scene"], line["cluster"], int(line["index"])) for line in lines}
     assert found == {(drive, drive, number) for drive, number, *_ in FRAMES}
     assert {line["reading"] for line in lines if line["group"] == "outdoors"} == set(OUTDOORS)
-    text, content = (folder / "tables.md").read_text(), whole.page("bts")
+    text, content = (folder / "tables.md").read_text(), command.page("bts")
     assert not any(title in text for title in (KITTI_ROWS, PROMPTS, "size words"))  # which are over the whole split
     assert (content["limits"], content["drops_tiny"], content["scale"][1]) == ([MIN_DEPTH, 80], False, 80)
     assert list(content["presets"]) == ["run", "paper", "auty", "log", "colour"]
     assert {word for preset in content["presets"].values() for word in preset["depth_classes"]} <= {*content["phrases"]}
     assert {(*card["size"], *card["grid"]) for card in content["images"]} == {(352, 1216, 11, 38)}
-    stores = {store: len(list(store.glob("*.npz"))) for store in whole.store.iterdir()}
+    stores = {store: len(list(store.glob("*.npz"))) for store in command.store.iterdir()}
     assert sorted(stores.values()) == [2, 12]  # own pairs; KITTI by both protocols
-    flags = ("--list_file", whole.folder / "list.txt", "--preset", "auty", "--no_paper", "--limit", 2)
-    assert (whole("KITTI", "again", *flags), whole.encoded) == (0, 0)
-    assert (whole("NYU", "nyu", "--no_paper"), whole.encoded) == (0, 1)
-    assert len(list(whole.store.iterdir())) == 3
+    flags = ("--list_file", command.folder / "list.txt", "--preset", "auty", "--no_paper", "--limit", 2)
+    assert (command("KITTI", "again", *flags), command.encoded) == (0, 0)
+    assert (command("NYU", "nyu", "--no_paper"), command.encoded) == (0, 1)
+    assert len(list(command.store.iterdir())) == 3
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -169,25 +151,15 @@ def test_the_whole_split_stands_beside_published_rows_of_its_protocol_only(comma
     assert ("| difference |" in table) == (name == "adabins")
 
 
-def test_read_outs_of_one_backbone_on_kitti(command):
-    weights = command.folder / "resnet.pt"
-    torch.save(random_clip(replace(TINY, image_resolution=224), seed=1).state_dict(), weights)
-    flags = ("--list_file", command.folder / "list.txt", "--limit", 3, "--clip_path", weights, "--preset", "log")
-    assert command("KITTI", "readouts", *flags, main=readouts.main) == 0
-    results = command.json("readouts", "readouts.json")
-    settings = [row for row in results["readouts"] if row["temperature"]]  # the others are linear probes
-    assert (results["clustered_by"], len(settings)) == ("drives", 4 * 2 * 2)
-
-
 # ---- one's own pairs
 
 
-def test_own_pairs_of_two_odd_sizes_and_the_room_for_their_features(whole, command, monkeypatch, capsys):
-    ours = whole.json("own")
+def test_own_pairs_of_two_odd_sizes_and_the_room_for_their_features(command, monkeypatch, capsys):
+    ours = command.json("own")
     assert (ours["clustered_by"].partition(",")[0], ours["published"]) == ("images", {})
     assert ours["rows"]["uniform weights"]["metrics"]["spearman"] is None
-    assert [card["size"] for card in whole.page("own")["images"]] == [[131, 173], [97, 131]]
-    (store,) = (path for path in whole.store.iterdir() if len(list(path.glob("*.npz"))) == 2)
+    assert [card["size"] for card in command.page("own")["images"]] == [[131, 173], [97, 131]]
+    (store,) = (path for path in command.store.iterdir() if len(list(path.glob("*.npz"))) == 2)
     needed = sum(file[part].nbytes for file in map(np.load, store.glob("*.npz")) for part in ("patches", "cls"))
     usage = namedtuple("usage", "total used free")
     for free, code in ((needed - 1, 1), (needed, 0)):
