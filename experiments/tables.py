@@ -30,7 +30,8 @@ EXPLORATORY, SMALL_P = "Exploratory, unadjusted.", 0.05
 QUESTION, LADDER = "Does language see depth here?", "How far does language get?"
 P_NOTE = "p: (1 + k) / (1 + n), k of {} n = {:,} other assignments of the bins to the words are as good"
 BESIDE = f"Beside each metric: minus {THIS_RUN}, image by image, with its 95 % interval."
-NOTES = {
+CERTAIN, EXTRA = "Does CLIP know when it is wrong?", "What a constant cannot fake"
+NOTES = {  # by title
     published.TABLE_1: "Lower Bound: the paper's is random within 0-10 m in each pixel, for which its rmse 2.934 is "
     "hardly possible (docs/questions.md). Zhang et al.'s log10 .529 does not go with its other metrics. The mean "
     f"training depth image is over another crop and filled ground truth. {EXPLORATORY}",
@@ -40,18 +41,16 @@ NOTES = {
     "small p (docs/statistics.md). All else is exploratory, unadjusted. wins: images for which the first of the two "
     "rows is better. dz: mean difference / its standard deviation over images. spearman: minus 0, as a constant has no "
     "order.",
-    LADDER: "From knowing nothing to the most that patches of this size can say (docs/ladder.md). "
-    f"{BESIDE} What is fitted is fitted on other clusters; a best constant of other images of the same data is not "
-    "independent of them.",
-    "What a constant cannot fake": "spearman: rank correlation over each image's measured patches, - for maps that "
-    "span less than 1 cm. ordinal: share of pairs of patches in the wrong order, of those whose true depths differ by "
-    "more than a factor 1.25. aurg: what sigma, the spread of the answers, knows of abs_rel (docs/readouts.md), 0 for "
-    "any constant. silog: scale-invariant log error, not times 100. scaled: after multiplying each prediction by the "
-    "ratio of medians. aligned: after a pred + b by least squares, as relative methods report. Uniform weights stand "
-    f"for all constants. {EXPLORATORY}",
-    "Does CLIP know when it is wrong?": "abs_rel of the most certain share of each image's patches, by sigma, the "
-    "spread of the answers; mean over images. aurg: area between this curve and a random order's; positive if certain "
-    f"patches are better. {EXPLORATORY}",
+    LADDER: f"From knowing nothing to the most that patches of this size can say (docs/ladder.md). {BESIDE} What is "
+    "fitted is fitted on other clusters; a best constant of other images of the same data is not independent of them.",
+    EXTRA: "spearman: rank correlation over each image's measured patches, - for maps that span less than 1 cm. "
+    "ordinal: share of pairs of patches in the wrong order, of those whose true depths differ by more than a factor "
+    "1.25. aurg: what sigma, the spread of the answers, knows of abs_rel (docs/readouts.md), 0 for any constant. silog: "
+    "scale-invariant log error, not times 100. scaled: after multiplying each prediction by the ratio of medians. "
+    "aligned: after a pred + b by least squares, as relative methods report. Uniform weights stand for all constants. "
+    f"{EXPLORATORY}",
+    CERTAIN: "abs_rel of the most certain share of each image's patches, by sigma, the spread of the answers; mean "
+    f"over images. aurg: area between this curve and a random order's; above 0 if it knows. {EXPLORATORY}",
 }
 
 
@@ -142,12 +141,11 @@ def all_tables(report: Report) -> list[Table]:
     results, curve = report.results, report.findings.curve
     tables = [question_table(report), *([ladder_table(report)] if report.groups else []), main_table(report)]
     tables += paper_tables(report)
-    more: dict[str, tuple[Iterable[str], Sequence[str]]] = {}  # title -> rows and columns
-    more |= {title: ((THIS_RUN, *rows), (*COLUMNS, "spearman")) for title, rows in report.groups.items()}
-    if report.rows.randoms:
-        more["Is it better than chance?"] = (THIS_RUN, *report.rows.randoms), COLUMNS
-    more |= {"Every row": (results.metrics, COLUMNS), "What a constant cannot fake": (results.metrics, EXTRA_METRICS)}
-    for title, (rows, columns) in more.items():
+    more: list[tuple[str, list[str], Sequence[str]]]
+    more = [(title, [THIS_RUN, *rows], (*COLUMNS, "spearman")) for title, rows in report.groups.items()]
+    more += [("Is it better than chance?", [THIS_RUN, *report.rows.randoms], COLUMNS)] if report.rows.randoms else []
+    more += [("Every row", list(results.metrics), COLUMNS), (EXTRA, list(results.metrics), EXTRA_METRICS)]
+    for title, rows, columns in more:
         tables.append(Table(title, NOTES.get(title, EXPLORATORY), columns))
         for row in rows:
             tables[-1].add(row, OURS, results.mean(row))
@@ -205,8 +203,7 @@ def distance(report: Report) -> str:
 def certainty_table(curve: np.ndarray) -> Table:
     """Mean error of the most certain patches; `curve` as in `Findings`."""
     shares = {f"{100 * share // SHARES} %": curve[share - 1] for share in (1, 2, 5, 10, 15, SHARES)}
-    title = "Does CLIP know when it is wrong?"
-    table = Table(title, NOTES[title], (*shares, "aurg"))
+    table = Table(CERTAIN, NOTES[CERTAIN], (*shares, "aurg"))
     table.add(THIS_RUN, OURS, shares | {"aurg": float(gain_over_random(torch.from_numpy(curve)))})
     table.add("in a random order", "", dict.fromkeys(shares, curve[-1]) | {"aurg": 0.0})
     return table
@@ -237,9 +234,8 @@ def paper_tables(report: Report) -> list[Table]:
             title = f"{row.table}, {row.scene}"
             caption = f"Of these, only {row.scene}: {counted(images)}. A scene is a room type."
         table = tables.setdefault(title, Table(title, caption, COLUMNS))
-        ours = [report.rows.row_of(row.reading)] if row.reading else []
-        ours = list(report.rows.randoms) if row.name == "Lower Bound" else ours
-        rows = [own for own in ours if own and images]
+        read = report.rows.row_of(row.reading) if row.reading else None
+        rows = [own for own in (report.rows.randoms if row.name == "Lower Bound" else [read]) if own and images]
         if not rows:
             table.add(named_by(named_by(row.name, label_of(row.protocol)), row.note), THEIRS, row.metrics)
         for own in rows:
@@ -346,12 +342,15 @@ def as_json(report: Report) -> dict[str, Any]:
         rows[name] = values | dict(zip(COUNTS, results.counts[name].sum(0).tolist(), strict=True))
     rungs = [row for row in RUNGS if report.groups and row in results.metrics and row != THIS_RUN]
     contrasts = [asdict(results.contrast(row, THIS_RUN, metric)) for row in rungs for metric in PRIMARY]
-    question: dict[str, Any] = {"asked": QUESTION, "answer": report.verdict}
-    question |= {name: list(map(asdict, getattr(report, name))) for name in ("primary", "exploratory")}
-    question["other_assignments"] = 0 if permuted is None else len(permuted) - 1
-    question["all_assignments"] = None if permuted is None else report.complete
     return {
-        "question": question,
+        "question": {
+            "asked": QUESTION,
+            "answer": report.verdict,
+            "primary": list(map(asdict, report.primary)),
+            "exploratory": list(map(asdict, report.exploratory)),
+            "other_assignments": 0 if permuted is None else len(permuted) - 1,
+            "all_assignments": None if permuted is None else report.complete,
+        },
         "ladder": {"minus_this_run": contrasts, "left_out": report.findings.missing},
         "own_readings": list(report.own),
         "clustered_by": results.images.clustered_by,
