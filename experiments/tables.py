@@ -45,7 +45,7 @@ NOTES = {  # by title
     "fitted is fitted on other clusters; a best constant of other images of the same data is not independent of them.",
     EXTRA: "spearman: rank correlation over each image's measured patches, - for maps that span less than 1 cm. "
     "ordinal: share of pairs of patches in the wrong order, of those whose true depths differ by more than a factor "
-    "1.25. aurg: what sigma, the spread of the answers, knows of abs_rel (docs/readouts.md), 0 for any constant. silog: "
+    "1.25. aurg: what sigma, the spread of the answers, knows of abs_rel (docs/readouts.md), 0 for constants. silog: "
     "scale-invariant log error, not times 100. scaled: after multiplying each prediction by the ratio of medians. "
     "aligned: after a pred + b by least squares, as relative methods report. Uniform weights stand for all constants. "
     f"{EXPLORATORY}",

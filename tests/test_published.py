@@ -83,11 +83,11 @@ def test_every_number_and_reading():
     for row, (_, bins, scene, _) in zip(found[published.BINS], lines(BINS), strict=True):
         assert row.reading == replace(PAPER, bin_list=tuple(map(float, bins.split())))
         assert row.scene == (None if scene == "all" else scene)
-    for title, reading in (
+    for title, *readings in (
         (published.TABLE_1, ("DepthCLIP", PAPER)),
         (published.KITTI_ROWS, ("Auty, depth words", AUTY)),
     ):
-        assert [(row.name, row.reading) for row in found[title] if row.reading] == [reading]
+        assert [(row.name, row.reading) for row in found[title] if row.reading] == readings
     prompt_3, bins_1 = found[published.PROMPTS][3].reading, found[published.BINS][1].reading
     assert replace(prompt_3, bin_list=bins_1.bin_list) == published.BIN_RESPONSE
     assert published.BIN_RESPONSE_DEPTHS == ((3.117, 3.567), (1.502, 1.328))

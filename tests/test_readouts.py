@@ -27,6 +27,7 @@ RESNET = replace(TINY, image_resolution=224)
 VIT = replace(RESNET, vision_layers=2, vision_width=64, vision_patch_size=32)
 WORDS = ("--depth_classes", "near", "far", "unseen", "--bin_list", 1, 2, 4)
 OF = {"resnet.pt": ("raw", "maskclip", "attnpool", "clearclip"), "vit.pt": ("raw", "maskclip", "clearclip")}
+CASES = ("resnet.pt, raw, imagenet, 0.1", "resnet.pt, attnpool, clip, 1.0", "vit.pt, clearclip, imagenet, 0.1")
 
 
 class Command:
@@ -84,9 +85,6 @@ def test_every_row_and_file_is_there(whole):
     for row in rows.values():
         assert [contrast["metric"] for contrast in row["less_uniform"]] == list(PRIMARY)
         assert {contrast["p"] is None for contrast in row["less_uniform"]} == {row["temperature"] is None}
-        for contrast in row["less_uniform"]:
-            less = row["metrics"][contrast["metric"]] - results["uniform weights"][contrast["metric"]]
-            assert contrast["difference"] == pytest.approx(less, abs=1e-9)
     shown = {name.replace("1.0", "1").replace("None", "linear probe"): backbone for name, backbone in names.items()}
     shown |= {"uniform weights": "uniform weights"}
     lines = list(csv.DictReader((folder / "readouts.csv").read_text("utf-8").splitlines()))
@@ -97,17 +95,10 @@ def test_every_row_and_file_is_there(whole):
     assert "all n = 5 other assignments" in table
 
 
-@pytest.mark.parametrize(
-    ("backbone", "readout", "statistics", "temperature"),
-    [
-        ("resnet.pt", "raw", "imagenet", 0.1),
-        ("resnet.pt", "attnpool", "clip", 1.0),
-        ("vit.pt", "clearclip", "imagenet", 0.1),
-    ],
-)
-def test_a_row_is_what_other_commands_say_of_it(whole, backbone, readout, statistics, temperature):
-    rows, name = whole.rows(), f"{backbone}, {readout}, {statistics}"
-    row, probe = (rows[f"{name}, {how}"] for how in (temperature, None))
+@pytest.mark.parametrize("name", CASES)
+def test_a_row_is_what_other_commands_say_of_it(whole, name):
+    backbone, readout, statistics, temperature = name.split(", ")
+    row, probe = (whole.rows()[f"{backbone}, {readout}, {statistics}, {how}"] for how in (temperature, None))
     flags = ["--readout", readout, "--image_statistics", statistics, "--temperature", temperature]
     assert whole(*flags, weights=(backbone,), out="eval", store=False, main=evaluation.main) == 0
     evals = whole.json("eval/results.json")["rows"]
