@@ -14,7 +14,7 @@ from download import write_whole
 from viewer.colour import COLOUR_MAP
 
 WIDTH = 8  # inches: at 800 px, letters have their size in points
-LARGEST_ERROR = 0.5  # of the true depth, where the colours of the error map end
+LARGEST_ERROR = 50  # % of the true depth, where the colours of the error map end
 TALLEST = 1.5  # heights of a row for its width
 
 
@@ -66,25 +66,22 @@ def drawing(path: Path, title: str, caption: str, height: float) -> Iterator[Any
 def draw_strip(path: Path, examples: Sequence[Example], caption: str) -> None:
     """Writes a PNG with a row for each example: input, ground truth, prediction and error. Raises OSError."""
     near, far = colour_range(examples)
-    heights = [1.8 * min(height / width, TALLEST) for height, width in (one.depth.shape for one in examples)]  # inches
-    with drawing(
-        path, "What this run sees, and where it is wrong", caption, sum(heights) + 0.25 * len(heights) + 1.5
-    ) as figure:
+    heights = [0.25 + 1.8 * min(one.depth.shape[0] / one.depth.shape[1], TALLEST) for one in examples]  # inches
+    with drawing(path, "What this run sees, and where it is wrong", caption, sum(heights) + 1.5) as figure:
         style: dict[str, Any] = {"xticks": [], "yticks": [], "facecolor": "0.75"}
         axes = figure.subplots(len(examples), 4, squeeze=False, height_ratios=heights, subplot_kw=style)
         for row, example in zip(axes, examples, strict=True):
             truth = np.ma.masked_less_equal(example.truth, 0)
             row[0].imshow(example.pixels)
-            row[0].set_xlabel(example.name[-28:], parse_math=False)
+            row[0].set_xlabel(example.name[-26:], parse_math=False)
             for axis, depth in zip(row[1:], (truth, example.depth), strict=False):
                 depths = axis.imshow(depth, cmap=COLOUR_MAP, vmin=near, vmax=far, interpolation="nearest")
-            limits = {"vmin": -LARGEST_ERROR, "vmax": LARGEST_ERROR}
-            errors = row[3].imshow(example.depth / truth - 1, cmap="RdBu_r", interpolation="nearest", **limits)
+            errors = row[3].imshow(100 * example.depth / truth - 100, cmap="RdBu_r", interpolation="nearest")
+            errors.set_clim(-LARGEST_ERROR, LARGEST_ERROR)
             if example.delta1 is not None:
                 row[3].set_xlabel(f"delta1 {example.delta1:.3f}")
         for axis, title in zip(axes[0], ("input", "true depth (grey: none)", "this run", "error"), strict=True):
             axis.set_title(title)
         bar = {"location": "bottom", "extend": "both", "aspect": 40}
         figure.colorbar(depths, ax=axes[:, 1:3], label="depth [m]: bright is near, dark is far", **bar)
-        colours = figure.colorbar(errors, ax=axes[:, 3], label="blue: too near, red: too far", **bar | {"aspect": 20})
-        colours.set_ticks([-LARGEST_ERROR, 0, LARGEST_ERROR], labels=["-50 %", "0", "+50 %"])
+        figure.colorbar(errors, ax=axes[:, 3], label="error [%]: red is too far", **bar | {"aspect": 20})
