@@ -127,12 +127,12 @@ def gather_rows(rows: list[Row], rank: int, count: int) -> list[Row]:
 
 @torch.inference_mode()
 def example(
-    predict: Callable[[Batch], Tensor], dataset: DepthPairs, item: int, prepare: Callable[..., Tensor]
+    predict: Callable[[Batch], Tensor], dataset: DepthPairs, item: int, prepare: Callable[..., Tensor], delta1: float
 ) -> Example:
     """An image of the qualitative strip, with its true and its predicted depth."""
     pixels, truth = dataset.pixels(item), dataset.truth(item)
     depth = predict(Batch([item], prepare(pixels)[None], [dataset.depth(item)]))[0, 0].numpy()
-    return Example(dataset.names[item], resized(pixels, truth.shape), truth, depth)
+    return Example(dataset.names[item], resized(pixels, truth.shape), truth, depth, delta1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -186,8 +186,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 about |= {"published": theirs, "made_with": made}
                 write_json(folder / RESULTS_FILE, notes.identified(protocol) | about)
             if args.figures and folder:
-                examples = [example(predict, dataset, item, prepare) for item in example_images(dataset.scenes)]
-                caption = notes.caption(dataset.title, caveats)
+                shown = example_images(dataset.scenes)
+                examples = [example(predict, dataset, item, prepare, rows[item]["delta1"]) for item in shown]
+                caption = notes.short_caption(dataset.title, caveats)
                 terminal.try_to_draw(lambda: draw_strip(folder / STRIP_FILE, examples, caption))
 
         valid, dropped = (sum(row[key] for row in rows) for key in COUNTS)

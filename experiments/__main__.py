@@ -34,11 +34,11 @@ from calculate_error import NYU
 from clip.checkpoint import CHECKPOINTS
 from clip.dense import thins
 from clip.inference import start_program
-from datasets import csv_text, text_of
+from datasets import text_of
 from datasets.pictures import resized
 from datasets.readings import checked_reading
 from download import new_results, write_json, write_text
-from experiments import published, tables
+from experiments import plots, published, tables
 from experiments.features import FeatureStore, fill_store
 from experiments.ladder import Ladder
 from experiments.score import Scorer, SettingsReader, mean_permuted, swept_constants
@@ -105,7 +105,7 @@ def score_rows(store: FeatureStore, scorer: Scorer, images: Images, ladder: Ladd
         shares = torch.from_numpy(np.stack([image.histogram for image in done], axis=1))  # (U, I)
         swept = swept_constants(shares, scorer.protocol, scorer.data.form.units_per_metre)
         results.add_constant(published.BEST, {m: best_elsewhere(swept[m], folds, m in HIGHER) for m in swept})
-    patches = np.concatenate([image.patches for image in done], axis=1)
+    patches = [image.patches for image in done]
     curves = [image.curve for image in done if np.isfinite(image.curve).all()]
     curve = np.mean(curves, axis=0) if curves else None
     return Findings(results, mean_permuted(done), patches, curve, ladder.missing if ladder else [])
@@ -120,28 +120,29 @@ def features_of(store: FeatureStore, item: int) -> Tensor:
 @torch.inference_mode()
 def draw(output: Path, report: Report, store: FeatureStore, text: Tensor) -> None:
     """Write the PNGs; `text` are text features (D, K) of the words of `published.BIN_RESPONSE`, drawn of NYU only."""
-    from experiments import plots  # imports matplotlib, which takes a second
-
     strip, response, rungs, question, certainty = (output / name for name in PNG_FILES)
     examples, dataset = [], store.dataset
+    caption = notes.short_caption(dataset.title, report.warnings)
     for item in example_images(dataset.scenes):
         truth = dataset.truth(item)
         patches = depth_of(store.model.weights(store.get(item)), store.model.bin_list[None])  # (1, 1, h, w)
         depth = upsampled(patches, truth.shape)[0, 0].cpu().numpy()
-        examples.append(Example(dataset.names[item], resized(dataset.pixels(item), truth.shape), truth, depth))
+        delta1 = report.results.metrics[published.THIS_RUN][item, report.results.columns.index("delta1")]
+        picture = resized(dataset.pixels(item), truth.shape)
+        examples.append(Example(dataset.names[item], picture, truth, depth, delta1))
         if len(examples) == 1 and report.protocol is NYU:  # whose bins the paper's drawing has
             logits = logits_of(features_of(store, item), text, published.BIN_RESPONSE)
             weights = logits.softmax(1)[0].cpu().numpy()  # (K, h, w), of the image without its mirror
-            plots.draw_response(response, examples[0], weights, report.caption)
-    draw_strip(strip, examples, report.caption)
-    plots.draw_question(question, report.primary, report.findings, report.caption)
+            plots.draw_response(response, examples[0], weights, caption)
+    draw_strip(strip, examples, caption)
+    title = f"{tables.QUESTION} {report.verdict.capitalize()}"
+    plots.draw_question(question, title, report.primary, report.findings, store.model.reading.bin_list, caption)
     if published.CEILING in report.results.metrics:
         theirs = published.beside("NYU")[published.PAPER_ROW] if report.official and report.protocol is NYU else None
-        caption = notes.short_caption(dataset.title, report.warnings)
         plots.draw_ladder(rungs, report.results, caption, theirs)
     if report.findings.curve is not None:
         gain = report.results.contrast(published.THIS_RUN, published.UNIFORM, "aurg")
-        plots.draw_certainty(certainty, report.findings.curve, gain, report.caption)
+        plots.draw_certainty(certainty, report.findings.curve, gain, caption)
 
 
 @torch.inference_mode()
@@ -230,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         about["readings"] = {setting.name: asdict(setting.reading) for setting in rows.settings}
         found = tables.all_tables(report)
         with new_results(args.output, FILES) as folder:
-            write_text(folder / tables.ROWS_FILE, tables.as_csv(report.results, csv_text, protocol.name))
+            write_text(folder / tables.ROWS_FILE, tables.as_csv(report.results, protocol.name, tables.parts_of(report)))
             write_text(folder / MARKDOWN_FILE, tables.as_markdown(found, report.title, report.caption))
             write_json(folder / tables.RESULTS_FILE, tables.as_json(report) | about)
             if args.figures:

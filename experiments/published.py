@@ -1,15 +1,14 @@
 """What the paper publishes, as data: "Can Language Understand Depth?", ACM MM 2022, arXiv 2207.01077.
 
-Every row of its tables with the reading behind it, so that an evaluation can print its own metrics beside them. All are
-over NYU Depth V2, official test split, 654 images. Metrics are in the order of `COLUMNS`; None where none is published.
+Every row of its tables, over NYU Depth V2's official test split of 654 images, with the reading behind it.
 """
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets.presets import PRESETS
 from monoclip import PAPER, Reading
@@ -18,10 +17,8 @@ AUTY, LOG_BINS = (replace(PAPER, **PRESETS[name]) for name in ("auty", "log"))
 COLUMNS = ("delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")  # of the paper's tables
 
 PAPER_ROW = "paper, DepthCLIP"
-# Rows of ours: the reading of a run; what says nothing; for each metric, the constant that is best on other clusters;
-# and those of ladder.py.
-THIS_RUN, UNIFORM = "this run", "uniform weights"
-BEST = "best constant"
+# Rows of ours: the reading of a run; what says nothing; the best constant of other clusters; and those of ladder.py.
+THIS_RUN, UNIFORM, BEST = "this run", "uniform weights", "best constant"
 ANSWERS_AT, TRUTH_AT = "position of the answers", "position of the truth"
 FITTED, PROBE = "words, fitted bins", "linear probe"
 WITHIN, CEILING = "ceiling, within the bins", "ceiling, true patches"
@@ -36,13 +33,19 @@ BINS = "Depth-bin ablation (original prompts)"
 KITTI_ROWS = "KITTI, Eigen test split: zero-shot rows of other papers"
 
 
+def cell_of(value: float | tuple[float, float] | None, form: str = "+.3f") -> str:
+    """A value, or an interval as `[low, high]`, as text; `-` where there is none."""
+    if isinstance(value, tuple):
+        return f"[{value[0]:{form}}, {value[1]:{form}}]"
+    return "-" if value is None else format(value, form)
+
+
 def table(lines: Mapping[str, Mapping[str, Any]]) -> str:
     """Metrics by the name of their line, in the paper's columns."""
     width = max(29, *(len(name) + 2 for name in lines))
     text = [" " * width + "".join(f"{column:>9}" for column in COLUMNS)]
     for name, line in lines.items():
-        cells = ["-" if line[column] is None else f"{line[column]:.3f}" for column in COLUMNS]
-        text.append(f"{name:<{width}}" + "".join(f"{cell:>9}" for cell in cells))
+        text.append(f"{name:<{width}}" + "".join(f"{cell_of(line[column], '.3f'):>9}" for column in COLUMNS))
     return "\n".join(text)
 
 
@@ -56,26 +59,16 @@ def label_of(protocol: str) -> str:
     return protocol if "," in protocol else ""
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     """One published row."""
 
     table: str  # that it stands in
     name: str  # as the table calls it
-    metrics: tuple[float | None, ...]  # in the order of `COLUMNS`, None where none is published
+    metrics: Mapping[str, float | None]  # by column, None where none is published
     reading: Reading | None  # what makes the row here; None for other methods and random depth
     scene: str | None  # the images of one scene only
     note: str  # supervision, or where the row comes from
     protocol: str  # the name of its `Protocol`, or that it is not said
-
-    @property
-    def by_protocol(self) -> str:
-        """Its name, and its protocol where a data set has several."""
-        return named_by(self.name, label_of(self.protocol))
-
-    def by_column(self) -> dict[str, float | None]:
-        """Metric -> value."""
-        return dict(zip(COLUMNS, self.metrics, strict=True))
 
 
 PROMPTS_BY_NAME = {
@@ -107,7 +100,7 @@ def published_rows() -> tuple[Published, ...]:
     rows = []
     with Path(__file__).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            metrics = tuple(float(row[column]) if row[column] else None for column in COLUMNS)
+            metrics = {column: float(row[column]) if row[column] else None for column in COLUMNS}
             reading, scene = READINGS.get(row["reading"]), row["scene"] or None
             rows.append(Published(row["table"], row["name"], metrics, reading, scene, row["note"], row["protocol"]))
     return tuple(rows)
@@ -118,9 +111,9 @@ def published_over(protocol: str) -> list[Published]:
     return [row for row in published_rows() if row.protocol.partition(",")[0] == protocol.partition(",")[0]]
 
 
-def beside(protocol: str) -> dict[str, dict[str, Any]]:
+def beside(protocol: str) -> dict[str, Mapping[str, float | None]]:
     """What stands beside a run over a whole split: of NYU the paper's row, else all rows, name -> metric -> value."""
     rows = published_over(protocol)
     if protocol == "NYU":
-        return {PAPER_ROW: next(row.by_column() for row in rows if row.name == "DepthCLIP")}
-    return {row.by_protocol: row.by_column() for row in rows}
+        return {PAPER_ROW: next(row.metrics for row in rows if row.name == "DepthCLIP")}
+    return {named_by(row.name, label_of(row.protocol)): row.metrics for row in rows}

@@ -154,7 +154,7 @@ class Findings(NamedTuple):
 
     results: Results
     permuted: np.ndarray | None  # (n, 2), mean `PRIMARY` metrics of assignments of bins to words, the run's own first
-    patches: np.ndarray  # (2, N) [m], depth of all patches, as this run predicts it and as it is
+    patches: Sequence[np.ndarray]  # (2, P) [m] of each image: predicted and true depth of its patches
     curve: np.ndarray | None  # (S,), mean `sparsification` of this run, if any patch is measured
     missing: list[str]  # why rows are left out, a sentence each
 

@@ -45,6 +45,11 @@ class-dependent 2: 1.00 1.50 2.00 2.50 3.00 3.50 4.00: classroom: .310 .583 .830
 class-dependent 3: 1.00 1.25 1.50 1.75 2.00 2.25 2.50: classroom: .231 .452 .600 .407 .246 2.138
 class-dependent 4: 2.00 2.50 3.00 3.25 3.50 3.75 4.00: classroom: .276 .637 .844 .461 .173 1.544
 """
+LATER = """
+DepthCLIP, run by MoA-DepthCLIP: .390 .680 .848 .393 .158 1.176
+mean training depth image: .418 .711 .874 .408 - 1.244
+Hu et al., one training image of each scene: .428 .732 .898 .347 - 1.049
+"""
 KITTI = """
 DepthCLIP, as run in MfH: .281 - - .473 - 12.96
 Hu et al., one training image of each scene: .312 - - .384 - 12.29
@@ -56,58 +61,44 @@ Auty, random text vectors: .046 .098 .161 2.887 .535 29.553
 """
 
 
-def numbers(text: str) -> tuple[float | None, ...]:
-    return tuple(None if cell == "-" else float(cell) for cell in text.split())
-
-
 def lines(text: str) -> list[list[str]]:
     return [line.split(": ") for line in text.strip().splitlines()]
 
 
-def rows_of(table: str) -> list[published.Published]:
-    return [row for row in published.published_rows() if row.table == table and "not in the paper" not in row.note]
+def metrics(text: str) -> dict[str, float | None]:
+    return dict(zip(COLUMNS, (None if cell == "-" else float(cell) for cell in text.split()), strict=True))
 
 
-def test_methods_and_other_work():
-    rows = rows_of(published.TABLE_1)
-    assert [(row.name, row.metrics) for row in rows] == [(name, numbers(text)) for name, text in lines(METHODS)]
-    assert [row.name for row in rows if row.reading] == ["DepthCLIP"]
-    others = {row.name: row.metrics for row in published.published_rows() if "not in the paper" in row.note}
-    assert others == {
-        "DepthCLIP, run by MoA-DepthCLIP": numbers(".390 .680 .848 .393 .158 1.176"),
-        "mean training depth image": numbers(".418 .711 .874 .408 - 1.244"),
-        "Hu et al., one training image of each scene": numbers(".428 .732 .898 .347 - 1.049"),
-    }
-    assert len(published.published_rows()) == 9 + 3 + 4 + 15 + 7
-
-
-def test_prompts_and_bins():
-    rows = rows_of(published.PROMPTS)
-    assert [(row.name, row.metrics) for row in rows] == [(name, numbers(text)) for name, _, text in lines(PROMPTS)]
-    assert [row.reading.depth_classes for row in rows] == [tuple(words.split(", ")) for _, words, _ in lines(PROMPTS)]
-    assert all(row.reading.bin_list == PAPER.bin_list for row in rows)
-    prompt_3 = rows[3].reading.depth_classes
-    rows = rows_of(published.BINS)
-    assert [(row.name, row.scene or "all", row.metrics) for row in rows] == [
-        (name, scene, numbers(text)) for name, _, scene, text in lines(BINS)
-    ]
-    assert [row.reading.bin_list for row in rows] == [numbers(metres) for _, metres, _, _ in lines(BINS)]
-    assert all(row.reading.depth_classes == PAPER.depth_classes for row in rows)
+def test_every_number_and_reading():
+    found: dict[str, list[published.Published]] = {}
+    for row in published.published_rows():
+        found.setdefault("later" if "not in the paper" in row.note else row.table, []).append(row)
+    tables = {published.TABLE_1: METHODS, published.PROMPTS: PROMPTS, published.BINS: BINS}
+    tables |= {published.KITTI_ROWS: KITTI, "later": LATER}
+    assert found.keys() == tables.keys()
+    for title, text in tables.items():
+        assert [(row.name, row.metrics) for row in found[title]] == [(n, metrics(m)) for n, *_, m in lines(text)]
+    for row, (_, words, _) in zip(found[published.PROMPTS], lines(PROMPTS), strict=True):
+        assert row.reading == replace(PAPER, depth_classes=tuple(words.split(", ")))
+    for row, (_, bins, scene, _) in zip(found[published.BINS], lines(BINS), strict=True):
+        assert row.reading == replace(PAPER, bin_list=tuple(map(float, bins.split())))
+        assert row.scene == (None if scene == "all" else scene)
+    for title, *readings in (
+        (published.TABLE_1, ("DepthCLIP", PAPER)),
+        (published.KITTI_ROWS, ("Auty, depth words", AUTY)),
+    ):
+        assert [(row.name, row.reading) for row in found[title] if row.reading] == readings
+    prompt_3, bins_1 = found[published.PROMPTS][3].reading, found[published.BINS][1].reading
+    assert replace(prompt_3, bin_list=bins_1.bin_list) == published.BIN_RESPONSE
     assert published.BIN_RESPONSE_DEPTHS == ((3.117, 3.567), (1.502, 1.328))
-    assert replace(PAPER, depth_classes=prompt_3, bin_list=rows[1].reading.bin_list) == published.BIN_RESPONSE
 
 
 def test_rows_beside_a_run():
-    expected = {name: dict(zip(COLUMNS, numbers(text), strict=True)) for name, text in lines(KITTI)}
-    rows = rows_of(published.KITTI_ROWS)
-    assert {row.name: row.by_column() for row in rows} == expected
-    assert [(row.name, row.reading) for row in rows if row.reading] == [("Auty, depth words", AUTY)]
-    by = {name: "KITTI, AdaBins" if name.startswith("Auty") else "KITTI, protocol not said" for name in expected}
+    by = {"Auty": "KITTI, AdaBins"}
+    expected = [(f"{n} ({by.get(n[:4], 'KITTI, protocol not said')})", metrics(text)) for n, text in lines(KITTI)]
     for protocol in ("KITTI, BTS", "KITTI, AdaBins"):
-        as_printed = [(f"{name} ({by[name]})", metrics) for name, metrics in expected.items()]
-        assert list(published.beside(protocol).items()) == as_printed
-    metrics = {"delta1": 0.394, "delta2": 0.683, "delta3": 0.851, "abs_rel": 0.388, "log10": 0.156, "rmse": 1.167}
-    assert published.beside("NYU") == {"paper, DepthCLIP": metrics}
+        assert list(published.beside(protocol).items()) == expected
+    assert published.beside("NYU") == {"paper, DepthCLIP": metrics(".394 .683 .851 .388 .156 1.167")}
     assert published.beside("own pairs") == {}
     assert [published.label_of(name) for name in ("NYU", "KITTI, BTS", "own pairs")] == ["", "KITTI, BTS", ""]
     assert published.table({"a": dict.fromkeys(COLUMNS), "b": dict.fromkeys(COLUMNS, 12.96)}).count("12.960") == 6

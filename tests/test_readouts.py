@@ -1,7 +1,7 @@
 """experiments.readouts: each row is what eval.py and a run of the experiments say of it."""
 
+import csv
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from PIL import Image
 
 import eval as evaluation
 from calculate_error import NYU_METRICS
+from clip.model import Architecture
 from datasets.nyu import TEST_INDICES
 from datasets.readings import IMAGE_STATISTICS, with_statistics
 from experiments import __main__ as experiments
@@ -26,109 +27,86 @@ RESNET = replace(TINY, image_resolution=224)
 VIT = replace(RESNET, vision_layers=2, vision_width=64, vision_patch_size=32)
 WORDS = ("--depth_classes", "near", "far", "unseen", "--bin_list", 1, 2, 4)
 OF = {"resnet.pt": ("raw", "maskclip", "attnpool", "clearclip"), "vit.pt": ("raw", "maskclip", "clearclip")}
+CASES = ("resnet.pt, raw, imagenet, 0.1", "resnet.pt, attnpool, clip, 1.0", "vit.pt, clearclip, imagenet, 0.1")
 
 
 class Command:
     """`python -m experiments.readouts`, or another command, in this process; counts the images that it encodes."""
 
-    def __init__(self, folder: Path, images: int) -> None:
+    def __init__(self, folder: Path, images: int, **models: Architecture) -> None:
         self.folder, self.encoded = folder, 0
+        for name, architecture in (models or {"resnet": RESNET, "vit": VIT}).items():
+            torch.save(random_clip(architecture, seed=1).state_dict(), folder / f"{name}.pt")
         for i, index in enumerate(TEST_INDICES[:images]):
             write_pair(folder / "nyu" / "official_splits" / "test" / ("bathroom", "kitchen")[i % 2], index)
 
-    def __call__(
-        self,
-        *flags: object,
-        weights: tuple[str, ...] = ("resnet.pt", "vit.pt"),
-        out: str = "out",
-        store: bool = True,
-        main: Callable[[list[str]], int] = readouts.main,
-    ) -> int:
-        real, self.encoded = MonoCLIP.trunk, 0
-
-        def counted(model: MonoCLIP, image: torch.Tensor) -> object:
-            self.encoded += len(image)
-            return real(model, image)
-
+    def __call__(self, *flags, weights=tuple(OF), out="out", store=True, main=readouts.main) -> int:
+        real, seen = MonoCLIP.trunk, []
         paths = [self.folder / name for name in weights]
         usual = ["--data_path", self.folder / "nyu", "--clip_path", *paths, "--device", "cpu", *QUICKGELU, *WORDS]
         usual += ["--output", self.folder / out, *(["--store", self.folder / "store"] if store else [])]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(MonoCLIP, "trunk", counted)
+            patch.setattr(MonoCLIP, "trunk", lambda model, x: seen.append(len(x)) or real(model, x))
             patch.setattr(score, "SWEPT", 20)
-            return main(list(map(str, [*usual, *flags])))
+            code = main(list(map(str, [*usual, *flags])))
+        self.encoded = sum(seen)
+        return code
 
     def rows(self) -> dict[str, dict]:
         keys = ("backbone", "readout", "statistics", "temperature")
         return {", ".join(str(row[key]) for key in keys): row for row in self.json()["readouts"]}
 
-    def json(self, out: str = "out", name: str = "readouts.json") -> dict:
-        return json.loads((self.folder / out / name).read_text())
-
-
-def command_in(folder: Path, images: int) -> Command:
-    for name, architecture in (("resnet.pt", RESNET), ("vit.pt", VIT)):
-        torch.save(random_clip(architecture, seed=1).state_dict(), folder / name)
-    return Command(folder, images)
+    def json(self, name: str = "out/readouts.json") -> dict:
+        return json.loads((self.folder / name).read_text())
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A comparison over ten images, each of which is a cluster. Tests leave it as it is."""
-    command = command_in(tmp_path_factory.mktemp("readouts"), 10)
-    assert command() == 0
-    assert command.encoded == 10 * 2 * 2  # images, backbones, statistics
+    command = Command(tmp_path_factory.mktemp("readouts"), 10)
+    assert (command(), command.encoded) == (0, 10 * 2 * 2)  # images, backbones, statistics
     return command
 
 
 def test_every_row_and_file_is_there(whole):
-    rows, results = whole.rows(), whole.json()
-    assert set(rows) == {
-        f"{backbone}, {readout}, {statistics}, {temperature}"
+    rows, results, folder = whole.rows(), whole.json(), whole.folder / "out"
+    names = {
+        f"{backbone}, {readout}, {statistics}, {temperature}": backbone
         for backbone in OF
         for statistics in ("imagenet", "clip")
         for readout in OF[backbone]
         for temperature in (0.1, 1.0, None)  # None: a linear probe
     }
+    assert rows.keys() == names.keys()
     assert not any(row["released"] for row in rows.values())  # with these words
-    assert {path.name for path in (whole.folder / "out").iterdir()} == {*FILES.values()}
-    assert len(list((whole.folder / "store").iterdir())) == 4
+    assert {path.name for path in folder.iterdir()} == {*FILES.values()}
     assert results["warnings"] == [OTHER_IMAGES["NYU"], f"vit.pt: {INVERTED}"]
-    assert results["made_with"]["vit.pt"]["activation"] == "quickgelu"
     assert ", over 10 clusters (runs of consecutive indices" in results["intervals"]
     for row in rows.values():
         assert [contrast["metric"] for contrast in row["less_uniform"]] == list(PRIMARY)
         assert {contrast["p"] is None for contrast in row["less_uniform"]} == {row["temperature"] is None}
-        for contrast in row["less_uniform"]:
-            less = row["metrics"][contrast["metric"]] - results["uniform weights"][contrast["metric"]]
-            assert contrast["difference"] == pytest.approx(less, abs=1e-9)
-    names = [name.replace("1.0", "1").replace("None", "linear probe") for name in rows]
-    lines = (whole.folder / "out" / "readouts.csv").read_text().splitlines()
-    assert len(lines) == 1 + 10 * (len(names) + 1)
-    table = (whole.folder / "out" / "readouts.md").read_text()
-    assert all(f"| {name} | " in table for name in (*names, "uniform weights"))
+    shown = {name.replace("1.0", "1").replace("None", "linear probe"): backbone for name, backbone in names.items()}
+    shown |= {"uniform weights": "uniform weights"}
+    lines = list(csv.DictReader((folder / "readouts.csv").read_text("utf-8").splitlines()))
+    assert len(lines) == 10 * len(shown)
+    assert {line["reading"]: line["group"] for line in lines} == shown
+    table = (folder / "readouts.md").read_text()
+    assert all(f"| {name} | " in table for name in shown)
     assert "all n = 5 other assignments" in table
 
 
-@pytest.mark.parametrize(
-    ("backbone", "readout", "statistics", "temperature"),
-    [
-        ("resnet.pt", "raw", "imagenet", 0.1),
-        ("resnet.pt", "attnpool", "clip", 1.0),
-        ("vit.pt", "clearclip", "imagenet", 0.1),
-    ],
-)
-def test_a_row_is_what_other_commands_say_of_it(whole, backbone, readout, statistics, temperature):
-    rows, name = whole.rows(), f"{backbone}, {readout}, {statistics}"
-    row, probe = (rows[f"{name}, {how}"] for how in (temperature, None))
+@pytest.mark.parametrize("name", CASES)
+def test_a_row_is_what_other_commands_say_of_it(whole, name):
+    backbone, readout, statistics, temperature = name.split(", ")
+    row, probe = (whole.rows()[f"{backbone}, {readout}, {statistics}, {how}"] for how in (temperature, None))
     flags = ["--readout", readout, "--image_statistics", statistics, "--temperature", temperature]
     assert whole(*flags, weights=(backbone,), out="eval", store=False, main=evaluation.main) == 0
-    evals = whole.json("eval", "results.json")["rows"]
+    evals = whole.json("eval/results.json")["rows"]
     for own, metrics in (("this run", row["metrics"]), ("uniform weights", whole.json()["uniform weights"])):
         assert evals[own]["metrics"] == pytest.approx({m: metrics[m] for m in NYU_METRICS}, abs=1e-5)
     assert whole(*flags, "--no_paper", "--controls", weights=(backbone,), out="usual", main=experiments.main) == 0
     assert whole.encoded == 0
-    usual = whole.json("usual", "results.json")
+    usual = whole.json("usual/results.json")
     for own, theirs in ((row, "this run"), (probe, "linear probe")):
         assert own["metrics"] == pytest.approx(usual["rows"][theirs]["metrics"], abs=2e-5)
     for ours, theirs in zip(row["less_uniform"], usual["question"]["primary"], strict=True):
@@ -146,44 +124,33 @@ def test_only_the_papers_reading_by_rn50_is_the_released_setting():
 
 
 def test_patches_of_14_pixels_and_no_measured_patch(tmp_path):
-    command = Command(tmp_path, 2)
-    torch.save(random_clip(replace(VIT, vision_patch_size=14), seed=1).state_dict(), tmp_path / "14.pt")
+    command = Command(tmp_path, 2, fourteen=replace(VIT, vision_patch_size=14))
     depth = np.zeros((480, 640), dtype=np.uint16)
     depth[100:107, 100:107] = 2000
     for path in tmp_path.rglob("sync_depth_*.png"):
         Image.fromarray(depth).save(path)
-    assert command(weights=("14.pt",)) == 0
+    assert command(weights=("fourteen.pt",)) == 0
     assert len(command.rows()) == 12  # no probe, which had nothing to be fitted on
-    resized = "14.pt: images of 416x544 px are resized to 420x546, whole patches of 14 px"
-    assert command.json()["warnings"] == [OTHER_IMAGES["NYU"], f"14.pt: {INVERTED}", resized]
+    resized = "fourteen.pt: images of 416x544 px are resized to 420x546, whole patches of 14 px"
+    assert command.json()["warnings"] == [OTHER_IMAGES["NYU"], f"fourteen.pt: {INVERTED}", resized]
     assert command.json()["intervals"].startswith("No intervals")
     with np.load(next(tmp_path.glob("store/*/*.npz"))) as file:
         assert file["patches"].shape == (2, 64, 30, 39)
 
 
-@pytest.mark.parametrize(
-    ("weights", "flags", "message"),
-    [
+def test_what_cannot_be_compared_is_refused_before_any_encodes_and_activations_are_of_each(tmp_path, capsys):
+    command, both = Command(tmp_path, 1), tuple(OF)
+    for weights, flags, message in (
         (("a/x.pt", "b/x.pt"), (), "--clip_path: two checkpoints have one name; give each its own"),
         (("resnet.pt", "none.pt"), (), "none.pt: "),
-        (("resnet.pt", "vit.pt"), ("--activation", "gelu", "gelu", "gelu"), "--activation: give one for all checkpo"),
-        (("resnet.pt", "vit.pt"), ("--activation", "gelu", "auto"), "vit.pt: a state dict does not tell QuickGELU"),
-    ],
-)
-def test_checkpoints_that_cannot_be_compared_are_refused_before_any_encodes(tmp_path, capsys, weights, flags, message):
-    command = command_in(tmp_path, 1)
-    assert command(*flags, weights=weights) == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("experiments.readouts: ")
-    assert message in last
-    assert command.encoded == 0
-
-
-def test_activations_are_of_each_checkpoint_and_part_of_the_store(tmp_path):
-    command = command_in(tmp_path, 1)
-    assert command("--activation", "gelu", "quickgelu") == 0
-    assert command.encoded == 2 * 2
+        (both, ("--activation", "gelu", "gelu", "gelu"), "--activation: give one for all checkpoints, or one for each"),
+        (both, ("--activation", "gelu", "auto"), "vit.pt: a state dict does not tell QuickGELU"),
+    ):
+        assert (command(*flags, weights=weights), command.encoded) == (2, 0)
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("experiments.readouts: ")
+        assert message in last
+    assert (command("--activation", "gelu", "quickgelu"), command.encoded) == (0, 2 * 2)
     made = command.json()["made_with"]
-    assert [made[name]["activation"] for name in ("resnet.pt", "vit.pt")] == ["gelu", "quickgelu"]
-    assert command("--activation", "quickgelu") == 0
-    assert command.encoded == 2, "another activation is another folder, so that the first one encodes again"
+    assert [made[name]["activation"] for name in OF] == ["gelu", "quickgelu"]
+    assert (command("--activation", "quickgelu"), command.encoded) == (0, 2)  # the first's features are others

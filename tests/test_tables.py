@@ -10,12 +10,21 @@ import numpy as np
 import pytest
 
 from calculate_error import KITTI_BTS
-from datasets import csv_text
 from experiments import published, tables
 from experiments.published import BEST, BINS, PROMPTS, RUNGS, TABLE_1, THIS_RUN, UNIFORM, published_rows
 from experiments.statistics import COUNTS, PRIMARY
-from experiments.tables import DIFFERENCE, LADDER, OURS, QUESTION, REPRODUCED, THEIRS, Report, Table
-from tests.conftest import HOSTILE, LESS, METRICS, ROWS, asked, report_of, with_findings
+from experiments.tables import DIFFERENCE, LADDER, OURS, QUESTION, REPRODUCED, THEIRS, Report, Table, parts_of
+from tests.conftest import (
+    FITTED,
+    HOSTILE,
+    LESS,
+    METRICS,
+    RANDOM,
+    ROWS,
+    asked,
+    report_of,
+    with_findings,
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +41,7 @@ def by_title(found: list[Table]) -> dict[str, Table]:
 
 def test_this_run_stands_between_the_paper_and_what_says_nothing(report):
     found = by_title(tables.all_tables(report))
-    assert [(line.name, line.cells[0], line.cells[-1]) for line in found["This run"].lines] == [
+    assert [(name, cells[0], cells[-1]) for name, _, *cells in found["This run"].lines] == [
         (THIS_RUN, "0.100", "0.100"),
         ("paper, DepthCLIP", "0.394", "1.167"),
         ("mine", "1.100", "1.100"),
@@ -41,16 +50,19 @@ def test_this_run_stands_between_the_paper_and_what_says_nothing(report):
         (f"{BEST}, of other images", "1.000", "0.500"),
     ]
     control = found["Must the words be about distance?"].lines
-    assert [(line.name, line.cells[0]) for line in control] == [(THIS_RUN, "0.100"), ("colour words", "5.100")]
-
-
-def test_over_other_images_no_published_row_stands_beside_ours(report):
-    other = replace(report, official=False)
+    assert [line[:3] for line in control] == [(THIS_RUN, OURS, "0.100"), ("colour words", OURS, "5.100")]
+    shown = tables.summary(report, list(found.values()), "tables.md")
+    assert [title in shown for title in (LADDER, TABLE_1, "Every row")] == [True, True, False]
+    assert max(map(len, shown.splitlines())) <= 100
+    other = replace(report, official=False)  # over other images, no published row stands beside ours
     assert tables.paper_tables(other) == []
-    assert tables.as_json(other)["published"] == {}
-    assert not any("DepthCLIP" in line.name for table in tables.all_tables(other) for line in table.lines)
+    assert not any("DepthCLIP" in line[0] for table in tables.all_tables(other) for line in table.lines)
     kitti = by_title(tables.all_tables(replace(report, protocol=KITTI_BTS)))["This run (KITTI, BTS)"]
-    assert kitti.lines[1].name == "DepthCLIP, as run in MfH (KITTI, protocol not said)"
+    assert kitti.lines[1][0] == "DepthCLIP, as run in MfH (KITTI, protocol not said)"
+    certainty = tables.all_tables(with_findings(report, curve=np.linspace(0.11, 0.3, 20)))[-1]
+    assert certainty.columns == ("5 %", "10 %", "25 %", "50 %", "75 %", "100 %", "aurg")
+    own = (THIS_RUN, OURS, "0.110", "0.120", "0.150", "0.200", "0.250", "0.300", "0.095")
+    assert certainty.lines == [own, ("in a random order", "", *["0.300"] * 6, "0.000")]
 
 
 def test_the_question_by_hand():
@@ -58,7 +70,7 @@ def test_the_question_by_hand():
     report, name, best = asked(), f"{THIS_RUN} minus {UNIFORM}", f"{THIS_RUN} minus {BEST}"
     others = f"{THIS_RUN} minus the mean of 3 other assignments, over patches"
     table = tables.question_table(report)
-    assert [(line.name, line.kind, *line.cells) for line in table.lines] == [
+    assert table.lines == [
         (name, "delta1", "+0.050", "[-0.050, +0.150]", "6 of 12", "+0.32", "-"),
         (name, "abs_rel", "-0.250", "[-0.250, -0.250]", "12 of 12", "-", "-"),
         (best, "delta1", "+0.050", "[-0.050, +0.150]", "6 of 12", "+0.32", "-"),
@@ -72,97 +84,74 @@ def test_the_question_by_hand():
     assert "k of all n = 3 other assignments of the bins" in table.caption
     assert "k of the random n = 3 other" in tables.question_table(replace(report, complete=False)).caption
     alone = with_findings(report, permuted=None)
-    assert {line.cells[-1] for line in tables.question_table(alone).lines} == {"-"}
+    assert {line[-1] for line in tables.question_table(alone).lines} == {"-"}
     assert tables.question_table(alone).caption.endswith("p: there is no other assignment of the bins.")
     assert tables.question_table(replace(alone, groups={})).caption.endswith("was asked (--controls).")
-
-
-def test_what_is_printed(report):
-    assert tables.answer(asked()).split("\n") == [
-        f"{QUESTION} Cannot tell: there are too few assignments of the bins for a small p.",
-        "delta1 (higher is better): 1.050, uniform weights 1.000, difference +0.050 [-0.050, +0.150], p = 0.5000",
-        "abs_rel (lower is better): 0.750, uniform weights 1.000, difference -0.250 [-0.250, -0.250], p = 0.5000",
-    ]
     shown = tables.summary(report, tables.all_tables(report), "tables.md")
-    assert [title in shown for title in (QUESTION, LADDER, TABLE_1, "Every row")] == [True, True, True, False]
-    assert max(map(len, shown.splitlines())) <= 100
+    assert shown.split("\n\n")[1].split("\n") == [
+        f"{QUESTION} Cannot tell: there are too few assignments of the bins for a small p.",
+        "delta1 (higher is better): 1.050, uniform weights 1.000: +0.050 [-0.050, +0.150], p = 0.5000",
+        "abs_rel (lower is better): 0.750, uniform weights 1.000: -0.250 [-0.250, -0.250], p = 0.5000",
+    ]
 
 
 def test_the_ladder_by_hand():
     report = asked()
     report.results.metrics[published.CEILING][:] = 2.0
     report.results.metrics[published.TRUTH_AT][:] = 1.5
-    lines = {line.name: line.cells for line in tables.ladder_table(report).lines}
+    lines = {name: tuple(cells) for name, _, *cells in tables.ladder_table(report).lines}
     assert list(lines) == list(RUNGS)
     less = ("-0.050", "[-0.150, +0.050]", "+0.250", "[+0.250, +0.250]")  # of delta1, of abs_rel
     assert lines[UNIFORM] == ("1.000", *less[:2], "1.000", *less[2:], "1.000", "1.000")
     assert lines[THIS_RUN] == ("1.050", "", "", "0.750", "", "", "1.300", "1.300")
     said = "Of the way from the best constant (delta1 1.000) to the ceiling (2.000), words take 5 % (1.050), "
-    said += "position alone 50 % (1.500), a linear probe of the same features 855 % (9.550)."
+    said += "position alone 50 % (1.500), a linear probe of the same features 855 % (9.550). "
     assert tables.distance(report) == said
     told = tables.ladder_table(with_findings(report, missing=["A reason.", "A second one."])).caption
-    assert told.endswith(f"{said} A reason. A second one. Exploratory, unadjusted.")
+    assert told.endswith(f"{said}A reason. A second one. Exploratory, unadjusted.")
     report.results.metrics[published.CEILING][:] = 1.0049
     assert tables.distance(report) == ""  # it is no way
-    without = replace(report, groups={})  # --controls
-    assert LADDER not in by_title(tables.all_tables(without))
-    assert tables.as_json(without)["ladder"]["minus_this_run"] == []
-
-
-def test_certainty_has_a_table_of_its_own(report):
-    table = tables.all_tables(with_findings(report, curve=np.linspace(0.11, 0.3, 20)))[-1]
-    assert table.columns == ("5 %", "10 %", "25 %", "50 %", "75 %", "100 %", "aurg")
-    cells = ("0.110", "0.120", "0.150", "0.200", "0.250", "0.300", "0.095")
-    random = ("in a random order", "", (*["0.300"] * 6, "0.000"))
-    assert [(line.name, line.kind, line.cells) for line in table.lines] == [(THIS_RUN, OURS, cells), random]
+    assert LADDER not in by_title(tables.all_tables(replace(report, groups={})))  # without --controls
 
 
 def test_intervals_and_differences(report):
-    lines = tables.interval_table(report).lines
+    lines = tables.interval_table(report.results).lines
     kinds = [(OURS, "0.100"), ("interval", "-"), (f"less {UNIFORM}", "-0.900"), ("interval", "-")]
-    assert [(line.kind, line.cells[0]) for line in lines[:4]] == kinds
-    assert (lines[4].name, lines[6].kind, lines[6].cells[0]) == ("mine", f"less {LESS}", "-0.900")
-    assert lines[[line.name for line in lines].index(UNIFORM) + 2].name == LESS  # nothing is less itself
+    assert [line[1:3] for line in lines[:4]] == kinds
+    assert (lines[4][0], *lines[6][1:3]) == ("mine", f"less {LESS}", "-0.900")
+    assert lines[[line[0] for line in lines].index(UNIFORM) + 2][0] == LESS  # nothing is less itself
     assert "Intervals" not in by_title(tables.all_tables(asked(9)))  # clusters
     found = by_title(tables.all_tables(asked()))["Intervals"].lines[1:4:2]
-    assert [line.cells[0] for line in found] == ["[0.950, 1.150]", "[-0.050, +0.150]"]
-    assert [line.cells[3] for line in found] == ["[0.750, 0.750]", "[-0.250, -0.250]"]
+    assert [line[2] for line in found] == ["[0.950, 1.150]", "[-0.050, +0.150]"]
+    assert [line[5] for line in found] == ["[0.750, 0.750]", "[-0.250, -0.250]"]
 
 
 # ---- published numbers
-
-
-def test_every_published_number_is_in_the_tables(report):
-    found = tables.paper_tables(report)
-    lines = [line for table in found for line in table.lines if line.kind == THEIRS]
-    on_nyu = [row for row in published_rows() if row.protocol == "NYU"]
-    for row in on_nyu:
-        assert tuple("-" if v is None else f"{v:.3f}" for v in row.metrics) in [line.cells for line in lines], row.name
-    assert len(lines) == len(on_nyu) + 1  # the Lower Bound stands beside both random rows
 
 
 def test_ours_the_papers_and_the_difference(report):
     found = by_title(tables.paper_tables(report))
     assert list(found) == [TABLE_1, PROMPTS, BINS, f"{BINS}, bathroom", f"{BINS}, classroom"]
     first = [("original", OURS, "0.100"), ("", THEIRS, "0.394"), ("", DIFFERENCE, "-0.294")]
-    assert [(line.name, line.kind, line.cells[0]) for line in found[PROMPTS].lines[:3]] == first
-    names = [line.name for line in found[TABLE_1].lines if line.kind == OURS]
+    assert [line[:3] for line in found[PROMPTS].lines[:3]] == first
+    names = [line[0] for line in found[TABLE_1].lines if line[1] == OURS]
     assert names == ["Lower Bound: random a", "Lower Bound: random b", "DepthCLIP"]
     bathroom = found[f"{BINS}, bathroom"]
     assert bathroom.caption == "Of these, only bathroom: 2 images. A scene is a room type."
-    assert bathroom.lines[0].cells[0] == "0.100"  # of images 0 and 2
-    assert {line.kind for line in found[f"{BINS}, classroom"].lines} == {THEIRS}
-
-
-def test_a_row_within_a_two_hundredth_of_the_published_one_is_marked():
-    report = report_of()
+    assert bathroom.lines[0][2] == "0.100"  # of images 0 and 2
+    assert {line[1] for line in found[f"{BINS}, classroom"].lines} == {THEIRS}
+    theirs = [line[2:] for table in found.values() for line in table.lines if line[1] == THEIRS]
+    on_nyu = [row for row in published_rows() if row.protocol == "NYU"]
+    assert {tuple(map(published.cell_of, row.metrics.values(), [".3f"] * 6)) for row in on_nyu} == set(theirs)
+    assert len(theirs) == len(on_nyu) + 1  # the Lower Bound stands beside both random rows
+    report = report_of()  # a row within .005 of the published one is marked
     (paper,) = (row for row in published_rows() if row.name == "original" and row.table == PROMPTS)
     for off, as_released, kind in ((0.005, True, REPRODUCED), (0.005, False, DIFFERENCE), (0.0051, True, DIFFERENCE)):
-        for column, value in paper.by_column().items():
+        for column, value in paper.metrics.items():
             report.results.metrics[THIS_RUN][:, METRICS.index(column)] = value
         report.results.metrics[THIS_RUN][:, METRICS.index("rmse")] += off
         lines = by_title(tables.paper_tables(replace(report, as_released=as_released)))[PROMPTS].lines
-        assert lines[2].kind == kind
+        assert lines[2][1] == kind
 
 
 # ---- files
@@ -170,6 +159,7 @@ def test_a_row_within_a_two_hundredth_of_the_published_one_is_marked():
 
 def test_json_has_every_mean_and_no_value_that_is_not_one():
     report = asked()
+    report.results.metrics[UNIFORM][:, METRICS.index("spearman")] = np.nan  # a constant has no order
     value = json.loads(json.dumps(tables.as_json(report), allow_nan=False))
     contrasts = {row["metric"]: row for row in value["question"]["primary"]}
     assert list(contrasts) == list(PRIMARY)
@@ -183,25 +173,23 @@ def test_json_has_every_mean_and_no_value_that_is_not_one():
     assert [row[count] for count in COUNTS] == [1266, 1266]
     ladder = [(c["row"], c["metric"]) for c in value["ladder"]["minus_this_run"]]
     assert ladder == [(row, metric) for row in RUNGS if row != THIS_RUN for metric in PRIMARY]
-
-
-def test_what_has_no_order_has_no_spearman_anywhere():
-    report = asked()
-    report.results.metrics[UNIFORM][:, METRICS.index("spearman")] = np.nan
-    value = json.loads(json.dumps(tables.as_json(report), allow_nan=False))["rows"][UNIFORM]
-    assert [value[key]["spearman"] for key in ("metrics", "interval_95", "less_baseline")] == [None] * 3
-    (line,) = (line for line in tables.question_table(report).lines if line.kind == "spearman")
-    assert line.cells[:3] == ("+1.300", "[+1.300, +1.300]", "12 of 12")  # minus 0
-    lines = csv.DictReader(io.StringIO(tables.as_csv(report.results, csv_text, "NYU")))
+    uniform = value["rows"][UNIFORM]
+    assert [uniform[key]["spearman"] for key in ("metrics", "interval_95", "less_baseline")] == [None] * 3
+    (line,) = (line for line in tables.question_table(report).lines if line[1] == "spearman")
+    assert line[2:5] == ("+1.300", "[+1.300, +1.300]", "12 of 12")  # minus 0
+    lines = csv.DictReader(io.StringIO(tables.as_csv(report.results, "NYU", parts_of(report))))
     assert {line["spearman"] for line in lines if line["reading"] == UNIFORM} == {""}
 
 
-def test_csv_has_a_line_for_each_image_and_row(report):
-    header, *lines = csv.reader(io.StringIO(tables.as_csv(report.results, csv_text, "NYU")))
-    assert header == ["image", "scene", "cluster", "index", "protocol", "reading", *COUNTS, *METRICS]
+def test_csv_has_a_line_for_each_image_and_row_and_the_part_that_the_row_belongs_to(report):
+    header, *lines = csv.reader(io.StringIO(tables.as_csv(report.results, "NYU", parts_of(report))))
+    assert header == ["image", "scene", "cluster", "index", "protocol", "reading", "group", *COUNTS, *METRICS]
     line = lines[len(ROWS) + 1 + 1]
-    assert line[:8] == ["den/rgb_00001.jpg", "den", "'=den_2", "8", "NYU", "mine", "101", "101"]
-    assert [float(cell) for cell in line[8:]] == [1.1] * len(METRICS)
+    assert line[:9] == ["den/rgb_00001.jpg", "den", "'=den_2", "8", "NYU", "mine", "own readings", "101", "101"]
+    assert [float(cell) for cell in line[9:]] == [1.1] * len(METRICS)
+    expected = {THIS_RUN: THIS_RUN, "mine": "own readings", "prompt 1": "paper", LESS: "baseline"}
+    expected |= {"colour words": "Must the words be about distance?"} | dict.fromkeys(RANDOM, "random")
+    assert {line[5]: line[6] for line in lines} == expected | dict.fromkeys((*FITTED, UNIFORM, BEST), "ladder")
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -221,8 +209,8 @@ def test_a_name_stays_in_its_cell(name):
         assert all(c.isprintable() or c == "\n" for c in written)
         for line, other in zip(written.split("\n"), usual.split("\n"), strict=True):
             assert cells(line, separator) == cells(other, separator)
-    text = tables.as_csv(report.results, csv_text, "NYU").encode().decode()
+    text = tables.as_csv(report.results, "NYU", parts_of(report)).encode().decode()
     lines = list(csv.reader(io.StringIO(text, newline="")))
-    assert [len(line) for line in lines] == [6 + len(COUNTS) + len(METRICS)] * (1 + 3 * (len(ROWS) + 1))
+    assert [len(line) for line in lines] == [7 + len(COUNTS) + len(METRICS)] * (1 + 3 * (len(ROWS) + 1))
     assert not lines[2][5].startswith(("=", "+", "-", "@", "\t", "\r"))
     assert tables.markdown("a|b_c*<d>\\\n") == r"a\|b\_c\*&lt;d>\\\\n"

@@ -1,7 +1,8 @@
-"""The strip of an evaluation as PNG: pictures, their true and their predicted depth, all in one colour scale."""
+"""The strip of an evaluation as PNG, and what all drawings share: a message above, a caveat in grey below."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
@@ -12,8 +13,9 @@ import numpy as np
 from download import write_whole
 from viewer.colour import COLOUR_MAP
 
+WIDTH = 8  # inches: at 800 px, letters have their size in points
+LARGEST_ERROR = 50  # % of the true depth, where the colours of the error map end
 TALLEST = 1.5  # heights of a row for its width
-LEAST_HEIGHT = 2.5  # inches, for the label of the colours
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Example:
     pixels: np.ndarray  # (H, W, 3) uint8, RGB
     truth: np.ndarray  # (H, W) [m], 0 where nothing was measured
     depth: np.ndarray  # (H, W) [m], as predicted
+    delta1: float | None = None  # as in per_image.csv
 
 
 def example_images(scenes: Sequence[str], count: int = 4) -> list[int]:
@@ -41,36 +44,44 @@ def colour_range(examples: Sequence[Example]) -> tuple[float, float]:
     return min(float(depth.min()) for depth in bounds), max(float(depth.max()) for depth in bounds)
 
 
-def new_figure(width: float, height: float) -> Any:
-    """An empty figure, in inches, whatever a person's matplotlibrc says."""
+@contextmanager
+def drawing(path: Path, title: str, caption: str, height: float) -> Iterator[Any]:
+    """A figure of this height [inches] with its message and its caveat, whatever a person's matplotlibrc says.
+
+    It is written as PNG at the end, whole or not at all. Raises OSError: it cannot be written.
+    """
     import matplotlib.figure  # here, so that a command which draws nothing does not wait for it
 
     matplotlib.rcdefaults()
-    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+    matplotlib.rcParams.update({"font.size": 9, "axes.titlesize": 9.5})
+    figure = matplotlib.figure.Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.suptitle(fill(title, 85), fontsize=12, parse_math=False)
+    figure.supxlabel(fill(caption, 110), fontsize=9, color="0.4", parse_math=False)
+    yield figure
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a scene's name in letters that the font lacks
+        write_whole(path, lambda file: figure.savefig(file, dpi=200, format="png", metadata={"Software": None}))
 
 
 def draw_strip(path: Path, examples: Sequence[Example], caption: str) -> None:
-    """Writes a PNG with a row for each example: input, ground truth and prediction. Raises OSError."""
+    """Writes a PNG with a row for each example: input, ground truth, prediction and error. Raises OSError."""
     near, far = colour_range(examples)
-    heights = [3.07 * min(height / width, TALLEST) for height, width in (one.depth.shape for one in examples)]  # inches
-    figure = new_figure(11, max(sum(heights), LEAST_HEIGHT) + 0.5)
-    style: dict[str, Any] = {"xticks": [], "yticks": [], "facecolor": "0.75"}
-    axes = figure.subplots(len(examples), 3, squeeze=False, height_ratios=heights, subplot_kw=style)
-    for row, example in zip(axes, examples, strict=True):
-        row[0].imshow(example.pixels)
-        label = {"facecolor": "white", "alpha": 0.8, "pad": 2}
-        row[0].text(8, 10, example.name, fontsize=8, va="top", parse_math=False, bbox=label)
-        for axis, depth in ((row[1], np.ma.masked_less_equal(example.truth, 0)), (row[2], example.depth)):
-            colours = axis.imshow(depth, cmap=COLOUR_MAP, vmin=near, vmax=far, interpolation="nearest")
-    for axis, title in zip(axes[0], ("input", "ground truth (grey: not measured)", "this run"), strict=True):
-        axis.set_title(title)
-    figure.colorbar(colours, ax=axes[:, 1:], extend="both", label="depth [m]: bright is near, dark is far", shrink=0.9)
-    save_figure(figure, path, caption)
-
-
-def save_figure(figure: Any, path: Path, caption: str) -> None:
-    """Writes a PNG with `caption` at its foot, whole or not at all. Raises OSError: it cannot be written."""
-    figure.supxlabel(fill(caption, int(14 * figure.get_figwidth())), fontsize=9, parse_math=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a scene's name in letters that the font lacks
-        write_whole(path, lambda file: figure.savefig(file, dpi=110, format="png", metadata={"Software": None}))
+    heights = [0.25 + 1.8 * min(one.depth.shape[0] / one.depth.shape[1], TALLEST) for one in examples]  # inches
+    with drawing(path, "What this run sees, and where it is wrong", caption, sum(heights) + 1.5) as figure:
+        style: dict[str, Any] = {"xticks": [], "yticks": [], "facecolor": "0.75"}
+        axes = figure.subplots(len(examples), 4, squeeze=False, height_ratios=heights, subplot_kw=style)
+        for row, example in zip(axes, examples, strict=True):
+            truth = np.ma.masked_less_equal(example.truth, 0)
+            row[0].imshow(example.pixels)
+            row[0].set_xlabel(example.name[-26:], parse_math=False)
+            for axis, depth in zip(row[1:], (truth, example.depth), strict=False):
+                depths = axis.imshow(depth, cmap=COLOUR_MAP, vmin=near, vmax=far, interpolation="nearest")
+            errors = row[3].imshow(100 * example.depth / truth - 100, cmap="RdBu_r", interpolation="nearest")
+            errors.set_clim(-LARGEST_ERROR, LARGEST_ERROR)
+            if example.delta1 is not None:
+                row[3].set_xlabel(f"delta1 {example.delta1:.3f}")
+        for axis, title in zip(axes[0], ("input", "true depth (grey: none)", "this run", "error"), strict=True):
+            axis.set_title(title)
+        bar = {"location": "bottom", "extend": "both", "aspect": 40}
+        figure.colorbar(depths, ax=axes[:, 1:3], label="depth [m]: bright is near, dark is far", **bar)
+        figure.colorbar(errors, ax=axes[:, 3], label="error [%]: red is too far", **bar | {"aspect": 20})
