@@ -24,13 +24,10 @@ PIECES = regex.compile(
     rf"{regex.escape(START)}|{regex.escape(END)}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+",
     regex.IGNORECASE,
 )
-
-
 # A printable character for each of the 256 bytes: itself where it is printable, else one from U+0100 on.
 PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
 BYTE_ENCODER = {byte: chr(byte) for byte in PRINTABLE} | {byte: chr(256 + i) for i, byte in enumerate(OTHERS)}
-BYTE_DECODER = {character: byte for byte, character in BYTE_ENCODER.items()}
 
 
 def clean(text: str) -> str:
@@ -44,14 +41,14 @@ class TooLongError(RuntimeError):
 
 
 class Tokenizer:
-    """Encodes text to ids below 49,408 and decodes them; `tokenize` is what most callers want."""
+    """Encodes text to ids below 49,408; `tokenize` is what most callers want."""
 
     def __init__(self) -> None:
         lines = gzip.decompress(VOCABULARY.read_bytes()).decode().split("\n")
         merges = [tuple(line.split()) for line in lines[1 : MERGES + 1]]  # the first line is a version
         alphabet = list(BYTE_ENCODER.values())
-        self.tokens = alphabet + [c + WORD_END for c in alphabet] + ["".join(pair) for pair in merges] + [START, END]
-        self.encoder = {token: i for i, token in enumerate(self.tokens)}
+        tokens = alphabet + [c + WORD_END for c in alphabet] + ["".join(pair) for pair in merges] + [START, END]
+        self.encoder = {token: i for i, token in enumerate(tokens)}
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
         self.start, self.end = self.encoder[START], self.encoder[END]
 
@@ -76,16 +73,8 @@ class Tokenizer:
                 ids += self._merge("".join(BYTE_ENCODER[byte] for byte in piece.encode()))
         return ids
 
-    def decode(self, ids: list[int]) -> str:
-        """Text of `ids`; the end of a word becomes a space."""
-        text = bytes(BYTE_DECODER[c] for i in ids for c in self.tokens[i]).decode(errors="replace")
-        return text.replace(WORD_END, " ")
 
-
-@cache
-def default_tokenizer() -> Tokenizer:
-    """The tokenizer, whose vocabulary is read once."""
-    return Tokenizer()
+default_tokenizer = cache(Tokenizer)  # whose vocabulary is read once
 
 
 def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False) -> Tensor:
@@ -97,12 +86,11 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
     tokenizer = default_tokenizer()
     result = torch.zeros(len(texts), context_length, dtype=torch.int32)
     for row, text in zip(result, texts, strict=True):
-        ids = [tokenizer.start, *tokenizer.encode(text), tokenizer.end]
-        if len(ids) > context_length:
-            if not truncate:
-                shown = text if len(text) <= 60 else text[:57] + "..."
-                tokens = f"{len(ids)} tokens with start and end, more than the context length of {context_length}"
-                raise TooLongError(f"text {shown!r} has {tokens}: shorten it")
-            ids = [*ids[: context_length - 1], tokenizer.end]
+        ids = [tokenizer.start, *tokenizer.encode(text)]
+        if len(ids) >= context_length and not truncate:
+            shown = text if len(text) <= 60 else text[:57] + "..."
+            tokens = f"{len(ids) + 1} tokens with start and end, more than the context length of {context_length}"
+            raise TooLongError(f"text {shown!r} has {tokens}: shorten it")
+        ids = [*ids[: context_length - 1], tokenizer.end]
         row[: len(ids)] = torch.tensor(ids, dtype=torch.int32)
     return result

@@ -48,13 +48,7 @@ def test_tokens_agree_with_openais_tokenizer():
     assert different == []
     # by hand, as open_clip spells them otherwise
     assert ours.encode("<|startoftext|> a <|ENDOFTEXT|>") == [49406, 320, 49407]
-
-
-def test_cleaning_and_decoding():
     assert clean("  A &amp;lt; B\n\tC ") == "a < b c"
-    tokenizer = default_tokenizer()
-    assert tokenizer.decode(tokenizer.encode("This  object is\nfar!")) == "this object is far ! "
-    assert tokenizer.decode([tokenizer.start, tokenizer.end]) == "<|startoftext|><|endoftext|>"
 
 
 def test_length_limit():
@@ -66,6 +60,5 @@ def test_length_limit():
         clip.tokenize(["fine", too_long])
     cut = clip.tokenize(too_long, truncate=True)
     assert torch.equal(cut, clip.tokenize(fits))
-    close = cut[0, 1].item()
-    short = clip.tokenize("close close close", context_length=4, truncate=True)
-    assert short.tolist() == [[49406, close, close, 49407]]
+    short = clip.tokenize("a a a", context_length=4, truncate=True)
+    assert short.tolist() == [[49406, 320, 320, 49407]]
