@@ -75,6 +75,8 @@ def test_arguments_are_handed_on(run, line, expected):
         ("cache/RN50.safetensors", "NO_DOWNLOAD=0 sh @/test.sh --dataset NYU", 0, f"fetches {MAT}"),
         ("nyu_depth_v2/official_splits/test/a", "CLIP_PATH=F sh @/test.sh --no_download", 0, ""),
         ("", "sh @/test.sh --limit 1 --no_download", 1, BRING.format(f"{RN50} and {MAT}")),
+        ("", "sh @/test.sh --no_download --clip_path /none", 1, f"{BRING.format(MAT)}; /none is not there"),
+        ("", "sh @/test.sh --no_download --clip_path=ViT-B/32", 1, BRING.format(MAT)),
         (f"nyu_depth_v2/{MAT_NAME}", "NO_DOWNLOAD=1 sh @/test.sh", 1, BRING.format(RN50)),
         ("cache/RN50.pt", "CLIP_OFFLINE=1 sh @/test.sh --paper", 1, BRING.format(MAT)),
         ("", "sh @/test.sh --dataset KITTI", 2, "--dataset needs --data_path: only NYU's data are fetched"),
