@@ -31,8 +31,8 @@ Check = Callable[[Path], None]
 class DownloadError(Exception):
     """No address gave the file; the message says why, `failures` of each in order, "address: what it did"."""
 
-    def __init__(self, failures: Sequence[str]) -> None:
-        self.failures = list(failures)
+    def __init__(self, failures: list[str]) -> None:
+        self.failures = failures
         reasons = dict.fromkeys(failure.partition(": ")[2] for failure in failures)
         super().__init__(f"no address gave it: {', '.join(reasons)}")
 

@@ -74,13 +74,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     require_file(path)
     try:
         return _state_dict(_read(path))
-    except _FormatError as error:
-        raise CheckpointError(path, str(error), file_sha256(path)) from error
     except OSError as error:
         raise CheckpointError(path, f"it cannot be read: {error.strerror or error}") from error
     except Exception as error:  # damaged bytes can raise nearly anything in a reader of zips or pickles
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        reason = f"it is truncated, damaged or was not written by torch ({what}); fetch it again"
+        damaged = f"it is truncated, damaged or was not written by torch ({what}); fetch it again"
+        reason = str(error) if isinstance(error, _FormatError) else damaged
         raise CheckpointError(path, reason, file_sha256(path)) from error
 
 
@@ -128,7 +127,7 @@ def _read_zip(file: BinaryIO) -> object:
 
 
 def _read_bare_pickle(file: BinaryIO) -> object:
-    """The fourth of five pickles: magic number, version, system, content and the keys of the storages, which follow."""
+    """The fourth of five pickles: magic number, version, system, content, and the keys of the storages behind them."""
     storages: dict[str, bytearray] = {}
     readers = (_Unpickler(file, lambda key, size: storages.setdefault(key, bytearray(size))) for _ in range(5))
     _, _, _, content, keys = (reader.load() for reader in readers)
@@ -141,9 +140,8 @@ def _read_bare_pickle(file: BinaryIO) -> object:
 
 def _state_dict(loaded: object) -> dict[str, Tensor]:
     """The flat mapping in `loaded` from names to tensors, without the wrappings of training scripts."""
-    if isinstance(loaded, SimpleNamespace):
-        loaded = dict(_tensors(loaded))
-    found: dict[str, Tensor] = max(_mappings(loaded), key=len, default={})
+    modules = dict(_tensors(loaded)) if isinstance(loaded, SimpleNamespace) else loaded
+    found: dict[str, Tensor] = max(_mappings(modules), key=len, default={})
     if not found:
         name, value = next(iter(loaded.items())) if isinstance(loaded, dict) and loaded else ("", loaded)
         kind = type(value).__name__
@@ -176,10 +174,7 @@ def _tensors(module: SimpleNamespace, prefix: str = "") -> Iterator[tuple[str, T
 
 
 class _Ignored(type):
-    """Stands for a class or function that is asked for beside weights: it gives itself when called, and takes anything.
-
-    It is a class because a pickle needs one where an object begins.
-    """
+    """Stands for whatever is asked for beside weights, as a class, which new objects need; it is its own instance."""
 
     def __call__(cls, *_: object) -> "_Ignored":
         return cls
@@ -215,12 +210,11 @@ class _Unpickler(pickle.Unpickler):
             return SimpleNamespace
         if module == "torch" and name.endswith("Storage"):
             return StorageType(name).dtype
-        if (module, name) == ("torch.storage", "UntypedStorage"):
-            return torch.uint8
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda flat, offset, size, stride, *_: flat.as_strided(size, stride, offset)
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda data, *_: data
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        return _Ignored(f"{module}.{name}", (), {"__new__": lambda kind, *_, **__: kind})
+        known = {
+            "collections.OrderedDict": OrderedDict,
+            "torch.storage.UntypedStorage": torch.uint8,
+            "torch._utils._rebuild_tensor_v2": lambda flat, at, size, stride, *_: flat.as_strided(size, stride, at),
+            "torch._utils._rebuild_parameter": lambda data, *_: data,
+        }
+        ignored = _Ignored(f"{module}.{name}", (), {"__new__": lambda kind, *_, **__: kind})
+        return known.get(f"{module}.{name}", ignored)

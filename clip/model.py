@@ -150,8 +150,7 @@ class ModifiedResNet(nn.Module):
 
     def forward_trunk(self, image: Tensor) -> Trunk:
         """Output of layer4, so NOT in the joint space: (B, 3, H, W), divisible by 32 -> patches (B, C, H/32, W/32)."""
-        check_image(image, self.patch_size)
-        x = image.to(self.conv1.weight.dtype)
+        x = checked(image, self)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
         x = self.avgpool(self.relu(self.bn3(self.conv3(x))))  # (B, width, H/4, W/4)
@@ -233,8 +232,7 @@ class VisionTransformer(nn.Module):
 
     def forward_trunk(self, image: Tensor) -> Trunk:
         """Input of the last block: (B, 3, H, W), H and W divisible by the patch size P -> patches (B, C, H/P, W/P)."""
-        check_image(image, self.patch_size)
-        x = self.conv1(image.to(self.conv1.weight.dtype))  # (B, C, h, w)
+        x = self.conv1(checked(image, self))  # (B, C, h, w)
         h, w = x.shape[2:]
         x = x.flatten(2).transpose(1, 2)  # (B, h w, C)
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
@@ -297,10 +295,13 @@ class CLIP(nn.Module):
         return logits_per_image, logits_per_image.T
 
 
-def check_image(image: Tensor, patch_size: int) -> None:
-    """Raises ValueError unless `image` is (B, 3, H, W) with H and W positive multiples of `patch_size`."""
-    if image.ndim != 4 or image.shape[1] != 3 or any(size == 0 or size % patch_size for size in image.shape[2:]):
-        raise ValueError(f"expected (B, 3, H, W) with H and W divisible by {patch_size}, got {tuple(image.shape)}")
+def checked(image: Tensor, visual: Any) -> Tensor:
+    """The image in the dtype of the encoder. Raises ValueError unless H and W are positive multiples of a patch."""
+    if image.ndim != 4 or image.shape[1] != 3 or any(size == 0 or size % visual.patch_size for size in image.shape[2:]):
+        raise ValueError(
+            f"expected (B, 3, H, W) with H and W divisible by {visual.patch_size}, got {tuple(image.shape)}"
+        )
+    return image.to(visual.conv1.weight.dtype)
 
 
 def check_activation(activation: str) -> None:
