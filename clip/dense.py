@@ -72,16 +72,14 @@ def thins(visual: ImageEncoder, readout: str) -> bool:
 def read(visual: ImageEncoder, trunk: Trunk, readout: str) -> Tensor:
     """Patch features by a read-out that is not the paper's own: (B, D, h, w) float32, on the encoder's device."""
     trunk = Trunk(*(part.to(visual.conv1.weight) for part in trunk))
-    features = (_read_resnet if isinstance(visual, ModifiedResNet) else _read_transformer)(visual, trunk, readout)
     h, w = trunk.patches.shape[2:]
+    if isinstance(visual, VisionTransformer):
+        features = _read_transformer(visual, trunk, readout)
+    elif readout == "maskclip":
+        features = visual.attnpool.c_proj(visual.attnpool.v_proj(trunk.tokens()[:, 1:]))
+    else:
+        features = visual.attnpool(trunk, to_queries=readout == "clearclip")  # (B, h w or one more, D)
     return F.normalize(features[:, -h * w :].transpose(1, 2).unflatten(2, (h, w)).float(), dim=1)
-
-
-def _read_resnet(visual: Any, trunk: Trunk, readout: str) -> Tensor:  # (B, h w or one more, D)
-    pool = visual.attnpool
-    if readout == "maskclip":
-        return pool.c_proj(pool.v_proj(trunk.tokens()[:, 1:]))
-    return pool(trunk, to_queries=readout == "clearclip")
 
 
 def _read_transformer(visual: Any, trunk: Trunk, readout: str) -> Tensor:

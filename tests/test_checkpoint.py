@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -253,36 +254,31 @@ HUB = "https://hub.example/w"
 W, H, DIGITS = Checkpoint("w.pt", SHA256, SIZE), Checkpoint("h.pt", "0" * 64, None, HUB), Checkpoint("w.pt", SHA256[:8])
 
 
-class Network(dict[str, bytes]):
-    """What there is at each address; `asked` are those that were asked for it."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    def blocks(self, url: str, received: Path, start: int, size: int | None) -> Iterator[bytes]:
-        self.asked.append(url)
-        if url not in self:
-            raise download._RefusedError("HTTP 404")
-        yield self[url]
-
-
 @pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Network:
+def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+    """`files`: what there is at each address; `asked`: those that were asked for it."""
+    network = SimpleNamespace(files={}, asked=[])
+
+    def blocks(url: str, *_: object) -> Iterator[bytes]:
+        network.asked.append(url)
+        if url not in network.files:
+            raise download._RefusedError("HTTP 404")
+        yield network.files[url]
+
     for name in ("CLIP_CACHE", "CLIP_MIRRORS", "CLIP_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"W": W, "H": H, "digits": DIGITS})
     monkeypatch.setattr(clip.checkpoint, "RN50", TINY)
-    network = Network()
-    monkeypatch.setattr(download, "_blocks", network.blocks)
+    monkeypatch.setattr(download, "_blocks", blocks)
     return network
 
 
 def test_the_cache_and_the_order_of_addresses(network, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("CLIP_MIRRORS", "https://a.example/b/ http://c.example/w.pt")
-    network[W.urls[1]] = CONTENT
-    assert locate_checkpoint("W") == tmp_path / "home" / ".cache" / "clip" / "w.pt"
-    locate_checkpoint("W")  # it is there now
+    network.files[W.urls[1]] = CONTENT
+    for _ in range(2):
+        assert locate_checkpoint("W") == tmp_path / "home" / ".cache" / "clip" / "w.pt"
     assert network.asked == ["https://a.example/b/w.pt", "http://c.example/w.pt", *W.urls]
     monkeypatch.setenv("CLIP_CACHE", "~/weights")
     assert locate_checkpoint("W") == tmp_path / "home" / "weights" / "w.pt"
@@ -291,30 +287,29 @@ def test_the_cache_and_the_order_of_addresses(network, tmp_path, monkeypatch) ->
 
 @pytest.mark.parametrize("name", ["W", "digits"])
 def test_a_damaged_file_is_not_used_and_offline_nothing_is_asked_for(network, tmp_path, monkeypatch, name) -> None:
-    target, checkpoint = tmp_path / "w.pt", clip.checkpoint.CHECKPOINTS[name]
-    monkeypatch.setenv("CLIP_OFFLINE", "1")
-    with pytest.raises(CheckpointError, match=r"w\.pt: it is not there, and CLIP_OFFLINE forbids .*--clip_path"):
-        locate_checkpoint(name, tmp_path)
-    target.write_bytes(FLIPPED)
-    with pytest.raises(CheckpointError, match="the file there has other bytes"):
-        locate_checkpoint(name, tmp_path)
-    assert network.asked == []
-    monkeypatch.setenv("CLIP_OFFLINE", "0")
-    advice = r"bring w\.pt there \(docs/data\.md\), name yours with --clip_path, or see it work now"
-    with pytest.raises(CheckpointError, match=rf"w\.pt: no address gave it: HTTP 404; {advice}") as caught:
-        locate_checkpoint(name, tmp_path)
-    assert caught.value.sha256 == file_sha256(target)
-    assert target.read_bytes() == FLIPPED
-    network[checkpoint.urls[0]] = FLIPPED
-    with pytest.raises(CheckpointError, match="sent a file with sha256"):
-        locate_checkpoint(name, tmp_path)
-    network[checkpoint.urls[1]] = CONTENT
-    target.write_bytes(b"")
-    assert locate_checkpoint(name, tmp_path).read_bytes() == CONTENT
-    network.asked.clear()
-    monkeypatch.setenv("CLIP_OFFLINE", "1")
-    assert locate_checkpoint(name, tmp_path) == target
-    assert network.asked == []
+    target, first = tmp_path / "w.pt", clip.checkpoint.CHECKPOINTS[name].urls[0]
+    bring = r"bring w\.pt there \(docs/data\.md\), name yours with --clip_path, or see it work now"
+    for offline, at_the_address, before, problem in (
+        ("1", CONTENT, None, "it is not there, and CLIP_OFFLINE forbids fetching it"),
+        ("1", CONTENT, FLIPPED, "the file there has other bytes, and CLIP_OFFLINE"),
+        ("0", None, FLIPPED, "no address gave it: HTTP 404"),
+        ("0", FLIPPED, FLIPPED, "no address gave it: sent a file with sha256"),
+        ("0", CONTENT, b"", ""),
+        ("1", None, CONTENT, ""),
+    ):
+        monkeypatch.setenv("CLIP_OFFLINE", offline)
+        network.files = {first: at_the_address} if at_the_address else {}
+        network.asked.clear()
+        if before is not None:
+            target.write_bytes(before)
+        if problem:
+            with pytest.raises(CheckpointError, match=rf"w\.pt: {problem}.*; {bring}") as caught:
+                locate_checkpoint(name, tmp_path)
+            assert caught.value.sha256 == (before and file_sha256(target))
+            assert before is None or target.read_bytes() == before
+        else:
+            assert locate_checkpoint(name, tmp_path).read_bytes() == CONTENT
+        assert bool(network.asked) == (offline == "0")
 
 
 def test_the_hubs_file_is_the_last_source_and_has_its_own_name(network, tmp_path, weights, monkeypatch) -> None:
@@ -325,11 +320,11 @@ def test_the_hubs_file_is_the_last_source_and_has_its_own_name(network, tmp_path
         (save(weights | {"text_projection": nan}), "text_projection holds values that are not finite"),
         (good[:-4], "sent a file that cannot be used: "),
     ):
-        network[HUB] = content
+        network.files[HUB] = content
         with pytest.raises(CheckpointError, match=reason):
             locate_checkpoint("H", cache)
         assert list(cache.iterdir()) == []
-    network[HUB] = good
+    network.files[HUB] = good
     for _ in range(2):
         assert locate_checkpoint("H", cache) == cache / "h.safetensors"
     assert network.asked == [*H.urls, HUB] * 4  # and nothing for the last call

@@ -20,13 +20,13 @@ def optimised(model: CLIP, dtype: torch.dtype | None = None) -> CLIP:
 
 
 def noise(*size: int) -> torch.Tensor:
-    return torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(1))
+    image = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(1))
+    return image.contiguous(memory_format=torch.channels_last)  # as it is inside, where it might be overwritten
 
 
-@pytest.mark.parametrize("size", [(32, 32), (64, 64), (64, 96)])
+@pytest.mark.parametrize("size", [(32, 32), (64, 96)])
 def test_features_of_a_tiny_resnet_at_any_size(tiny_clip, size):
     image = noise(*size)
-    image = image.contiguous(memory_format=torch.channels_last)  # as it is inside, where it might be overwritten
     before, fast = image.clone(), optimised(tiny_clip)
     with torch.inference_mode():
         expected, patches = (model.visual.forward_trunk(image).patches for model in (tiny_clip, fast))
