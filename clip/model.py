@@ -297,10 +297,9 @@ class CLIP(nn.Module):
 
 def checked(image: Tensor, visual: Any) -> Tensor:
     """The image in the dtype of the encoder. Raises ValueError unless H and W are positive multiples of a patch."""
-    if image.ndim != 4 or image.shape[1] != 3 or any(size == 0 or size % visual.patch_size for size in image.shape[2:]):
-        raise ValueError(
-            f"expected (B, 3, H, W) with H and W divisible by {visual.patch_size}, got {tuple(image.shape)}"
-        )
+    unit, sizes = visual.patch_size, tuple(image.shape)
+    if len(sizes) != 4 or sizes[1] != 3 or any(size == 0 or size % unit for size in sizes[2:]):
+        raise ValueError(f"expected (B, 3, H, W) with H and W divisible by {unit}, got {sizes}")
     return image.to(visual.conv1.weight.dtype)
 
 
