@@ -32,19 +32,16 @@ def words(model: clip.CLIP) -> Tensor:
     return (features / features.norm(dim=-1, keepdim=True)).T
 
 
-def depth_of_view(model: clip.CLIP, text_features: Tensor, image: Tensor) -> Tensor:
-    """Depth of each patch of the image or of its mirror: (1, 3, H, W) -> (1, 1, h, w) [m]."""
-    features = model.visual.forward_trunk(image).patches.permute(0, 2, 3, 1)  # (1, h, w, C)
-    features = (features / features.norm(dim=-1, keepdim=True))[..., :: features.shape[-1] // len(text_features)]
-    logits = PAPER.logit_scale * features @ text_features / PAPER.temperature  # (1, h, w, K)
-    return (logits.softmax(dim=-1) * logits.new_tensor(PAPER.bin_list)).sum(dim=-1)[None]  # (1, 1, h, w)
-
-
 def predict(model: clip.CLIP, text_features: Tensor, image: Tensor) -> Tensor:
-    """Depth of each pixel: (1, 3, H, W) -> (1, 1, H, W) [m]."""
-    upright = depth_of_view(model, text_features, image)
-    mirrored = depth_of_view(model, text_features, image.flip(-1)).flip(-1)
-    return F.interpolate((upright + mirrored) / 2, image.shape[2:], mode="bilinear", align_corners=True)
+    """Depth of each pixel, the mean of the image's and its mirror's: (1, 3, H, W) -> (1, 1, H, W) [m]."""
+    depths = []
+    for view in (image, image.flip(-1)):
+        features = model.visual.forward_trunk(view).patches.permute(0, 2, 3, 1)  # (1, h, w, C)
+        features = (features / features.norm(dim=-1, keepdim=True))[..., :: features.shape[-1] // len(text_features)]
+        logits = PAPER.logit_scale * features @ text_features / PAPER.temperature  # (1, h, w, K)
+        depths.append((logits.softmax(dim=-1) * logits.new_tensor(PAPER.bin_list)).sum(dim=-1)[None])  # (1, 1, h, w)
+    mean = (depths[0] + depths[1].flip(-1)) / 2
+    return F.interpolate(mean, image.shape[2:], mode="bilinear", align_corners=True)
 
 
 @torch.inference_mode()
