@@ -1,7 +1,7 @@
 """A file from a list of addresses, and files that are there whole or not at all.
 
-`download` serves weights and data alike. Proxies and certificates are those of the environment (urllib's defaults). No
-lock: any number of processes may fetch one file at once, and the worst case is wasted bandwidth.
+Proxies and certificates are those of the environment (urllib's defaults). No lock: any number of processes may fetch
+one file at once, and the worst case is wasted bandwidth.
 """
 
 import errno
@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import socket
-import ssl
 import sys
 import urllib.error
 import urllib.request
@@ -32,8 +31,8 @@ Check = Callable[[Path], None]
 class DownloadError(Exception):
     """No address gave the file; the message says why, `failures` of each in order, "address: what it did"."""
 
-    def __init__(self, failures: Sequence[str]) -> None:
-        self.failures = list(failures)
+    def __init__(self, failures: list[str]) -> None:
+        self.failures = failures
         reasons = dict.fromkeys(failure.partition(": ")[2] for failure in failures)
         super().__init__(f"no address gave it: {', '.join(reasons)}")
 
@@ -49,9 +48,7 @@ def file_sha256(path: Path) -> str:
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Calls `write(file)` on a file that gets the name `path` when all of it is on the disk.
-
-    Until then it has a random name in the same folder, so any number of processes may write the same file at once.
+    """Calls `write(file)` on a file of a random name, which becomes `path` when all of it is on the disk.
 
     Raises OSError: it cannot be written; the error names `path`, which is as it was.
     """
@@ -106,30 +103,21 @@ def download(
 ) -> Path:
     """`target`, fetched from the first http or https address that gives the right bytes.
 
-    They are received under a random name in the target's folder, verified there, and only then renamed. What has
-    arrived when a call fails is kept as `<target>.part`, where the next call goes on, unless there is no `sha256`.
-
-    Args:
-        urls: tried in this order. An https address never leads to an http one.
-        target: the file.
-        sha256: of the whole file, in hexadecimal, or its first digits; None if it is not known.
-        size: number of bytes, if known.
-        check: raises ValueError, with the reason, if the file that it is given cannot be used.
+    They are received under another name in its folder, verified, and only then renamed. What has arrived when a call
+    fails is kept as `<target>.part`, where the next call goes on, unless there is no `sha256` (of the whole file, in
+    hexadecimal, or its first digits). `size` is in bytes, if known. `check` raises ValueError, with the reason, if the
+    file that it is given cannot be used. An https address never leads to an http one.
 
     Raises DownloadError: no address gave the file; OSError: it cannot be stored, and the error names `target`.
     """
     received = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(8)}.part")
-    unfinished = target.with_name(f"{target.name}.part")
-    failures, new_folder = [], not target.parent.exists()
+    failures = []
     try:
         if target.exists() and not target.is_file():
             raise OSError(errno.EEXIST, "it is not a regular file; move it away")
         target.parent.mkdir(parents=True, exist_ok=True)
-        take_over(target, unfinished)
-        if sha256 and unfinished.is_file():
-            with suppress(FileNotFoundError):  # another process has just taken it
-                unfinished.rename(received)
-        received.touch()
+        take_over(target, received)
+        received.open("ab" if sha256 else "wb").close()  # without a hash, nothing would notice a mixture of two files
         needed, free = (size or 0) - received.stat().st_size, shutil.disk_usage(target.parent).free
         if needed > free:
             raise OSError(errno.ENOSPC, f"{needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free")
@@ -145,33 +133,29 @@ def download(
     finally:
         with suppress(OSError):  # it is gone if all went well
             if sha256 and received.stat().st_size:
-                received.replace(unfinished)
-            else:
-                received.unlink()
-                if new_folder:
-                    target.parent.rmdir()  # unless another process has put something there
+                received.replace(target.with_name(f"{target.name}.part"))
+            received.unlink()
     raise DownloadError(failures)
 
 
-def take_over(target: Path, unfinished: Path) -> None:
-    """Keeps what a killed process of this machine received for `target`, if it is more than `unfinished` has."""
-    for left in target.parent.glob(f"{target.name}.*-*.part"):
-        pid = left.name.removeprefix(f"{target.name}.").partition("-")[0]
-        with suppress(OSError, ValueError):  # another process has taken it; not ours
+def take_over(target: Path, received: Path) -> None:
+    """Renames to `received` the most that calls that failed, or were killed on this machine, left; the rest goes."""
+    left = [*target.parent.glob(f"{target.name}.part")]
+    for part in target.parent.glob(f"{target.name}.*-*.part"):
+        with suppress(PermissionError, ValueError):  # another person's process writes it; not ours
             try:
-                os.kill(int(pid), 0)
+                os.kill(int(part.suffixes[-2][1:].partition("-")[0]), 0)
             except ProcessLookupError:
-                if not unfinished.exists() or left.stat().st_size > unfinished.stat().st_size:
-                    left.replace(unfinished)
-                else:
-                    left.unlink()
+                left.append(part)
+    with suppress(FileNotFoundError):  # another process takes it over
+        for part in sorted(left, key=os.path.getsize):
+            part.replace(received)
 
 
 def _fetch(url: str, received: Path, sha256: str | None, size: int | None, check: Check | None) -> None:
     """Completes and verifies `received` from one address, over as many requests as it takes.
 
     Wrong bytes are dropped, and if some were there before, the address is asked once more, for all of them.
-
     Raises _RefusedError: it does not give the file, for good or after `RETRIES` more tries; OSError: of the disk.
     """
     failed, again = 0, True
@@ -215,10 +199,9 @@ def _blocks(url: str, received: Path, start: int, size: int | None) -> Iterator[
         with opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
             if response.headers.get_content_type() == "text/html":
                 raise _RefusedError("sent a web page")
-            sent = response.headers.get("Content-Range", "no range")
+            offered, sent = (response.headers.get(f"Content-{name}", "nothing") for name in ("Length", "Range"))
             if response.status != 206:
-                os.truncate(received, 0)
-                start, offered = 0, response.headers.get("Content-Length", "")
+                os.truncate(received, start := 0)
             elif sent.startswith(f"bytes {start}-"):
                 offered = sent.rpartition("/")[2]
             else:
@@ -226,8 +209,8 @@ def _blocks(url: str, received: Path, start: int, size: int | None) -> Iterator[
             total = int(offered) if offered.isdecimal() else size
             if size and total != size:
                 raise _RefusedError(f"offers {total:,} bytes, expected {size:,}")
-            quiet = True if sys.stderr is None else None  # None: where it is no terminal
-            with tqdm(desc=Path(url).name, initial=start, total=total, unit="B", unit_scale=True, disable=quiet) as bar:
+            shown = {"unit": "B", "unit_scale": True, "disable": None if sys.stderr else True}  # None: if no terminal
+            with tqdm(desc=Path(url).name, initial=start, total=total, **shown) as bar:
                 while block := response.read1(2**20):
                     yield block
                     start += len(block)
@@ -240,12 +223,10 @@ def _blocks(url: str, received: Path, start: int, size: int | None) -> Iterator[
             raise ValueError("HTTP 416") from error
         passing = error.code in (408, 425, 429) or error.code >= 500
         raise (ConnectionError if passing else _RefusedError)(f"HTTP {error.code} {error.reason}") from error
-    except (http.client.InvalidURL, ValueError) as error:
-        raise _RefusedError(f"is no valid address ({error})") from error
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)  # what is inside a URLError
-        # A name that does not resolve and a certificate that is not trusted stay so for the next seconds.
-        final = isinstance(reason, (socket.gaierror, ssl.SSLCertVerificationError))
+        # What is no address, does not resolve or has no trusted certificate (a ValueError) stays so.
+        final = isinstance(reason, (ValueError, http.client.InvalidURL, socket.gaierror))
         problem = f"the connection failed ({type(reason).__name__}: {reason})"
         raise (_RefusedError if final else ConnectionError)(problem) from error
     if total and start < total:
@@ -253,10 +234,7 @@ def _blocks(url: str, received: Path, start: int, size: int | None) -> Iterator[
 
 
 class _StayOnHttps(urllib.request.HTTPRedirectHandler):
-    """Follows redirections, but never from https to something else."""
-
     def redirect_request(self, req: urllib.request.Request, *answer: Any) -> urllib.request.Request | None:
-        """The request to follow with, to the last of `answer`. Raises _RefusedError."""
         if req.full_url.startswith("https:") and not answer[-1].startswith("https:"):
             raise _RefusedError(f"leads from https to {answer[-1]}")
         return super().redirect_request(req, *answer)

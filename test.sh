@@ -13,7 +13,7 @@
 set -eu
 root=$(cd "$(dirname "$(readlink -f "$0" 2>/dev/null || echo "$0")")" && pwd)
 clip_path=${CLIP_PATH:-} data_path=${NYU_PATH:-} offline=${NO_DOWNLOAD:-${CLIP_OFFLINE:-0}}
-demo= paper= verbose= named= dataset= folder= weights= data=
+demo= paper= verbose= named= dataset= folder= weights= data= file=${CLIP_PATH:-} last= absent=
 
 fail() { # fail EXIT_CODE SENTENCE
     echo "test.sh: $2" >&2
@@ -22,13 +22,15 @@ fail() { # fail EXIT_CODE SENTENCE
 
 for word do # takes this script's own words out of "$@"; the others stay, in order, and overrule the defaults below
     shift
+    [ "$last" != --clip_path ] || file=$word
+    last=$word
     case $word in
         -h | --help) sed -n '2,/^set -eu/s/^# \{0,1\}//p' "$root/test.sh"; exit 0 ;;
         --demo) demo=_demo; continue ;;
         --paper) paper=_paper; continue ;;
         --no_download) offline=1; continue ;;
         --verbose) verbose=--verbose; continue ;;
-        --clip_path | --clip_path=*) named=$word clip_path=named ;;
+        --clip_path | --clip_path=*) named=$word clip_path=named file=${word#*=} ;;
         --data_path | --data_path=*) named=$word data_path=named ;;
         NYU | --dataset=NYU) dataset= ;; # of which the data are fetched
         --dataset | --dataset=*) dataset=$word ;;
@@ -49,7 +51,8 @@ output=$root/results$demo$paper missing=$weights${weights:+${data:+ and }}$data
 bring="bring $missing (docs/data.md), or see it work now: sh test.sh --demo"
 [ -z "$verbose" ] || sed -n '/^## By hand/,/^## [^B]/s/^    //p' "$root/docs/data.md" >&2
 [ "$offline" = 0 ] || export CLIP_OFFLINE=1
-[ "$offline" = 0 ] || [ -z "$missing" ] || fail 1 "$bring"
+case $file in /* | *.*) [ -e "$file" ] || absent="; $file is not there" ;; esac # all else is a name of a CLIP
+[ "$offline" = 0 ] || [ -z "$missing" ] || fail 1 "$bring$absent"
 
 . "$root/environment.sh"
 choose_python "$root/requirements.txt"

@@ -18,7 +18,7 @@ from download import file_sha256
 
 
 def available_models() -> list[str]:
-    """Names that `load` knows: OpenAI's nine, `RN50`, ..., `ViT-L/14@336px`, and two RN50s of open_clip."""
+    """Names that `load` knows: OpenAI's nine, and two RN50s of open_clip."""
     return list(CHECKPOINTS)
 
 
@@ -32,12 +32,11 @@ def load(
     """A CLIP in evaluation mode, fp32 on a CPU and fp16 elsewhere, and its preprocessing: PIL image -> (3, R, R).
 
     Args:
-        name_or_path: one of `available_models()`, or a local file: an OpenAI archive or a plain state dict.
+        name_or_path: one of `available_models()`, or a local file: an OpenAI archive or a state dict.
         device: where the model goes; None takes the GPU if there is one.
-        jit: only False is possible, because torch.jit is deprecated and runs code from the file.
+        jit: only False is possible, because torch.jit runs code from the file.
         download_root: folder of the checkpoints; None takes `$CLIP_CACHE`, else `~/.cache/clip`.
-        activation: "quickgelu" or "gelu", whichever the model was trained with; None where the file tells: one of
-            `available_models()`, by name or SHA-256, or an OpenAI archive.
+        activation: "quickgelu" or "gelu", as in training; None for `available_models()` and OpenAI's archives.
 
     Raises CheckpointError: the file cannot be used, or `activation` is lacking or wrong; ValueError: other arguments.
     """

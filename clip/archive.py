@@ -1,57 +1,41 @@
 """Reads the weights in a checkpoint file into CPU tensors, and runs nothing that is in the file.
 
-Its first bytes tell the kind of a file. Zips are OpenAI's TorchScript archives and what torch.save writes; both hold
-`{name}/data.pkl` and, for each storage, an entry `{name}/data/{i}`. torch.jit would run the code in an archive, and
-torch.load refuses it; neither notices a flipped bit. Here `data.pkl` goes through an unpickler that knows tensors and
-modules' attributes and nothing else, and zipfile compares checksums. Bare pickles, of torch before 1.6, go through
-`torch.load(weights_only=True)` and `.safetensors` through their package; they have no checksum, so the caller's check
-of names, shapes and values is all that stands against damage.
+Its first bytes tell the kind of a file. Zips are OpenAI's TorchScript archives and what torch.save writes: both hold
+`{name}/data.pkl` and, for each storage, `{name}/data/{i}`. Bare pickles, of torch before 1.6, have the storages behind
+them. torch.jit would run the code in an archive, and torch.load refuses what training scripts keep beside weights; here
+one unpickler knows tensors and modules' attributes and nothing else. zipfile compares checksums. Bare pickles and
+`.safetensors` have none: the caller's check of names, shapes and values is all that stands against damage of them.
 """
 
 import io
+import os
 import pickle
 import pickletools
-import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
-from torch.torch_version import TorchVersion
+from torch.serialization import StorageType
 
 from download import file_sha256
 
-MIN_TORCH = "2.10"  # before, a file made for it gets past weights_only=True (CVE-2025-32434, CVE-2026-24747)
+if torch.__version__ < "2.10":
+    raise ImportError(f"torch {torch.__version__} is too old; install torch>=2.10")
+
 MAX_TUPLES = 50_000  # in a pickle: RN50x64 has 5,412; the hash of 400,000 in each other overruns the stack
-# OpenAI's archives hold these sizes beside the weights; `clip.model` infers them from the shapes.
-SIZES = ("input_resolution", "context_length", "vocab_size")
-# What training scripts put around weights and before names, and what they keep beside them.
+# What training scripts put around weights and before names.
 WRAPPINGS = ("state_dict", "model_state_dict", "model", "clip")
 PREFIXES = ("module.", "model.", "clip_model.", "_orig_mod.")
-BUFFERS = ("attn_mask", "position_ids")
-OTHER_LAYOUTS = {  # by the beginning of names
-    "vision_model.": "Hugging Face's transformers",
-    "text_model.": "Hugging Face's transformers",
-    "visual.trunk.": "a timm tower, as SigLIP's, which is no CLIP of OpenAI's design",
-}
-NUMBERS = ("Half", "BFloat16", "Float", "Double", "Int", "Long", "Short", "Bool")
-STORAGES = {f"{number}Storage": getattr(torch, number.lower()) for number in NUMBERS}  # "HalfStorage": torch.half, ...
-STORAGES |= {"ByteStorage": torch.uint8, "CharStorage": torch.int8}
-
-
-def check_torch(version: str) -> None:
-    """Raises ImportError if this version of torch is too old to read files from strangers."""
-    if TorchVersion(version) < MIN_TORCH:
-        why = f"before {MIN_TORCH} a checkpoint can run code while it is read (CVE-2025-32434, CVE-2026-24747)"
-        raise ImportError(f"torch {version} is too old: {why}; install torch>={MIN_TORCH}")
-
-
-check_torch(torch.__version__)
+# Buffers beside the weights, and the sizes in OpenAI's archives, which `clip.model` infers from the shapes.
+NO_WEIGHTS = ("attn_mask", "position_ids", "input_resolution", "context_length", "vocab_size")
+HUGGING_FACE, TIMM = "Hugging Face's transformers", "a timm tower, as SigLIP's, which is no CLIP of OpenAI's design"
+OTHER_LAYOUTS = {"vision_model.": HUGGING_FACE, "text_model.": HUGGING_FACE, "visual.trunk.": TIMM}  # by first names
 
 
 class CheckpointError(RuntimeError):
@@ -67,40 +51,36 @@ class _FormatError(Exception):
     """What is wrong with a file, as the reason of a CheckpointError."""
 
 
-def require_file(path: Path) -> None:
-    """Raises CheckpointError unless `path` is a regular file: a pipe or a device might be read for ever."""
+def require_file(path: Path, hint: str = "") -> None:
+    """Raises CheckpointError unless `path` is a regular file and not empty: what is neither might be read for ever."""
     try:
-        if path.is_file():
+        if path.is_file() and path.stat().st_size:
             return
         reason = "it is not a regular file" if path.exists() else "there is no such file"
-        if path.is_dir():
-            reason = "it is a directory; name the file in it"
+        reason = "it is a directory; name the file in it" if path.is_dir() else reason
+        reason = "it is empty; fetch it again" if path.is_file() else reason
     except OSError as error:
         reason = f"it cannot be read ({error.strerror})"
-    raise CheckpointError(path, reason)
+    raise CheckpointError(path, reason + hint)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint file on the CPU, by OpenAI's names, in the dtypes of the file.
 
-    A state dict may lie under one of `WRAPPINGS`, nested once, and its names may all begin with one or two of
-    `PREFIXES`, as training scripts write them. `BUFFERS` and the three sizes of OpenAI's archives are dropped.
-
-    Raises CheckpointError: the file is missing, damaged, of another format, or asks for anything but tensors.
+    They may lie under one or two of `WRAPPINGS`, and all names may begin with one or two of `PREFIXES`.
+    Raises CheckpointError: the file is missing, damaged, of another format, or holds no tensors.
     """
     path = Path(path)
     require_file(path)
     try:
-        state_dict = _read(path)
-    except _FormatError as error:
-        raise CheckpointError(path, str(error), file_sha256(path)) from error
+        return _state_dict(_read(path))
     except OSError as error:
         raise CheckpointError(path, f"it cannot be read: {error.strerror or error}") from error
     except Exception as error:  # damaged bytes can raise nearly anything in a reader of zips or pickles
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        reason = f"it is truncated, damaged or was not written by torch ({what}); fetch it again"
+        damaged = f"it is truncated, damaged or was not written by torch ({what}); fetch it again"
+        reason = str(error) if isinstance(error, _FormatError) else damaged
         raise CheckpointError(path, reason, file_sha256(path)) from error
-    return {name: tensor for name, tensor in state_dict.items() if name not in SIZES}
 
 
 def is_torchscript(path: Path) -> bool:
@@ -111,18 +91,21 @@ def is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file, by name; its first bytes decide the reader."""
+def _read(path: Path) -> object:
+    """What is in a file, as the reader gives it that its first bytes tell."""
     with path.open("rb") as file:
         start = file.read(1024)
-    if not start:
-        raise _FormatError("it is empty; fetch it again")
-    if start.startswith(b"PK\x03\x04"):
-        return _read_zip(path)
-    if start.startswith(b"\x80"):
-        return _read_bare_pickle(path)
+        if start.startswith(b"PK\x03\x04"):
+            return _read_zip(file)
+        if start.startswith(b"\x80"):
+            file.seek(0)
+            return _read_bare_pickle(file)
     if start[8:9] == b"{":
-        return _read_safetensors(path)
+        try:
+            from safetensors.torch import load_file  # torch.hub does not install it
+        except ImportError as error:
+            raise _FormatError("it is a .safetensors file, which needs a package: pip install safetensors") from error
+        return load_file(path)
     if start.lstrip()[:1] == b"<":
         raise _FormatError("it is a web page, not weights; fetch the file itself")
     if start.startswith(b"version https://git-lfs"):
@@ -130,68 +113,55 @@ def _read(path: Path) -> dict[str, Tensor]:
     raise _FormatError("it is no TorchScript archive, state dict or .safetensors file")
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors.torch import load_file  # torch.hub does not install it
-    except ImportError as error:
-        raise _FormatError("it is a .safetensors file, which needs a package: pip install safetensors") from error
-    return _state_dict(load_file(path))
+def _read_zip(file: BinaryIO) -> object:
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        if len(set(names)) < len(names):
+            raise _FormatError("it is a zip that holds one name twice, so it is not as torch wrote it")
+        roots = [root for root, _, entry in (name.partition("/") for name in names) if entry == "data.pkl"]
+        if len(roots) != 1:
+            raise _FormatError("it is a zip without a data.pkl, so not written by torch")
+        # Tensors may share a storage, in memory that may be written to. BadZipFile where a checksum does not agree.
+        storage = cache(lambda key, _length: bytearray(archive.read(f"{roots[0]}/data/{key}")))
+        return _Unpickler(io.BytesIO(archive.read(f"{roots[0]}/data.pkl")), storage).load()
 
 
-def _read_bare_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        return _state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except pickle.UnpicklingError as error:
-        unsafe = re.search(r"GLOBAL (\S+)", str(error))
-        asks = f"asks to run {unsafe[1]}" if unsafe else "is damaged or holds more than tensors"
-        raise _FormatError(f"it {asks}; nothing was run") from error
+def _read_bare_pickle(file: BinaryIO) -> object:
+    """The fourth of five pickles: magic number, version, system, content, and the keys of the storages behind them."""
+    storages: dict[str, bytearray] = {}
+    readers = (_Unpickler(file, lambda key, size: storages.setdefault(key, bytearray(size))) for _ in range(5))
+    _, _, _, content, keys = (reader.load() for reader in readers)
+    for key in keys:
+        file.seek(8, os.SEEK_CUR)  # the number of elements
+        if file.readinto(storages[key]) < len(storages[key]):  # type: ignore[attr-defined]
+            raise EOFError("a storage is cut off")
+    return content
 
 
 def _state_dict(loaded: object) -> dict[str, Tensor]:
-    """`loaded` as a flat mapping from names to tensors, without the wrappings of training scripts."""
-    for _ in range(2):
-        inner = [loaded[key] for key in WRAPPINGS if isinstance(loaded, dict) and isinstance(loaded.get(key), dict)]
-        known = [
-            one for one in inner if any(isinstance(v, Tensor) for v in one.values()) or set(WRAPPINGS) & one.keys()
-        ]
-        loaded = known[0] if known else loaded
-    if not isinstance(loaded, dict) or not loaded:
-        raise _FormatError(f"it holds a {type(loaded).__name__}, not a state dict")
-    found = {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    """The flat mapping in `loaded` from names to tensors, without the wrappings of training scripts."""
+    modules = dict(_tensors(loaded)) if isinstance(loaded, SimpleNamespace) else loaded
+    found: dict[str, Tensor] = max(_mappings(modules), key=len, default={})
     if not found:
-        name, value = next(iter(loaded.items()))
-        raise _FormatError(f"it holds a {type(value).__name__} under {name!r}, so it is not a state dict")
-    for name, value in found.items():
-        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
-            raise _FormatError(f"{name} is not a plain tensor")
+        name, value = next(iter(loaded.items())) if isinstance(loaded, dict) and loaded else ("", loaded)
+        kind = type(value).__name__
+        what = f"asks to run {value.__name__} (nothing was run)" if isinstance(value, _Ignored) else f"holds a {kind}"
+        raise _FormatError(f"it {what}{name and f' under {name!r}'}, so it is not a state dict")
     for _ in range(2):
         prefix = next((each for each in PREFIXES if all(name.startswith(each) for name in found)), "")
         found = {name.removeprefix(prefix): value for name, value in found.items()}
-    if theirs := next(
-        (layout for start, layout in OTHER_LAYOUTS.items() if any(n.startswith(start) for n in found)), ""
-    ):
-        raise _FormatError(f"it has the keys of {theirs}; bring the same model's file from OpenAI or open_clip")
-    return {name: value for name, value in found.items() if name.rpartition(".")[2] not in BUFFERS}
+    for start, layout in OTHER_LAYOUTS.items():
+        if any(name.startswith(start) for name in found):
+            raise _FormatError(f"it has the keys of {layout}; bring the same model's file from OpenAI or open_clip")
+    return {name: value for name, value in found.items() if name.rpartition(".")[2] not in NO_WEIGHTS}
 
 
-def _read_zip(path: Path) -> dict[str, Tensor]:
-    """The tensors in a zip: the attributes of the modules in its data.pkl, or of a state dict."""
-    with zipfile.ZipFile(path) as archive:
-        if len(set(archive.namelist())) < len(archive.namelist()):
-            raise _FormatError("it is a zip that holds one name twice, so it is not as torch wrote it")
-        roots = [root for root, _, file in (name.partition("/") for name in archive.namelist()) if file == "data.pkl"]
-        if len(roots) != 1:
-            raise _FormatError("it is a zip without a data.pkl, so not written by torch")
-        unpickler = _Unpickler(archive, roots[0])
-        top = unpickler.load()
-    if isinstance(top, SimpleNamespace):
-        return dict(_tensors(top))
-    try:
-        return _state_dict(top)
-    except _FormatError as error:
-        if not unpickler.ignored:
-            raise
-        raise _FormatError(f"it asks to run {unpickler.ignored[0]}; nothing was run, and {error}") from error
+def _mappings(loaded: object, depth: int = 2) -> Iterator[dict[str, Tensor]]:
+    """The tensors in `loaded` by name, then those under its `WRAPPINGS`, and under those of these."""
+    if isinstance(loaded, dict):
+        yield {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
+        for wrapping in WRAPPINGS if depth else ():
+            yield from _mappings(loaded.get(wrapping), depth - 1)
 
 
 def _tensors(module: SimpleNamespace, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -203,15 +173,13 @@ def _tensors(module: SimpleNamespace, prefix: str = "") -> Iterator[tuple[str, T
             yield f"{prefix}{name}", value
 
 
-class _Ignored:
-    """Stands for whatever a pickle asks for beside weights, and does nothing."""
+class _Ignored(type):
+    """Stands for whatever is asked for beside weights, as a class, which new objects need; it is its own instance."""
 
-    def __init__(self, *_: object) -> None: ...
+    def __call__(cls, *_: object) -> "_Ignored":
+        return cls
 
-    def nothing(self, *_: object) -> None:
-        """Takes a state, an item or a member."""
-
-    __setstate__ = __setitem__ = append = extend = nothing
+    __setstate__ = __setitem__ = append = extend = add = as_strided = __call__
 
 
 class _Unpickler(pickle.Unpickler):
@@ -221,33 +189,32 @@ class _Unpickler(pickle.Unpickler):
     itself refuses to let a tensor leave its storage, in `as_strided` and where a pickle sets the state of one.
     """
 
-    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        pickled = archive.read(f"{root}/data.pkl")  # BadZipFile where a checksum does not agree
-        if sum(opcode.name.startswith("TUPLE") for opcode, _, _ in pickletools.genops(pickled)) > MAX_TUPLES:
+    def __init__(self, file: BinaryIO, storage: Callable[[str, int], bytearray]) -> None:
+        start = file.tell()
+        if sum(opcode.name.startswith("TUPLE") for opcode, _, _ in pickletools.genops(file)) > MAX_TUPLES:
             raise _FormatError("its pickle holds far more tuples than that of any CLIP")
-        super().__init__(io.BytesIO(pickled))
-        self.ignored: list[str] = []  # names of what was asked for
-        # Tensors may share a storage; torch wants memory that may be written to.
-        self.storage = cache(lambda key: bytearray(archive.read(f"{root}/data/{key}")))
+        file.seek(start)
+        super().__init__(file)
+        self.storage = storage  # memory by key and length
 
-    def persistent_load(self, pid: Any) -> Tensor:
-        _kind, dtype, key, _device, _count = pid
-        if not isinstance(dtype, torch.dtype) or not self.storage(key):  # of no weights, or empty
-            return torch.empty(0)
-        return torch.frombuffer(self.storage(key), dtype=dtype)
+    def persistent_load(self, pid: Any) -> Any:
+        _, dtype, *place = pid
+        if not isinstance(dtype, torch.dtype):  # a storage of no weights, or a class with its source
+            return dtype
+        key, _, count = place[:3]
+        memory = self.storage(key, count * dtype.itemsize) or bytearray(16)  # torch takes no empty buffer
+        return torch.frombuffer(memory, dtype=dtype)
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "__torch__":
             return SimpleNamespace
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda flat, offset, size, stride, *_: flat.as_strided(size, stride, offset) if len(flat) else flat
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda data, *_: data
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if module == "torch.jit._pickle" or (module, name) == ("torch", "device"):
-            return lambda *_: None  # lists of numbers and devices among the attributes of modules
-        self.ignored.append(f"{module}.{name}")
-        return type("Ignored", (_Ignored,), {})
+        if module == "torch" and name.endswith("Storage"):
+            return StorageType(name).dtype
+        known = {
+            "collections.OrderedDict": OrderedDict,
+            "torch.storage.UntypedStorage": torch.uint8,
+            "torch._utils._rebuild_tensor_v2": lambda flat, at, size, stride, *_: flat.as_strided(size, stride, at),
+            "torch._utils._rebuild_parameter": lambda data, *_: data,
+        }
+        ignored = _Ignored(f"{module}.{name}", (), {"__new__": lambda kind, *_, **__: kind})
+        return known.get(f"{module}.{name}", ignored)

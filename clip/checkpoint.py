@@ -1,11 +1,10 @@
 """Where CLIP's weights come from, and which activation they were trained with: names, hashes, the cache, addresses.
 
-The models are OpenAI's nine and two RN50s that open_clip trained, on CC12M and on YFCC15M: the same network on
-other pictures. A file has its final name in the cache only after its SHA-256 was compared with the one pinned here
-(`download.py`), so a mirror needs no trust; a cached file is hashed whenever it is used. There are two exceptions. Of
-open_clip's two files only the first 8 digits are known, from their names: enough against damage and a wrong file, not
-against an attack, so these need a mirror that one trusts. Of the last source of RN50, the hub's copy in fp32, no digit
-is known: https vouches for it, and a check that its entries are exactly RN50's in name and shape, and finite.
+The models are OpenAI's nine and two RN50s that open_clip trained, on CC12M and on YFCC15M. A file has its final name in
+the cache only after its SHA-256 was compared with the one pinned here (`download.py`), so a mirror needs no trust; a
+cached file is hashed whenever it is used. Two exceptions: of open_clip's files only the first 8 digits are known, from
+their names, which is no help against an attack. Of the last source of RN50, the hub's copy in fp32, none is: https
+vouches for it, and a check that its entries are exactly RN50's in name and shape, and finite.
 
 Environment: `CLIP_CACHE` (folder), `CLIP_MIRRORS` (addresses separated by spaces, tried first), `CLIP_OFFLINE=1` (open
 no connection), and urllib's own `https_proxy`, `no_proxy` and `SSL_CERT_FILE`. How a file is read: `archive.py`.
@@ -43,11 +42,11 @@ class Checkpoint:
     sha256: str  # or its first digits
     size: int | None = None  # [bytes], if known
     hub: str | None = None  # address of the hub's copy, if there is one
-    addresses: tuple[str, ...] = OPENAI
+    addresses: tuple[str, ...] = OPENAI  # of those who trained it
 
     @property
     def urls(self) -> list[str]:
-        """The addresses of those who trained it."""
+        """The addresses of the file."""
         return [address.format(sha256=self.sha256, file=self.file) for address in self.addresses]
 
     def matches(self, sha256: str) -> bool:
@@ -86,37 +85,28 @@ def locate_checkpoint(name_or_path: str | Path, download_root: str | Path | None
         how = "set $CLIP_CACHE to a folder, or name a file with --clip_path"
         raise CheckpointError(place, f"the home folder is not known, as $HOME is not set; {how}") from error
     if checkpoint is None:
-        try:
-            require_file(place)
-        except CheckpointError as error:
-            known = ", ".join(CHECKPOINTS)
-            raise CheckpointError(place, f"{error.reason} (nor is it one of the available models, {known})") from error
+        require_file(place, f" (nor is it one of the available models, {', '.join(CHECKPOINTS)})")
         return place
-    target = place / checkpoint.file
+    target, found = place / checkpoint.file, None
     hub_target = target.with_suffix(".safetensors")
-    found = None
+    bring = f"bring {checkpoint.file} there (docs/data.md), name yours with --clip_path"
+    bring += ", or see it work now with --demo (test.sh, predict.py)"
     try:
-        if target.exists():
+        if target.exists() and target.stat().st_size:  # an empty one is fetched like a missing one
             require_file(target)
-            found = file_sha256(target)
-            if checkpoint.matches(found):
+            if checkpoint.matches(found := file_sha256(target)):
                 return target
         if checkpoint.hub and hub_target.exists():
             return hub_target
-    except OSError as error:
-        raise CheckpointError(target, f"it cannot be read: {error.strerror}") from error
-    bring = f"bring {checkpoint.file} there (docs/data.md), name yours with --clip_path"
-    bring += ", or see it work now with --demo (test.sh, predict.py)"
-    if os.environ.get("CLIP_OFFLINE", "0") not in ("", "0"):
-        state = "the file there has other bytes" if found else "it is not there"
-        raise CheckpointError(target, f"{state}, and CLIP_OFFLINE forbids fetching it; {bring}", found)
-    try:
+        if os.environ.get("CLIP_OFFLINE", "0") not in ("", "0"):
+            state = "the file there has other bytes" if found else "it is not there"
+            raise CheckpointError(target, f"{state}, and CLIP_OFFLINE forbids fetching it; {bring}", found)
         return _fetch(checkpoint, target, hub_target)
     except DownloadError as error:
         raise CheckpointError(target, f"{error}; {bring}", found) from error
     except OSError as error:
         how = "make room there or choose another folder with $CLIP_CACHE"
-        raise CheckpointError(target, f"it cannot be stored ({error.strerror}); {how}, or {bring}") from error
+        raise CheckpointError(target, f"it cannot be read or stored ({error.strerror}); {how}, or {bring}") from error
 
 
 def _fetch(checkpoint: Checkpoint, target: Path, hub_target: Path) -> Path:
@@ -146,18 +136,15 @@ def check_rn50(path: Path) -> None:
 
 
 def activation_of(name_or_path: str | Path, path: Path, given: str | None = None) -> str:
-    """The activation that a checkpoint was trained with, a key of `clip.model.ACTIVATIONS`.
+    """The activation that a checkpoint, the file `path`, was trained with, a key of `clip.model.ACTIVATIONS`.
 
-    A state dict does not tell it. A known name or the SHA-256 of `path`, its file, does; else what the user has `given`
-    does; else a TorchScript archive is taken for one of OpenAI's, because they alone ship that form.
-
+    A known name or SHA-256 tells it; else the user's word, `given`; else a TorchScript archive is taken for OpenAI's.
     Raises CheckpointError: nothing tells it, or `given` contradicts what is known of the file.
     """
-    known = name = str(name_or_path)
-    sha256 = None if name in CHECKPOINTS else file_sha256(path)
-    if sha256:
-        names = [name for name, checkpoint in CHECKPOINTS.items() if checkpoint.matches(sha256)]
-        known = next(iter(names), "the demo's CLIP" if sha256 == TOY_SHA256 else "")
+    name = str(name_or_path)
+    sha256 = "" if name in CHECKPOINTS else file_sha256(path)
+    names = (each for each, checkpoint in CHECKPOINTS.items() if each == name or checkpoint.matches(sha256))
+    known = next(names, "the demo's CLIP" if sha256 == TOY_SHA256 else "")
     if known and given == "gelu":
         raise CheckpointError(path, f"{known} was trained with QuickGELU; use --activation auto for it")
     if given or known or is_torchscript(path):

@@ -12,8 +12,7 @@ W_o, q, k, v are that block's, of y; its result goes through out(u) = proj(ln_po
     attnpool    c(softmax(q k' / sqrt d) v)        -                                          DenseCLIP, CVPR 2022
     clearclip   c(softmax(q q' / sqrt d) v), ours  out(W_o softmax(q q' / sqrt d) v)          Lan et al., ECCV 2024
 
-The raw maps of vision transformers are reported as inverted (CLIP Surgery, arXiv 2304.05653). docs/readouts.md has all
-beside each other and beside what is known of them. Nothing here knows of depth.
+The raw maps of vision transformers are reported as inverted (CLIP Surgery, arXiv 2304.05653). More: docs/readouts.md.
 """
 
 from typing import Any
@@ -35,9 +34,9 @@ def fitted_size(height: int, width: int, patch_size: int) -> tuple[int, int]:
 
 
 def encode(visual: ImageEncoder, image: Tensor) -> Trunk:
-    """What all read-outs read from, the expensive part: of any size, normalised, (B, 3, H, W) -> float32 `Trunk`.
+    """What all read-outs read from: (B, 3, H, W), normalised, resized to the nearest multiple of a patch -> float32.
 
-    An image whose sides are no multiples of the patch size is resized to the nearest. Raises ValueError: another shape.
+    Raises ValueError: another shape.
     """
     if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape[2:]:
         raise ValueError(f"expected (B, 3, H, W), got {tuple(image.shape)}")
@@ -50,21 +49,19 @@ def encode(visual: ImageEncoder, image: Tensor) -> Trunk:
 
 def check_readout(visual: ImageEncoder, readout: str) -> None:
     """Raises ValueError: there is no such read-out, or none of this encoder."""
-    if readout in (known := readouts_of(visual)):
-        return
-    why = "there is none of this name"
-    if readout == "attnpool":
-        why = "a vision transformer has no attention pool"
-    elif readout == "raw":
-        why = f"{visual.patch_dim} patch channels cannot be thinned evenly to {visual.joint_dim} joint dimensions"
-    raise ValueError(f"read-out {readout!r}: {why}; there are {', '.join(known)}")
+    uneven = f"{visual.patch_dim} patch channels cannot be thinned evenly to {visual.joint_dim} joint dimensions"
+    reasons = {"attnpool": "a vision transformer has no attention pool", "raw": uneven}
+    if readout not in (known := readouts_of(visual)):
+        why = reasons.get(readout, "there is none of this name")
+        raise ValueError(f"read-out {readout!r}: {why}; there are {', '.join(known)}")
 
 
 def readouts_of(visual: ImageEncoder) -> list[str]:
     """The names of the read-outs that an encoder has."""
-    if isinstance(visual, VisionTransformer):
-        return [name for name in READOUTS if name != "attnpool"]
-    return [name for name in READOUTS if name != "raw" or visual.patch_dim % visual.joint_dim == 0]
+    lacking = (
+        "attnpool" if isinstance(visual, VisionTransformer) else "raw" if visual.patch_dim % visual.joint_dim else ""
+    )
+    return [name for name in READOUTS if name != lacking]
 
 
 def thins(visual: ImageEncoder, readout: str) -> bool:
@@ -75,20 +72,17 @@ def thins(visual: ImageEncoder, readout: str) -> bool:
 def read(visual: ImageEncoder, trunk: Trunk, readout: str) -> Tensor:
     """Patch features by a read-out that is not the paper's own: (B, D, h, w) float32, on the encoder's device."""
     trunk = Trunk(*(part.to(visual.conv1.weight) for part in trunk))
-    features = (read_resnet if isinstance(visual, ModifiedResNet) else read_transformer)(visual, trunk, readout)
-    return F.normalize(features.transpose(1, 2).unflatten(2, trunk.patches.shape[2:]).float(), dim=1)
+    h, w = trunk.patches.shape[2:]
+    if isinstance(visual, VisionTransformer):
+        features = _read_transformer(visual, trunk, readout)
+    elif readout == "maskclip":
+        features = visual.attnpool.c_proj(visual.attnpool.v_proj(trunk.tokens()[:, 1:]))
+    else:
+        features = visual.attnpool(trunk, to_queries=readout == "clearclip")  # (B, h w or one more, D)
+    return F.normalize(features[:, -h * w :].transpose(1, 2).unflatten(2, (h, w)).float(), dim=1)
 
 
-def read_resnet(visual: Any, trunk: Trunk, readout: str) -> Tensor:
-    """A ModifiedResNet's patches in the joint space: (B, C, h, w) -> (B, h w, D)."""
-    pool = visual.attnpool
-    if readout == "maskclip":
-        return pool.c_proj(pool.v_proj(trunk.tokens()[:, 1:]))
-    return pool(trunk, to_queries=readout == "clearclip")[:, 1:]
-
-
-def read_transformer(visual: Any, trunk: Trunk, readout: str) -> Tensor:
-    """A vision transformer's patches in the joint space: (B, C, h, w) -> (B, h w, D)."""
+def _read_transformer(visual: Any, trunk: Trunk, readout: str) -> Tensor:
     block, x = visual.transformer.resblocks[-1], trunk.tokens()  # (B, 1 + h w, C)
     attn = block.attn
     if readout == "raw":
@@ -100,4 +94,4 @@ def read_transformer(visual: Any, trunk: Trunk, readout: str) -> Tensor:
         else:
             x = x + attn.out_proj(value)
             x = x + block.mlp(block.ln_2(x))
-    return (visual.ln_post(x) @ visual.proj)[:, 1:]
+    return visual.ln_post(x) @ visual.proj

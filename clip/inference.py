@@ -12,7 +12,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from clip.model import CLIP, ModifiedResNet, convert_weights
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
-LARGEST_INT = 2**31 - 1
 # Names of a convolution and of the batch norm after it, in the stem and in blocks, and where a residual changes width.
 PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))
 
@@ -20,8 +19,8 @@ PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))
 def optimize_for_inference(model: CLIP, dtype: torch.dtype | None = None) -> CLIP:
     """`model` itself, its image encoder changed in place into the form that is fastest to evaluate, and into `dtype`.
 
-    A ModifiedResNet loses its batch norms, folded in fp32 into the convolutions before them, and gets channels-last
-    weights. The text encoder stays as it is: in bf16 its error would be in every patch's answer.
+    Batch norms are folded in fp32 into the convolutions before them, whose weights get channels-last. The text encoder
+    stays as it is: in bf16 its error would be in every patch's answer.
     """
     if model.training:
         raise ValueError("a model in training mode cannot be optimised for inference; call model.eval() first")
@@ -46,10 +45,6 @@ def start_program() -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Makes malloc keep what is freed instead of returning it to the kernel; says whether it could (Linux with glibc).
-
-    Activations of tens of MB are freed after every layer; glibc unmaps them, and the next layer's are faulted in page
-    by page, up to 120,000 for each image.
-    """
+    """Makes malloc keep what is freed, or each layer's tens of MB are faulted in anew; whether it could (glibc)."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # musl has none
-    return bool(mallopt and mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, LARGEST_INT))
+    return bool(mallopt and mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))

@@ -1,9 +1,8 @@
 """CLIP: an image encoder and a text encoder with one joint space (Radford et al., ICML 2021, arXiv 2103.00020).
 
-All five ModifiedResNets (RN50 ... RN50x64) and four vision transformers (ViT-B/32 ... ViT-L/14@336px) of the paper,
-under the state-dict keys of OpenAI's checkpoints, from which every size is inferred. Besides the pooled embedding of
-the original, each image encoder has `forward_trunk`: what it has of each patch before its last layer. `dense.py` reads
-patch features from it. Left out: training.
+All five ModifiedResNets and four vision transformers of the paper, under the state-dict keys of OpenAI's checkpoints,
+from which every size is inferred. Each image encoder has its pooled embedding and `forward_trunk`: what it has of each
+patch before its last layer. Left out: training.
 
 Shapes: B images or texts, H x W pixels, h x w patches, C channels of the trunk, D joint dimension, L text tokens.
 """
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HEAD_WIDTH = 64  # every transformer of the paper has heads of 64 channels, so that a state dict tells their number
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # what a checkpoint may hold
 MAX_VIT_WIDTH = 1024  # ViT-L's; wider ones (ViT-H, -g, -G) have heads of 80 channels or more
 RESNET_STRIDE = 32  # pixels from one cell of layer4's map to the next: stem 4, layers 2, 3 and 4 two each
 # Statistics of CLIP's training images, RGB in [0, 1] (Radford et al. 2021, released preprocessing).
@@ -60,13 +60,12 @@ def drawn(*shape: int, std: float) -> Tensor:
 
 def resized_positions(embedding: Tensor, h: int, w: int) -> Tensor:
     """A positional embedding (1 + grid^2, width) for h x w patches: (1 + h w, width); the first row stays."""
-    cls, patches = embedding[:1], embedding[1:]
-    grid = int(len(patches) ** 0.5)
+    grid = int((len(embedding) - 1) ** 0.5)
     if (h, w) == (grid, grid):
         return embedding
-    patches = patches.float().T.unflatten(1, (grid, grid))[None]  # (1, width, grid, grid)
+    patches = embedding[1:].float().T.unflatten(1, (grid, grid))[None]  # (1, width, grid, grid)
     patches = F.interpolate(patches, (h, w), mode="bilinear", align_corners=True)
-    return torch.cat([cls, patches[0].flatten(1).T.to(cls.dtype)])
+    return torch.cat([embedding[:1], patches[0].flatten(1).T.to(embedding.dtype)])
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -151,8 +150,7 @@ class ModifiedResNet(nn.Module):
 
     def forward_trunk(self, image: Tensor) -> Trunk:
         """Output of layer4, so NOT in the joint space: (B, 3, H, W), divisible by 32 -> patches (B, C, H/32, W/32)."""
-        check_image(image, self.patch_size)
-        x = image.to(self.conv1.weight.dtype)
+        x = checked(image, self)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
         x = self.avgpool(self.relu(self.bn3(self.conv3(x))))  # (B, width, H/4, W/4)
@@ -234,8 +232,7 @@ class VisionTransformer(nn.Module):
 
     def forward_trunk(self, image: Tensor) -> Trunk:
         """Input of the last block: (B, 3, H, W), H and W divisible by the patch size P -> patches (B, C, H/P, W/P)."""
-        check_image(image, self.patch_size)
-        x = self.conv1(image.to(self.conv1.weight.dtype))  # (B, C, h, w)
+        x = self.conv1(checked(image, self))  # (B, C, h, w)
         h, w = x.shape[2:]
         x = x.flatten(2).transpose(1, 2)  # (B, h w, C)
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
@@ -298,56 +295,48 @@ class CLIP(nn.Module):
         return logits_per_image, logits_per_image.T
 
 
+def checked(image: Tensor, visual: Any) -> Tensor:
+    """The image in the dtype of the encoder. Raises ValueError unless H and W are positive multiples of a patch."""
+    unit, sizes = visual.patch_size, tuple(image.shape)
+    if len(sizes) != 4 or sizes[1] != 3 or any(size == 0 or size % unit for size in sizes[2:]):
+        raise ValueError(f"expected (B, 3, H, W) with H and W divisible by {unit}, got {sizes}")
+    return image.to(visual.conv1.weight.dtype)
+
+
 def check_activation(activation: str) -> None:
     """Raises ValueError unless `activation` is a key of `ACTIVATIONS`."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"expected the activation {' or '.join(ACTIVATIONS)}, got {activation!r}")
 
 
-def check_image(image: Tensor, patch_size: int) -> None:
-    """Raises ValueError unless `image` is (B, 3, H, W) with H and W positive multiples of `patch_size`."""
-    if image.ndim != 4 or image.shape[1] != 3 or any(size == 0 or size % patch_size for size in image.shape[2:]):
-        raise ValueError(f"expected (B, 3, H, W) with H and W divisible by {patch_size}, got {tuple(image.shape)}")
-
-
 def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
     """The sizes of the CLIP whose state dict this is. Raises ValueError: it is none, or wider than ViT-L."""
 
     def shape(key: str, rank: int) -> tuple[int, ...]:
-        if key not in state_dict:
-            raise ValueError(f"not a CLIP checkpoint: it has no entry {key}")
-        if state_dict[key].ndim != rank or 0 in state_dict[key].shape:
-            raise ValueError(f"not a CLIP checkpoint: {key} has shape {tuple(state_dict[key].shape)}, not rank {rank}")
-        return tuple(state_dict[key].shape)
+        found = tuple(state_dict[key].shape) if key in state_dict else ()
+        if len(found) != rank or 0 in found:
+            what = f"{key} has shape {found}, not rank {rank}" if found else f"it has no entry {key}"
+            raise ValueError(f"not a CLIP checkpoint: {what}")
+        return found
 
     def blocks(prefix: str) -> int:
         return len({key.removeprefix(prefix).split(".")[0] for key in state_dict if key.startswith(prefix)})
 
-    context_length, transformer_width = shape("positional_embedding", 2)
     if "visual.proj" in state_dict:
         vision_width, _, _, patch_size = shape("visual.conv1.weight", 4)
         vision_layers: Any = blocks("visual.transformer.resblocks.")
         positions, stride = shape("visual.positional_embedding", 2)[0], patch_size
         if vision_width > MAX_VIT_WIDTH:
-            raise ValueError(
-                f"its vision transformer is {vision_width} wide, and beyond {MAX_VIT_WIDTH} (ViT-H, -g and -G) heads "
-                f"have 80 channels or more, not {HEAD_WIDTH}, which a state dict does not tell; use a ViT-B or ViT-L"
-            )
+            why = f"ViT-H, -g and -G have heads of 80 channels or more, not {HEAD_WIDTH}, which no state dict tells"
+            raise ValueError(f"its vision transformer is {vision_width} wide, and {why}; use a ViT-B or ViT-L")
     else:
-        vision_width = shape("visual.layer1.0.conv1.weight", 4)[0]
+        vision_width, patch_size = shape("visual.layer1.0.conv1.weight", 4)[0], None
         vision_layers = tuple(blocks(f"visual.layer{i}.") for i in (1, 2, 3, 4))
-        positions, stride, patch_size = shape("visual.attnpool.positional_embedding", 2)[0], RESNET_STRIDE, None
-    return Architecture(
-        embed_dim=shape("text_projection", 2)[1],
-        image_resolution=round((positions - 1) ** 0.5) * stride,
-        vision_layers=vision_layers,
-        vision_width=vision_width,
-        vision_patch_size=patch_size,
-        context_length=context_length,
-        vocab_size=shape("token_embedding.weight", 2)[0],
-        transformer_width=transformer_width,
-        transformer_layers=blocks("transformer.resblocks."),
-    )
+        positions, stride = shape("visual.attnpool.positional_embedding", 2)[0], RESNET_STRIDE
+    (context_length, text_width), vocab_size = shape("positional_embedding", 2), shape("token_embedding.weight", 2)[0]
+    image = (round((positions - 1) ** 0.5) * stride, vision_layers, vision_width, patch_size)
+    text = (context_length, vocab_size, text_width, blocks("transformer.resblocks."))
+    return Architecture(shape("text_projection", 2)[1], *image, *text)
 
 
 def convert_weights(model: nn.Module, dtype: torch.dtype) -> None:
@@ -376,29 +365,24 @@ def build_model(
     # CPU. Its own files hold fp16, so only an fp32 file shows it; the usual thing would be to use the file's values.
     convert_weights(model, torch.float16)
     for key, value in model.state_dict().items():
-        if value.dtype == torch.float16 and not torch.stack(value.aminmax()).isfinite().all():
-            raise ValueError(f"{key} holds values beyond fp16's range, which no CLIP has; fetch the checkpoint again")
+        if value.is_floating_point() and not torch.stack(value.aminmax()).isfinite().all():
+            raise ValueError(f"{key} holds values that are not finite, or not in fp16; fetch the checkpoint again")
+        if key.endswith("running_var") and (value < 0).any():
+            raise ValueError(f"{key} holds negative variances")
     convert_weights(model, dtype)
     return model.eval().requires_grad_(False)
 
 
 def check_state_dict(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises ValueError unless `state_dict` has exactly the keys and shapes of `expected` and usable values."""
+    """Raises ValueError unless `state_dict` has exactly the keys, shapes and kinds of numbers of `expected`."""
     missing, unexpected = expected.keys() - state_dict.keys(), state_dict.keys() - expected.keys()
     for problem, keys in (("missing", missing), ("unexpected", unexpected)):
         if keys:
             more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
             raise ValueError(f"{len(keys)} entries are {problem}: {', '.join(sorted(keys)[:5])}{more}")
     for key, want in expected.items():
-        value = state_dict[key]
-        if value.shape != want.shape:
-            raise ValueError(f"{key} has shape {tuple(value.shape)}, expected {tuple(want.shape)}")
-        if want.is_floating_point():
-            if value.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-                raise ValueError(f"{key} has dtype {value.dtype}, expected float16 or float32")
-            if not torch.stack(value.aminmax()).isfinite().all():
-                raise ValueError(f"{key} holds values that are not finite; fetch the checkpoint again")
-            if key.endswith("running_var") and (value < 0).any():
-                raise ValueError(f"{key} holds negative variances")
-        elif value.dtype != want.dtype:
-            raise ValueError(f"{key} has dtype {value.dtype}, expected {want.dtype}")
+        shape, dtype = state_dict[key].shape, state_dict[key].dtype
+        if shape != want.shape:
+            raise ValueError(f"{key} has shape {tuple(shape)}, expected {tuple(want.shape)}")
+        if dtype not in (FLOATS if want.dtype in FLOATS else (want.dtype,)):
+            raise ValueError(f"{key} has dtype {dtype}, expected {want.dtype}, or half of its size")

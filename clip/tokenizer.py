@@ -24,13 +24,10 @@ PIECES = regex.compile(
     rf"{regex.escape(START)}|{regex.escape(END)}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+",
     regex.IGNORECASE,
 )
-
-
 # A printable character for each of the 256 bytes: itself where it is printable, else one from U+0100 on.
 PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
 BYTE_ENCODER = {byte: chr(byte) for byte in PRINTABLE} | {byte: chr(256 + i) for i, byte in enumerate(OTHERS)}
-BYTE_DECODER = {character: byte for byte, character in BYTE_ENCODER.items()}
 
 
 def clean(text: str) -> str:
@@ -43,49 +40,35 @@ class TooLongError(RuntimeError):
     """A text has more tokens than a CLIP can take; the message names it."""
 
 
-class Tokenizer:
-    """Encodes text to ids below 49,408 and decodes them; `tokenize` is what most callers want."""
-
-    def __init__(self) -> None:
-        lines = gzip.decompress(VOCABULARY.read_bytes()).decode().split("\n")
-        merges = [tuple(line.split()) for line in lines[1 : MERGES + 1]]  # the first line is a version
-        alphabet = list(BYTE_ENCODER.values())
-        self.tokens = alphabet + [c + WORD_END for c in alphabet] + ["".join(pair) for pair in merges] + [START, END]
-        self.encoder = {token: i for i, token in enumerate(self.tokens)}
-        self.ranks = {pair: rank for rank, pair in enumerate(merges)}
-        self.start, self.end = self.encoder[START], self.encoder[END]
-
-    def _merge(self, piece: str) -> list[int]:
-        """Ids of one piece (of characters that stand for bytes): merges its best-ranked pair until none is known."""
-        parts = [*piece[:-1], piece[-1] + WORD_END]
-        while len(parts) > 1:
-            ranks = [self.ranks.get(pair, MERGES) for pair in pairwise(parts)]
-            if (best := min(ranks)) == MERGES:
-                break
-            i = ranks.index(best)
-            parts[i : i + 2] = ["".join(parts[i : i + 2])]
-        return [self.encoder[part] for part in parts]
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without start and end token."""
-        ids: list[int] = []
-        for piece in PIECES.findall(clean(text)):
-            if piece in (START, END):
-                ids.append(self.encoder[piece])
-            else:
-                ids += self._merge("".join(BYTE_ENCODER[byte] for byte in piece.encode()))
-        return ids
-
-    def decode(self, ids: list[int]) -> str:
-        """Text of `ids`; the end of a word becomes a space."""
-        text = bytes(BYTE_DECODER[c] for i in ids for c in self.tokens[i]).decode(errors="replace")
-        return text.replace(WORD_END, " ")
-
-
 @cache
-def default_tokenizer() -> Tokenizer:
-    """The tokenizer, whose vocabulary is read once."""
-    return Tokenizer()
+def vocabulary() -> tuple[dict[str, int], dict[tuple[str, ...], int]]:
+    """Ids of tokens, and ranks of the pairs of tokens that are merged, the first one's the lowest."""
+    lines = gzip.decompress(VOCABULARY.read_bytes()).decode().split("\n")
+    merges = [tuple(line.split()) for line in lines[1 : MERGES + 1]]  # the first line is a version
+    alphabet = list(BYTE_ENCODER.values())
+    tokens = alphabet + [c + WORD_END for c in alphabet] + ["".join(pair) for pair in merges] + [START, END]
+    return {token: i for i, token in enumerate(tokens)}, {pair: rank for rank, pair in enumerate(merges)}
+
+
+def merge(piece: str) -> list[str]:
+    """The tokens of one piece (of characters that stand for bytes): the best-ranked pair is merged until none is."""
+    ranks, parts = vocabulary()[1], [*piece[:-1], piece[-1] + WORD_END]
+    while len(parts) > 1:
+        found = [ranks.get(pair, MERGES) for pair in pairwise(parts)]
+        if (best := min(found)) == MERGES:
+            break
+        i = found.index(best)
+        parts[i : i + 2] = ["".join(parts[i : i + 2])]
+    return parts
+
+
+def encode(text: str) -> list[int]:
+    """Ids of `text`, all below 49,408, without start and end token."""
+    tokens: list[str] = []
+    for piece in PIECES.findall(clean(text)):
+        characters = "".join(BYTE_ENCODER[byte] for byte in piece.encode())
+        tokens += [piece] if piece in (START, END) else merge(characters)
+    return [vocabulary()[0][token] for token in tokens]
 
 
 def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False) -> Tensor:
@@ -94,15 +77,14 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
     Raises TooLongError: a text has more than L - 2 tokens (OpenAI's: RuntimeError). With `truncate` it is cut instead.
     """
     texts = [texts] if isinstance(texts, str) else texts
-    tokenizer = default_tokenizer()
+    start, end = (vocabulary()[0][token] for token in (START, END))
     result = torch.zeros(len(texts), context_length, dtype=torch.int32)
     for row, text in zip(result, texts, strict=True):
-        ids = [tokenizer.start, *tokenizer.encode(text), tokenizer.end]
-        if len(ids) > context_length:
-            if not truncate:
-                shown = text if len(text) <= 60 else text[:57] + "..."
-                tokens = f"{len(ids)} tokens with start and end, more than the context length of {context_length}"
-                raise TooLongError(f"text {shown!r} has {tokens}: shorten it")
-            ids = [*ids[: context_length - 1], tokenizer.end]
+        ids = [start, *encode(text)]
+        if len(ids) >= context_length and not truncate:
+            shown = text if len(text) <= 60 else text[:57] + "..."
+            tokens = f"{len(ids) + 1} tokens with start and end, more than the context length of {context_length}"
+            raise TooLongError(f"text {shown!r} has {tokens}: shorten it")
+        ids = [*ids[: context_length - 1], end]
         row[: len(ids)] = torch.tensor(ids, dtype=torch.int32)
     return result

@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import clip
-import eval as evaluation
 from clip import dense
 from clip.model import CLIP, ModifiedResNet, Trunk
 from monoclip import PAPER, MonoCLIP
-from tests.conftest import QUICKGELU, TINY, random_clip
+from tests.conftest import TINY, random_clip
 
 RESNET = replace(TINY, image_resolution=96)  # C = 128, two heads
 VIT = replace(RESNET, vision_layers=2, vision_width=128, vision_patch_size=16)  # two heads
@@ -53,9 +52,6 @@ def read(visual: dense.ImageEncoder, image: Tensor, readout: str) -> Tensor:
     return dense.read(visual, dense.encode(visual, image), readout)
 
 
-# ---- naive loops
-
-
 def naive_positions(embedding: Tensor, h: int, w: int) -> Tensor:
     """(1 + grid^2, C) -> (1 + h w, C), bilinear between the corners of the square grid."""
     grid = math.isqrt(len(embedding) - 1)
@@ -80,19 +76,20 @@ def naive_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return mixed
 
 
+def linear(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
+    return x @ weights[f"{name}weight"].T + weights[f"{name}bias"]
+
+
 def naive_resnet(visual: ModifiedResNet, trunk: Trunk, readout: str) -> Tensor:
     """One image's patches (1, C, h, w) -> (h w, D), as long as they are."""
     weights = {key: value.double() for key, value in visual.attnpool.state_dict().items()}
     f = trunk.patches[0].double().flatten(1).T
-
-    def projected(name: str, x: Tensor) -> Tensor:
-        return x @ weights[f"{name}_proj.weight"].T + weights[f"{name}_proj.bias"]
-
     if readout == "maskclip":
-        return projected("c", projected("v", f))
-    positions = naive_positions(weights["positional_embedding"], *trunk.patches.shape[2:])
-    query, key, value = (projected(name, torch.cat([f.mean(0)[None], f]) + positions) for name in "qkv")
-    return projected("c", naive_attention(query, query if readout == "clearclip" else key, value))[1:]
+        return linear(linear(f, weights, "v_proj."), weights, "c_proj.")
+    x = torch.cat([f.mean(0)[None], f]) + naive_positions(weights["positional_embedding"], *trunk.patches.shape[2:])
+    query, key, value = (linear(x, weights, f"{name}_proj.") for name in "qkv")
+    mixed = naive_attention(query, query if readout == "clearclip" else key, value)
+    return linear(mixed, weights, "c_proj.")[1:]
 
 
 def naive_vit(visual: torch.nn.Module, trunk: Trunk, readout: str) -> Tensor:
@@ -105,17 +102,14 @@ def naive_vit(visual: torch.nn.Module, trunk: Trunk, readout: str) -> Tensor:
         x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
         return x * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
-    def linear(name: str, x: Tensor) -> Tensor:
-        return x @ weights[f"{block}{name}weight"].T + weights[f"{block}{name}bias"]
-
-    query, key, value = linear("attn.in_proj_", norm(f"{block}ln_1", x)).chunk(3, 1)
-    if readout == "clearclip":
-        u = linear("attn.out_proj.", naive_attention(query, query, value))
-    else:
-        mixed = value if readout == "maskclip" else naive_attention(query, key, value)
-        u = x + linear("attn.out_proj.", mixed)
-        hidden = linear("mlp.c_fc.", norm(f"{block}ln_2", u))
-        u = u + linear("mlp.c_proj.", hidden * torch.sigmoid(1.702 * hidden))
+    query, key, value = linear(norm(f"{block}ln_1", x), weights, f"{block}attn.in_proj_").chunk(3, 1)
+    key = query if readout == "clearclip" else key
+    mixed = value if readout == "maskclip" else naive_attention(query, key, value)
+    u = linear(mixed, weights, f"{block}attn.out_proj.")
+    if readout != "clearclip":
+        u = x + u
+        hidden = linear(norm(f"{block}ln_2", u), weights, f"{block}mlp.c_fc.")
+        u = u + linear(hidden * torch.sigmoid(1.702 * hidden), weights, f"{block}mlp.c_proj.")
     return (norm("ln_post", u) @ weights["proj"])[1:]
 
 
@@ -148,9 +142,6 @@ def test_the_trunk_of_a_vision_transformer_is_the_input_of_its_last_block(clips)
     assert_close(trunk.patches.flatten(2).transpose(1, 2), trunk.tokens()[:, 1:], atol=0, rtol=0)
 
 
-# ---- what is known of them
-
-
 def test_fitted_sizes_by_hand():
     assert dense.fitted_size(416, 544, 14) == (420, 546)
     assert dense.fitted_size(416, 544, 32) == (416, 544)
@@ -174,12 +165,11 @@ def test_batches_mirrors_and_half_precision(clips, kind, readout):
         assert 0 < (half - found[:1]).norm(dim=1).max() < tolerance
 
 
-# ---- errors
-
-
 def test_what_an_encoder_does_not_have_is_refused(clips):
     odd = random_clip(replace(TINY, embed_dim=48)).visual
     trunk, nothing = Trunk(torch.ones(1, 128, 2, 2), torch.ones(1, 128)), "there is none of this name; there are raw, "
+    with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\), got \(3, 8, 8\)"):
+        dense.encode(odd, torch.ones(3, 8, 8))
     for visual, readout, message in (
         (clips["vit"].visual, "attnpool", "no attention pool; there are raw, maskclip, clearclip$"),
         (clips["resnet"].visual, "nonsense", nothing),
@@ -189,13 +179,3 @@ def test_what_an_encoder_does_not_have_is_refused(clips):
             dense.check_readout(visual, readout)
     assert dense.read(odd, trunk, "maskclip").shape == (1, 48, 2, 2)
     assert dense.readouts_of(odd) == ["maskclip", "attnpool", "clearclip"]
-
-
-def test_the_command_line_refuses_them_in_one_sentence(clips, nyu_folder, tmp_path, capsys):
-    path = tmp_path / "vit.pt"
-    torch.save(clips["vit"].state_dict(), path)
-    flags = ["--data_path", nyu_folder(1), "--clip_path", path, "--device", "cpu", "--readout", "attnpool"]
-    assert evaluation.main([*map(str, flags), *QUICKGELU]) == 2
-    err = capsys.readouterr().err
-    assert f"{path}: read-out 'attnpool': a vision transformer has no attention pool; there are raw, " in err
-    assert err.count("\n") == 1
