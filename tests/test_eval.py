@@ -338,7 +338,7 @@ def test_names_that_people_chose_stay_readable_and_lose_nothing(run, tmp_path):
     assert len(content.split("\n")) == 1 + 2 * len(scenes) + 1
     there = {row["scene"] for row in rows_of(run.output)}
     assert there == {r"caf\xe9", r"two\nlines", "'=1+1", r"\x1b[31mred", "'-x", "'@a", "\u4e2d", "x" * 200}
-    (tmp_path / "odd" / os.fsdecode(scenes[3]) / "sync_depth_00003.png").write_bytes(b"")
+    (tmp_path / "odd" / os.fsdecode(scenes[3]) / "sync_depth_00003.png").write_bytes(b"none")
     again = run("--scene", r"\x1b[31mred", data=tmp_path / "odd")
     assert again[0] == 2
     assert r"\x1b[31mred/sync_depth_00003.png: no depth map, or truncated or damaged" in again[2]
