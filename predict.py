@@ -117,7 +117,7 @@ def plan(inputs: Sequence[str], save: Sequence[str]) -> list[Job]:
         stem = relative.with_suffix("")
         start = (relative if taken[str(stem).casefold()] > 1 else stem).as_posix()
         files = {start + ending: ending for kind in SAVED if kind in save for ending in SAVED[kind]}
-        sha256 = file_sha256(path) if os.path.isfile(path) and os.access(path, os.R_OK) else ""
+        sha256 = file_sha256(path) if os.path.isfile(path) and path.stat().st_size and os.access(path, os.R_OK) else ""
         jobs.append(Job(path, printable(relative.as_posix()), files, sha256))
     return jobs
 

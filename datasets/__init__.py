@@ -1,6 +1,7 @@
 """Data as tensors and pixels: NYU Depth V2, KITTI, one's own pairs, and pictures of any kind."""
 
 import os
+import stat
 from pathlib import Path
 
 # tqdm's own, but always images a second, also where an image takes longer than one.
@@ -11,14 +12,14 @@ class DataError(ValueError):
     """The data cannot be used as they are; the message says which file, what is wrong and what to do."""
 
 
-def printable(name: str) -> str:
+def printable(name: object) -> str:
     r"""A name as text that any file and any terminal can hold: controls, and bytes that are no UTF-8, as `\x1b`."""
 
     def shown(c: str) -> str:
         byte = "\udc80" <= c <= "\udcff"  # as Python reads what is no UTF-8 from a file system
         return c if c.isprintable() else (chr(ord(c) - 0xDC00) if byte else c).encode("unicode_escape").decode()
 
-    return "".join(map(shown, name))
+    return "".join(map(shown, str(name)))
 
 
 def folder_name(path: Path) -> str:
@@ -37,14 +38,24 @@ def counted(images: int) -> str:
     return f"{images} image{'s' * (images != 1)}"
 
 
-def text_of(path: Path) -> str:
-    """The text of a list that a user wrote: UTF-8, with or without a byte-order mark; other bytes as surrogates.
+def check_regular(path: str | Path) -> None:
+    """Raises DataError: no file that is sure to end, as pipes and the pseudo-files of /proc are not; OSError."""
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode) or not about.st_size:
+        kinds = {stat.S_IFREG: "is empty", stat.S_IFDIR: "a folder, which cannot be read"}
+        raise DataError(kinds.get(stat.S_IFMT(about.st_mode), "not a regular file"))
 
-    Raises DataError: it is no regular file (a pipe would wait for ever), or cannot be read.
-    """
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a file. Raises DataError: it is no regular one, empty, or cannot be read."""
     try:
-        if path.exists() and not path.is_file():
-            raise DataError(f"{printable(str(path))}: not a regular file; name a text file")
-        return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise DataError(f"{printable(str(path))}: cannot be read ({error.strerror}); name a text file") from error
+        check_regular(path)
+        return path.read_bytes()
+    except (DataError, OSError) as error:
+        problem = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else error
+        raise DataError(f"{printable(path)}: {problem}") from error
+
+
+def text_of(path: Path) -> str:
+    """The text of a list that a user wrote: UTF-8, with or without a byte-order mark; other bytes as surrogates."""
+    return content_of(path).decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n").replace("\r", "\n")

@@ -1,8 +1,8 @@
 """NYU Depth V2 (Silberman et al., ECCV 2012), its official test split, as a data set of tensors.
 
-`open_nyu` finds and checks the images of a folder in the field's layout, or of the published .mat (`nyu_mat.py`).
-Layout: `<root>/official_splits/test/<scene>/rgb_{i:05d}.jpg` (or .png) with `sync_depth_{i:05d}.png`, i the 0-based
-index into the labelled data set. RGB is 640x480; depth is a 16-bit PNG in millimetres, 0 = no measurement.
+Either the published .mat (`nyu_mat.py`), or the field's `<root>/official_splits/test/<scene>/rgb_{i:05d}.jpg` (or .png)
+with `sync_depth_{i:05d}.png`, i the 0-based index into the labelled data set. RGB is 640x480; depth is a 16-bit PNG in
+millimetres, 0 = no measurement.
 """
 
 import re
@@ -10,117 +10,74 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from datasets import DataError, counted, folder_name, printable
 from datasets.nyu_mat import FRAME, MAT_NAME, UNITS_PER_METRE, LabelledMat
-from datasets.pairs import (
-    DepthPairs,
-    Form,
-    Pair,
-    Problem,
-    Scope,
-    check_files,
-    inside,
-    raise_problems,
-    read_list,
-)
+from datasets.pairs import DepthPairs, Form, Pair, Problem, check_files, choose_pairs, inside, read_list, refuse
 
 FORM = Form(UNITS_PER_METRE, (FRAME,), largest_sane=65.0)
 SPLIT = Path("official_splits") / "test"
 SEE = "name other data with --dataset, or see it work now: sh test.sh --demo"  # what who has no data can do
 
-
 # The 654 test images, 0-based (splits.mat of the data set, less one).
 TEST_RANGES = """
-    0-1 8 13-17 20 27-42 45-46 55-56 58-62 75-78 83-90 116-118 124-128 130-133 136 152-154 166-168 170-175
-    179-201 206-211 219-221 249 263 270-272 278-284 295-301 309-311 314-316 324-334 350-351 354-363 383-389
-    394-396 410-413 429-434 440-447 461-465 468-476 507-512 514-525 530-532 536-538 548-550 554-570 578-582
-    590-593 602-606 611-612 616-620 632-637 643-644 649-650 655-657 662-663 667-672 675-680 685-689 692-693
-    696-698 705-712 716-717 723-727 730-733 742-743 758-786 799-803 809-813 820-822 832-845 849-851 856-861
-    868-870 905-907 916-918 925-927 931-934 944-946 958-961 964-966 969-976 990-994 1000-1003 1009-1011
-    1020-1022 1031-1033 1037-1038 1047-1048 1051-1052 1056-1057 1074-1083 1087-1095 1097-1103 1105-1108
-    1116-1118 1122-1130 1134-1135 1143-1157 1161-1166 1169-1170 1173-1175 1178-1183 1191-1195 1200-1211
-    1215-1219 1225-1229 1232-1234 1246-1249 1253-1264 1274-1279 1284-1294 1296-1298 1301-1307 1313-1314
-    1328-1331 1334-1339 1346-1348 1352-1355 1363-1364 1367-1368 1383-1390 1393-1400 1406-1413 1420-1423
-    1429-1432 1440-1448
+    0-1 8 13-17 20 27-42 45-46 55-56 58-62 75-78 83-90 116-118 124-128 130-133 136 152-154 166-168 170-175 179-201
+    206-211 219-221 249 263 270-272 278-284 295-301 309-311 314-316 324-334 350-351 354-363 383-389 394-396 410-413
+    429-434 440-447 461-465 468-476 507-512 514-525 530-532 536-538 548-550 554-570 578-582 590-593 602-606 611-612
+    616-620 632-637 643-644 649-650 655-657 662-663 667-672 675-680 685-689 692-693 696-698 705-712 716-717 723-727
+    730-733 742-743 758-786 799-803 809-813 820-822 832-845 849-851 856-861 868-870 905-907 916-918 925-927 931-934
+    944-946 958-961 964-966 969-976 990-994 1000-1003 1009-1011 1020-1022 1031-1033 1037-1038 1047-1048 1051-1052
+    1056-1057 1074-1083 1087-1095 1097-1103 1105-1108 1116-1118 1122-1130 1134-1135 1143-1157 1161-1166 1169-1170
+    1173-1175 1178-1183 1191-1195 1200-1211 1215-1219 1225-1229 1232-1234 1246-1249 1253-1264 1274-1279 1284-1294
+    1296-1298 1301-1307 1313-1314 1328-1331 1334-1339 1346-1348 1352-1355 1363-1364 1367-1368 1383-1390 1393-1400
+    1406-1413 1420-1423 1429-1432 1440-1448
 """
-
-
-def _expand(ranges: str) -> tuple[int, ...]:
-    bounds = [tuple(map(int, part.split("-"))) for part in ranges.split()]
-    return tuple(i for bound in bounds for i in range(bound[0], bound[-1] + 1))
-
-
-TEST_INDICES = _expand(TEST_RANGES)
+_BOUNDS = [tuple(map(int, part.split("-"))) for part in TEST_RANGES.split()]
+TEST_INDICES = tuple(i for bound in _BOUNDS for i in range(bound[0], bound[-1] + 1))
 
 
 def open_nyu(
-    path: Path,
-    scope: Scope,
-    list_file: Path | None = None,
-    scenes: Sequence[str] | None = None,
-    limit: int | None = None,
+    path: Path, scope: Any, list_file: Path | None = None, scenes: Sequence[str] | None = None, limit: int | None = None
 ) -> DepthPairs:
-    """The images that the arguments name, checked as far as that is possible without a model.
+    """The first `limit` images of some scenes, checked without a model. Raises DataError: all that is wrong is listed.
 
-    Args:
-        path: a folder in the field's layout; the .mat; or a folder that holds the .mat and no official_splits.
-        scope: what is evaluated of a frame.
-        list_file: a text file that names the pairs of a folder.
-        scenes: only the images of these.
-        limit: only the first so many images.
-
-    The .mat knows the capture of each image, some 215 for the 654 of the split, and these are its clusters. A folder
-    does not: there, images of one room type with consecutive indices are one cluster, which may hold more than one
-    capture (the split's indices form 124 runs, and room types part some).
-
-    Raises DataError: the data cannot be used; all that is wrong is listed.
+    `path` is a folder in the field's layout, whose pairs `list_file` may name; the .mat; or a folder that holds the
+    .mat and no official_splits. The .mat knows the capture of each image, some 215 for the 654 of the split, and these
+    are its clusters. A folder does not: there, images of one room type with consecutive indices are one cluster, which
+    may hold more than one capture (the split's indices form 124 runs, and room types part some).
     """
-    path = source_of(path)
-    of_mat = path.suffix == ".mat" and not path.is_dir()
-    if of_mat:
-        if list_file is not None:
-            raise DataError(f"--list_file names files of a folder, but --data_path is {path}; drop one")
-        pairs = mat_pairs(LabelledMat(path))
-    else:
-        pairs = with_runs(scan_folder(path) if list_file is None else sorted_list(list_file, path))
-    there = sorted({printable(pair.scene) for pair in pairs})
-    if unknown := [scene for scene in scenes or () if scene not in there]:
-        raise DataError(f"--scene {' '.join(unknown)}: no such scene here; there are {', '.join(there)}")
-    pairs = [pair for pair in pairs if not scenes or printable(pair.scene) in scenes][:limit]
-    if not of_mat:
-        check_files(pairs, FORM, scope)
+    if path.is_dir() and not (path / SPLIT).is_dir() and (path / MAT_NAME).is_file():
+        path /= MAT_NAME
+    mat = path if path.suffix == ".mat" and not path.is_dir() else None
+    if mat and list_file:
+        raise DataError(f"--list_file names files of a folder, but --data_path is {path}; drop one")
+    files = [] if mat else sorted_list(list_file, path) if list_file else scan_folder(path)
+    pairs = choose_pairs(mat_pairs(LabelledMat(mat)) if mat else with_runs(files), scenes, limit)
+    checked = [] if mat else check_files(pairs, FORM, scope)
     official = sorted(pair.index for pair in pairs) == sorted(TEST_INDICES)
-    split = f"all {len(TEST_INDICES)} images of the official test split of NYU Depth V2"
-    some = f"{counted(len(pairs))} of {'NYU Depth V2' if of_mat else folder_name(path)}"
-    by = "captures" if of_mat else "runs of consecutive indices of one room type"
-    return DepthPairs(pairs, FORM, scope, split if official else some, official, by)
+    title = f"all {len(TEST_INDICES)} images of the official test split of NYU Depth V2"
+    title = title if official else f"{counted(len(pairs))} of {'NYU Depth V2' if mat else folder_name(path)}"
+    by = "captures" if mat else "runs of consecutive indices of one room type"
+    return DepthPairs(pairs, FORM, scope, title, official, by, checked, mat)
 
 
 def mat_pairs(mat: LabelledMat) -> list[Pair]:
     """The test images of the .mat, as the files that `prepare_nyu` would write."""
-    types, captures = mat.names("sceneTypes"), mat.names("scenes")
-    pairs = []
-    for index in TEST_INDICES:
-        rgb, depth = (Path(types[index]) / name for name in mat.files(index))
-        pairs.append(Pair(rgb, depth, types[index], index, captures[index], read=mat.read))
+    scenes, captures, pairs = mat.names("sceneTypes"), mat.names("scenes"), list[Pair]()
+    for i in TEST_INDICES:
+        rgb, depth = Path(scenes[i], f"rgb_{i:05d}.jpg"), Path(scenes[i], f"sync_depth_{i:05d}.png")
+        pairs.append(Pair(rgb, depth, scenes[i], i, captures[i], read=mat.read))
     return sorted(pairs, key=lambda pair: pair.name)
 
 
 def with_runs(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs, in their order, with clusters: runs of consecutive indices of one scene."""
-    clusters: dict[Pair, str] = {}
-    ordered = sorted(pairs, key=lambda pair: pair.index)
-    for before, pair in zip([None, *ordered], ordered, strict=False):
-        goes_on = before and (before.scene, before.index + 1) == (pair.scene, pair.index)
-        clusters[pair] = clusters[before] if before and goes_on else f"{printable(pair.scene)} from {pair.index}"
-    return [replace(pair, cluster=clusters[pair]) for pair in pairs]
-
-
-def source_of(path: Path) -> Path:
-    """What `--data_path` means: the .mat in a folder that has no official_splits, else the path itself."""
-    inside = path.is_dir() and not (path / SPLIT).is_dir() and (path / MAT_NAME).is_file()
-    return path / MAT_NAME if inside else path
+    clusters: dict[tuple[str, int], str] = {}
+    for pair in sorted(pairs, key=lambda pair: pair.index):
+        start = f"{printable(pair.scene)} from {pair.index}"
+        clusters[pair.scene, pair.index] = clusters.get((pair.scene, pair.index - 1), start)
+    return [replace(pair, cluster=clusters[pair.scene, pair.index]) for pair in pairs]
 
 
 def test_split_folder(root: Path) -> Path:
@@ -128,39 +85,30 @@ def test_split_folder(root: Path) -> Path:
     if not root.is_dir():
         how = f"bring {MAT_NAME} there (docs/data.md), name yours with --data_path, {SEE}"
         raise DataError(f"{root}: no such folder; {how}")
-    inner = root / SPLIT
-    return inner if inner.is_dir() else root
+    return root / SPLIT if (root / SPLIT).is_dir() else root
 
 
 def scan_folder(root: Path) -> list[Pair]:
-    """All pairs below the test split of `root`, sorted by scene and file name.
-
-    Raises:
-        DataError: no image at all; an RGB image without depth or the reverse; a name without an index; an index that
-            occurs twice. All of them are listed.
-    """
+    """All pairs below the test split of `root`, sorted by scene and file name. Raises DataError; OSError: a folder."""
     folder = test_split_folder(root)
-    found: dict[str, dict[tuple[str, int], Path]] = {"rgb": {}, "sync_depth": {}}
-    problems: list[Problem] = []
-    for kind, suffixes in (("rgb", "jpg|png"), ("sync_depth", "png")):
-        for path in sorted(folder.glob(f"*/{kind}_*")):
-            match = re.fullmatch(rf"{kind}_(\d+)\.({suffixes})", path.name)
-            if match is None:
-                problems.append((str(path), f"expected a name like {kind}_00045.{suffixes[:3]}"))
-            elif (other := found[kind].setdefault((path.parent.name, int(match[1])), path)) is not path:
-                problems.append((str(path), f"a second file of index {int(match[1])}, beside {other.name}"))
-    rgb, depth = found.values()
-    if not rgb and not depth and not problems:
+    files = sorted(path for scene in folder.iterdir() if scene.is_dir() for path in scene.iterdir())
+    rgb, depth = (dict.fromkeys(p for p in files if p.name.startswith(kind)) for kind in ("rgb_", "sync_depth_"))
+    if not rgb and not depth:
         how = f"write them with python -m datasets.prepare_nyu, give another folder, {SEE}"
         raise DataError(f"{folder}: no <scene>/rgb_*.jpg with sync_depth_*.png in it; {how}")
-    problems += [(str(rgb[key]), "its depth map sync_depth_*.png is missing") for key in rgb.keys() - depth]
-    problems += [(str(depth[key]), "its image rgb_*.jpg is missing") for key in depth.keys() - rgb]
-    for index, count in Counter(index for _, index in rgb).items():
-        if count > 1:
-            scenes = ", ".join(scene for scene, i in rgb if i == index)
-            problems.append((str(folder), f"index {index} occurs {count} times, in {scenes}"))
-    raise_problems(sorted(problems))
-    return [Pair(path, depth[key], *key) for key, path in sorted(rgb.items(), key=lambda e: (e[0][0], e[1].name))]
+    pairs, problems = list[Pair](), list[Problem]()
+    for path in rgb:
+        if match := re.fullmatch(r"rgb_(\d+)\.(jpg|png)", path.name):
+            pairs.append(Pair(path, path.with_name(f"sync_depth_{match[1]}.png"), path.parent.name, int(match[1])))
+        else:
+            problems.append((str(path), "expected a name like rgb_00045.jpg"))
+    problems += [(str(pair.rgb), f"has no {pair.depth.name} beside it") for pair in pairs if pair.depth not in depth]
+    lone = depth.keys() - {pair.depth for pair in pairs}
+    problems += [(str(path), "has no image rgb_*.jpg of its index beside it") for path in lone]
+    often = Counter(pair.index for pair in pairs)
+    problems += [(str(pair.rgb), "another image has this index, too") for pair in pairs if often[pair.index] > 1]
+    refuse(sorted(problems))
+    return pairs
 
 
 def sorted_list(list_file: Path, root: Path) -> list[Pair]:

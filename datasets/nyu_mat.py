@@ -4,21 +4,21 @@
     sceneTypes (1, 1449) object references  depths    (1449, 640, 480) float32 [m], holes filled in
     scenes     (1, 1449) object references: the capture, one walk of the Kinect, that each image is taken from
 
-All arrays stand transposed against (H, W). `LabelledMat` reads one image at a time and follows the field's extraction:
-RGB is black outside rows 7:474, columns 7:632 and goes through a JPEG; depth stays whole, in millimetres.
+All arrays stand transposed against (H, W). `LabelledMat` follows the field's extraction: RGB is black outside of rows
+7:474 and columns 7:632 and goes through a JPEG; depth stays whole, in millimetres.
 """
 
 import io
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
 from PIL import Image
 
-from datasets import DataError
+from datasets import DataError, check_regular
 
 FRAME = (480, 640)  # (H, W) of every RGB and depth image
 UNITS_PER_METRE = 1000  # of depth maps in 16 bits
@@ -29,61 +29,38 @@ JPEG_QUALITY = 95  # with 4:2:0, Pillow's pixels equal OpenCV's, which the field
 LARGEST_DEPTH = np.float32(65.535)  # [m] that 16 bits of millimetres hold; more would wrap round
 CHUNK_CACHE = 32 * 2**20  # [bytes] for each array, so that neighbouring images that share chunks unpack them once
 CHUNK_SLOTS = 100_003  # hash slots of that cache: a prime well above the number of chunks it holds
-
-LAYOUT = {
-    "images": ((NUM_IMAGES, 3, *FRAME[::-1]), "uint8"),
-    "rawDepths": ((NUM_IMAGES, *FRAME[::-1]), "float32"),
-    "depths": ((NUM_IMAGES, *FRAME[::-1]), "float32"),
-}
-# What h5py raises on damaged files, and what other kinds of object in them lead to.
-UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
+LAYOUT = {"images": "(1449, 3, 640, 480) uint8"}
+LAYOUT |= dict.fromkeys(("rawDepths", "depths"), "(1449, 640, 480) float32")
 
 
-class LabelledMat:
-    """The open file, for one process. Raises DataError: missing, truncated, no HDF5 file or laid out otherwise."""
+class LabelledMat(AbstractContextManager):
+    """The open file, for one process. Raises DataError, as what it reads: missing, damaged or laid out otherwise."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists() and not path.is_file():
-            raise DataError(f"{path}: not a regular file; give the path of {MAT_NAME}")
-        try:  # Without file locking: nobody writes here, and network file systems often lack it.
+        with self._damage("its HDF5"):
+            check_regular(path)
+            # Without file locking: nobody writes here, and network file systems often lack it.
             self.file = h5py.File(path, "r", locking=False, rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=CHUNK_SLOTS)
-        except FileNotFoundError as error:
-            raise DataError(f"{path}: no such file") from error
-        except UNREADABLE as error:
-            reason = "truncated" if "truncated" in str(error) else "not a readable MATLAB v7.3 (HDF5) file"
-            raise DataError(f"{path}: {reason} ({error}); bring {MAT_NAME} again") from error
-        self.arrays: dict[str, h5py.Dataset] = {}
-        try:
-            for name, (shape, dtype) in LAYOUT.items():
-                with self._damage(name):
-                    self.arrays[name] = self.file[name]
-                    found = f"{self.arrays[name].shape} {self.arrays[name].dtype}"
-                    if found != f"{shape} {dtype}":
-                        raise ValueError(f"{found}, expected {shape} {dtype}")
-        except DataError:
-            self.file.close()  # else it stays open for as long as the error is looked at
-            raise
-
-    def __enter__(self) -> "LabelledMat":
-        return self
+        self.arrays: dict[str, h5py.Dataset] = {}  # open, as each has a cache of its own
+        for name, expected in LAYOUT.items():
+            with self._damage(name):
+                array = self.arrays[name] = self.file[name]
+                if f"{array.shape} {array.dtype}" != expected:
+                    raise ValueError(f"{array.shape} {array.dtype}, expected {expected}")
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
     @contextmanager
     def _damage(self, what: str) -> Iterator[None]:
-        """Makes a DataError that names the file of whatever reading `what` raises."""
         try:
             yield
-        except UNREADABLE as error:
+        except Exception as error:  # h5py raises whatever the damage leads it to
             raise DataError(f"{self.path}: {what} cannot be used ({error}); bring {MAT_NAME} again") from error
 
     def names(self, array: str) -> list[str]:
-        """The names of the 1449 images in an array of references: `sceneTypes` (bedroom), `scenes` (bedroom_0034).
-
-        Raises DataError: it is laid out otherwise or holds something that is not a name.
-        """
+        """The names of the 1449 images in an array of references: `sceneTypes` (bedroom), `scenes` (bedroom_0034)."""
         with self._damage(array):
             characters = [self.file[reference][()] for reference in self.file[array][()].ravel()]
             names = ["".join(map(chr, codes.ravel().tolist())) for codes in characters]  # uint16, one column
@@ -93,41 +70,26 @@ class LabelledMat:
         return names
 
     def jpeg(self, index: int) -> bytes:
-        """The RGB image, black outside `BORDER_FREE`, as the bytes of its JPEG file.
-
-        Raises DataError: it cannot be read.
-        """
+        """The RGB image, black outside `BORDER_FREE`, as the bytes of its JPEG file."""
         with self._damage(f"images of image {index}"):
             rgb = self.arrays["images"][index].transpose(2, 1, 0)  # (480, 640, 3)
         framed = np.zeros_like(rgb, order="C")
         framed[BORDER_FREE] = rgb[BORDER_FREE]
-        buffer = io.BytesIO()
-        Image.fromarray(framed).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0")
-        return buffer.getvalue()
+        Image.fromarray(framed).save(file := io.BytesIO(), "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0")
+        return file.getvalue()
 
-    def millimetres(self, index: int, name: str = "rawDepths") -> np.ndarray:
-        """The depth map of `rawDepths` or `depths`, (480, 640) uint16 [mm], fractions cut off; 0 = no measurement.
-
-        Raises DataError: it cannot be read, or a depth is NaN, negative or beyond 16 bits.
-        """
+    def png(self, index: int, name: str = "rawDepths", compress_level: int = 6) -> bytes:
+        """The depth map of `rawDepths` or `depths` as the bytes of its PNG file, 16 bits [mm], fractions cut off."""
         with self._damage(f"{name} of image {index}"):
             metres = self.arrays[name][index].T  # (480, 640)
             low, high = metres.min(), metres.max()
             if not (low >= 0 and high <= LARGEST_DEPTH):  # NaN fails both
                 raise ValueError(f"it spans {low:g} to {high:g} m, expected 0 to {LARGEST_DEPTH:g} m")
-        return np.ascontiguousarray(metres * np.float32(UNITS_PER_METRE)).astype(np.uint16)
-
-    def png(self, index: int, name: str = "rawDepths", compress_level: int = 6) -> bytes:
-        """`millimetres` as the bytes of its 16-bit PNG file."""
-        buffer = io.BytesIO()
-        Image.fromarray(self.millimetres(index, name)).save(buffer, "PNG", compress_level=compress_level)
-        return buffer.getvalue()
-
-    def files(self, index: int) -> tuple[str, str]:
-        """The names of an image's files in the field's layout, of RGB and depth, which `read` takes."""
-        return f"rgb_{index:05d}.jpg", f"sync_depth_{index:05d}.png"
+        millimetres = np.ascontiguousarray(metres * np.float32(UNITS_PER_METRE)).astype(np.uint16)
+        Image.fromarray(millimetres).save(file := io.BytesIO(), "PNG", compress_level=compress_level)
+        return file.getvalue()
 
     def read(self, path: Path) -> bytes:
-        """The bytes of one of `files`, in whatever folder. Raises DataError: it cannot be read."""
+        """The bytes of rgb_00045.jpg or sync_depth_00045.png, in whatever folder."""
         index = int(path.stem[-5:])
         return self.jpeg(index) if path.suffix == ".jpg" else self.png(index, compress_level=0)

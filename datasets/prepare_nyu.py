@@ -4,11 +4,8 @@
     python -m datasets.prepare_nyu --output nyu_depth_v2 --mat nyu_depth_v2_labeled.mat
     python -m datasets.prepare_nyu --output nyu_depth_v2 --download_only                (eval.py reads the .mat itself)
 
-    <output>/official_splits/{test,train}/<scene>/rgb_{i:05d}.jpg               quality 95, 4:2:0
-    <output>/official_splits/{test,train}/<scene>/sync_depth_{i:05d}.png        rawDepths [mm], 16 bits
-    <output>/official_splits/{test,train}/<scene>/dense/sync_depth_dense_{i:05d}.png        depths [mm], with --dense
-
-i is the 0-based index into the .mat; the train split is every image that is not in the test split. A file appears
+It writes official_splits/{test,train}/<scene>/rgb_{i:05d}.jpg, sync_depth_{i:05d}.png (rawDepths in mm) and, with
+--dense, dense/sync_depth_dense_{i:05d}.png (depths in mm), i being the 0-based index into the .mat. A file appears
 whole, and one that is there is not written again, so the same command goes on where a run was stopped.
 """
 
@@ -20,6 +17,9 @@ from functools import partial
 from operator import methodcaller
 from pathlib import Path
 
+import datasets.packages  # noqa: F401  # first
+
+# isort: split
 from tqdm import tqdm
 
 from datasets import DataError, printable
@@ -29,8 +29,7 @@ from download import DownloadError, download, file_sha256, write_whole
 
 MAT_URLS = (f"https://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/{MAT_NAME}",)
 MAT_SIZE = 2_972_037_809  # [bytes]
-# No official checksum is published; several independent projects agree on this one.
-MAT_SHA256 = "2d724b0c0ab358aa1ce5df855e5bd14a2279ab7202efe22f32a30d612dcb86aa"
+MAT_SHA256 = "2d724b0c0ab358aa1ce5df855e5bd14a2279ab7202efe22f32a30d612dcb86aa"  # as several projects have it
 BY_HAND = "NYU's host is down at times: go on later with the same command, or bring the file (docs/data.md)"
 
 
@@ -45,8 +44,7 @@ def obtain(root: Path, mat: Path | None, urls: Sequence[str], verify: bool) -> P
     if target.is_file() and (not verify or file_sha256(target) == MAT_SHA256):
         return target
     if mat:
-        other = f"SHA-256 is not {MAT_SHA256}, so it is not {MAT_NAME} as published"
-        problem = other if mat.is_file() else "no such file"
+        problem = f"is not {MAT_NAME} as published, of SHA-256 {MAT_SHA256}" if mat.is_file() else "no such file"
         raise DataError(f"{mat}: {problem}; bring it again, or name a file of your own with --mat and --no_verify")
     note(f"Downloading {MAT_NAME} ({MAT_SIZE / 1e9:.2f} GB) to {target}")
     return download(urls, target, MAT_SHA256, MAT_SIZE)
@@ -70,14 +68,11 @@ def extract(mat: Path, root: Path, splits: Sequence[str], dense: bool) -> int:
     return written
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m datasets.prepare_nyu",
-        description="Writes the images of NYU Depth V2 out of its .mat, which is downloaded if need be.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns 0: done, 1: not finished, 2: wrong arguments or .mat, 130: interrupted."""
+    prog, about = "python -m datasets.prepare_nyu", "Writes the images of NYU Depth V2 out of its .mat."
+    shown = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(prog, description=about, formatter_class=shown, allow_abbrev=False)
     add, splits = parser.add_argument, ("test", "train")
     add("--output", type=Path, metavar="ROOT", required=True, help="write ROOT/official_splits")
     add("--mat", type=Path, metavar="FILE", help=f"your {MAT_NAME}; else ROOT/{MAT_NAME}, downloaded if missing")
@@ -87,12 +82,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no_verify", action="store_true", help="take the file of --mat without comparing its SHA-256")
     add("--verbose", action="store_true", help="say of every address why it did not give the file")
     add("--download_only", action="store_true", help="fetch and verify the .mat and write no images")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns 0: done, 1: not finished, 2: wrong arguments or .mat, 130: interrupted."""
-    parser = build_parser()
     args = parser.parse_args(argv)
     if args.no_verify and args.mat is None:
         parser.error("--no_verify needs --mat: a download is always verified")
@@ -110,11 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         tried = "".join(f"\n  {failure}" for failure in error.failures) if args.verbose else ""
         message, code = f"{args.output / MAT_NAME}: {error}; {BY_HAND}{tried}", 1
     except OSError as error:
-        place = error.filename or args.output
-        message, code = f"{place}: {error.strerror or error}; make room or choose another folder", 1
+        problem = f"{error.filename or args.output}: {error.strerror or error}"
+        message, code = f"{problem}; make room or choose another folder", 1
     except KeyboardInterrupt:
         message, code = "interrupted; run the same command again to go on", 130
-    note(f"{parser.prog}: {message}")
+    note(f"{prog}: {message}")
     return code
 
 

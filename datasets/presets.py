@@ -8,13 +8,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "auty": {
         "depth_templates": ("This object appears to be {}",),
         "depth_classes": (
-            "very close",
-            "close",
-            "slightly close",
-            "neither close nor distant",
-            "slightly distant",
-            "distant",
-            "very distant",
+            *("very close", "close", "slightly close", "neither close nor distant"),
+            *("slightly distant", "distant", "very distant"),
         ),
         "bin_list": (5.715, 17.144, 28.572, 40.0, 51.429, 62.857, 74.286),
     },

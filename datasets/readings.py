@@ -31,25 +31,14 @@ def statistics_of(reading: Reading) -> str:
 
 
 def checked_reading(values: dict[str, Any], default: Reading = PAPER) -> Reading:
-    """A reading of what a person gave.
-
-    Args:
-        values: of some fields of a `Reading`, sequences as lists or tuples.
-        default: has the other fields.
-
-    Raises ValueError: an unknown field, a value of another kind, or values that make no depth. How long a prompt may
-    be, the checkpoint says.
-    """
+    """The reading of the fields that a person gave, others being `default`'s. Raises ValueError: it makes no depth."""
     if unknown := sorted(values.keys() - set(PAPER.__dataclass_fields__)):
         raise ValueError(f"unknown field {', '.join(unknown)}; known are {', '.join(PAPER.__dataclass_fields__)}")
     return replace(default, **{name: field_of(name, value) for name, value in values.items()})
 
 
 def field_of(name: str, value: Any) -> Any:
-    """A field of a `Reading` from what a person gave: words as they are, numbers as floats, lists as tuples.
-
-    Raises ValueError: a value of another kind, an empty word or list, or a number that fp32 does not hold.
-    """
+    """A field of a `Reading` from what a person gave: words as they are, numbers as floats, lists as tuples."""
     example = getattr(PAPER, name)
     if name == "readout" and (not isinstance(value, str) or value not in READOUTS):
         raise ValueError(f"read-out {value!r}: there is none of this name; there are {', '.join(READOUTS)}")
@@ -61,12 +50,12 @@ def field_of(name: str, value: Any) -> Any:
         raise ValueError(f"{name}: expected {wanted}, got {value!r}")
     if not items or (name.startswith("image_") and len(items) != 3):
         raise ValueError(f"{name} has {'three numbers, not so many' if items else 'no word or number'}")
-    if kind is str and not all(v.strip() for v in items):
-        raise ValueError(f"{name} has an empty word: {value!r}")
-    if kind is str and any("\ud800" <= c <= "\udfff" for v in items for c in v):
-        raise ValueError(f"{name} has a word whose bytes are no text in this terminal's encoding: {value!r}")
-    least = -LARGEST if name == "image_mean" else SMALLEST
-    if kind is Real and not all(least < v <= LARGEST for v in items):
+    if kind is str:
+        if not all(v.strip() for v in items):
+            raise ValueError(f"{name} has an empty word: {value!r}")
+        if any("\ud800" <= c <= "\udfff" for v in items for c in v):
+            raise ValueError(f"{name} has a word whose bytes are no text in this terminal's encoding: {value!r}")
+        return tuple(items) if many else items[0]
+    if not all((-LARGEST if name == "image_mean" else SMALLEST) < v <= LARGEST for v in items):
         raise ValueError(f"{name} must be positive and finite, as fp32 holds it, got {value!r}")
-    items = tuple(items) if kind is str else tuple(map(float, items))
-    return items if many else items[0]
+    return tuple(map(float, items)) if many else float(items[0])

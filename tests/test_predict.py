@@ -192,7 +192,7 @@ def test_the_page_has_pictures_that_could_be_read_whatever_their_names(run, tmp_
     inputs = ["-i", tmp_path / "in", "--html", 2]
     code, out, err = run(*inputs)  # which sees that the terminal gets nothing odd
     assert (code, "2 of the run's 5 pictures" in out, r"1 \xff\n\x1b[31m.png: 50x40" in out) == (0, True, True)
-    assert "寝室.jpg: not a picture" in err
+    assert "寝室.jpg: is empty" in err
     text = (run.out / "depth.html").read_text(encoding="utf-8")
     assert [f'"name":"{name}.png"' in text for name in ("0", r"1 \\xff\\n\\x1b[31m", "2")] == [True, True, False]
     assert ("4 images could not be used" in text, str(tmp_path) in text) == (True, False)
