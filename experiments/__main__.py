@@ -17,6 +17,7 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -39,10 +40,10 @@ from datasets.pictures import resized
 from datasets.readings import checked_reading
 from download import new_results, write_json, write_text
 from experiments import published, tables
-from experiments.features import FeatureStore, fill_store
+from experiments.features import FeatureStore
 from experiments.ladder import Ladder
 from experiments.score import Scorer, SettingsReader, mean_permuted, swept_constants
-from experiments.settings import assignments, control_groups, read_alike, rows_of, with_controls
+from experiments.settings import assignments, control_groups, read_alike, rows_of
 from experiments.statistics import HIGHER, Findings, Images, Results, best_elsewhere, folds_of
 from experiments.tables import Report
 from monoclip import PAPER, Reading, depth_of, logits_of, upsampled, zeroshot_classifier
@@ -74,37 +75,37 @@ def build_parser() -> argparse.ArgumentParser:
 
 def load_readings(path: Path, default: Reading) -> dict[str, Reading]:
     """Readings by name from JSON, what is left out being `default`'s. Raises UsageError, DataError."""
-    text = text_of(path)
+    readings: dict[str, Reading] = {}
     try:
-        entries = json.loads(text)
+        entries = json.loads(text_of(path))
     except (ValueError, RecursionError) as error:
         raise options.UsageError(f"{path}: no JSON ({error}); see --help") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise options.UsageError(f'{path}: expected a list of objects like {{"name": "mine", "depth_classes": [...]}}')
-    readings: dict[str, Reading] = {}
     for i, entry in enumerate(entries, 1):
         name = entry.pop("name", None)
-        if not isinstance(name, str) or not name or not name.isprintable() or name in readings:
-            raise options.UsageError(f'{path}, entry {i}: needs a printable "name" of its own, got {name!r}')
-        if unknown := sorted(entry.keys() - set(options.READING_FLAGS)):
-            known = ", ".join(options.READING_FLAGS)
-            raise options.UsageError(f"{path}, {name!r}: unknown field {', '.join(unknown)}; known are {known}")
         try:
+            if not isinstance(name, str) or not name or not name.isprintable() or name in readings:
+                raise ValueError('needs a printable "name" of its own')
+            if unknown := sorted(entry.keys() - set(options.READING_FLAGS)):
+                raise ValueError(f"unknown field {', '.join(unknown)}; known are {', '.join(options.READING_FLAGS)}")
             readings[name] = checked_reading(entry, default)
         except ValueError as error:
-            raise options.UsageError(f"{path}, {name!r}: {error}") from error
+            raise options.UsageError(f"{path}, entry {i} ({name!r}): {error}") from error
     return readings
 
 
-def score_rows(store: FeatureStore, scorer: Scorer, images: Images, ladder: Ladder | None) -> Findings:
+def score_rows(store: FeatureStore, scorer: Scorer, ladder: Ladder | None) -> Findings:
     """Step 2, from a full store: every row's metrics, and the best constant. Raises as `Scorer.score_image`."""
     if ladder:
         ladder.fit(store.get, scorer.truth)
-    done, folds = scorer.score_images(store.get), folds_of(images.clusters)
+    done, data = scorer.score_images(store.get), scorer.data
+    images = Images(data.names, data.scenes, data.clusters, data.indices, data.clustered_by)
+    folds = folds_of(data.clusters)
     results = Results(images, [image.errors for image in done], scorer.rows.baselines)
     if max(folds) > 0:
         shares = torch.from_numpy(np.stack([image.histogram for image in done], axis=1))  # (U, I)
-        swept = swept_constants(shares, scorer.protocol, scorer.data.form.units_per_metre)
+        swept = swept_constants(shares, scorer.protocol, data.form.units_per_metre)
         results.add_constant(published.BEST, {m: best_elsewhere(swept[m], folds, m in HIGHER) for m in swept})
     patches = np.concatenate([image.patches for image in done], axis=1)
     curves = [image.curve for image in done if np.isfinite(image.curve).all()]
@@ -113,33 +114,26 @@ def score_rows(store: FeatureStore, scorer: Scorer, images: Images, ladder: Ladd
 
 
 @torch.inference_mode()
-def features_of(store: FeatureStore, item: int) -> Tensor:
-    """Features (2, D, h, w) of an image and its mirror."""
-    return store.model.features(store.get(item))
-
-
-@torch.inference_mode()
 def draw(output: Path, report: Report, store: FeatureStore, text: Tensor) -> None:
     """Write the PNGs; `text` are text features (D, K) of the words of `published.BIN_RESPONSE`, drawn of NYU only."""
     from experiments import plots  # imports matplotlib, which takes a second
 
     strip, response, rungs, question, certainty = (output / name for name in PNG_FILES)
-    examples, dataset = [], store.dataset
-    for item in example_images(dataset.scenes):
-        truth = dataset.truth(item)
-        patches = depth_of(store.model.weights(store.get(item)), store.model.bin_list[None])  # (1, 1, h, w)
+    examples, dataset, model = [], store.dataset, store.model
+    for item in (shown := example_images(dataset.scenes)):
+        truth, patches = dataset.truth(item), depth_of(model.weights(store.get(item)), model.bin_list[None])
         depth = upsampled(patches, truth.shape)[0, 0].cpu().numpy()
         examples.append(Example(dataset.names[item], resized(dataset.pixels(item), truth.shape), truth, depth))
-        if len(examples) == 1 and report.protocol is NYU:  # whose bins the paper's drawing has
-            logits = logits_of(features_of(store, item), text, published.BIN_RESPONSE)
-            weights = logits.softmax(1)[0].cpu().numpy()  # (K, h, w), of the image without its mirror
-            plots.draw_response(response, examples[0], weights, report.caption)
     draw_strip(strip, examples, report.caption)
+    theirs = None
+    if report.protocol is NYU:  # whose bins and row the paper has
+        logits = logits_of(model.features(store.get(shown[0])), text, published.BIN_RESPONSE)
+        weights = logits.softmax(dim=1)[0].cpu().numpy()  # (K, h, w), of the image without its mirror
+        plots.draw_response(response, examples[0], weights, report.caption)
+        theirs = published.beside("NYU")[published.PAPER_ROW] if report.official else None
     plots.draw_question(question, report.primary, report.findings, report.caption)
     if published.CEILING in report.results.metrics:
-        theirs = published.beside("NYU")[published.PAPER_ROW] if report.official and report.protocol is NYU else None
-        caption = notes.short_caption(dataset.title, report.warnings)
-        plots.draw_ladder(rungs, report.results, caption, theirs)
+        plots.draw_ladder(rungs, report.results, notes.short_caption(dataset.title, report.warnings), theirs)
     if report.findings.curve is not None:
         gain = report.results.contrast(published.THIS_RUN, published.UNIFORM, "aurg")
         plots.draw_certainty(certainty, report.findings.curve, gain, report.caption)
@@ -152,13 +146,12 @@ def write_page(
     """Write the page of `count` images; `text` are features (D, K + P) of the run's words and of `phrases`."""
     results, dataset, reading, cards = report.results, store.dataset, store.model.reading, []
     for item in page.spread(len(dataset), count):
-        logits = logits_of(features_of(store, item), text, reading).cpu().numpy()  # (2, K + P, h, w)
+        logits = logits_of(store.model.features(store.get(item)), text, reading).cpu().numpy()  # (2, K + P, h, w)
         own = results.by_column(results.metrics[published.THIS_RUN][item].tolist())
-        names = (*published.COLUMNS, "spearman")
-        metrics = {metric: None if math.isnan(own[metric]) else own[metric] for metric in names}
+        shown = {m: None if math.isnan(own[m]) else own[m] for m in (*published.COLUMNS, "spearman")}
         name, scene, truth = dataset.names[item], dataset.scenes[item], dataset.truth(item)
         picture, counted = resized(dataset.pixels(item), truth.shape), dataset.scope.counted(dataset.depth(item)[0])
-        cards.append(page.card(name, scene, picture, logits, reading, phrases, truth, metrics, counted.numpy()))
+        cards.append(page.card(name, scene, picture, logits, reading, phrases, truth, shown, counted.numpy()))
     rows = {row: results.mean(row) for row in (published.THIS_RUN, published.UNIFORM)}
     rows |= published.beside(report.protocol.name) if report.official else {}
     table = {name: {column: row[column] for column in published.COLUMNS} for name, row in rows.items()}
@@ -171,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def work() -> None:
+        # What is asked.
         options.check_output(args.output)
         reading = options.reading_of(args)
         own = load_readings(args.readings, read_alike(PAPER, reading)) if args.readings else {}
@@ -183,36 +177,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         clip_model, model = options.load_model(args.clip_path, device, precision, reading, args.exact, args.activation)
         made = notes.made_with(args.clip_path, device, precision, reading, args.exact, clip_model.activation)
         say(f"model: {args.clip_path} on {device} in {precision}")
-        rows = rows_of(reading, own, None if args.no_paper else protocol.name)
-        groups = control_groups(reading, thins(model.clip_vis, reading.readout)) if args.controls else {}
-        rows = with_controls(rows, groups) if args.controls else rows
-        orders, complete = assignments(reading.bin_list) if args.controls else ([reading.bin_list], False)
-        names = [
-            *(s.name for s in rows.settings),
-            *rows.randoms,
-            *rows.constants,
-            *published.RUNGS[1 : None if args.controls else 2],
-        ]
-        if twice := {name for name in own if names.count(name) > 1}:
-            raise options.UsageError(f"{args.readings}: {min(twice)!r} is the name of another row; choose another name")
+        groups = control_groups(reading, thins(model.clip_vis, reading.readout)) if args.controls else None
+        rows = rows_of(reading, own, None if args.no_paper else protocol.name, groups)
+        rungs = published.RUNGS[1 : None if args.controls else 2]
+        named = Counter([*(setting.name for setting in rows.settings), *rows.randoms, *rows.constants, *rungs])
+        if twice := [name for name in own if named[name] > 1]:
+            raise options.UsageError(f"{args.readings}: {twice[0]!r} is the name of another row; choose another name")
 
+        # Encode, score.
         start = time.perf_counter()
-        sizes = args.batch_size or options.BATCH_SIZE[device.type], args.workers or options.WORKERS[device.type]
-        store = fill_store(model, dataset, made, args.store or args.output / "features", *sizes, rank, count)
+        store = FeatureStore(args.store or args.output / "features", model, dataset, made)
+        workers = args.workers or options.WORKERS[device.type]
+        store.fill(args.batch_size or options.BATCH_SIZE[device.type], workers, rank, count)
         if rank > 0:
             return
         encoded = time.perf_counter()
-
         reader = SettingsReader(model, partial(zeroshot_classifier, clip_model), rows.settings)
-        images = Images(dataset.names, dataset.scenes, dataset.clusters, dataset.indices, dataset.clustered_by)
-        one_size = len(set(dataset.sizes)) <= 1
-        ladder = Ladder(model, protocol, folds_of(images.clusters), one_size) if args.controls else None
+        ladder = Ladder(model, protocol, dataset) if args.controls else None
+        orders, complete = assignments(reading.bin_list) if args.controls else ([reading.bin_list], False)
         scorer = Scorer(rows, reader, torch.tensor(orders), protocol, dataset, *([ladder.maps] if ladder else []))
-        findings = score_rows(store, scorer, images, ladder)
+        findings = score_rows(store, scorer, ladder)
         seconds = {"encode": round(encoded - start, 3), "score": round(time.perf_counter() - encoded, 3)}
 
-        sha256 = made["checkpoint_sha256"]
-        caveats = notes.caveats(dataset.official, protocol, sha256, model, dataset.seen)
+        # Report.
+        caveats = notes.caveats(dataset.official, protocol, made["checkpoint_sha256"], model, dataset.seen)
+        released = CHECKPOINTS["RN50"].matches(made["checkpoint_sha256"]) and read_alike(PAPER, reading) == PAPER
         report = Report(
             findings,
             rows,
@@ -220,22 +209,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             title=f"MonoCLIP on {dataset.title}",
             caption=notes.caption(dataset.title, caveats),
             official=dataset.official,
-            as_released=CHECKPOINTS["RN50"].matches(sha256) and read_alike(PAPER, reading) == PAPER,
+            as_released=released,
             warnings=caveats,
             own=list(own),
-            groups={title: [setting.name for setting in group] for title, group in groups.items() if group},
+            groups={title: [setting.name for setting in group] for title, group in (groups or {}).items() if group},
             complete=complete,
             assignments=len(orders),
         )
-        about = notes.identified(protocol) | {"data": dataset.title, "warnings": caveats}
-        about |= {"seconds": seconds, "made_with": made}
-        about["certainty"] = {"most_certain_abs_rel": None if findings.curve is None else findings.curve.tolist()}
-        about["readings"] = {setting.name: asdict(setting.reading) for setting in rows.settings}
+        curve = None if findings.curve is None else findings.curve.tolist()
+        about = tables.as_json(report) | notes.identified(protocol)
+        about |= {"data": dataset.title, "warnings": caveats, "seconds": seconds, "made_with": made}
+        about |= {"certainty": {"most_certain_abs_rel": curve}}
+        about |= {"readings": {setting.name: asdict(setting.reading) for setting in rows.settings}}
         found = tables.all_tables(report)
         with new_results(args.output, FILES) as folder:
             write_text(folder / tables.ROWS_FILE, tables.as_csv(report.results, csv_text, protocol.name))
             write_text(folder / MARKDOWN_FILE, tables.as_markdown(found, report.title, report.caption))
-            write_json(folder / tables.RESULTS_FILE, tables.as_json(report) | about)
+            write_json(folder / tables.RESULTS_FILE, about)
             if args.figures:
                 text = reader.text_features(published.BIN_RESPONSE.words)
                 terminal.try_to_draw(lambda: draw(folder, report, store, text))

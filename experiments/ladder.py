@@ -16,15 +16,17 @@ fold are kept, not patches, so memory does not grow with the images. docs/ladder
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from calculate_error import Protocol
 from clip.model import Trunk
+from datasets.pairs import DepthPairs
 from experiments.published import ANSWERS_AT, CEILING, FITTED, PROBE, TRUTH_AT, WITHIN
 from experiments.score import Truth
+from experiments.statistics import folds_of
 from monoclip import MonoCLIP, depth_of, mirror_average
 
 LEAST_FITTED = 0.1  # [m]
@@ -44,7 +46,8 @@ class Fit:
     def add(self, fold: int, x: Tensor, y: Tensor) -> None:
         """Add rows (P, C) and their values (P,)."""
         if len(x):  # else sums of 0 would pass for something to fit on
-            self.sum_up(fold, x.double().T @ torch.cat([x, y[:, None]], dim=1).double())
+            x = x.double()
+            self.sum_up(fold, x.T @ torch.cat([x, y.double()[:, None]], dim=1))
 
     def sum_up(self, fold: int, more: Tensor) -> None:
         """Add to a fold's sum."""
@@ -52,19 +55,17 @@ class Fit:
         self.sums[fold] = more if total is None else total.add_(more)
 
     def solve(self) -> list[Tensor | None]:
-        """The solution for each fold; None where no other fold has any rows."""
-        known = [{i: s for i, s in enumerate(self.sums) if i != f and s is not None} for f in range(len(self.sums))]
-        return [self.solution(torch.stack(list(each.values())).sum(dim=0)) if each else None for each in known]
+        """The solution for each fold; None for all where one has no rows of other folds."""
+        known = [[s for g, s in enumerate(self.sums) if g != fold and s is not None] for fold in range(len(self.sums))]
+        return [self.solution(torch.stack(others).sum(dim=0)) if all(known) else None for others in known]
 
-    def solution(self, total: Tensor) -> Tensor | None:
+    def solution(self, total: Tensor) -> Tensor:
         """The solution (C,) of sums (C, C + 1) of x'x and x'y."""
         matrix, values = total[:, :-1].clone(), total[:, -1]
         matrix.diagonal()[: len(matrix) - self.free] += self.ridge
-        return (
-            torch.linalg.solve(matrix, values)
-            if self.ridge
-            else torch.linalg.pinv(matrix, rtol=LEAST_RANK, hermitian=True) @ values
-        )
+        if self.ridge:
+            return torch.linalg.solve(matrix, values)
+        return torch.linalg.pinv(matrix, rtol=LEAST_RANK, hermitian=True) @ values
 
 
 class Mean(Fit):
@@ -72,12 +73,12 @@ class Mean(Fit):
 
     def add(self, fold: int, values: Tensor, weights: Tensor) -> None:
         """Add a map with weights."""
-        self.sum_up(fold, torch.stack([values.double() * weights, weights.double()]))
+        self.sum_up(fold, torch.stack([values * weights, weights]).double())
 
-    def solution(self, total: Tensor) -> Tensor | None:
-        """The mean; the mean of all where nothing has weight; None if nothing has any."""
+    def solution(self, total: Tensor) -> Tensor:
+        """The mean; the mean of all where nothing has weight."""
         values, count = total
-        return torch.where(count > 0, values / count.clamp(min=1), values.sum() / count.sum()) if count.any() else None
+        return torch.where(count > 0, values / count, values.sum() / count.sum())
 
 
 class Probe:
@@ -101,19 +102,20 @@ class Probe:
 
     def depth(self, fold: int, trunk: Trunk, cap: float) -> Tensor | None:
         """Depth of the patches of an image of this fold, (h, w) [m]; None if some fold's others have no patches."""
-        if any(weights is None for weights in self.solved):
+        if (weights := self.solved[fold]) is None:
             return None
-        log_depth = torch.einsum("d,dhw->hw", self.solved[fold], self.features(trunk).double())
+        log_depth = torch.einsum("d,dhw->hw", weights, self.features(trunk).double())
         return log_depth.clamp(math.log(LEAST_FITTED), math.log(cap)).exp()
 
 
 class Ladder:
-    """The rungs that need more than one image; `one_size`: of all images, else nothing depends on position."""
+    """The rungs that need more than one image of `data`."""
 
-    def __init__(self, model: MonoCLIP, protocol: Protocol, folds: Sequence[int], one_size: bool) -> None:
-        self.model, self.protocol, self.folds = model, protocol, folds
-        count = max(folds) + 1
+    def __init__(self, model: MonoCLIP, protocol: Protocol, data: DepthPairs) -> None:
+        self.model, self.protocol, self.folds = model, protocol, folds_of(data.clusters)
+        count = max(self.folds) + 1
         self.probe, self.words = Probe(model, "", count), Fit(count)
+        one_size = len(set(data.sizes)) <= 1  # else nothing depends on position
         self.positions = {ANSWERS_AT: Mean(count), TRUTH_AT: Mean(count)} if one_size else {}
         self.solved: dict[str, list[Tensor | None]] = {}
         self.measured = False  # whether any patch is
@@ -122,13 +124,11 @@ class Ladder:
     @torch.inference_mode()
     def fit(self, trunk_of: Callable[[int], Trunk], truth_of: Callable[[int, Trunk], Truth]) -> None:
         """Sum up what the images of each fold say, and solve for each fold's others."""
-        if max(self.folds) == 0:
-            self.missing.append("There is one cluster, so nothing is fitted: there are no other images to fit on.")
         for item, fold in enumerate(self.folds):
             trunk = trunk_of(item)
             truth, weights = truth_of(item, trunk), self.model.weights(trunk)  # (1, K, h, w)
             self.measured |= len(truth.patches) > 0
-            if max(self.folds) == 0 or not weights.isfinite().all():  # whose image will be named when it is scored
+            if not weights.isfinite().all():  # the image will be named when it is scored
                 continue
             p = weights[0].flatten(1)[:, truth.patches].T.double()  # (P, K)
             self.words.add(fold, p / truth.patch_depth[:, None], torch.ones_like(truth.patch_depth))
@@ -136,34 +136,31 @@ class Ladder:
             if self.positions:
                 depth = depth_of(weights, self.model.bin_list[None])[0, 0]  # (h, w)
                 self.positions[ANSWERS_AT].add(fold, depth, torch.ones_like(depth))
-                pixels = torch.zeros_like(truth.counts, dtype=torch.float32)
-                pixels[truth.counts] = truth.depth
-                self.positions[TRUTH_AT].add(fold, pixels, truth.counts)
-        if not self.measured:
-            self.missing.append("No patch is measured, so there is no ceiling.")
-        if max(self.folds) == 0:
-            return
+                self.positions[TRUTH_AT].add(fold, truth.frame[self.protocol.window(*truth.frame.shape)], truth.counts)
         self.probe.solve()
         self.solved = {FITTED: self.words.solve()} | {row: mean.solve() for row, mean in self.positions.items()}
-        if any(one is None for one in self.solved[FITTED]):
-            self.missing.append("Too few patches are measured to fit on those of other images.")
-        if not self.positions:
-            self.missing.append("Images have several sizes, so nothing depends on position.")
+        several = max(self.folds) > 0
+        why = {
+            "There is one cluster, so nothing is fitted: there are no other images to fit on.": not several,
+            "No patch is measured, so there is no ceiling.": not self.measured,
+            "Too few patches are measured to fit on those of other images.": several and self.solved[FITTED][0] is None,
+            "Images have several sizes, so nothing depends on position.": several and not self.positions,
+        }
+        self.missing = [sentence for sentence, holds in why.items() if holds]
 
     def maps(self, item: int, trunk: Trunk, truth: Truth) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Depth of one image by rung: of patches, (h, w), and of pixels, (H, W) [m]."""
         fold, bins, cap = self.folds[item], self.model.bin_list, self.protocol.cap
-        solved = {row: each[fold] for row, each in self.solved.items() if all(one is not None for one in each)}
-        if FITTED in solved:
-            solved[FITTED] = torch.einsum("k,khw->hw", solved[FITTED], self.model.weights(trunk)[0].double())
-            solved[PROBE] = self.probe.depth(fold, trunk, cap)
-        found = {row: depth.clamp(LEAST_FITTED, cap) for row, depth in solved.items() if depth is not None}
-        pixels = {TRUTH_AT: found.pop(TRUTH_AT)} if TRUTH_AT in found else {}
-        if not self.measured:
-            return found, pixels
-        grid, elsewhere = trunk.patches.shape[2:], truth.patch_depth if len(truth.patches) else truth.depth.double()
-        ceiling = elsewhere.mean().repeat(grid.numel())
-        ceiling[truth.patches] = truth.patch_depth
-        found[CEILING] = ceiling.view(grid)
-        found[WITHIN] = found[CEILING].clamp(bins.min(), bins.max())
-        return found, pixels
+        found = {row: each[fold] for row, each in self.solved.items()}
+        found[PROBE] = self.probe.depth(fold, trunk, cap)
+        if (fitted := found[FITTED]) is not None:
+            found[FITTED] = torch.einsum("k,khw->hw", fitted, self.model.weights(trunk)[0].double())
+        patches = {row: depth.clamp(LEAST_FITTED, cap) for row, depth in found.items() if depth is not None}
+        pixels = {row: patches.pop(row) for row in (TRUTH_AT,) if row in patches}
+        if self.measured:
+            elsewhere = truth.patch_depth if len(truth.patches) else truth.depth.double()
+            ceiling = elsewhere.mean().repeat(math.prod(trunk.patches.shape[2:]))
+            ceiling[truth.patches] = truth.patch_depth
+            patches[CEILING] = ceiling.view(trunk.patches.shape[2:])
+            patches[WITHIN] = patches[CEILING].clamp(bins.min(), bins.max())
+        return patches, pixels

@@ -34,7 +34,7 @@ from clip.model import CLIP, Trunk
 from datasets import csv_text
 from datasets.readings import IMAGE_STATISTICS, with_statistics
 from download import new_results, write_json, write_text
-from experiments.features import FeatureStore, fill_store
+from experiments.features import FeatureStore
 from experiments.ladder import Probe
 from experiments.published import UNIFORM
 from experiments.score import Rows, Scorer, Setting, SettingsReader, mean_permuted
@@ -227,9 +227,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 say(f"{name}, image statistics of {statistics}:")
                 cases = cases_of(name, clip_model, statistics, with_statistics(reading, statistics), rn50)
                 own_model = MonoCLIP(clip_model, next(iter(cases.values())))
-                store = fill_store(
-                    own_model, dataset, made, args.store or args.output / "features", *sizes, rank, count
-                )
+                store = FeatureStore(args.store or args.output / "features", own_model, dataset, made)
+                store.fill(*sizes, rank, count)
                 if rank == 0:
                     comparison.add(clip_model, store, cases)
         if rank > 0:

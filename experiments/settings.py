@@ -23,8 +23,13 @@ def read_alike(theirs: Reading, reading: Reading) -> Reading:
     return replace(theirs, readout=reading.readout, image_mean=reading.image_mean, image_std=reading.image_std)
 
 
-def rows_of(reading: Reading, own: Mapping[str, Reading], protocol: str | None = "NYU") -> Rows:
-    """This run's reading, one's own, what is published for a protocol's data, and uniform weights over their bins.
+def rows_of(
+    reading: Reading,
+    own: Mapping[str, Reading],
+    protocol: str | None = "NYU",
+    controls: Mapping[str, Sequence[Setting]] | None = None,
+) -> Rows:
+    """This run's reading, one's own, what is published for a protocol's data, `control_groups`, and constants.
 
     The published words and bins, `published.OUTDOORS` outside NYU, have the read-out and image statistics of `reading`:
     only if these are the release's, the rows are the published ones. Without a protocol, there are none.
@@ -44,7 +49,8 @@ def rows_of(reading: Reading, own: Mapping[str, Reading], protocol: str | None =
     constants: dict[str, float] = {}
     for name, baseline in baselines.items():
         constants.setdefault(baseline, means[name])
-    return Rows(tuple(settings), RANDOM_ROWS if protocol else (), constants, baselines)
+    settings += [setting for group in (controls or {}).values() for setting in group]
+    return Rows(tuple(settings), RANDOM_ROWS if protocol or controls is not None else (), constants, baselines)
 
 
 def control_groups(reading: Reading, channels: bool) -> dict[str, list[Setting]]:
@@ -69,12 +75,6 @@ def control_groups(reading: Reading, channels: bool) -> dict[str, list[Setting]]
         "Must the words be about distance?": others,
         "Does it matter which channels?": drawn,
     }
-
-
-def with_controls(rows: Rows, groups: Mapping[str, Sequence[Setting]]) -> Rows:
-    """Add the settings of `control_groups`, and random depth."""
-    settings = (*rows.settings, *(setting for group in groups.values() for setting in group))
-    return replace(rows, settings=settings, randoms=RANDOM_ROWS)
 
 
 @cache

@@ -21,7 +21,8 @@ MIN_CLUSTERS = 10  # for an interval
 EQUAL = 1e-5  # below which a difference of two metrics is none: two pixels of an image's delta
 COUNTS = ("valid_pixels", "dropped_pixels")  # among the values of an image: what is not averaged
 PRIMARY = ("delta1", "abs_rel")  # metrics of the one question that is asked first; all else is exploratory
-HIGHER = HIGHER_IS_BETTER | {"spearman", "aurg", "scaled_delta1", "aligned_delta1"}  # is better
+SHARES = HIGHER_IS_BETTER | {"scaled_delta1", "aligned_delta1", "ordinal"}  # metrics from 0 to 1
+HIGHER = SHARES - {"ordinal"} | {"spearman", "aurg"}  # is better
 
 Interval = tuple[float, float] | None
 Means = Mapping[str, float | None]
@@ -95,9 +96,11 @@ class Results:
         self.counts = {row: values.astype(np.int64) for row, values in by_row(COUNTS).items()}
         count, by = int(self.codes.max()) + 1, images.clustered_by
         self.has_intervals = count >= MIN_CLUSTERS
-        self.interval_note = f"95 % intervals: cluster-robust, over {count} clusters ({by})."
-        if not self.has_intervals:
-            self.interval_note = f"No intervals: fewer than {MIN_CLUSTERS} clusters ({count}: {by})."
+        self.interval_note = f"No intervals: fewer than {MIN_CLUSTERS} clusters ({count}: {by})."
+        if self.has_intervals:
+            self.interval_note = (
+                f"95 % intervals: cluster-robust, over {count} clusters ({by}); those of shares are cut at 0 and 1."
+            )
 
     def baseline(self, row: str) -> str:
         """The row that a row's difference is taken to."""
@@ -125,10 +128,14 @@ class Results:
         """Mean of each metric minus that of the row's baseline, image by image."""
         return self.by_column([mean_of(values) for values in self.less(row, self.baseline(row)).T])
 
-    def intervals(self, row: str) -> tuple[dict[str, Interval], ...]:
-        """95 % intervals of a row's means and of their differences to its baseline."""
-        both = (self.metrics[row], self.less(row, self.baseline(row)))
-        return tuple(self.by_column([interval_of(column, self.codes) for column in values.T]) for values in both)
+    def intervals(self, row: str) -> tuple[dict[str, Interval], dict[str, Interval]]:
+        """95 % intervals of a row's means, those of `SHARES` cut at 0 and 1, and of differences to its baseline."""
+        columns = zip(self.columns, self.metrics[row].T, self.less(row, self.baseline(row)).T, strict=True)
+        own, differences = {}, {}
+        for metric, values, less in columns:
+            own[metric] = interval_of(values, self.codes, *((0.0, 1.0) if metric in SHARES else ()))
+            differences[metric] = interval_of(less, self.codes)
+        return own, differences
 
     def less(self, row: str, other: str) -> np.ndarray:
         """Metrics of each image in one row minus those in another, where NaN (a map without order) counts as 0."""
@@ -165,16 +172,20 @@ def mean_of(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def interval_of(values: np.ndarray, labels: np.ndarray) -> Interval:
-    """95 % interval of a mean over images, (I,), without NaN; those of one label are one cluster. None of too few."""
+def interval_of(values: np.ndarray, labels: np.ndarray, low: float = -np.inf, high: float = np.inf) -> Interval:
+    """95 % interval of a mean over images, (I,), without NaN, cut at `low` and `high`; None of too few clusters.
+
+    Images with one label are one cluster.
+    """
     known = np.isfinite(values)
     values, codes = values[known], np.unique(labels[known], return_inverse=True)[1]
-    if not len(codes) or (count := int(codes.max()) + 1) < MIN_CLUSTERS:
+    count = int(codes.max(initial=-1)) + 1
+    if count < MIN_CLUSTERS:
         return None
     mean = values.mean()
     sums = np.bincount(codes, values - mean)  # (G,)
     reach = t_975(count - 1) * (math.sqrt(count / (count - 1) * (sums @ sums)) / len(values))
-    return round(float(mean - reach), 6), round(float(mean + reach), 6)  # the last bits differ between machines
+    return round(max(float(mean - reach), low), 6), round(min(float(mean + reach), high), 6)  # last bits differ
 
 
 def t_975(freedom: int) -> float:

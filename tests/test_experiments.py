@@ -268,10 +268,10 @@ def test_two_processes_encode_what_is_their_own(run, tmp_path):
     [
         ("[" * 100_000, "no JSON"),
         ("[1]", "expected a list of objects"),
-        ('[{"name": "a\\nb"}]', "entry 1: needs a printable"),
+        ('[{"name": "a\\nb"}]', "entry 1 ('a\\nb'): needs a printable"),
         ('[{"name": "x"}, {"name": "x"}]', "entry 2"),
-        ('[{"name": "x", "bins": [1]}]', "'x': unknown field bins"),
-        ('[{"name": "x", "bin_list": [1, 2]}]', "'x': 7 depth classes and 2 bins"),
+        ('[{"name": "x", "bins": [1]}]', "entry 1 ('x'): unknown field bins"),
+        ('[{"name": "x", "bin_list": [1, 2]}]', "entry 1 ('x'): 7 depth classes and 2 bins"),
         ('[{"name": "prompt 1"}]', "'prompt 1' is the name of another row; choose another name"),
         ('[{"name": "linear probe"}]', "'linear probe' is the name of another row"),
     ],

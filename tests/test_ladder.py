@@ -63,7 +63,7 @@ def images() -> list[tuple[Trunk, Truth]]:
 
 def climbed(model: MonoCLIP, images: Sequence[tuple[Trunk, Truth]], folds: Sequence[int]) -> list[dict[str, Tensor]]:
     """Each image's depth by rung."""
-    ladder = Ladder(model, OWN, folds, one_size=True)
+    ladder = Ladder(model, OWN, SimpleNamespace(clusters=[f"{fold}" for fold in folds], sizes=()))
     ladder.fit(lambda item: images[item][0], lambda item, trunk: images[item][1])
     with torch.inference_mode():
         maps = [ladder.maps(i, *images[i]) for i in range(len(images))]
@@ -124,9 +124,10 @@ def test_fits_by_hand():
     assert torch.stack(fit.solve()).tolist() == pytest.approx(np.array([[2, 2], [1, 1], [1.9, 1.9]]))  # the shortest
     alone = Fit(2)
     alone.add(1, torch.ones(3, 1), torch.ones(3))
-    assert alone.solve()[1] is None
+    assert alone.solve() == [None, None]  # the second has no others
     held = Fit(2, ridge=1e9, free=1)
-    held.add(1, torch.tensor([[1.0, 1.0], [2.0, 1.0]]), torch.tensor([3.0, 5.0]))
+    for fold in (0, 1):
+        held.add(fold, torch.tensor([[1.0, 1.0], [2.0, 1.0]]), torch.tensor([3.0, 5.0]))
     assert held.solve()[0].tolist() == pytest.approx([0, 4], abs=1e-6)  # the constant is not held down
 
 

@@ -20,7 +20,7 @@ from clip.model import CLIP, Trunk
 from datasets.nyu import FORM
 from experiments import score
 from experiments.published import BIN_SETS, PROMPT_SETS
-from experiments.score import RANDOM_ROWS, PatchAnswers, Rows, Scorer, Setting, SettingsReader, Truth
+from experiments.score import RANDOM_ROWS, Rows, Scorer, Setting, SettingsReader, Truth
 from monoclip import PAPER, MonoCLIP, Reading, depth_of, zeroshot_classifier
 from tests.conftest import METRICS, naive_mask_NYU, naive_metrics
 
@@ -44,11 +44,8 @@ def trunk(tiny_clip: CLIP, image: Tensor) -> Trunk:
         return MonoCLIP(tiny_clip).trunk(image)  # patches (2, 128, 3, 4)
 
 
-def answers_of(clip_model: CLIP, settings: list[Setting], trunk: Trunk, asked: int = 1) -> PatchAnswers:
-    """What the settings read of a trunk."""
-
-    with torch.inference_mode():
-        return SettingsReader(MonoCLIP(clip_model), partial(zeroshot_classifier, clip_model), settings, asked)(trunk)
+def reader_of(clip_model: CLIP, settings: list[Setting], asked: int = 1) -> SettingsReader:
+    return SettingsReader(MonoCLIP(clip_model), partial(zeroshot_classifier, clip_model), settings, asked)
 
 
 def rough_truth(seed: int = 0) -> Tensor:
@@ -79,7 +76,8 @@ def test_every_reading_equals_a_model_of_its_own(tiny_clip, image, trunk):
     readings["scale"] = replace(PAPER, logit_scale=20)
     readings["permuted"] = soft(PAPER, bin_list=(2.25, 1.0, 3.0, 1.5, 2.75, 2.0, 2.5))
     readings["two words"] = Reading(("a {} that is {}",), ("thing",), ("near", "far away"), (1.0, 4.0), 5)
-    found = answers_of(tiny_clip, [Setting(name, r) for name, r in readings.items()], trunk, asked)
+    with torch.inference_mode():
+        found = reader_of(tiny_clip, [Setting(name, r) for name, r in readings.items()], asked)(trunk)
     for i, (name, reading) in enumerate(readings.items()):
         with torch.inference_mode():
             own = MonoCLIP(tiny_clip, reading)
@@ -93,11 +91,24 @@ def test_every_reading_equals_a_model_of_its_own(tiny_clip, image, trunk):
             assert_close(found.weights[i], weights[0], atol=1e-5, rtol=0, msg=name)
 
 
+def test_each_word_is_encoded_once(tiny_clip):
+    fewer = replace(PAPER, depth_classes=("unseen", "close"), bin_list=(1.0, 2.0))
+    prompts = (PAPER, replace(PAPER, temperature=1), fewer, replace(fewer, depth_classes=("near", "close")))
+    encoded = []
+    reader = SettingsReader(
+        MonoCLIP(tiny_clip),
+        lambda *words: encoded.append(words) or zeroshot_classifier(tiny_clip, *words),
+        [Setting(f"{i}", reading) for i, reading in enumerate(prompts)],
+    )
+    assert encoded == [(("near",), *PAPER.words[1:])]  # the model has the paper's
+    own = zeroshot_classifier(tiny_clip, *fewer.words)
+    assert_close(reader.text_features(fewer.words), own, atol=1e-6, rtol=0)
+
+
 def test_random_channels_equal_a_naive_computation(tiny_clip, trunk):
-    reading = soft(PAPER)
     seeds = (3, None, 4)
-    settings = [Setting(f"{seed}", reading, channels=seed) for seed in seeds]
-    depth = answers_of(tiny_clip, settings, trunk).depth
+    with torch.inference_mode():
+        depth = reader_of(tiny_clip, [Setting(f"{seed}", soft(PAPER), channels=seed) for seed in seeds])(trunk).depth
     text = zeroshot_classifier(tiny_clip).double().detach().numpy()
     features = trunk.patches.double().numpy()
     features /= np.sqrt((features**2).sum(1, keepdims=True))
@@ -107,18 +118,17 @@ def test_random_channels_equal_a_naive_computation(tiny_clip, trunk):
         weights = np.exp(logits - logits.max(1, keepdims=True))
         both = np.einsum("bkhw,k->bhw", weights / weights.sum(1, keepdims=True), PAPER.bin_list)
         np.testing.assert_allclose(depth[i], (both[0] + both[1][:, ::-1]) / 2, atol=1e-4, rtol=0)
-    every_second = torch.arange(0, 2048, 2)
-    same = [(score.random_channels(2048, 1024, seed) == every_second).float().mean().item() for seed in range(20)]
-    assert np.mean(same) < 0.005  # hardly one keeps its place
 
 
 def test_random_depth_is_drawn_from_the_name_alone():
     rng = np.random.default_rng([0, 0x352441C2])  # the CRC-32 of "abc"
     first, second = (rng.random(PATCHES, dtype=np.float32) * 8 for _ in range(2))
-    pixel, grid, mirrored = (score.random_depth(row, "abc", PATCHES, CROP, 8.0) for row in RANDOM_ROWS)
+    pixel, grid, mirrored = (
+        score.random_depth(row, "abc", size, 8.0)
+        for row, size in zip(RANDOM_ROWS, (CROP, PATCHES, PATCHES), strict=True)
+    )
     np.testing.assert_array_equal(grid, first)
     np.testing.assert_array_equal(mirrored, (first + second) / 2)  # the mirror's draw is another one
-    assert (pixel.shape, pixel.dtype) == (CROP, torch.float32)
     assert (pixel.mean().item(), pixel.var().item()) == pytest.approx((4, 64 / 12), rel=0.02)  # uniform
     assert 0 <= pixel.min() < 0.01 < 7.99 < pixel.max() <= 8
 
@@ -188,9 +198,13 @@ def test_all_metrics_equal_a_naive_loop():
     assert found["ordinal"][5] == 1
 
 
-def test_orders_and_alignment_by_hand():
-    assert score.ranks(np.array([7, 1, 7, 2, 7])).tolist() == [1, -2, 1, -1, 1]  # ties share the mean of theirs
-    assert score.steps(np.array([1.0, 3.0, 1 + 2 / 2**16])).tolist() == [0, 2**16, 1]
+def test_orders_by_hand():
+    less, upto = score.places(torch.tensor([[7.0, 1.0, 7.0, 2.0, 7.0]]))
+    assert (less.tolist(), upto.tolist()) == ([[2, 0, 2, 1, 2]], [[5, 1, 5, 2, 5]])  # ties share their places
+    assert score.steps(torch.tensor([[1.0, 3.0, 1 + 2 / 2**16], [1.0, 1.0, 1.00002]])).tolist() == [
+        [0, 2**16, 1],
+        [0, 0, 2],
+    ]
     rising = torch.tensor([1.0, 2.0, 3.0])
     # ranks (2, .5, .5) - 1 with (-1, 0, 1)
     found = score.rank_correlations(torch.tensor([[1.0, 2.0, 4.0], [3.0, 2.0, 2.0]]), rising)
@@ -230,24 +244,22 @@ def test_outside_nyu_a_fiftieth_of_a_patch_measures_it():
 # ---- all of an image
 
 
-def test_every_row_of_an_image_has_the_metrics_of_its_own_map(tiny_clip, monkeypatch):
-    monkeypatch.setattr(score, "MAPS_AT_ONCE", 2)
+def test_every_row_of_an_image_has_the_metrics_of_its_own_map(tiny_clip):
     gt = rough_truth(4)
     trunk = Trunk(torch.randn(2, 128, *PATCHES, generator=torch.Generator().manual_seed(6)), torch.zeros(2, 128))
     bins = [PAPER.bin_list, PAPER.bin_list[::-1], (0.5, 9.0, 3.0, 1.5, 2.75, 2.0, 12.0)]  # to 10 m at most
     settings = [Setting(f"{i}", replace(PAPER, bin_list=each)) for i, each in enumerate(bins)]
     settings.append(Setting("channels", soft(PAPER), channels=0))
     rows = Rows(tuple(settings), RANDOM_ROWS, {"two metres": 2.0, "near": 0.5})
-    model, data = MonoCLIP(tiny_clip), SimpleNamespace(names=[NAME], form=FORM, depth=lambda item: gt[None])
-
-    answers = answers_of(tiny_clip, settings, trunk)
+    data, reader = SimpleNamespace(names=[NAME], form=FORM, depth=lambda item: gt[None]), reader_of(tiny_clip, settings)
+    with torch.inference_mode():
+        answers = reader(trunk)
     more = {"twice": 2 * answers.depth[0].double()}, {"of pixels": torch.full(CROP, 3.0)}
-    reader = SettingsReader(model, partial(zeroshot_classifier, tiny_clip), settings)
     scorer = Scorer(rows, reader, torch.tensor(bins), NYU, data, lambda *_: more)
     image = scorer.score_image(0, trunk)
     expected = dict(zip([setting.name for setting in settings], answers.depth, strict=True))
     expected |= {"twice": 2 * answers.depth[0], "of pixels": torch.full(CROP, 3.0)}
-    expected |= {row: score.random_depth(row, NAME, PATCHES, CROP, 10.0) for row in RANDOM_ROWS}
+    expected |= {r: score.random_depth(r, NAME, CROP if r == score.PIXEL else PATCHES, 10.0) for r in RANDOM_ROWS}
     expected |= {row: torch.full(CROP, depth) for row, depth in rows.constants.items()}
     assert image.errors.keys() == expected.keys()
     truth = truth_of(gt)
@@ -265,12 +277,11 @@ def test_every_row_of_an_image_has_the_metrics_of_its_own_map(tiny_clip, monkeyp
     np.testing.assert_allclose(image.patches[0], answers.depth[0].flatten()[truth.patches], atol=1e-6, rtol=0)
     np.testing.assert_array_equal(image.patches[1], true)
     assert np.array_equal(score.mean_permuted([image, image]), image.permuted[0])
-    sigma = answers.sigma.flatten(1)[:, truth.patches].numpy()
     relative = abs(answers.depth.flatten(1)[:, truth.patches].clamp(max=10) - truth.patch_depth) / truth.patch_depth
-    curves = score.sparsification(relative, torch.from_numpy(np.stack([score.steps(row) for row in sigma])))
+    curves = score.sparsification(relative, answers.sigma.flatten(1)[:, truth.patches])
     np.testing.assert_allclose(image.curve, curves[0], atol=1e-4)
-    gains = {row: errors["aurg"] for row, errors in image.errors.items()}
     gained = dict(zip(expected, score.gain_over_random(curves).tolist(), strict=False))  # settings come first
+    gains = {row: errors["aurg"] for row, errors in image.errors.items()}
     assert gains == pytest.approx(dict.fromkeys(expected, 0.0) | gained, abs=1e-4)
     assert min(map(abs, gained.values())) > 5e-4
 

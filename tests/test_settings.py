@@ -8,15 +8,7 @@ import pytest
 
 from experiments.published import BIN_RESPONSE, BIN_SETS, LOG_BINS, PROMPT_SETS, THIS_RUN, UNIFORM, published_rows
 from experiments.score import RANDOM_ROWS, Rows, Setting
-from experiments.settings import (
-    COLOUR_WORDS,
-    TEMPERATURES,
-    UNRELATED_WORDS,
-    assignments,
-    control_groups,
-    rows_of,
-    with_controls,
-)
+from experiments.settings import COLOUR_WORDS, TEMPERATURES, UNRELATED_WORDS, assignments, control_groups, rows_of
 from monoclip import PAPER, Reading
 
 OTHER = replace(PAPER, temperature=1)
@@ -79,7 +71,7 @@ def test_controls_are_of_this_runs_reading_and_have_a_question_each():
     channels = [setting for setting in found.values() if setting.channels is not None]
     assert [(s.channels, s.reading) for s in channels] == [(seed, OTHER) for seed in range(5)]
     assert not any(s.channels is not None for s in controls_of(OTHER, channels=False).values())
-    rows = with_controls(plain := rows_of(OTHER, {}, None), groups)
+    plain, rows = rows_of(OTHER, {}, None), rows_of(OTHER, {}, None, groups)
     assert names_of(rows) == [*names_of(plain), *found]
     assert (plain.randoms, rows.randoms, rows.constants) == ((), RANDOM_ROWS, plain.constants)
     assert rows.row_of(OTHER) == THIS_RUN  # and not one of random channels

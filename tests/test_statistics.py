@@ -142,6 +142,21 @@ def test_fewer_than_ten_clusters_have_no_interval(count):
     assert interval_of(np.ones(0), np.ones(0)) is None
 
 
+@pytest.mark.parametrize("metric", ["delta3", "aligned_delta1", "ordinal", "abs_rel"])
+def test_an_interval_of_a_share_is_cut_at_0_and_1_and_one_of_differences_is_not(metric):
+    values = np.array([[1.0, 0.0], *[[0.99, 0.01]] * 10, [0.6, 0.7]])
+    found = two_rows(metric, values, [f"{i}" for i in range(12)])
+    (mine, less), (nothing, _) = found.intervals("mine"), found.intervals("nothing")
+    (low, high), (below, _) = mine[metric], nothing[metric]
+    assert (high, below) == (
+        (1, 0) if metric != "abs_rel" else (pytest.approx(1.03, abs=0.01), pytest.approx(-0.06, abs=0.01))
+    )
+    assert 0.88 < low < 0.9
+    assert less[metric] == interval_of(values[:, 0] - values[:, 1], np.arange(12))
+    assert less[metric][1] > 1
+    assert found.interval_note.endswith("those of shares are cut at 0 and 1.")
+
+
 # ---- folds and constants
 
 
