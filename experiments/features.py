@@ -4,9 +4,8 @@ One file an image holds what CLIP's image trunk sees of it and of its mirror, a 
 read out of it, so that every read-out comes from one file. Its folder is named by a hash of what it depends on
 (weights, precision, form of the network, normalisation, crop), and it by the hash of the image. A file is there whole
 or not at all, and what is there is not computed again. So the store is at once what a stopped run goes on from, the
-cache for other words, and how processes share the work, on one machine or over a shared file system; another checkpoint
-is another name, never a conflict. Files are .npz, whose CRC-32 is checked whenever they are read; a damaged one is
-computed again, and said.
+cache for other words, and how processes share the work, on one machine or over a shared file system. Files are .npz,
+whose CRC-32 is checked whenever they are read; a damaged one is computed again, and said.
 """
 
 import errno
@@ -118,18 +117,18 @@ class FeatureStore:
 
     def read(self, item: int) -> Trunk | None:
         """What is stored of an image; None, and said, if nothing is or it is damaged."""
-        path = self.paths[item]
+        path, shape = self.paths[item], (2, self.model.clip_vis.patch_dim, *self.grid(item))
+        if not path.is_file():
+            return None
         try:
-            if path.is_file():
-                with zipfile.ZipFile(path) as file:  # compares CRC-32s, which np.load does not if a header is damaged
-                    contents = [file.read(f"{name}.npy") for name in (*Trunk._fields, "key")]
-                *arrays, key = (np.load(io.BytesIO(content), allow_pickle=False) for content in contents)
-                if str(key) != self.key(item) or any(array.dtype != np.float32 for array in arrays):
-                    raise ValueError("it is of another image or store")
-                expected = (2, self.model.clip_vis.patch_dim, *self.grid(item))
-                if [array.shape for array in arrays] != [expected, expected[:2]] or not all(a.any() for a in arrays):
-                    raise ValueError(f"patches of shape {arrays[0].shape}, expected {expected}, or all 0")
-                return Trunk(*map(torch.from_numpy, arrays))
+            with zipfile.ZipFile(path) as file:  # compares CRC-32s, which np.load does not if a header is damaged
+                contents = [file.read(f"{name}.npy") for name in (*Trunk._fields, "key")]
+            *arrays, key = (np.load(io.BytesIO(content), allow_pickle=False) for content in contents)
+            if str(key) != self.key(item) or any(array.dtype != np.float32 for array in arrays):
+                raise ValueError("it is of another image or store")
+            if [array.shape for array in arrays] != [shape, shape[:2]] or not all(array.any() for array in arrays):
+                raise ValueError(f"patches of shape {arrays[0].shape}, expected {shape}, or all 0")
+            return Trunk(*map(torch.from_numpy, arrays))
         except DAMAGE as error:
             print(f"{path}: damaged ({error}); computed again", file=sys.stderr)
-        return None
+            return None

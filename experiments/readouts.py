@@ -118,9 +118,9 @@ class Comparison:
             for case in cases
         }
 
-        def probed(item: int, trunk: Trunk, *_: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        def probed(item: int, trunk: Trunk, *_: object) -> dict[str, Tensor]:
             found = {c.name: probe.depth(self.folds[item], trunk, self.protocol.cap) for c, probe in probes.items()}
-            return {name: depth for name, depth in found.items() if depth is not None}, {}
+            return {name: depth for name, depth in found.items() if depth is not None}
 
         rows = Rows(settings, constants={UNIFORM: float(np.mean(self.bins[0]))})
         scorer = Scorer(rows, reader, torch.tensor(self.bins), self.protocol, store.dataset, probed)

@@ -47,8 +47,8 @@ EXTRA_METRICS = ("spearman", "ordinal", "aurg", "silog", *(f"{h}_{m}" for h in (
 PIXEL, GRID = "random, each pixel, seed 0", "random, each patch, seed 0"
 RANDOM_ROWS = (PIXEL, GRID, "random, each patch, mirror average, seed 0")
 
-CONSTANTS_AT_ONCE = 256  # of the sweep, so that histograms are read a few times only
 SWEPT = 2000  # constants that are tried, from 0 to the protocol's largest depth: 5 mm apart on NYU
+SWEPT_AT_ONCE = 256  # of them, so that histograms are read a few times only
 SHARES = 20  # of the most certain predictions, at which a sparsification curve is taken
 
 
@@ -57,8 +57,7 @@ def metrics_of(protocol: Protocol) -> tuple[str, ...]:
     return (*protocol.metrics, *EXTRA_METRICS)
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """A row whose depth is read out of the features."""
 
     name: str
@@ -80,14 +79,6 @@ class Rows:
         return next((s.name for s in self.settings if s.reading == reading and s.channels is None), None)
 
 
-class PatchAnswers(NamedTuple):
-    """What R settings read out of an image, in the mean of it and its mirror; float32, on the model's device."""
-
-    depth: Tensor  # (R, h, w) [m]
-    sigma: Tensor  # alike
-    weights: list[Tensor]  # (K, h, w) each, of the words of the first settings
-
-
 class SettingsReader:
     """Every setting's depth by the functions of monoclip.py; those of the same words and features share one softmax.
 
@@ -100,11 +91,8 @@ class SettingsReader:
         self.model, self.encode_prompts, self.settings, self.asked = model, encode_prompts, settings, asked
         words, *others = model.reading.words
         self.columns = {(word, *others): text for word, text in zip(words, model.text_features.T, strict=True)}
-        self.softmaxes: dict[tuple[object, ...], list[int]] = {}
-        for i, s in enumerate(settings):
-            r = s.reading
-            self.softmaxes.setdefault((r.words, r.temperature, r.logit_scale, r.readout, s.channels), []).append(i)
-            self.text_features(r.words)
+        for setting in settings:
+            self.text_features(setting.reading.words)
 
     def text_features(self, words: tuple[tuple[str, ...], ...]) -> Tensor:
         """(D, K) of the words of a reading; each word is encoded when it is first asked for."""
@@ -114,26 +102,28 @@ class SettingsReader:
             self.columns |= {(word, *others): column for word, column in zip(new, text.T, strict=True)}
         return torch.stack([self.columns[word, *others] for word in classes], dim=1)
 
-    def __call__(self, trunk: Trunk) -> PatchAnswers:
-        """What all settings read of an image's trunk, as from `FeatureStore.get`."""
-        names = {setting.reading.readout for setting in self.settings}
-        by_readout = {name: self.model.features(trunk, name).contiguous() for name in names}  # (2, D, h, w) each
-        every = cache(lambda: F.normalize(trunk.patches.to(self.model.bin_list.device), dim=1))  # once, if at all
-        depth = self.model.bin_list.new_empty(len(self.settings), *trunk.patches.shape[2:])
-        sigma, weights = torch.empty_like(depth), dict[int, Tensor]()
-        for members in self.softmaxes.values():
-            first = self.settings[members[0]]
-            features = by_readout[first.reading.readout]
-            if first.channels is not None:  # in a random order: sorted ones would meet some of every second
-                rng = np.random.default_rng(first.channels)
-                features = every()[:, rng.choice(every().shape[1], features.shape[1], replace=False)]
-            logits = logits_of(features, self.text_features(first.reading.words), first.reading)  # (2, K, h, w)
-            mean = mirror_average(logits.softmax(dim=1))  # (1, K, h, w)
-            bins = mean.new_tensor([self.settings[i].reading.bin_list for i in members])  # (M, K)
-            found = depth_of(mean, bins)
-            depth[members], sigma[members] = found[0], sigma_of(mean, bins, found)[0]  # (M, h, w)
-            weights |= dict.fromkeys(members, mean[0])
-        return PatchAnswers(depth, sigma, [weights[i] for i in range(self.asked)])
+    def __call__(self, trunk: Trunk) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        """What the R settings read of an image's trunk, in the mean of image and mirror, on the model's device.
+
+        Depth and sigma, (R, h, w) [m] each, and the weights of the words of the first settings, (K, h, w) each.
+        """
+        features_by = cache(lambda readout: self.model.features(trunk, readout).contiguous())  # (2, D, h, w)
+        every = cache(lambda: F.normalize(trunk.patches.to(self.model.bin_list.device), dim=1))  # (2, C, h, w)
+        softmaxes, answers = dict[tuple[object, ...], Tensor](), []
+        for _, r, seed in self.settings:
+            same = (r.words, r.temperature, r.logit_scale, r.readout, seed)
+            if same not in softmaxes:
+                features = features_by(r.readout)
+                if seed is not None:  # in a random order: sorted ones would meet some of every second
+                    chosen = np.random.default_rng(seed).choice(every().shape[1], features.shape[1], replace=False)
+                    features = every()[:, chosen]
+                logits = logits_of(features, self.text_features(r.words), r)  # (2, K, h, w)
+                softmaxes[same] = mirror_average(logits.softmax(dim=1))  # (1, K, h, w)
+            weights = softmaxes[same]
+            depth = depth_of(weights, bins := weights.new_tensor([r.bin_list]))  # (1, 1, h, w)
+            answers.append((depth[0, 0], sigma_of(weights, bins, depth)[0, 0], weights[0]))
+        depths, sigmas, asked = zip(*answers, strict=True)
+        return torch.stack(depths), torch.stack(sigmas), asked[: self.asked]
 
 
 def random_depth(row: str, name: str, size: Sequence[int], largest: float) -> Tensor:
@@ -194,8 +184,8 @@ class Scorer:
     bins: Tensor  # (n, K) [m], assignments of the first reading's bins to its words, its own first
     protocol: Protocol
     data: DepthPairs
-    # Further depth maps of an image by row: (item, trunk, truth) -> of patches (h, w) and of pixels (H, W) [m].
-    more: Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]] = lambda *_: ({}, {})
+    # Further depth maps of an image by row: (item, trunk, truth) -> row -> (h, w) of patches or (H, W) of pixels [m].
+    more: Callable[[int, Trunk, Truth], dict[str, Tensor]] = lambda *_: {}
 
     def truth(self, item: int, trunk: Trunk) -> Truth:
         """The ground truth of an image, on the patches of its trunk."""
@@ -208,41 +198,40 @@ class Scorer:
 
         Raises UnscorableError: a prediction is not finite, or no pixel counts; DataError: damaged depth.
         """
-        truth, answers = self.truth(item, trunk), self.reader(trunk)
+        truth, (depths, sigmas, weights) = self.truth(item, trunk), self.reader(trunk)
         name, cap, grid = self.data.names[item], self.protocol.cap, trunk.patches.shape[2:]
-        patches = dict(zip([setting.name for setting in self.rows.settings], answers.depth, strict=True))
-        pixels: dict[str, Tensor] = {}
-        for row in self.rows.randoms:
-            maps, size = (pixels, truth.counts.shape) if row == PIXEL else (patches, grid)
-            maps[row] = random_depth(row, name, size, cap)
-        more, whole = self.more(item, trunk, truth)
-        constants = {row: torch.tensor(depth) for row, depth in self.rows.constants.items()}
-        found: dict[str, dict[str, float]] = {}
-        for maps in filter(None, (patches | more, pixels | whole, constants)):
-            depth = torch.stack([one.to(truth.depth) for one in maps.values()])
-            values = errors_of(depth, truth, grid, self.protocol, name)
-            by_row = zip(*(column.tolist() for column in values.values()), strict=True)
-            found |= {row: dict(zip(values, each, strict=True)) for row, each in zip(maps, by_row, strict=True)}
-
-        depth, sigma = (maps.flatten(1)[:, truth.patches].cpu() for maps in (answers.depth, answers.sigma))  # (R, P)
+        depth, sigma = (maps.flatten(1)[:, truth.patches].cpu() for maps in (depths, sigmas))  # (R, P)
         true = truth.patch_depth.cpu()
         y, pred = (maps.float().clamp(MIN_DEPTH, cap) for maps in (true, depth))
         curves = sparsification(pixel_errors(y, pred, ("abs_rel",))["abs_rel"], sigma)
-        gains = dict(zip(found, gain_over_random(curves).tolist(), strict=False))  # of the settings, the first rows
-        unsure, order = 0 * min(gains.values()), (*metrics_of(self.protocol), *COUNTS)  # NaN if no patch is measured
-        errors = {
-            row: {metric: (each | {"aurg": gains.get(row, unsure)})[metric] for metric in order}
-            for row, each in found.items()
-        }
+        gains = gain_over_random(curves).tolist()
+
+        maps = dict(zip([setting.name for setting in self.rows.settings], depths, strict=True))
+        for row in self.rows.randoms:
+            maps[row] = random_depth(row, name, truth.counts.shape if row == PIXEL else grid, cap)
+        maps |= self.more(item, trunk, truth)
+        maps |= {row: torch.tensor(constant) for row, constant in self.rows.constants.items()}
+        by_size: dict[Sequence[int], dict[str, Tensor]] = {}  # of patches, of pixels, or one depth
+        for row, own in maps.items():
+            by_size.setdefault(own.shape, {})[row] = own.to(truth.depth)
+        errors: dict[str, dict[str, float]] = {}
+        order = (*metrics_of(self.protocol), *COUNTS)
+        for some in by_size.values():
+            found = errors_of(torch.stack(list(some.values())), truth, grid, self.protocol, name)
+            found["aurg"] = torch.full((len(some),), 0 * gains[0])  # NaN where no patch is measured
+            by_row = zip(*(found[metric].tolist() for metric in order), strict=True)
+            errors |= {row: dict(zip(order, each, strict=True)) for row, each in zip(some, by_row, strict=True)}
+        for setting, gain in zip(self.rows.settings, gains, strict=True):
+            errors[setting.name]["aurg"] = gain
         shares = histogram(truth.depth.cpu(), self.protocol, self.data.form.units_per_metre)
-        permuted = np.stack([permuted_errors(weights, self.bins, truth, cap) for weights in answers.weights])
+        permuted = np.stack([permuted_errors(each, self.bins, truth, cap) for each in weights])
         return ImageScores(errors, shares, permuted, torch.stack([depth[0].double(), true]).numpy(), curves[0].numpy())
 
     def score_images(self, trunk_of: Callable[[int], Trunk]) -> list[ImageScores]:
         """`score_image` of every image, whose trunk `trunk_of` gives by its place. Raises as that."""
         count = len(self.data)
-        # A thread for each image at a time, in which torch computes alone: threads that share a step wait for each
-        # other at the end of each of thousands, and metrics do not depend on how many there are.
+        # Each thread has an image, in which torch computes alone: threads that share thousands of short steps wait for
+        # each other at the end of each. Metrics do not depend on how many there are.
         with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
                 done = pool.map(lambda item: self.score_image(item, trunk_of(item)), range(count))
@@ -347,28 +336,24 @@ def ordinal_errors(pred: Tensor, truth: Tensor) -> Tensor:
 
 
 def depths_of(protocol: Protocol, units_per_metre: float) -> Tensor:
-    """All depths [m] that counted ground truth can have, from 0 up, in units of the 16-bit depth maps."""
-    count = min(math.ceil(protocol.cap * units_per_metre), 2**16)
-    return torch.arange(count, dtype=torch.float32) / units_per_metre
+    """All U depths [m] that counted ground truth can have, from 0 up, in units of the 16-bit depth maps."""
+    return torch.arange(min(math.ceil(protocol.cap * units_per_metre), 2**16), dtype=torch.float32) / units_per_metre
 
 
 def histogram(depth: Tensor, protocol: Protocol, units_per_metre: float) -> np.ndarray:
-    """The share of each of the U `depths_of` among an image's counted pixels: (N,) [m] -> (U,) float32."""
+    """The share of each of `depths_of` among an image's counted pixels: (N,) [m] -> (U,) float32."""
     count = len(depths_of(protocol, units_per_metre))
     units = (depth * units_per_metre).round().long().clamp(max=count - 1)
     return (torch.bincount(units, minlength=count) / len(depth)).float().numpy()
 
 
-def sweep_of(protocol: Protocol) -> tuple[float, ...]:
+def sweep_of(protocol: Protocol) -> list[float]:
     """The constants [m] that are tried; no ratio of 5 k + 1.1 mm to whole millimetres is 1.25, 1.25^2 or 1.25^3."""
-    return tuple(depth for k in range(SWEPT) if (depth := k * protocol.cap / SWEPT + 0.0011) < protocol.cap)
+    return [depth for k in range(SWEPT) if (depth := k * protocol.cap / SWEPT + 0.0011) < protocol.cap]
 
 
 def swept_constants(shares: Tensor, protocol: Protocol, units_per_metre: float) -> dict[str, np.ndarray]:
     """Metrics of the S constants of `sweep_of` on each of I images, by histograms (U, I): metric -> (S, I) float64."""
-    gt = depths_of(protocol, units_per_metre)
-    parts = [
-        mean_errors(gt, part[:, None], protocol.cap, protocol.metrics, shares)
-        for part in torch.tensor(sweep_of(protocol)).split(CONSTANTS_AT_ONCE)
-    ]
+    gt, constants = depths_of(protocol, units_per_metre), torch.tensor(sweep_of(protocol))[:, None]
+    parts = [mean_errors(gt, c, protocol.cap, protocol.metrics, shares) for c in constants.split(SWEPT_AT_ONCE)]
     return {metric: torch.cat([part[metric] for part in parts]).numpy() for metric in protocol.metrics}

@@ -11,7 +11,7 @@ No interval is given below 10 clusters (docs/statistics.md).
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,6 @@ HIGHER = SHARES - {"ordinal"} | {"spearman", "aurg"}  # is better
 
 Interval = tuple[float, float] | None
 Means = Mapping[str, float | None]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,21 +85,18 @@ class Results:
         self, images: Images, errors: Sequence[Mapping[str, Mapping[str, float]]], baselines: Mapping[str, str]
     ) -> None:
         self.images, self.baselines, self.first_baseline = images, dict(baselines), next(iter(baselines.values()))
-        self.codes = np.unique(images.clusters, return_inverse=True)[1]
         self.columns = tuple(name for name in next(iter(errors[0].values())) if name not in COUNTS)
-
-        def by_row(names: Sequence[str]) -> dict[str, np.ndarray]:
-            return {row: np.array([[each[row][name] for name in names] for each in errors]) for row in errors[0]}
-
-        self.metrics = by_row(self.columns)
-        self.counts = {row: values.astype(np.int64) for row, values in by_row(COUNTS).items()}
+        self.metrics, self.counts = (
+            {row: np.array([[each[row][name] for name in names] for each in errors], dtype) for row in errors[0]}
+            for names, dtype in ((self.columns, np.float64), (COUNTS, np.int64))
+        )
+        self.codes = np.unique(images.clusters, return_inverse=True)[1]
         count, by = int(self.codes.max()) + 1, images.clustered_by
         self.has_intervals = count >= MIN_CLUSTERS
         self.interval_note = f"No intervals: fewer than {MIN_CLUSTERS} clusters ({count}: {by})."
         if self.has_intervals:
-            self.interval_note = (
-                f"95 % intervals: cluster-robust, over {count} clusters ({by}); those of shares are cut at 0 and 1."
-            )
+            which = f"cluster-robust, over {count} clusters ({by})"
+            self.interval_note = f"95 % intervals: {which}; those of shares are cut at 0 and 1."
 
     def baseline(self, row: str) -> str:
         """The row that a row's difference is taken to."""
@@ -116,7 +112,7 @@ class Results:
         """Which images a mean is over, (I,) bool: those of `scene`, or all."""
         return np.array([scene in (None, own) for own in self.images.scenes])
 
-    def by_column(self, values: Sequence[T]) -> dict[str, T]:
+    def by_column(self, values: Sequence[Any]) -> dict[str, Any]:
         """A value of each metric -> metric: value."""
         return dict(zip(self.columns, values, strict=True))
 
@@ -130,12 +126,10 @@ class Results:
 
     def intervals(self, row: str) -> tuple[dict[str, Interval], dict[str, Interval]]:
         """95 % intervals of a row's means, those of `SHARES` cut at 0 and 1, and of differences to its baseline."""
-        columns = zip(self.columns, self.metrics[row].T, self.less(row, self.baseline(row)).T, strict=True)
-        own, differences = {}, {}
-        for metric, values, less in columns:
-            own[metric] = interval_of(values, self.codes, *((0.0, 1.0) if metric in SHARES else ()))
-            differences[metric] = interval_of(less, self.codes)
-        return own, differences
+        limits = [(0.0, 1.0) if metric in SHARES else () for metric in self.columns]
+        own = [interval_of(v, self.codes, *cut) for v, cut in zip(self.metrics[row].T, limits, strict=True)]
+        less = [interval_of(values, self.codes) for values in self.less(row, self.baseline(row)).T]
+        return self.by_column(own), self.by_column(less)
 
     def less(self, row: str, other: str) -> np.ndarray:
         """Metrics of each image in one row minus those in another, where NaN (a map without order) counts as 0."""
@@ -148,12 +142,12 @@ class Results:
     def contrast(self, row: str, other: str, metric: str, p: float | None = None) -> Contrast:
         """The paired difference of two rows over all images; `p` is put beside it."""
         every = self.paired(row, other, metric)
-        differences = every[np.isfinite(every)]
-        wins = int((differences > EQUAL if metric in HIGHER else differences < -EQUAL).sum())
-        spread = differences.std(ddof=1) if len(differences) > 1 else 0
-        mean = mean_of(differences)
+        known = every[np.isfinite(every)]
+        wins = int((known > EQUAL if metric in HIGHER else known < -EQUAL).sum())
+        spread = known.std(ddof=1) if len(known) > 1 else 0
+        mean = mean_of(known)
         dz = mean / float(spread) if mean is not None and spread > EQUAL else None
-        return Contrast(row, other, metric, mean, interval_of(every, self.codes), wins, len(differences), dz, p)
+        return Contrast(row, other, metric, mean, interval_of(every, self.codes), wins, len(known), dz, p)
 
 
 class Findings(NamedTuple):
@@ -182,10 +176,10 @@ def interval_of(values: np.ndarray, labels: np.ndarray, low: float = -np.inf, hi
     count = int(codes.max(initial=-1)) + 1
     if count < MIN_CLUSTERS:
         return None
-    mean = values.mean()
-    sums = np.bincount(codes, values - mean)  # (G,)
-    reach = t_975(count - 1) * (math.sqrt(count / (count - 1) * (sums @ sums)) / len(values))
-    return round(max(float(mean - reach), low), 6), round(min(float(mean + reach), high), 6)  # last bits differ
+    sums = np.bincount(codes, values - values.mean())  # (G,)
+    reach = t_975(count - 1) * math.sqrt(count / (count - 1) * (sums @ sums)) / len(values)
+    ends = [max(low, values.mean() - reach), min(high, values.mean() + reach)]
+    return round(float(ends[0]), 6), round(float(ends[1]), 6)  # the last bits differ between machines
 
 
 def t_975(freedom: int) -> float:
@@ -206,8 +200,7 @@ def folds_of(clusters: Sequence[str]) -> list[int]:
 def best_elsewhere(swept: np.ndarray, folds: Sequence[int], higher: bool) -> np.ndarray:
     """Each image's value for the constant that is best over all images of the other folds: (S, I), (I,) -> (I,)."""
     codes = np.array(folds)
-    own = codes == np.arange(codes.max() + 1)[:, None]  # (F, I)
-    others = swept @ ~own.T  # (S, F)
+    others = swept @ (codes[:, None] != np.arange(codes.max() + 1))  # (S, F)
     best = others.argmax(axis=0) if higher else others.argmin(axis=0)  # (F,)
     return swept[best[codes], np.arange(len(codes))]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from calculate_error import NYU_METRICS, Protocol
 from clip.model import Trunk
 from experiments import __main__ as experiments
-from experiments.ladder import Fit, Ladder, Probe
+from experiments.ladder import Ladder, Probe, Sums, equations, least_squares
 from experiments.published import ANSWERS_AT, BEST, CEILING, FITTED, PROBE, RUNGS, THIS_RUN, TRUTH_AT, UNIFORM, WITHIN
 from experiments.score import Truth, errors_of, truth_of
 from monoclip import MonoCLIP, Reading
@@ -66,8 +66,7 @@ def climbed(model: MonoCLIP, images: Sequence[tuple[Trunk, Truth]], folds: Seque
     ladder = Ladder(model, OWN, SimpleNamespace(clusters=[f"{fold}" for fold in folds], sizes=()))
     ladder.fit(lambda item: images[item][0], lambda item, trunk: images[item][1])
     with torch.inference_mode():
-        maps = [ladder.maps(i, *images[i]) for i in range(len(images))]
-    return [of_patches | of_pixels for of_patches, of_pixels in maps]
+        return [ladder.maps(i, *images[i]) for i in range(len(images))]
 
 
 # ---- against naive loops
@@ -117,18 +116,16 @@ def test_every_rung_equals_a_naive_loop(model, images):
 
 
 def test_fits_by_hand():
-    fit = Fit(3)
-    fit.add(0, torch.tensor([[1.0, 1.0]]), torch.tensor([2.0]))
-    fit.add(1, torch.tensor([[3.0, 3.0]]), torch.tensor([12.0]))
-    fit.add(2, torch.empty(0, 2), torch.empty(0))  # an image without a measured patch
-    assert torch.stack(fit.solve()).tolist() == pytest.approx(np.array([[2, 2], [1, 1], [1.9, 1.9]]))  # the shortest
-    alone = Fit(2)
-    alone.add(1, torch.ones(3, 1), torch.ones(3))
-    assert alone.solve() == [None, None]  # the second has no others
-    held = Fit(2, ridge=1e9, free=1)
-    for fold in (0, 1):
-        held.add(fold, torch.tensor([[1.0, 1.0], [2.0, 1.0]]), torch.tensor([3.0, 5.0]))
-    assert held.solve()[0].tolist() == pytest.approx([0, 4], abs=1e-6)  # the constant is not held down
+    sums, alone = Sums(3), Sums(2)
+    sums.add(0, equations(torch.tensor([[1.0, 1.0]]), torch.tensor([2.0])))
+    sums.add(1, equations(torch.tensor([[3.0, 3.0]]), torch.tensor([12.0])))
+    sums.add(2, equations(torch.empty(0, 2), torch.empty(0)))  # an image without a measured patch
+    found = torch.stack(sums.solve(least_squares))
+    assert found.tolist() == pytest.approx(np.array([[2, 2], [1, 1], [1.9, 1.9]]))  # the shortest
+    alone.add(1, equations(torch.ones(3, 1), torch.ones(3)))
+    assert alone.solve(least_squares) == [None, None]  # the second has no others
+    held = equations(torch.tensor([[1.0, 1.0], [2.0, 1.0]]), torch.tensor([3.0, 5.0]))
+    assert least_squares(held, ridge=1e9, free=1).tolist() == pytest.approx([0, 4], abs=1e-6)  # the constant is free
 
 
 # ---- a run of the command

@@ -125,7 +125,7 @@ def test_intervals_and_differences(report):
     assert lines[[line.name for line in lines].index(UNIFORM) + 2].name == LESS  # nothing is less itself
     assert "Intervals" not in by_title(tables.all_tables(asked(9)))  # clusters
     found = by_title(tables.all_tables(asked()))["Intervals"].lines[1:4:2]
-    assert [line.cells[0] for line in found] == ["[0.950, 1.150]", "[-0.050, +0.150]"]
+    assert [line.cells[0] for line in found] == ["[0.950, 1.000]", "[-0.050, +0.150]"]
     assert [line.cells[3] for line in found] == ["[0.750, 0.750]", "[-0.250, -0.250]"]
 
 
