@@ -17,21 +17,20 @@ import json
 import math
 import sys
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets.packages  # noqa: F401  # first
 
 # isort: split
 import numpy as np
 import torch
-from torch import Tensor
 
 import options
-from calculate_error import NYU
+from calculate_error import NYU, Protocol
 from clip.checkpoint import CHECKPOINTS
 from clip.dense import thins
 from clip.inference import start_program
@@ -42,7 +41,7 @@ from download import new_results, write_json, write_text
 from experiments import published, tables
 from experiments.features import FeatureStore
 from experiments.ladder import Ladder
-from experiments.score import Scorer, SettingsReader, mean_permuted, swept_constants
+from experiments.score import Rows, Scorer, SettingsReader, mean_permuted, swept_constants
 from experiments.settings import assignments, control_groups, read_alike, rows_of
 from experiments.statistics import HIGHER, Findings, Images, Results, best_elsewhere, folds_of
 from experiments.tables import Report
@@ -95,17 +94,20 @@ def load_readings(path: Path, default: Reading) -> dict[str, Reading]:
     return readings
 
 
-def score_rows(store: FeatureStore, scorer: Scorer, ladder: Ladder | None) -> Findings:
+def score_rows(store: FeatureStore, reader: SettingsReader, rows: Rows, protocol: Protocol) -> Findings:
     """Step 2, from a full store: every row's metrics, and the best constant. Raises as `Scorer.score_image`."""
+    data, bins = store.dataset, store.model.reading.bin_list
+    ladder = Ladder(store.model, protocol, data) if rows.groups else None
+    orders = torch.tensor(assignments(bins)[0] if ladder else [bins])
+    scorer = Scorer(rows, reader, orders, protocol, data, *([ladder.maps] if ladder else []))
     if ladder:
         ladder.fit(store.get, scorer.truth)
-    done, data = scorer.score_images(store.get), scorer.data
+    done, folds = scorer.score_images(store.get), folds_of(data.clusters)
     images = Images(data.names, data.scenes, data.clusters, data.indices, data.clustered_by)
-    folds = folds_of(data.clusters)
-    results = Results(images, [image.errors for image in done], scorer.rows.baselines)
+    results = Results(images, [image.errors for image in done], rows.baselines)
     if max(folds) > 0:
         shares = torch.from_numpy(np.stack([image.histogram for image in done], axis=1))  # (U, I)
-        swept = swept_constants(shares, scorer.protocol, data.form.units_per_metre)
+        swept = swept_constants(shares, protocol, data.form.units_per_metre)
         results.add_constant(published.BEST, {m: best_elsewhere(swept[m], folds, m in HIGHER) for m in swept})
     patches = np.concatenate([image.patches for image in done], axis=1)
     curves = [image.curve for image in done if np.isfinite(image.curve).all()]
@@ -113,9 +115,23 @@ def score_rows(store: FeatureStore, scorer: Scorer, ladder: Ladder | None) -> Fi
     return Findings(results, mean_permuted(done), patches, curve, ladder.missing if ladder else [])
 
 
+def results_json(report: Report, store: FeatureStore, made: Mapping[str, Any], seconds: Any) -> dict[str, Any]:
+    """All of results.json: every row, and what the run is of and how it was made."""
+    curve = report.findings.curve
+    return tables.as_json(report) | {
+        **notes.identified(report.protocol),
+        "data": store.dataset.title,
+        "warnings": report.warnings,
+        "seconds": seconds,
+        "made_with": made,
+        "certainty": {"most_certain_abs_rel": None if curve is None else curve.tolist()},
+        "readings": {setting.name: asdict(setting.reading) for setting in report.rows.settings},
+    }
+
+
 @torch.inference_mode()
-def draw(output: Path, report: Report, store: FeatureStore, text: Tensor) -> None:
-    """Write the PNGs; `text` are text features (D, K) of the words of `published.BIN_RESPONSE`, drawn of NYU only."""
+def draw(output: Path, report: Report, store: FeatureStore, reader: SettingsReader) -> None:
+    """Write the PNGs into a folder; the response to the paper's words is of NYU only, whose bins they have."""
     from experiments import plots  # imports matplotlib, which takes a second
 
     strip, response, rungs, question, certainty = (output / name for name in PNG_FILES)
@@ -126,10 +142,10 @@ def draw(output: Path, report: Report, store: FeatureStore, text: Tensor) -> Non
         examples.append(Example(dataset.names[item], resized(dataset.pixels(item), truth.shape), truth, depth))
     draw_strip(strip, examples, report.caption)
     theirs = None
-    if report.protocol is NYU:  # whose bins and row the paper has
-        logits = logits_of(model.features(store.get(shown[0])), text, published.BIN_RESPONSE)
-        weights = logits.softmax(dim=1)[0].cpu().numpy()  # (K, h, w), of the image without its mirror
-        plots.draw_response(response, examples[0], weights, report.caption)
+    if report.protocol is NYU:
+        text, features = reader.text_features(published.BIN_RESPONSE.words), model.features(store.get(shown[0]))
+        weights = logits_of(features, text, published.BIN_RESPONSE).softmax(dim=1)[0]  # without the mirror image
+        plots.draw_response(response, examples[0], weights.cpu().numpy(), report.caption)
         theirs = published.beside("NYU")[published.PAPER_ROW] if report.official else None
     plots.draw_question(question, report.primary, report.findings, report.caption)
     if published.CEILING in report.results.metrics:
@@ -140,11 +156,10 @@ def draw(output: Path, report: Report, store: FeatureStore, text: Tensor) -> Non
 
 
 @torch.inference_mode()
-def write_page(
-    path: Path, count: int, report: Report, store: FeatureStore, text: Tensor, phrases: Sequence[str]
-) -> None:
-    """Write the page of `count` images; `text` are features (D, K + P) of the run's words and of `phrases`."""
+def page_of(count: int, report: Report, store: FeatureStore, reader: SettingsReader, phrases: Sequence[str]) -> str:
+    """The page of `count` images, which offers `phrases` besides the run's words."""
     results, dataset, reading, cards = report.results, store.dataset, store.model.reading, []
+    text = reader.text_features(((*reading.depth_classes, *phrases), *reading.words[1:]))  # (D, K + P)
     for item in page.spread(len(dataset), count):
         logits = logits_of(store.model.features(store.get(item)), text, reading).cpu().numpy()  # (2, K + P, h, w)
         own = results.by_column(results.metrics[published.THIS_RUN][item].tolist())
@@ -156,7 +171,7 @@ def write_page(
     rows |= published.beside(report.protocol.name) if report.official else {}
     table = {name: {column: row[column] for column in published.COLUMNS} for name, row in rows.items()}
     said, warning = [page.subset_note(len(cards), len(dataset))], "; ".join(report.warnings)
-    write_text(path, page.build(report.title, cards, reading, phrases, table, said, warning, report.protocol))
+    return page.build(report.title, cards, reading, phrases, table, said, warning, report.protocol)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -164,7 +179,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def work() -> None:
-        # What is asked.
         options.check_output(args.output)
         reading = options.reading_of(args)
         own = load_readings(args.readings, read_alike(PAPER, reading)) if args.readings else {}
@@ -177,14 +191,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         clip_model, model = options.load_model(args.clip_path, device, precision, reading, args.exact, args.activation)
         made = notes.made_with(args.clip_path, device, precision, reading, args.exact, clip_model.activation)
         say(f"model: {args.clip_path} on {device} in {precision}")
-        groups = control_groups(reading, thins(model.clip_vis, reading.readout)) if args.controls else None
+        groups = control_groups(reading, thins(model.clip_vis, reading.readout)) if args.controls else {}
         rows = rows_of(reading, own, None if args.no_paper else protocol.name, groups)
-        rungs = published.RUNGS[1 : None if args.controls else 2]
-        named = Counter([*(setting.name for setting in rows.settings), *rows.randoms, *rows.constants, *rungs])
-        if twice := [name for name in own if named[name] > 1]:
+        rungs = published.RUNGS if groups else (published.BEST,)
+        names = [*(setting.name for setting in rows.settings), *rows.randoms, *rows.constants, *rungs]
+        if twice := [name for name in own if names.count(name) > 1]:
             raise options.UsageError(f"{args.readings}: {twice[0]!r} is the name of another row; choose another name")
 
-        # Encode, score.
         start = time.perf_counter()
         store = FeatureStore(args.store or args.output / "features", model, dataset, made)
         workers = args.workers or options.WORKERS[device.type]
@@ -193,15 +206,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return
         encoded = time.perf_counter()
         reader = SettingsReader(model, partial(zeroshot_classifier, clip_model), rows.settings)
-        ladder = Ladder(model, protocol, dataset) if args.controls else None
-        orders, complete = assignments(reading.bin_list) if args.controls else ([reading.bin_list], False)
-        scorer = Scorer(rows, reader, torch.tensor(orders), protocol, dataset, *([ladder.maps] if ladder else []))
-        findings = score_rows(store, scorer, ladder)
+        findings = score_rows(store, reader, rows, protocol)
         seconds = {"encode": round(encoded - start, 3), "score": round(time.perf_counter() - encoded, 3)}
 
-        # Report.
         caveats = notes.caveats(dataset.official, protocol, made["checkpoint_sha256"], model, dataset.seen)
-        released = CHECKPOINTS["RN50"].matches(made["checkpoint_sha256"]) and read_alike(PAPER, reading) == PAPER
+        orders, complete = assignments(reading.bin_list) if groups else ([reading.bin_list], False)
         report = Report(
             findings,
             rows,
@@ -209,29 +218,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             title=f"MonoCLIP on {dataset.title}",
             caption=notes.caption(dataset.title, caveats),
             official=dataset.official,
-            as_released=released,
+            as_released=CHECKPOINTS["RN50"].matches(made["checkpoint_sha256"]) and read_alike(PAPER, reading) == PAPER,
             warnings=caveats,
             own=list(own),
-            groups={title: [setting.name for setting in group] for title, group in (groups or {}).items() if group},
+            groups={title: [setting.name for setting in group] for title, group in groups.items() if group},
             complete=complete,
             assignments=len(orders),
         )
-        curve = None if findings.curve is None else findings.curve.tolist()
-        about = tables.as_json(report) | notes.identified(protocol)
-        about |= {"data": dataset.title, "warnings": caveats, "seconds": seconds, "made_with": made}
-        about |= {"certainty": {"most_certain_abs_rel": curve}}
-        about |= {"readings": {setting.name: asdict(setting.reading) for setting in rows.settings}}
         found = tables.all_tables(report)
         with new_results(args.output, FILES) as folder:
             write_text(folder / tables.ROWS_FILE, tables.as_csv(report.results, csv_text, protocol.name))
             write_text(folder / MARKDOWN_FILE, tables.as_markdown(found, report.title, report.caption))
-            write_json(folder / tables.RESULTS_FILE, about)
+            write_json(folder / tables.RESULTS_FILE, results_json(report, store, made, seconds))
             if args.figures:
-                text = reader.text_features(published.BIN_RESPONSE.words)
-                terminal.try_to_draw(lambda: draw(folder, report, store, text))
+                terminal.try_to_draw(lambda: draw(folder, report, store, reader))
             if args.html:
-                text = reader.text_features(((*reading.depth_classes, *phrases), *reading.words[1:]))
-                write_page(folder / page.PAGE_FILE, args.html, report, store, text, phrases)
+                write_text(folder / page.PAGE_FILE, page_of(args.html, report, store, reader, phrases))
         files = f"{args.output / MARKDOWN_FILE} has all tables, {tables.ROWS_FILE} beside it every image."
         print(f"\n{tables.summary(report, found, files)}")
 

@@ -43,8 +43,7 @@ DAMAGE = (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedErro
 class FeatureStore:
     """The features of a data set's images, in a folder of `root`, of which the model computes what is missing.
 
-    They depend on `STORED_WITH` of `made_with`, as JSON holds it, on the image, its crop and the model's reading.
-    Raises OSError: the folder is not what its name says.
+    The folder's name depends on `STORED_WITH` of `made_with`. Raises OSError: the folder is not what its name says.
     """
 
     def __init__(self, root: Path, model: MonoCLIP, dataset: DepthPairs, made_with: Mapping[str, Any]) -> None:

@@ -73,6 +73,7 @@ class Rows:
     randoms: tuple[str, ...] = ()  # `RANDOM_ROWS`
     constants: Mapping[str, float] = field(default_factory=dict)  # [m], by name
     baselines: Mapping[str, str] = field(default_factory=dict)  # setting -> the constant that is the mean of its bins
+    groups: Mapping[str, Sequence[Setting]] = field(default_factory=dict)  # question -> those that are controls
 
     def row_of(self, reading: Reading) -> str | None:
         """Name of the row that is this reading and nothing else."""
@@ -103,10 +104,7 @@ class SettingsReader:
         return torch.stack([self.columns[word, *others] for word in classes], dim=1)
 
     def __call__(self, trunk: Trunk) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
-        """What the R settings read of an image's trunk, in the mean of image and mirror, on the model's device.
-
-        Depth and sigma, (R, h, w) [m] each, and the weights of the words of the first settings, (K, h, w) each.
-        """
+        """Depth and sigma (R, h, w) [m], and weights of the words (K, h, w) of the first settings, of an image."""
         features_by = cache(lambda readout: self.model.features(trunk, readout).contiguous())  # (2, D, h, w)
         every = cache(lambda: F.normalize(trunk.patches.to(self.model.bin_list.device), dim=1))  # (2, C, h, w)
         softmaxes, answers = dict[tuple[object, ...], Tensor](), []
@@ -144,13 +142,10 @@ class Truth(NamedTuple):
 
 
 def truth_of(frame: Tensor, grid: Sequence[int], protocol: Protocol, units_per_metre: float) -> Truth:
-    """The ground truth of a frame (H, W) float32 [m], 0 = no measurement, and of the patches seen of it.
-
-    Sums of whole units are exact for patches of 2^n pixels, so that those of equal mean depth have equal numbers.
-    """
+    """The ground truth of a frame (H, W) float32 [m], 0 = no measurement, and of the patches seen of it."""
     counts = protocol.counted(frame)
     depth = frame[protocol.window(*frame.shape)]
-    units = (depth.double() * units_per_metre).round() * counts
+    units = (depth.double() * units_per_metre).round() * counts  # sums of whole ones are exact: equal means are equal
     share, units = pooled(torch.stack([counts.double(), units]), grid).flatten(1)
     patches = (share >= (0.5 if protocol is NYU else 0.02)).nonzero()[:, 0]
     pixels = depth.flatten().index_select(0, counts.flatten().nonzero()[:, 0])  # half the time of depth[counts]
@@ -242,10 +237,7 @@ class Scorer:
 
 
 def errors_of(depth: Tensor, truth: Truth, grid: Sequence[int], protocol: Protocol, name: str) -> dict[str, Tensor]:
-    """Metrics but aurg, (R,) each, of depth [m] of patches, (R, h, w), of pixels, (R, H, W), or everywhere, (R,).
-
-    Raises UnscorableError.
-    """
+    """Metrics but aurg, (R,) each, of depth [m] of patches (R, h, w), of pixels (R, H, W), or everywhere (R,)."""
     if depth.ndim == 1:
         found = errors_of_pixels(truth.depth, depth[:, None], protocol.cap, protocol.metrics)
         found |= {"valid_pixels": torch.full_like(depth, len(truth.depth)), "dropped_pixels": torch.zeros_like(depth)}

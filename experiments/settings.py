@@ -27,7 +27,7 @@ def rows_of(
     reading: Reading,
     own: Mapping[str, Reading],
     protocol: str | None = "NYU",
-    controls: Mapping[str, Sequence[Setting]] | None = None,
+    groups: Mapping[str, Sequence[Setting]] | None = None,
 ) -> Rows:
     """This run's reading, one's own, what is published for a protocol's data, `control_groups`, and constants.
 
@@ -49,8 +49,8 @@ def rows_of(
     constants: dict[str, float] = {}
     for name, baseline in baselines.items():
         constants.setdefault(baseline, means[name])
-    settings += [setting for group in (controls or {}).values() for setting in group]
-    return Rows(tuple(settings), RANDOM_ROWS if protocol or controls is not None else (), constants, baselines)
+    settings += [setting for group in (groups or {}).values() for setting in group]
+    return Rows(tuple(settings), RANDOM_ROWS if protocol or groups else (), constants, baselines, groups or {})
 
 
 def control_groups(reading: Reading, channels: bool) -> dict[str, list[Setting]]:

@@ -167,10 +167,7 @@ def mean_of(values: np.ndarray) -> float | None:
 
 
 def interval_of(values: np.ndarray, labels: np.ndarray, low: float = -np.inf, high: float = np.inf) -> Interval:
-    """95 % interval of a mean over images, (I,), without NaN, cut at `low` and `high`; None of too few clusters.
-
-    Images with one label are one cluster.
-    """
+    """95 % interval of a mean over images, (I,), without NaN, cut at `low` and `high`; None of too few labels."""
     known = np.isfinite(values)
     values, codes = values[known], np.unique(labels[known], return_inverse=True)[1]
     count = int(codes.max(initial=-1)) + 1

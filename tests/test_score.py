@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 from torch.testing import assert_close
 
-from calculate_error import NYU, NYU_METRICS, Protocol, image_errors
+from calculate_error import NYU, NYU_METRICS, Protocol
 from clip.model import CLIP, Trunk
 from datasets.nyu import FORM
 from experiments import score
@@ -33,15 +33,10 @@ def soft(reading: Reading, **changes: object) -> Reading:
     return replace(reading, temperature=2, **changes)  # so that a tiny CLIP's depth is not one bin
 
 
-@pytest.fixture(scope="module")
-def image() -> Tensor:
-    return torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def trunk(tiny_clip: CLIP, image: Tensor) -> Trunk:
+def read(clip_model: CLIP, settings: list[Setting], trunk: Trunk, asked: int = 1) -> tuple:
+    """What the settings read of a trunk."""
     with torch.inference_mode():
-        return MonoCLIP(tiny_clip).trunk(image)  # patches (2, 128, 3, 4)
+        return reader_of(clip_model, settings, asked)(trunk)
 
 
 def reader_of(clip_model: CLIP, settings: list[Setting], asked: int = 1) -> SettingsReader:
@@ -67,7 +62,8 @@ def errors_of(maps: Tensor, frame: Tensor) -> dict[str, Tensor]:
 # ---- settings that read depth out of the features
 
 
-def test_every_reading_equals_a_model_of_its_own(tiny_clip, image, trunk):
+def test_every_reading_equals_a_model_of_its_own(tiny_clip):
+    image = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
     readings = {f"read-out {name}": soft(PAPER, readout=name) for name in ("raw", "maskclip", "attnpool", "clearclip")}
     asked = len(readings)
     readings |= {f"words {name}": soft(r) for name, r in PROMPT_SETS.items()}
@@ -77,48 +73,49 @@ def test_every_reading_equals_a_model_of_its_own(tiny_clip, image, trunk):
     readings["permuted"] = soft(PAPER, bin_list=(2.25, 1.0, 3.0, 1.5, 2.75, 2.0, 2.5))
     readings["two words"] = Reading(("a {} that is {}",), ("thing",), ("near", "far away"), (1.0, 4.0), 5)
     with torch.inference_mode():
-        found = reader_of(tiny_clip, [Setting(name, r) for name, r in readings.items()], asked)(trunk)
-    assert len(found[2]) == asked
+        trunk = MonoCLIP(tiny_clip).trunk(image)  # patches (2, 128, 3, 4)
+    depths, sigmas, asked_weights = read(tiny_clip, [Setting(*each) for each in readings.items()], trunk, asked)
+    assert len(asked_weights) == asked
     for i, (name, reading) in enumerate(readings.items()):
         with torch.inference_mode():
             own = MonoCLIP(tiny_clip, reading)
             weights, bins = own(image), own.bin_list.view(1, -1, 1, 1)
             expected = depth_of(weights, own.bin_list[None])[0, 0]
         assert expected.std() > 1e-3
-        assert_close(found[0][i], expected, atol=2e-6, rtol=0, msg=name)
+        assert_close(depths[i], expected, atol=2e-6, rtol=0, msg=name)
         sigma = (weights.double() * (bins - expected) ** 2).sum(1).sqrt()
-        assert_close(found[1][i].double(), sigma[0], atol=1e-4, rtol=0, msg=name)
+        assert_close(sigmas[i].double(), sigma[0], atol=1e-4, rtol=0, msg=name)
         if i < asked:
-            assert_close(found[2][i], weights[0], atol=1e-5, rtol=0, msg=name)
+            assert_close(asked_weights[i], weights[0], atol=1e-5, rtol=0, msg=name)
 
 
 def test_each_word_is_encoded_once(tiny_clip):
     fewer = replace(PAPER, depth_classes=("unseen", "close"), bin_list=(1.0, 2.0))
-    prompts = (PAPER, replace(PAPER, temperature=1), fewer, replace(fewer, depth_classes=("near", "close")))
+    settings = [Setting("", fewer), Setting("", replace(fewer, depth_classes=("near", "close"), temperature=1))]
     encoded = []
-    reader = SettingsReader(
-        MonoCLIP(tiny_clip),
-        lambda *words: encoded.append(words) or zeroshot_classifier(tiny_clip, *words),
-        [Setting(f"{i}", reading) for i, reading in enumerate(prompts)],
-    )
+
+    def encode(*words):
+        encoded.append(words)
+        return zeroshot_classifier(tiny_clip, *words)
+
+    reader = SettingsReader(MonoCLIP(tiny_clip), encode, settings)
     assert encoded == [(("near",), *PAPER.words[1:])]  # the model has the paper's
-    own = zeroshot_classifier(tiny_clip, *fewer.words)
-    assert_close(reader.text_features(fewer.words), own, atol=1e-6, rtol=0)
+    assert_close(reader.text_features(fewer.words), zeroshot_classifier(tiny_clip, *fewer.words), atol=1e-6, rtol=0)
 
 
-def test_random_channels_equal_a_naive_computation(tiny_clip, trunk):
-    seeds = (3, None, 4)
-    with torch.inference_mode():
-        depth = reader_of(tiny_clip, [Setting(f"{seed}", soft(PAPER), channels=seed) for seed in seeds])(trunk)[0]
+def test_random_channels_equal_a_naive_computation(tiny_clip):
+    seeds, patches = (3, None, 4), torch.randn(2, 128, 3, 4, generator=torch.Generator().manual_seed(0))
+    settings = [Setting(f"{seed}", soft(PAPER), channels=seed) for seed in seeds]
+    depths = read(tiny_clip, settings, Trunk(patches, torch.zeros(2, 128)))[0]
     text = zeroshot_classifier(tiny_clip).double().detach().numpy()
-    features = trunk.patches.double().numpy()
+    features = patches.double().numpy()
     features /= np.sqrt((features**2).sum(1, keepdims=True))
     for i, seed in enumerate(seeds):
         chosen = range(0, 128, 2) if seed is None else np.random.default_rng(seed).choice(128, 64, replace=False)
         logits = 50 * np.einsum("bdhw,dk->bkhw", features[:, chosen], text)
         weights = np.exp(logits - logits.max(1, keepdims=True))
         both = np.einsum("bkhw,k->bhw", weights / weights.sum(1, keepdims=True), PAPER.bin_list)
-        np.testing.assert_allclose(depth[i], (both[0] + both[1][:, ::-1]) / 2, atol=1e-4, rtol=0)
+        np.testing.assert_allclose(depths[i], (both[0] + both[1][:, ::-1]) / 2, atol=1e-4, rtol=0)
 
 
 def test_random_depth_is_drawn_from_the_name_alone():
@@ -252,11 +249,10 @@ def test_every_row_of_an_image_has_the_metrics_of_its_own_map(tiny_clip):
     settings = [Setting(f"{i}", replace(PAPER, bin_list=each)) for i, each in enumerate(bins)]
     settings.append(Setting("channels", soft(PAPER), channels=0))
     rows = Rows(tuple(settings), RANDOM_ROWS, {"two metres": 2.0, "near": 0.5})
-    data, reader = SimpleNamespace(names=[NAME], form=FORM, depth=lambda item: gt[None]), reader_of(tiny_clip, settings)
-    with torch.inference_mode():
-        depths, sigmas, _ = reader(trunk)
+    data = SimpleNamespace(names=[NAME], form=FORM, depth=lambda item: gt[None])
+    depths, sigmas, _ = read(tiny_clip, settings, trunk)
     more = {"twice": 2 * depths[0].double(), "of pixels": torch.full(CROP, 3.0)}
-    scorer = Scorer(rows, reader, torch.tensor(bins), NYU, data, lambda *_: more)
+    scorer = Scorer(rows, reader_of(tiny_clip, settings), torch.tensor(bins), NYU, data, lambda *_: more)
     image = scorer.score_image(0, trunk)
     expected = dict(zip([setting.name for setting in settings], depths, strict=True))
     expected |= {"twice": 2 * depths[0], "of pixels": torch.full(CROP, 3.0)}
@@ -293,24 +289,6 @@ def test_every_row_of_an_image_has_the_metrics_of_its_own_map(tiny_clip):
     assert np.isnan(image.curve).all()
     of_patches = ("spearman", "ordinal", "aurg")
     assert all(math.isnan(errors[metric]) for errors in image.errors.values() for metric in of_patches)
-
-
-# ---- constants, from histograms
-
-
-def test_constants_from_histograms_equal_constant_maps(monkeypatch):
-    truths = [rough_truth(seed) for seed in range(2)]
-    truths[0][:, 300:330] = 2.5  # where 1.25 * 2 m is hit exactly
-    depths = [2.0, 15 / 7, 0.5, 1.0, 9.999]
-    shares = [score.histogram(truth_of(gt).depth, NYU, 1000) for gt in truths]
-    monkeypatch.setattr(score, "sweep_of", lambda protocol: depths)
-    monkeypatch.setattr(score, "SWEPT_AT_ONCE", 2)
-    errors = score.swept_constants(torch.from_numpy(np.stack(shares, axis=1)), NYU, 1000)
-    maps = torch.tensor(depths).view(-1, 1, 1).expand(-1, *CROP)
-    for i, gt in enumerate(truths):
-        expected = image_errors(gt, maps, NYU, NAME)
-        for name in NYU_METRICS:
-            np.testing.assert_allclose(errors[name][:, i], expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_no_tried_constant_has_a_ratio_on_a_threshold():
