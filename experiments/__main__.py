@@ -5,11 +5,10 @@
     torchrun --nproc_per_node 8 -m experiments ...                                           images shared by 8 GPUs
 
     encode   images -> feature store (features.py); what is there already is not computed again
-    score    features x settings -> metrics of each image and row (score.py, settings.py)
+    score    features x settings -> metrics of each image and row (score.py, settings.py, ladder.py)
     report   metrics -> means and intervals (statistics.py), tables (tables.py), drawings (plots.py), the page
 
-A run that was stopped goes on when the same command is given again, with any number of processes. Exit codes are those
-of eval.py. Which patch features and which CLIP see depth best, `python -m experiments.readouts` compares.
+A stopped run goes on when the same command is given again, with any number of processes. Exit codes: eval.py's.
 """
 
 import argparse

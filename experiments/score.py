@@ -231,9 +231,8 @@ class Scorer:
             try:
                 done = pool.map(lambda item: self.score_image(item, trunk_of(item)), range(count))
                 return list(tqdm(done, "score", count, unit=" images", bar_format=PROGRESS))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            finally:
+                pool.shutdown(cancel_futures=True)  # an error or Ctrl-C does not wait for the other images
 
 
 def errors_of(depth: Tensor, truth: Truth, grid: Sequence[int], protocol: Protocol, name: str) -> dict[str, Tensor]:
@@ -346,6 +345,6 @@ def sweep_of(protocol: Protocol) -> list[float]:
 
 def swept_constants(shares: Tensor, protocol: Protocol, units_per_metre: float) -> dict[str, np.ndarray]:
     """Metrics of the S constants of `sweep_of` on each of I images, by histograms (U, I): metric -> (S, I) float64."""
-    gt, constants = depths_of(protocol, units_per_metre), torch.tensor(sweep_of(protocol))[:, None]
+    gt, constants = depths_of(protocol, units_per_metre), torch.tensor(sweep_of(protocol))[:, None]  # (U,), (S, 1)
     parts = [mean_errors(gt, c, protocol.cap, protocol.metrics, shares) for c in constants.split(SWEPT_AT_ONCE)]
     return {metric: torch.cat([part[metric] for part in parts]).numpy() for metric in protocol.metrics}

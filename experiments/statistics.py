@@ -25,7 +25,6 @@ SHARES = HIGHER_IS_BETTER | {"scaled_delta1", "aligned_delta1", "ordinal"}  # me
 HIGHER = SHARES - {"ordinal"} | {"spearman", "aurg"}  # is better
 
 Interval = tuple[float, float] | None
-Means = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -93,10 +92,9 @@ class Results:
         self.codes = np.unique(images.clusters, return_inverse=True)[1]
         count, by = int(self.codes.max()) + 1, images.clustered_by
         self.has_intervals = count >= MIN_CLUSTERS
-        self.interval_note = f"No intervals: fewer than {MIN_CLUSTERS} clusters ({count}: {by})."
-        if self.has_intervals:
-            which = f"cluster-robust, over {count} clusters ({by})"
-            self.interval_note = f"95 % intervals: {which}; those of shares are cut at 0 and 1."
+        note = f"95 % intervals: cluster-robust, over {count} clusters ({by}); those of shares are cut at 0 and 1."
+        none = f"No intervals: fewer than {MIN_CLUSTERS} clusters ({count}: {by})."
+        self.interval_note = note if self.has_intervals else none
 
     def baseline(self, row: str) -> str:
         """The row that a row's difference is taken to."""
@@ -116,11 +114,11 @@ class Results:
         """A value of each metric -> metric: value."""
         return dict(zip(self.columns, values, strict=True))
 
-    def mean(self, row: str, scene: str | None = None) -> Means:
+    def mean(self, row: str, scene: str | None = None) -> dict[str, float | None]:
         """Mean of each metric over the images that have it, all with the same weight; None where none has it."""
         return self.by_column([mean_of(values) for values in self.metrics[row][self.over(scene)].T])
 
-    def difference(self, row: str) -> Means:
+    def difference(self, row: str) -> dict[str, float | None]:
         """Mean of each metric minus that of the row's baseline, image by image."""
         return self.by_column([mean_of(values) for values in self.less(row, self.baseline(row)).T])
 
