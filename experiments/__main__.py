@@ -5,11 +5,10 @@
     torchrun --nproc_per_node 8 -m experiments ...                                           images shared by 8 GPUs
 
     encode   images -> feature store (features.py); what is there already is not computed again
-    score    features x settings -> metrics of each image and row (score.py, settings.py)
+    score    features x settings -> metrics of each image and row (score.py, settings.py, ladder.py)
     report   metrics -> means and intervals (statistics.py), tables (tables.py), drawings (plots.py), the page
 
-A run that was stopped goes on when the same command is given again, with any number of processes. Exit codes are those
-of eval.py. Which patch features and which CLIP see depth best, `python -m experiments.readouts` compares.
+A stopped run goes on when the same command is given again, with any number of processes. Exit codes: eval.py's.
 """
 
 import argparse
@@ -17,20 +16,20 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets.packages  # noqa: F401  # first
 
 # isort: split
 import numpy as np
 import torch
-from torch import Tensor
 
 import options
-from calculate_error import NYU
+from calculate_error import NYU, Protocol
 from clip.checkpoint import CHECKPOINTS
 from clip.dense import thins
 from clip.inference import start_program
@@ -39,10 +38,10 @@ from datasets.pictures import resized
 from datasets.readings import checked_reading
 from download import new_results, write_json, write_text
 from experiments import plots, published, tables
-from experiments.features import FeatureStore, fill_store
+from experiments.features import FeatureStore
 from experiments.ladder import Ladder
-from experiments.score import Scorer, SettingsReader, mean_permuted, swept_constants
-from experiments.settings import assignments, control_groups, read_alike, rows_of, with_controls
+from experiments.score import Rows, Scorer, SettingsReader, mean_permuted, swept_constants
+from experiments.settings import assignments, control_groups, read_alike, rows_of
 from experiments.statistics import HIGHER, Findings, Images, Results, best_elsewhere, folds_of
 from experiments.tables import Report
 from monoclip import PAPER, Reading, depth_of, logits_of, upsampled, zeroshot_classifier
@@ -73,37 +72,40 @@ def build_parser() -> argparse.ArgumentParser:
 
 def load_readings(path: Path, default: Reading) -> dict[str, Reading]:
     """Readings by name from JSON, what is left out being `default`'s. Raises UsageError, DataError."""
-    text = text_of(path)
+    readings: dict[str, Reading] = {}
     try:
-        entries = json.loads(text)
+        entries = json.loads(text_of(path))
     except (ValueError, RecursionError) as error:
         raise options.UsageError(f"{path}: no JSON ({error}); see --help") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise options.UsageError(f'{path}: expected a list of objects like {{"name": "mine", "depth_classes": [...]}}')
-    readings: dict[str, Reading] = {}
     for i, entry in enumerate(entries, 1):
         name = entry.pop("name", None)
-        if not isinstance(name, str) or not name or not name.isprintable() or name in readings:
-            raise options.UsageError(f'{path}, entry {i}: needs a printable "name" of its own, got {name!r}')
-        if unknown := sorted(entry.keys() - set(options.READING_FLAGS)):
-            known = ", ".join(options.READING_FLAGS)
-            raise options.UsageError(f"{path}, {name!r}: unknown field {', '.join(unknown)}; known are {known}")
         try:
+            if not isinstance(name, str) or not name or not name.isprintable() or name in readings:
+                raise ValueError('needs a printable "name" of its own')
+            if unknown := sorted(entry.keys() - set(options.READING_FLAGS)):
+                raise ValueError(f"unknown field {', '.join(unknown)}; known are {', '.join(options.READING_FLAGS)}")
             readings[name] = checked_reading(entry, default)
         except ValueError as error:
-            raise options.UsageError(f"{path}, {name!r}: {error}") from error
+            raise options.UsageError(f"{path}, entry {i} ({name!r}): {error}") from error
     return readings
 
 
-def score_rows(store: FeatureStore, scorer: Scorer, images: Images, ladder: Ladder | None) -> Findings:
+def score_rows(store: FeatureStore, reader: SettingsReader, rows: Rows, protocol: Protocol) -> Findings:
     """Step 2, from a full store: every row's metrics, and the best constant. Raises as `Scorer.score_image`."""
+    data, bins = store.dataset, store.model.reading.bin_list
+    ladder = Ladder(store.model, protocol, data) if rows.groups else None
+    orders = torch.tensor(assignments(bins)[0] if ladder else [bins])
+    scorer = Scorer(rows, reader, orders, protocol, data, *([ladder.maps] if ladder else []))
     if ladder:
         ladder.fit(store.get, scorer.truth)
-    done, folds = scorer.score_images(store.get), folds_of(images.clusters)
-    results = Results(images, [image.errors for image in done], scorer.rows.baselines)
+    done, folds = scorer.score_images(store.get), folds_of(data.clusters)
+    images = Images(data.names, data.scenes, data.clusters, data.indices, data.clustered_by)
+    results = Results(images, [image.errors for image in done], rows.baselines)
     if max(folds) > 0:
         shares = torch.from_numpy(np.stack([image.histogram for image in done], axis=1))  # (U, I)
-        swept = swept_constants(shares, scorer.protocol, scorer.data.form.units_per_metre)
+        swept = swept_constants(shares, protocol, data.form.units_per_metre)
         results.add_constant(published.BEST, {m: best_elsewhere(swept[m], folds, m in HIGHER) for m in swept})
     patches = [image.patches for image in done]
     curves = [image.curve for image in done if np.isfinite(image.curve).all()]
@@ -111,59 +113,64 @@ def score_rows(store: FeatureStore, scorer: Scorer, images: Images, ladder: Ladd
     return Findings(results, mean_permuted(done), patches, curve, ladder.missing if ladder else [])
 
 
-@torch.inference_mode()
-def features_of(store: FeatureStore, item: int) -> Tensor:
-    """Features (2, D, h, w) of an image and its mirror."""
-    return store.model.features(store.get(item))
+def results_json(report: Report, store: FeatureStore, made: Mapping[str, Any], seconds: Any) -> dict[str, Any]:
+    """All of results.json: every row, and what the run is of and how it was made."""
+    curve = report.findings.curve
+    return tables.as_json(report) | {
+        **notes.identified(report.protocol),
+        "data": store.dataset.title,
+        "warnings": report.warnings,
+        "seconds": seconds,
+        "made_with": made,
+        "certainty": {"most_certain_abs_rel": None if curve is None else curve.tolist()},
+        "readings": {setting.name: asdict(setting.reading) for setting in report.rows.settings},
+    }
 
 
 @torch.inference_mode()
-def draw(output: Path, report: Report, store: FeatureStore, text: Tensor) -> None:
-    """Write the PNGs; `text` are text features (D, K) of the words of `published.BIN_RESPONSE`, drawn of NYU only."""
+def draw(output: Path, report: Report, store: FeatureStore, reader: SettingsReader) -> None:
+    """Write the PNGs into a folder; the response to the paper's words is of NYU only, whose bins they have."""
     strip, response, rungs, question, certainty = (output / name for name in PNG_FILES)
-    examples, dataset = [], store.dataset
-    caption = notes.short_caption(dataset.title, report.warnings)
-    for item in example_images(dataset.scenes):
-        truth = dataset.truth(item)
-        patches = depth_of(store.model.weights(store.get(item)), store.model.bin_list[None])  # (1, 1, h, w)
-        depth = upsampled(patches, truth.shape)[0, 0].cpu().numpy()
-        delta1 = report.results.metrics[published.THIS_RUN][item, report.results.columns.index("delta1")]
-        picture = resized(dataset.pixels(item), truth.shape)
-        examples.append(Example(dataset.names[item], picture, truth, depth, delta1))
-        if len(examples) == 1 and report.protocol is NYU:  # whose bins the paper's drawing has
-            logits = logits_of(features_of(store, item), text, published.BIN_RESPONSE)
-            weights = logits.softmax(1)[0].cpu().numpy()  # (K, h, w), of the image without its mirror
-            plots.draw_response(response, examples[0], weights, caption)
+    examples, dataset, model, results = [], store.dataset, store.model, report.results
+    caption, theirs = notes.short_caption(dataset.title, report.warnings), None
+    delta1 = results.metrics[published.THIS_RUN][:, results.columns.index("delta1")]
+    for item in (shown := example_images(dataset.scenes)):
+        truth, patches = dataset.truth(item), depth_of(model.weights(store.get(item)), model.bin_list[None])
+        depth, picture = upsampled(patches, truth.shape)[0, 0].cpu().numpy(), resized(dataset.pixels(item), truth.shape)
+        examples.append(Example(dataset.names[item], picture, truth, depth, delta1[item]))
     draw_strip(strip, examples, caption)
+    if report.protocol is NYU:
+        text, features = reader.text_features(published.BIN_RESPONSE.words), model.features(store.get(shown[0]))
+        weights = logits_of(features, text, published.BIN_RESPONSE).softmax(dim=1)[0]  # without the mirror image
+        plots.draw_response(response, examples[0], weights.cpu().numpy(), caption)
+        theirs = published.beside("NYU")[published.PAPER_ROW] if report.official else None
     title = f"{tables.QUESTION} {report.verdict.capitalize()}"
-    plots.draw_question(question, title, report.primary, report.findings, store.model.reading.bin_list, caption)
-    if published.CEILING in report.results.metrics:
-        theirs = published.beside("NYU")[published.PAPER_ROW] if report.official and report.protocol is NYU else None
-        plots.draw_ladder(rungs, report.results, caption, theirs)
+    plots.draw_question(question, title, report.primary, report.findings, model.reading.bin_list, caption)
+    if published.CEILING in results.metrics:
+        plots.draw_ladder(rungs, results, caption, theirs)
     if report.findings.curve is not None:
         gain = report.results.contrast(published.THIS_RUN, published.UNIFORM, "aurg")
         plots.draw_certainty(certainty, report.findings.curve, gain, caption)
 
 
 @torch.inference_mode()
-def write_page(
-    path: Path, count: int, report: Report, store: FeatureStore, text: Tensor, phrases: Sequence[str]
-) -> None:
-    """Write the page of `count` images; `text` are features (D, K + P) of the run's words and of `phrases`."""
+def page_of(count: int, report: Report, store: FeatureStore, reader: SettingsReader, phrases: Sequence[str]) -> str:
+    """The page of `count` images, which offers `phrases` besides the run's words."""
     results, dataset, reading, cards = report.results, store.dataset, store.model.reading, []
+    text = reader.text_features(((*reading.depth_classes, *phrases), *reading.words[1:]))  # (D, K + P)
     for item in page.spread(len(dataset), count):
-        logits = logits_of(features_of(store, item), text, reading).cpu().numpy()  # (2, K + P, h, w)
+        logits = logits_of(store.model.features(store.get(item)), text, reading).cpu().numpy()  # (2, K + P, h, w)
         own = results.by_column(results.metrics[published.THIS_RUN][item].tolist())
-        names = (*published.COLUMNS, "spearman")
-        metrics = {metric: None if math.isnan(own[metric]) else own[metric] for metric in names}
+        shown = {m: None if math.isnan(own[m]) else own[m] for m in (*published.COLUMNS, "spearman")}
         name, scene, truth = dataset.names[item], dataset.scenes[item], dataset.truth(item)
         picture, counted = resized(dataset.pixels(item), truth.shape), dataset.scope.counted(dataset.depth(item)[0])
-        cards.append(page.card(name, scene, picture, logits, reading, truth, metrics, counted.numpy()))
+        cards.append(page.card(name, scene, picture, logits, reading, truth, shown, counted.numpy()))
+    rows: dict[str, Mapping[str, float | None]]
     rows = {row: results.mean(row) for row in (published.THIS_RUN, published.UNIFORM)}
     rows |= published.beside(report.protocol.name) if report.official else {}
     table = {name: {column: row[column] for column in published.COLUMNS} for name, row in rows.items()}
     said, warning = [page.subset_note(len(cards), len(dataset))], "; ".join(report.warnings)
-    write_text(path, page.build(report.title, cards, reading, phrases, table, said, warning, report.protocol))
+    return page.build(report.title, cards, reading, phrases, table, said, warning, report.protocol)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,36 +188,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(*dataset.remarks)
         clip_model, model, made = options.load_model(setup)
         say(f"model: {setup}")
-        rows = rows_of(reading, own, None if args.no_paper else protocol.name)
         groups = control_groups(reading, thins(model.clip_vis, reading.readout)) if args.controls else {}
-        rows = with_controls(rows, groups) if args.controls else rows
-        orders, complete = assignments(reading.bin_list) if args.controls else ([reading.bin_list], False)
-        names = [
-            *(s.name for s in rows.settings),
-            *rows.randoms,
-            *rows.constants,
-            *published.RUNGS[1 : None if args.controls else 2],
-        ]
-        if twice := {name for name in own if names.count(name) > 1}:
-            raise options.UsageError(f"{args.readings}: {min(twice)!r} is the name of another row; choose another name")
+        rows = rows_of(reading, own, None if args.no_paper else protocol.name, groups)
+        rungs = published.RUNGS if groups else (published.BEST,)
+        names = [*(setting.name for setting in rows.settings), *rows.randoms, *rows.constants, *rungs]
+        if twice := [name for name in own if names.count(name) > 1]:
+            raise options.UsageError(f"{args.readings}: {twice[0]!r} is the name of another row; choose another name")
 
         start = time.perf_counter()
-        sizes = args.batch_size or options.BATCH_SIZE[device.type], args.workers or options.WORKERS[device.type]
-        store = fill_store(model, dataset, made, args.store or args.output / "features", *sizes, rank, count)
+        store = FeatureStore(args.store or args.output / "features", model, dataset, made)
+        workers = args.workers or options.WORKERS[device.type]
+        store.fill(args.batch_size or options.BATCH_SIZE[device.type], workers, rank, count)
         if rank > 0:
             return
         encoded = time.perf_counter()
-
         reader = SettingsReader(model, partial(zeroshot_classifier, clip_model), rows.settings)
-        images = Images(dataset.names, dataset.scenes, dataset.clusters, dataset.indices, dataset.clustered_by)
-        one_size = len(set(dataset.sizes)) <= 1
-        ladder = Ladder(model, protocol, folds_of(images.clusters), one_size) if args.controls else None
-        scorer = Scorer(rows, reader, torch.tensor(orders), protocol, dataset, *([ladder.maps] if ladder else []))
-        findings = score_rows(store, scorer, images, ladder)
+        findings = score_rows(store, reader, rows, protocol)
         seconds = {"encode": round(encoded - start, 3), "score": round(time.perf_counter() - encoded, 3)}
 
-        sha256 = made["checkpoint_sha256"]
-        caveats = notes.caveats(dataset.official, protocol, sha256, model, dataset.seen)
+        caveats = notes.caveats(dataset.official, protocol, made["checkpoint_sha256"], model, dataset.seen)
+        orders, complete = assignments(reading.bin_list) if groups else ([reading.bin_list], False)
         report = Report(
             findings,
             rows,
@@ -218,28 +215,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             title=f"MonoCLIP on {dataset.title}",
             caption=notes.caption(dataset.title, caveats),
             official=dataset.official,
-            as_released=CHECKPOINTS["RN50"].matches(sha256) and read_alike(PAPER, reading) == PAPER,
+            as_released=CHECKPOINTS["RN50"].matches(made["checkpoint_sha256"]) and read_alike(PAPER, reading) == PAPER,
             warnings=caveats,
             own=list(own),
             groups={title: [setting.name for setting in group] for title, group in groups.items() if group},
             complete=complete,
             assignments=len(orders),
         )
-        about = notes.identified(protocol) | {"data": dataset.title, "warnings": caveats}
-        about |= {"seconds": seconds, "made_with": made}
-        about["certainty"] = {"most_certain_abs_rel": None if findings.curve is None else findings.curve.tolist()}
-        about["readings"] = {setting.name: asdict(setting.reading) for setting in rows.settings}
         found = tables.all_tables(report)
         with new_results(args.output, FILES) as folder:
             write_text(folder / tables.ROWS_FILE, tables.as_csv(report.results, protocol.name, tables.parts_of(report)))
             write_text(folder / MARKDOWN_FILE, tables.as_markdown(found, report.title, report.caption))
-            write_json(folder / tables.RESULTS_FILE, tables.as_json(report) | about)
+            write_json(folder / tables.RESULTS_FILE, results_json(report, store, made, seconds))
             if args.figures:
-                text = reader.text_features(published.BIN_RESPONSE.words)
-                terminal.try_to_draw(lambda: draw(folder, report, store, text))
+                terminal.try_to_draw(lambda: draw(folder, report, store, reader))
             if args.html:
-                text = reader.text_features(((*reading.depth_classes, *phrases), *reading.words[1:]))
-                write_page(folder / page.PAGE_FILE, args.html, report, store, text, phrases)
+                write_text(folder / page.PAGE_FILE, page_of(args.html, report, store, reader, phrases))
         files = f"{args.output / MARKDOWN_FILE} has all tables, {tables.ROWS_FILE} beside it every image."
         print(f"\n{tables.summary(report, found, files)}")
 

@@ -4,9 +4,8 @@ One file an image holds what CLIP's image trunk sees of it and of its mirror, a 
 read out of it, so that every read-out comes from one file. Its folder is named by a hash of what it depends on
 (weights, precision, form of the network, normalisation, crop), and it by the hash of the image. A file is there whole
 or not at all, and what is there is not computed again. So the store is at once what a stopped run goes on from, the
-cache for other words, and how processes share the work, on one machine or over a shared file system; another checkpoint
-is another name, never a conflict. Files are .npz, whose CRC-32 is checked whenever they are read; a damaged one is
-computed again, and said.
+cache for other words, and how processes share the work, on one machine or over a shared file system. Files are .npz,
+whose CRC-32 is checked whenever they are read; a damaged one is computed again, and said.
 """
 
 import errno
@@ -44,41 +43,46 @@ DAMAGE = (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedErro
 class FeatureStore:
     """The features of a data set's images, in a folder of `root`, of which the model computes what is missing.
 
-    They depend on `depends_on`, as JSON holds it, besides the image, its crop and the model's reading.
+    The folder's name depends on `STORED_WITH` of `made_with`. Raises OSError: the folder is not what its name says.
     """
 
-    def __init__(self, root: Path, model: MonoCLIP, dataset: DepthPairs, depends_on: Mapping[str, Any]) -> None:
-        self.model, self.dataset = model, dataset
+    def __init__(self, root: Path, model: MonoCLIP, dataset: DepthPairs, made_with: Mapping[str, Any]) -> None:
+        self.model, self.dataset, reading = model, dataset, model.reading
         crop: Any = "all, at the working size"
         if dataset.form.frames:
             crop = [[side.start, side.stop] for side in dataset.scope.window(*dataset.form.frames[0])]
-        reading = model.reading
-        about = {**depends_on, "image_mean": reading.image_mean, "image_std": reading.image_std, "crop": crop}
+        about = {key: made_with.get(key) for key in STORED_WITH}
+        about |= {"image_mean": reading.image_mean, "image_std": reading.image_std, "crop": crop}
         described = json.dumps(about, indent=1, sort_keys=True).encode()
         self.folder = root / hashlib.sha256(described).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / DESCRIPTION).is_file():
-            write_whole(self.folder / DESCRIPTION, lambda file: file.write(described))
-        if (self.folder / DESCRIPTION).read_bytes() != described:
+        if not (file := self.folder / DESCRIPTION).is_file():
+            write_whole(file, lambda file: file.write(described))
+        if file.read_bytes() != described:
             wrong = "describes other features than its folder's name says; remove the folder"
             raise OSError(0, wrong, str(self.folder))
         self.paths = [self.folder / f"{dataset.image_sha256(item)}.npz" for item in range(len(dataset))]
 
-    def fill(self, items: Sequence[int], batch_size: int, workers: int, quiet: bool) -> None:
-        """Compute the features of those of the images that have no file, with progress on stderr unless `quiet`.
+    def fill(self, batch_size: int, workers: int, rank: int = 0, count: int = 1) -> None:
+        """Step 1 as process `rank` of `count`, whose own is every count-th image; returns when all have done theirs.
 
         Raises OSError: there is no room for them, or they cannot be written; DataError: an image is damaged.
         """
+        items = range(rank, len(self.paths), count)
         first = {self.paths[item]: item for item in reversed(items)}  # images with the same bytes have one file
         missing = sorted(item for path, item in first.items() if not path.is_file())
         needed = sum(2 * self.model.clip_vis.patch_dim * (math.prod(self.grid(item)) + 1) * 4 for item in missing)
         if (free := shutil.disk_usage(self.folder).free) < needed:
             room = f"the features need {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
             raise OSError(errno.ENOSPC, room, str(self.folder))
-        silent = quiet or not missing
+        silent = rank > 0 or not missing
         with tqdm(total=len(missing), desc="encode", unit=" images", disable=silent, bar_format=PROGRESS) as bar:
-            for count in self.encode(missing, batch_size, workers):
-                bar.update(count)
+            for done in self.encode(missing, batch_size, workers):
+                bar.update(done)
+        if count > 1:
+            distributed.barrier()
+        if self.model.bin_list.device.type == "mps":
+            self.model.to("cpu")  # scoring sums in float64, which MPS lacks
 
     @torch.inference_mode()
     def encode(self, items: Sequence[int], batch_size: int, workers: int = 1) -> Iterator[int]:
@@ -103,50 +107,27 @@ class FeatureStore:
 
     def get(self, item: int) -> Trunk:
         """The trunk of an image and its mirror, patches (2, C, h, w), on the CPU; computed if need be."""
-        for _ in range(2):
-            if (trunk := self.read(item)) is not None:
-                return trunk
-            for _ in self.encode([item], 1):
-                pass
-        raise OSError(0, "is damaged right after it was written; check the disk", str(self.paths[item]))
+        if (trunk := self.read(item)) is None:
+            list(self.encode([item], 1))
+            trunk = self.read(item)
+        if trunk is None:
+            raise OSError(0, "is damaged right after it was written; check the disk", str(self.paths[item]))
+        return trunk
 
     def read(self, item: int) -> Trunk | None:
         """What is stored of an image; None, and said, if nothing is or it is damaged."""
-        path = self.paths[item]
+        path, shape = self.paths[item], (2, self.model.clip_vis.patch_dim, *self.grid(item))
+        if not path.is_file():
+            return None
         try:
-            if path.is_file():
-                with zipfile.ZipFile(path) as file:  # compares CRC-32s, which np.load does not if a header is damaged
-                    contents = [file.read(f"{name}.npy") for name in (*Trunk._fields, "key")]
-                *arrays, key = (np.load(io.BytesIO(content), allow_pickle=False) for content in contents)
-                if str(key) != self.key(item) or any(array.dtype != np.float32 for array in arrays):
-                    raise ValueError("it is of another image or store")
-                expected = (2, self.model.clip_vis.patch_dim, *self.grid(item))
-                if [array.shape for array in arrays] != [expected, expected[:2]] or not all(a.any() for a in arrays):
-                    raise ValueError(f"patches of shape {arrays[0].shape}, expected {expected}, or all 0")
-                return Trunk(*map(torch.from_numpy, arrays))
+            with zipfile.ZipFile(path) as file:  # compares CRC-32s, which np.load does not if a header is damaged
+                contents = [file.read(f"{name}.npy") for name in (*Trunk._fields, "key")]
+            *arrays, key = (np.load(io.BytesIO(content), allow_pickle=False) for content in contents)
+            if str(key) != self.key(item) or any(array.dtype != np.float32 for array in arrays):
+                raise ValueError("it is of another image or store")
+            if [array.shape for array in arrays] != [shape, shape[:2]] or not all(array.any() for array in arrays):
+                raise ValueError(f"patches of shape {arrays[0].shape}, expected {shape}, or all 0")
+            return Trunk(*map(torch.from_numpy, arrays))
         except DAMAGE as error:
             print(f"{path}: damaged ({error}); computed again", file=sys.stderr)
-        return None
-
-
-def fill_store(
-    model: MonoCLIP,
-    dataset: DepthPairs,
-    made_with: Mapping[str, Any],
-    root: Path,
-    batch_size: int,
-    workers: int,
-    rank: int,
-    count: int,
-) -> FeatureStore:
-    """Step 1 as process `rank` of `count` does it, whose own is every count-th image: the store that all have filled.
-
-    Raises OSError and DataError as `FeatureStore.fill`.
-    """
-    store = FeatureStore(root, model, dataset, {key: made_with[key] for key in STORED_WITH})
-    store.fill(range(rank, len(dataset), count), batch_size, workers, rank > 0)
-    if count > 1:
-        distributed.barrier()
-    if model.bin_list.device.type == "mps":
-        model.to("cpu")  # scoring sums in float64, which MPS lacks
-    return store
+            return None

@@ -16,75 +16,70 @@ fold are kept, not patches, so memory does not grow with the images. docs/ladder
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from calculate_error import Protocol
 from clip.model import Trunk
+from datasets.pairs import DepthPairs
 from experiments.published import ANSWERS_AT, CEILING, FITTED, PROBE, TRUTH_AT, WITHIN
 from experiments.score import Truth
+from experiments.statistics import folds_of
 from monoclip import MonoCLIP, depth_of, mirror_average
 
 LEAST_FITTED = 0.1  # [m]
 LEAST_RANK = 1e-9  # of squared singular values: below it are differences that fp32 makes of equal weights
 
 
-class Fit:
-    """Least squares |x a - y|^2 + ridge |a|^2 for each fold, over the rows of all other folds.
+class Sums:
+    """Sums over the images of each fold, from which that of all other folds is had."""
 
-    `free` columns at the end of x are not held down by the ridge. Where x lacks rank, a is the shortest solution.
-    """
-
-    def __init__(self, folds: int, ridge: float = 0.0, free: int = 0) -> None:
-        self.ridge, self.free = ridge, free
+    def __init__(self, folds: int) -> None:
         self.sums: list[Tensor | None] = [None] * folds
 
-    def add(self, fold: int, x: Tensor, y: Tensor) -> None:
-        """Add rows (P, C) and their values (P,)."""
-        if len(x):  # else sums of 0 would pass for something to fit on
-            self.sum_up(fold, x.double().T @ torch.cat([x, y[:, None]], dim=1).double())
+    def add(self, fold: int, more: Tensor) -> None:
+        """Add to a fold's sum what is not all 0: nothing would pass for something to fit on."""
+        if more.any():
+            total = self.sums[fold]
+            self.sums[fold] = more if total is None else total.add_(more)
 
-    def sum_up(self, fold: int, more: Tensor) -> None:
-        """Add to a fold's sum."""
-        total = self.sums[fold]
-        self.sums[fold] = more if total is None else total.add_(more)
-
-    def solve(self) -> list[Tensor | None]:
-        """The solution for each fold; None where no other fold has any rows."""
-        known = [{i: s for i, s in enumerate(self.sums) if i != f and s is not None} for f in range(len(self.sums))]
-        return [self.solution(torch.stack(list(each.values())).sum(dim=0)) if each else None for each in known]
-
-    def solution(self, total: Tensor) -> Tensor | None:
-        """The solution (C,) of sums (C, C + 1) of x'x and x'y."""
-        matrix, values = total[:, :-1].clone(), total[:, -1]
-        matrix.diagonal()[: len(matrix) - self.free] += self.ridge
-        return (
-            torch.linalg.solve(matrix, values)
-            if self.ridge
-            else torch.linalg.pinv(matrix, rtol=LEAST_RANK, hermitian=True) @ values
-        )
+    def solve(self, solution: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
+        """The solution for each fold; None for all where one has nothing in other folds."""
+        others = [[s for i, s in enumerate(self.sums) if i != fold and s is not None] for fold in range(len(self.sums))]
+        return [solution(torch.stack(some).sum(dim=0)) if all(others) else None for some in others]
 
 
-class Mean(Fit):
-    """Mean of maps (H, W) of one size over the images of all other folds; weighted, it is over what has weight."""
+def equations(x: Tensor, y: Tensor) -> Tensor:
+    """x'x and x'y of P rows: (P, C), (P,) -> (C, C + 1) float64."""
+    return x.double().T @ torch.cat([x, y[:, None]], dim=1).double()
 
-    def add(self, fold: int, values: Tensor, weights: Tensor) -> None:
-        """Add a map with weights."""
-        self.sum_up(fold, torch.stack([values.double() * weights, weights.double()]))
 
-    def solution(self, total: Tensor) -> Tensor | None:
-        """The mean; the mean of all where nothing has weight; None if nothing has any."""
-        values, count = total
-        return torch.where(count > 0, values / count.clamp(min=1), values.sum() / count.sum()) if count.any() else None
+def least_squares(total: Tensor, ridge: float = 0.0, free: int = 0) -> Tensor:
+    """argmin |x a - y|^2 + ridge |a|^2 of sums of `equations`, the shortest where x lacks rank: (C, C + 1) -> (C,).
+
+    The last `free` columns are not held down by the ridge.
+    """
+    matrix, values = total[:, :-1].clone(), total[:, -1]
+    matrix.diagonal()[: len(matrix) - free] += ridge
+    if ridge:
+        return torch.linalg.solve(matrix, values)
+    return torch.linalg.pinv(matrix, rtol=LEAST_RANK, hermitian=True) @ values
+
+
+def mean_map(total: Tensor) -> Tensor:
+    """Weighted mean of maps by sums (2, H, W) of value x weight and weight; the mean of all where nothing has any."""
+    values, weight = total
+    return torch.where(weight > 0, values / weight, values.sum() / weight.sum())
 
 
 class Probe:
     """The linear probe of a read-out's features."""
 
     def __init__(self, model: MonoCLIP, readout: str, folds: int) -> None:
-        self.model, self.readout, self.fit = model, readout, Fit(folds, ridge=0.1, free=1)
+        self.model, self.readout, self.sums = model, readout, Sums(folds)
 
     def features(self, trunk: Trunk) -> Tensor:
         """g with a 1 at its end, (D + 1, h, w), of an image."""
@@ -93,77 +88,78 @@ class Probe:
 
     def add(self, fold: int, trunk: Trunk, truth: Truth) -> None:
         """Add an image's measured patches."""
-        self.fit.add(fold, self.features(trunk).flatten(1)[:, truth.patches].T, truth.patch_depth.log())
+        x = self.features(trunk).flatten(1)[:, truth.patches].T
+        self.sums.add(fold, equations(x, truth.patch_depth.log()))
 
     def solve(self) -> None:
         """Solve for each fold's others."""
-        self.solved = self.fit.solve()
+        self.solved = self.sums.solve(partial(least_squares, ridge=0.1, free=1))
 
     def depth(self, fold: int, trunk: Trunk, cap: float) -> Tensor | None:
         """Depth of the patches of an image of this fold, (h, w) [m]; None if some fold's others have no patches."""
-        if any(weights is None for weights in self.solved):
+        if (weights := self.solved[fold]) is None:
             return None
-        log_depth = torch.einsum("d,dhw->hw", self.solved[fold], self.features(trunk).double())
+        log_depth = torch.einsum("d,dhw->hw", weights, self.features(trunk).double())
         return log_depth.clamp(math.log(LEAST_FITTED), math.log(cap)).exp()
 
 
 class Ladder:
-    """The rungs that need more than one image; `one_size`: of all images, else nothing depends on position."""
+    """The rungs that need more than one image of `data`."""
 
-    def __init__(self, model: MonoCLIP, protocol: Protocol, folds: Sequence[int], one_size: bool) -> None:
-        self.model, self.protocol, self.folds = model, protocol, folds
-        count = max(folds) + 1
-        self.probe, self.words = Probe(model, "", count), Fit(count)
-        self.positions = {ANSWERS_AT: Mean(count), TRUTH_AT: Mean(count)} if one_size else {}
-        self.solved: dict[str, list[Tensor | None]] = {}
+    def __init__(self, model: MonoCLIP, protocol: Protocol, data: DepthPairs) -> None:
+        self.model, self.protocol, self.folds = model, protocol, folds_of(data.clusters)
+        count = max(self.folds) + 1
+        self.probe, self.words = Probe(model, "", count), Sums(count)
+        one_size = len(set(data.sizes)) <= 1  # else nothing depends on position
+        self.positions = {ANSWERS_AT: Sums(count), TRUTH_AT: Sums(count)} if one_size else {}
         self.measured = False  # whether any patch is
-        self.missing: list[str] = []  # why rungs are left out, a sentence each
 
     @torch.inference_mode()
     def fit(self, trunk_of: Callable[[int], Trunk], truth_of: Callable[[int, Trunk], Truth]) -> None:
         """Sum up what the images of each fold say, and solve for each fold's others."""
-        if max(self.folds) == 0:
-            self.missing.append("There is one cluster, so nothing is fitted: there are no other images to fit on.")
         for item, fold in enumerate(self.folds):
             trunk = trunk_of(item)
             truth, weights = truth_of(item, trunk), self.model.weights(trunk)  # (1, K, h, w)
             self.measured |= len(truth.patches) > 0
-            if max(self.folds) == 0 or not weights.isfinite().all():  # whose image will be named when it is scored
+            if not weights.isfinite().all():  # the image will be named when it is scored
                 continue
-            p = weights[0].flatten(1)[:, truth.patches].T.double()  # (P, K)
-            self.words.add(fold, p / truth.patch_depth[:, None], torch.ones_like(truth.patch_depth))
+            p = weights[0].flatten(1)[:, truth.patches].T  # (P, K)
+            self.words.add(fold, equations(p / truth.patch_depth[:, None], torch.ones_like(truth.patch_depth)))
             self.probe.add(fold, trunk, truth)
             if self.positions:
-                depth = depth_of(weights, self.model.bin_list[None])[0, 0]  # (h, w)
-                self.positions[ANSWERS_AT].add(fold, depth, torch.ones_like(depth))
-                pixels = torch.zeros_like(truth.counts, dtype=torch.float32)
-                pixels[truth.counts] = truth.depth
-                self.positions[TRUTH_AT].add(fold, pixels, truth.counts)
-        if not self.measured:
-            self.missing.append("No patch is measured, so there is no ceiling.")
-        if max(self.folds) == 0:
-            return
+                depth = depth_of(weights, self.model.bin_list[None])[0, 0].double()  # (h, w)
+                self.positions[ANSWERS_AT].add(fold, torch.stack([depth, torch.ones_like(depth)]))
+                counts = truth.counts.double()
+                depth = truth.frame[self.protocol.window(*truth.frame.shape)] * counts
+                self.positions[TRUTH_AT].add(fold, torch.stack([depth, counts]))
         self.probe.solve()
-        self.solved = {FITTED: self.words.solve()} | {row: mean.solve() for row, mean in self.positions.items()}
-        if any(one is None for one in self.solved[FITTED]):
-            self.missing.append("Too few patches are measured to fit on those of other images.")
-        if not self.positions:
-            self.missing.append("Images have several sizes, so nothing depends on position.")
+        self.solved = {FITTED: self.words.solve(least_squares)}
+        self.solved |= {row: sums.solve(mean_map) for row, sums in self.positions.items()}
 
-    def maps(self, item: int, trunk: Trunk, truth: Truth) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Depth of one image by rung: of patches, (h, w), and of pixels, (H, W) [m]."""
+    @property
+    def missing(self) -> list[str]:
+        """Why rungs are left out, a sentence each."""
+        several = max(self.folds) > 0
+        why = {
+            "There is one cluster, so nothing is fitted: there are no other images to fit on.": not several,
+            "No patch is measured, so there is no ceiling.": not self.measured,
+            "Too few patches are measured to fit on those of other images.": several and self.solved[FITTED][0] is None,
+            "Images have several sizes, so nothing depends on position.": several and not self.positions,
+        }
+        return [sentence for sentence, holds in why.items() if holds]
+
+    def maps(self, item: int, trunk: Trunk, truth: Truth) -> dict[str, Tensor]:
+        """Depth of one image by rung: of patches, (h, w), but for `TRUTH_AT` of pixels, (H, W) [m]."""
         fold, bins, cap = self.folds[item], self.model.bin_list, self.protocol.cap
-        solved = {row: each[fold] for row, each in self.solved.items() if all(one is not None for one in each)}
-        if FITTED in solved:
-            solved[FITTED] = torch.einsum("k,khw->hw", solved[FITTED], self.model.weights(trunk)[0].double())
-            solved[PROBE] = self.probe.depth(fold, trunk, cap)
+        solved = {row: each[fold] for row, each in self.solved.items()}
+        if (fitted := solved[FITTED]) is not None:
+            solved[FITTED] = torch.einsum("k,khw->hw", fitted, self.model.weights(trunk)[0].double())
+        solved[PROBE] = self.probe.depth(fold, trunk, cap)
         found = {row: depth.clamp(LEAST_FITTED, cap) for row, depth in solved.items() if depth is not None}
-        pixels = {TRUTH_AT: found.pop(TRUTH_AT)} if TRUTH_AT in found else {}
-        if not self.measured:
-            return found, pixels
-        grid, elsewhere = trunk.patches.shape[2:], truth.patch_depth if len(truth.patches) else truth.depth.double()
-        ceiling = elsewhere.mean().repeat(grid.numel())
-        ceiling[truth.patches] = truth.patch_depth
-        found[CEILING] = ceiling.view(grid)
-        found[WITHIN] = found[CEILING].clamp(bins.min(), bins.max())
-        return found, pixels
+        if self.measured:
+            elsewhere = truth.patch_depth if len(truth.patches) else truth.depth.double()
+            ceiling = elsewhere.mean().repeat(math.prod(trunk.patches.shape[2:]))
+            ceiling[truth.patches] = truth.patch_depth
+            found[CEILING] = ceiling.view(trunk.patches.shape[2:])
+            found[WITHIN] = found[CEILING].clamp(bins.min(), bins.max())
+        return found

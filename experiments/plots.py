@@ -10,7 +10,7 @@ import torch
 from datasets import printable
 from experiments.published import BIN_RESPONSE, BIN_RESPONSE_DEPTHS, RUNGS, THIS_RUN, cell_of
 from experiments.score import pooled
-from experiments.statistics import HIGHER, PRIMARY, Case, Contrast, Findings, Interval, Means, Results
+from experiments.statistics import HIGHER, PRIMARY, Case, Contrast, Findings, Interval, Results
 from viewer.strip import Example, drawing
 
 OWN, OTHER, NO_WORDS = "tab:orange", "tab:blue", "tab:gray"
@@ -155,7 +155,7 @@ def whiskers(means: Sequence[float], intervals: Sequence[Interval]) -> np.ndarra
     return np.abs(np.array([interval or (np.nan, np.nan) for interval in intervals]).T - means)
 
 
-def draw_ladder(path: Path, results: Results, caption: str, theirs: Means | None = None) -> None:
+def draw_ladder(path: Path, results: Results, caption: str, theirs: Mapping[str, Any] | None = None) -> None:
     """The rungs as bars of delta1 and abs_rel with intervals, this run in orange; a dashed line is `theirs`."""
     rungs = [row for row in RUNGS if row in results.metrics]
     line = "; dashed: published" if theirs else ""

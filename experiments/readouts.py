@@ -33,7 +33,7 @@ from clip.model import CLIP, Trunk
 from datasets.readings import IMAGE_STATISTICS, with_statistics
 from download import new_results, write_json, write_text
 from experiments import plots, tables
-from experiments.features import FeatureStore, fill_store
+from experiments.features import FeatureStore
 from experiments.ladder import Probe
 from experiments.published import UNIFORM, cell_of
 from experiments.score import Rows, Scorer, Setting, SettingsReader, mean_permuted
@@ -101,9 +101,9 @@ def score_cases(
     fitted = [replace(case, temperature=None, released=False) for case in cases]  # one for all temperatures
     probes = {case: Probe(store.model, case.readout, max(folds) + 1) for case in fitted}
 
-    def probed(item: int, trunk: Trunk, *_: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def probed(item: int, trunk: Trunk, *_: object) -> dict[str, Tensor]:
         found = {case.name: probe.depth(folds[item], trunk, scope.cap) for case, probe in probes.items()}
-        return {name: depth for name, depth in found.items() if depth is not None}, {}
+        return {name: depth for name, depth in found.items() if depth is not None}
 
     rows = Rows(settings, constants={UNIFORM: float(np.mean(bins[0]))})
     scorer = Scorer(rows, reader, torch.tensor(bins), scope, store.dataset, probed)
@@ -165,8 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 say(f"{name}, image statistics of {statistics}:")
                 cases = cases_of(name, clip_model, statistics, with_statistics(reading, statistics), rn50)
                 model = MonoCLIP(clip_model, next(iter(cases.values())))
-                folder = args.store or args.output / "features"
-                store = fill_store(model, dataset, made, folder, *sizes, rank, count)
+                store = FeatureStore(args.store or args.output / "features", model, dataset, made)
+                store.fill(*sizes, rank, count)
                 if rank == 0:
                     more, means = score_cases(clip_model, store, cases, folds_of(images.clusters), protocol)
                     errors, permuted = [a | b for a, b in zip(errors, more, strict=True)], permuted | means

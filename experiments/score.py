@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -46,9 +47,8 @@ EXTRA_METRICS = ("spearman", "ordinal", "aurg", "silog", *(f"{h}_{m}" for h in (
 PIXEL, GRID = "random, each pixel, seed 0", "random, each patch, seed 0"
 RANDOM_ROWS = (PIXEL, GRID, "random, each patch, mirror average, seed 0")
 
-MAPS_AT_ONCE = 16  # of an image, so that few of their pixels are in memory
-CONSTANTS_AT_ONCE = 256  # of the sweep, so that histograms are read a few times only
 SWEPT = 2000  # constants that are tried, from 0 to the protocol's largest depth: 5 mm apart on NYU
+SWEPT_AT_ONCE = 256  # of them, so that histograms are read a few times only
 SHARES = 20  # of the most certain predictions, at which a sparsification curve is taken
 
 
@@ -57,8 +57,7 @@ def metrics_of(protocol: Protocol) -> tuple[str, ...]:
     return (*protocol.metrics, *EXTRA_METRICS)
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """A row whose depth is read out of the features."""
 
     name: str
@@ -74,75 +73,61 @@ class Rows:
     randoms: tuple[str, ...] = ()  # `RANDOM_ROWS`
     constants: Mapping[str, float] = field(default_factory=dict)  # [m], by name
     baselines: Mapping[str, str] = field(default_factory=dict)  # setting -> the constant that is the mean of its bins
+    groups: Mapping[str, Sequence[Setting]] = field(default_factory=dict)  # question -> those that are controls
 
     def row_of(self, reading: Reading) -> str | None:
         """Name of the row that is this reading and nothing else."""
         return next((s.name for s in self.settings if s.reading == reading and s.channels is None), None)
 
 
-class PatchAnswers(NamedTuple):
-    """What R settings read out of an image, in the mean of it and its mirror; float32, on the model's device."""
-
-    depth: Tensor  # (R, h, w) [m]
-    sigma: Tensor  # alike
-    weights: Tensor  # (asked, K, h, w), of the words of the first settings
-
-
 class SettingsReader:
     """Every setting's depth by the functions of monoclip.py; those of the same words and features share one softmax.
 
-    `encode_prompts` gives the text features (D, K) of a reading's words. The first `asked` settings, all of K words,
-    have their weights among the answers.
+    `encode_prompts` gives the text features (D, K) of words. The weights of the first `asked` settings are answers.
     """
 
     def __init__(
         self, model: MonoCLIP, encode_prompts: Callable[..., Tensor], settings: Sequence[Setting], asked: int = 1
     ) -> None:
         self.model, self.encode_prompts, self.settings, self.asked = model, encode_prompts, settings, asked
-        self.text: dict[tuple[tuple[str, ...], ...], Tensor] = {model.reading.words: model.text_features}
-        self.softmaxes: dict[tuple[object, ...], list[int]] = {}
-        for i, s in enumerate(settings):
-            r = s.reading
-            self.softmaxes.setdefault((r.words, r.temperature, r.logit_scale, r.readout, s.channels), []).append(i)
-            self.text_features(r.words)
+        words, *others = model.reading.words
+        self.columns = {(word, *others): text for word, text in zip(words, model.text_features.T, strict=True)}
+        for setting in settings:
+            self.text_features(setting.reading.words)
 
     def text_features(self, words: tuple[tuple[str, ...], ...]) -> Tensor:
-        """(D, K) of the words of a reading, encoded when they are first asked for."""
-        if words not in self.text:
-            self.text[words] = self.encode_prompts(*words).to(self.model.bin_list.device)
-        return self.text[words]
+        """(D, K) of the words of a reading; each word is encoded when it is first asked for."""
+        classes, *others = words
+        if new := tuple(dict.fromkeys(word for word in classes if (word, *others) not in self.columns)):
+            text = self.encode_prompts(new, *others).to(self.model.bin_list.device)
+            self.columns |= {(word, *others): column for word, column in zip(new, text.T, strict=True)}
+        return torch.stack([self.columns[word, *others] for word in classes], dim=1)
 
-    def __call__(self, trunk: Trunk) -> PatchAnswers:
-        """What all settings read of an image's trunk, as from `FeatureStore.get`."""
-        names = {setting.reading.readout for setting in self.settings}
-        by_readout = {name: self.model.features(trunk, name) for name in names}  # (2, D, h, w) each
-        depth = self.model.bin_list.new_empty(len(self.settings), *trunk.patches.shape[2:])
-        sigma = torch.empty_like(depth)
-        weights: dict[int, Tensor] = {}
-        for members in self.softmaxes.values():
-            first = self.settings[members[0]]
-            features = by_readout[first.reading.readout]
-            if first.channels is not None:
-                channels = F.normalize(trunk.patches.to(features.device), dim=1)
-                features = channels[:, random_channels(channels.shape[1], features.shape[1], first.channels)]
-            logits = logits_of(features, self.text[first.reading.words], first.reading)  # (2, K, h, w)
-            mean = mirror_average(logits.softmax(dim=1))  # (1, K, h, w)
-            bins = mean.new_tensor([self.settings[i].reading.bin_list for i in members])  # (M, K)
-            found = depth_of(mean, bins)
-            depth[members], sigma[members] = found[0], sigma_of(mean, bins, found)[0]  # (M, h, w)
-            weights |= {i: mean[0] for i in members if i < self.asked}
-        return PatchAnswers(depth, sigma, torch.stack([weights[i] for i in range(self.asked)]))
-
-
-def random_channels(channels: int, joint: int, seed: int) -> Tensor:
-    """`joint` of the channels, in a random order: sorted ones would meet some dimensions of every second channel."""
-    return torch.from_numpy(np.random.default_rng(seed).choice(channels, joint, replace=False))
+    def __call__(self, trunk: Trunk) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        """Depth and sigma (R, h, w) [m], and weights of the words (K, h, w) of the first settings, of an image."""
+        features_by = cache(lambda readout: self.model.features(trunk, readout).contiguous())  # (2, D, h, w)
+        every = cache(lambda: F.normalize(trunk.patches.to(self.model.bin_list.device), dim=1))  # (2, C, h, w)
+        softmaxes, answers = dict[tuple[object, ...], Tensor](), []
+        for _, r, seed in self.settings:
+            same = (r.words, r.temperature, r.logit_scale, r.readout, seed)
+            if same not in softmaxes:
+                features = features_by(r.readout)
+                if seed is not None:  # in a random order: sorted ones would meet some of every second
+                    chosen = np.random.default_rng(seed).choice(every().shape[1], features.shape[1], replace=False)
+                    features = every()[:, chosen]
+                logits = logits_of(features, self.text_features(r.words), r)  # (2, K, h, w)
+                softmaxes[same] = mirror_average(logits.softmax(dim=1))  # (1, K, h, w)
+            weights = softmaxes[same]
+            depth = depth_of(weights, bins := weights.new_tensor([r.bin_list]))  # (1, 1, h, w)
+            answers.append((depth[0, 0], sigma_of(weights, bins, depth)[0, 0], weights[0]))
+        depths, sigmas, asked = zip(*answers, strict=True)
+        return torch.stack(depths), torch.stack(sigmas), asked[: self.asked]
 
 
-def random_depth(row: str, name: str, grid: tuple[int, ...], size: tuple[int, ...], largest: float) -> Tensor:
+def random_depth(row: str, name: str, size: Sequence[int], largest: float) -> Tensor:
     """A map of random depth from 0 to `largest` [m], of patches or pixels; it depends on the image's name only."""
     rng = np.random.default_rng([0, zlib.crc32(name.encode())])
-    draws = rng.random((1 if row in (PIXEL, GRID) else 2, *(size if row == PIXEL else grid)), dtype=np.float32)
+    draws = rng.random((1 if row in (PIXEL, GRID) else 2, *size), dtype=np.float32)
     return torch.from_numpy((draws * np.float32(largest)).mean(axis=0))
 
 
@@ -157,16 +142,14 @@ class Truth(NamedTuple):
 
 
 def truth_of(frame: Tensor, grid: Sequence[int], protocol: Protocol, units_per_metre: float) -> Truth:
-    """The ground truth of a frame (H, W) float32 [m], 0 = no measurement, and of the patches seen of it.
-
-    Sums of whole units are exact for patches of 2^n pixels, so that those of equal mean depth have equal numbers.
-    """
+    """The ground truth of a frame (H, W) float32 [m], 0 = no measurement, and of the patches seen of it."""
     counts = protocol.counted(frame)
     depth = frame[protocol.window(*frame.shape)]
-    units = (depth.double() * units_per_metre).round() * counts
+    units = (depth.double() * units_per_metre).round() * counts  # sums of whole ones are exact: equal means are equal
     share, units = pooled(torch.stack([counts.double(), units]), grid).flatten(1)
     patches = (share >= (0.5 if protocol is NYU else 0.02)).nonzero()[:, 0]
-    return Truth(frame, counts, depth[counts].float(), patches, units[patches] / share[patches] / units_per_metre)
+    pixels = depth.flatten().index_select(0, counts.flatten().nonzero()[:, 0])  # half the time of depth[counts]
+    return Truth(frame, counts, pixels, patches, units[patches] / share[patches] / units_per_metre)
 
 
 def pooled(maps: Tensor, grid: Sequence[int]) -> Tensor:
@@ -196,8 +179,8 @@ class Scorer:
     bins: Tensor  # (n, K) [m], assignments of the first reading's bins to its words, its own first
     protocol: Protocol
     data: DepthPairs
-    # Further depth maps of an image by row: (item, trunk, truth) -> of patches (h, w) and of pixels (H, W) [m].
-    more: Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]] = lambda *_: ({}, {})
+    # Further depth maps of an image by row: (item, trunk, truth) -> row -> (h, w) of patches or (H, W) of pixels [m].
+    more: Callable[[int, Trunk, Truth], dict[str, Tensor]] = lambda *_: {}
 
     def truth(self, item: int, trunk: Trunk) -> Truth:
         """The ground truth of an image, on the patches of its trunk."""
@@ -210,68 +193,73 @@ class Scorer:
 
         Raises UnscorableError: a prediction is not finite, or no pixel counts; DataError: damaged depth.
         """
-        name, truth, answers = self.data.names[item], self.truth(item, trunk), self.reader(trunk)
-        size, grid, device = tuple(truth.counts.shape), tuple(trunk.patches.shape[2:]), truth.depth.device
-        more, whole = self.more(item, trunk, truth)
-        patches = {setting.name: depth for setting, depth in zip(self.rows.settings, answers.depth, strict=True)}
-        pixels: dict[str, Tensor] = {}
-        for row in self.rows.randoms:
-            (pixels if row == PIXEL else patches)[row] = random_depth(row, name, grid, size, self.protocol.cap)
-        patches |= more
-        pixels |= whole | {row: torch.tensor(depth).expand(size) for row, depth in self.rows.constants.items()}
-        found: dict[str, dict[str, float]] = {}
-        for maps in (patches, pixels):
-            for start in range(0, len(maps), MAPS_AT_ONCE):
-                part = dict(list(maps.items())[start : start + MAPS_AT_ONCE])
-                depth = torch.stack([one.to(device, torch.float32) for one in part.values()])
-                values = errors_of(depth, truth, grid, self.protocol, name)
-                found |= {row: {m: float(v[i]) for m, v in values.items()} for i, row in enumerate(part)}
-        depth, sigma = (maps.flatten(1)[:, truth.patches].cpu() for maps in (answers.depth, answers.sigma))  # (R, P)
+        truth, (depths, sigmas, weights) = self.truth(item, trunk), self.reader(trunk)
+        name, cap, grid = self.data.names[item], self.protocol.cap, trunk.patches.shape[2:]
+        depth, sigma = (maps.flatten(1)[:, truth.patches].cpu() for maps in (depths, sigmas))  # (R, P)
         true = truth.patch_depth.cpu()
-        y, pred = (maps.float().clamp(MIN_DEPTH, self.protocol.cap) for maps in (true, depth))
-        uncertain = torch.from_numpy(np.stack([steps(row) for row in sigma.numpy()]))
-        curves = sparsification(pixel_errors(y, pred, ("abs_rel",))["abs_rel"], uncertain)
-        gains = dict(zip(patches, gain_over_random(curves).tolist(), strict=False))
-        order, first = (*metrics_of(self.protocol), *COUNTS), next(iter(patches))  # NaN where no patch is measured
-        errors = {
-            row: {m: ({"aurg": gains.get(row, 0.0 * gains[first])} | each)[m] for m in order}
-            for row, each in found.items()
-        }
+        y, pred = (maps.float().clamp(MIN_DEPTH, cap) for maps in (true, depth))
+        curves = sparsification(pixel_errors(y, pred, ("abs_rel",))["abs_rel"], sigma)
+        gains = gain_over_random(curves).tolist()
+
+        maps = dict(zip([setting.name for setting in self.rows.settings], depths, strict=True))
+        for row in self.rows.randoms:
+            maps[row] = random_depth(row, name, truth.counts.shape if row == PIXEL else grid, cap)
+        maps |= self.more(item, trunk, truth)
+        maps |= {row: torch.tensor(constant) for row, constant in self.rows.constants.items()}
+        by_size: dict[Sequence[int], dict[str, Tensor]] = {}  # of patches, of pixels, or one depth
+        for row, own in maps.items():
+            by_size.setdefault(own.shape, {})[row] = own.to(truth.depth)
+        errors: dict[str, dict[str, float]] = {}
+        order = (*metrics_of(self.protocol), *COUNTS)
+        for some in by_size.values():
+            found = errors_of(torch.stack(list(some.values())), truth, grid, self.protocol, name)
+            found["aurg"] = torch.full((len(some),), 0 * gains[0])  # NaN where no patch is measured
+            by_row = zip(*(found[metric].tolist() for metric in order), strict=True)
+            errors |= {row: dict(zip(order, each, strict=True)) for row, each in zip(some, by_row, strict=True)}
+        for setting, gain in zip(self.rows.settings, gains, strict=True):
+            errors[setting.name]["aurg"] = gain
         shares = histogram(truth.depth.cpu(), self.protocol, self.data.form.units_per_metre)
-        permuted = np.stack([permuted_errors(w, self.bins, truth, self.protocol.cap) for w in answers.weights])
+        permuted = np.stack([permuted_errors(each, self.bins, truth, cap) for each in weights])
         return ImageScores(errors, shares, permuted, torch.stack([depth[0].double(), true]).numpy(), curves[0].numpy())
 
     def score_images(self, trunk_of: Callable[[int], Trunk]) -> list[ImageScores]:
         """`score_image` of every image, whose trunk `trunk_of` gives by its place. Raises as that."""
         count = len(self.data)
-        # A thread for each image at a time, in which torch computes alone: threads that share a step wait for each
-        # other at the end of each of thousands, and metrics do not depend on how many there are.
+        # Each thread has an image, in which torch computes alone: threads that share thousands of short steps wait for
+        # each other at the end of each. Metrics do not depend on how many there are.
         with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
                 done = pool.map(lambda item: self.score_image(item, trunk_of(item)), range(count))
                 return list(tqdm(done, "score", count, unit=" images", bar_format=PROGRESS))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            finally:
+                pool.shutdown(cancel_futures=True)  # an error or Ctrl-C does not wait for the other images
 
 
 def errors_of(depth: Tensor, truth: Truth, grid: Sequence[int], protocol: Protocol, name: str) -> dict[str, Tensor]:
-    """Metrics but aurg, (R,) each, of maps of patches, (R, h, w) [m], or pixels, (R, H, W). Raises UnscorableError."""
-    of_patches = depth.shape[1:] == tuple(grid)
-    pred = upsampled(depth[None], truth.counts.shape)[0] if of_patches else depth
+    """Metrics but aurg, (R,) each, of depth [m] of patches (R, h, w), of pixels (R, H, W), or everywhere (R,)."""
+    if depth.ndim == 1:
+        found = errors_of_pixels(truth.depth, depth[:, None], protocol.cap, protocol.metrics)
+        found |= {"valid_pixels": torch.full_like(depth, len(truth.depth)), "dropped_pixels": torch.zeros_like(depth)}
+        means = own = depth[:, None].expand(-1, len(truth.patches))
+    else:
+        of_patches = depth.shape[1:] == tuple(grid)
+        pred = upsampled(depth[None], truth.counts.shape)[0] if of_patches else depth
+        found = image_errors(truth.frame, pred, protocol, name, errors_of_pixels)
+        means = pooled(pred, grid).flatten(1)[:, truth.patches]  # (R, P)
+        own = depth.flatten(1)[:, truth.patches] if of_patches else means
+    true = truth.patch_depth.cpu()
+    return found | {"spearman": rank_correlations(means.cpu(), true), "ordinal": ordinal_errors(own.cpu(), true)}
 
-    def errors(gt: Tensor, pred: Tensor, cap: float, metrics: Sequence[str]) -> dict[str, Tensor]:
-        found = mean_errors(gt, pred, cap, (*metrics, "silog"))
-        for how, fit in (("scaled", "median"), ("aligned", "scale_shift")):
-            scale, shift = alignment(gt, pred, fit)
-            other = mean_errors(gt, scale[:, None] * pred + shift[:, None], cap, ALIGNED)
-            found |= {f"{how}_{metric}": value for metric, value in other.items()}
-        return found
 
-    found = image_errors(truth.frame, pred, protocol, name, errors)
-    means = pooled(pred, grid).flatten(1)[:, truth.patches].cpu()  # (R, P)
-    own, true = depth.flatten(1)[:, truth.patches].cpu() if of_patches else means, truth.patch_depth.cpu()
-    return found | {"spearman": rank_correlations(means, true), "ordinal": ordinal_errors(own, true)}
+def errors_of_pixels(gt: Tensor, pred: Tensor, cap: float, metrics: Sequence[str]) -> dict[str, Tensor]:
+    """Metrics of R maps, (R,) each, as they are, scaled and aligned: (N,) and (R, N) [m], or (R, 1) of constants."""
+    found = mean_errors(gt, pred, cap, (*metrics, "silog"))
+    rows = pred if pred.shape[1] > 1 else pred[:1]  # constants are all the same when they are aligned
+    for how, fit in (("scaled", "median"), ("aligned", "scale_shift")):
+        scale, shift = alignment(gt, rows, fit)
+        other = mean_errors(gt, scale[:, None] * rows + shift[:, None], cap, ALIGNED)
+        found |= {f"{how}_{metric}": value.expand(len(pred)) for metric, value in other.items()}
+    return found
 
 
 def permuted_errors(weights: Tensor, bins: Tensor, truth: Truth, cap: float) -> np.ndarray:
@@ -280,7 +268,7 @@ def permuted_errors(weights: Tensor, bins: Tensor, truth: Truth, cap: float) -> 
         return np.full((len(bins), len(PRIMARY)), np.nan)
     depth = bins.to(weights.device) @ weights.flatten(1)[:, truth.patches]  # (n, P)
     found = mean_errors(truth.patch_depth.float(), depth, cap, PRIMARY)
-    return np.stack([found[metric].cpu().numpy() for metric in PRIMARY], axis=1)
+    return torch.stack(list(found.values()), dim=1).cpu().numpy()
 
 
 def mean_permuted(images: Sequence[ImageScores], place: int = 0) -> np.ndarray | None:
@@ -292,15 +280,27 @@ def mean_permuted(images: Sequence[ImageScores], place: int = 0) -> np.ndarray |
 # ---- certainty and order
 
 
+def steps(values: Tensor) -> Tensor:
+    """Which 65,536th of its row's range each value is nearest to: (R, N) [m] -> (R, N) int64; of 10 um at least."""
+    if not values.numel():
+        return values.long()
+    low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+    return ((values - low) / ((high - low) / 2**16).clamp(min=1e-5)).round().long()
+
+
+def places(values: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of its row are less than each value, and how many are not greater: (R, N) [m] -> (R, N) float64 each."""
+    order = steps(values)
+    ordered = order.sort(dim=1).values
+    return torch.searchsorted(ordered, order).double(), torch.searchsorted(ordered, order, right=True).double()
+
+
 def sparsification(errors: Tensor, uncertainty: Tensor) -> Tensor:
-    """Mean error of the most certain 1 / S, 2 / S, ... 1: (R, N), (R, N) -> (R, S); NaN where N = 0."""
-    rows, n = [], errors.shape[1]
-    ends = [-(-n * i // SHARES) for i in range(1, SHARES + 1)]  # rounded up
-    for error, sigma in zip(errors.double().numpy(), uncertainty.numpy(), strict=True):
-        _, place, count = np.unique(sigma, return_inverse=True, return_counts=True)
-        sums = np.cumsum(np.repeat(np.bincount(place, error) / count, count)) if n else np.full(1, np.nan)
-        rows.append([sums[end - 1] / max(end, 1) for end in ends])
-    return torch.tensor(rows, dtype=torch.float64).view(len(rows), SHARES)
+    """Mean error of the most certain 1 / S, 2 / S, ... 1: (R, N), (R, N) -> (R, S) float64; NaN where N = 0."""
+    less, upto = (place[:, None] for place in places(uncertainty))  # (R, 1, N)
+    first = (errors.shape[1] * torch.arange(1, SHARES + 1) / SHARES).ceil()[:, None]  # (S, 1), how many
+    among = ((first - less) / (upto - less)).clamp(0, 1)  # (R, S, N), the equally certain alike
+    return (among * errors.double()[:, None]).sum(dim=2) / first[:, 0]
 
 
 def gain_over_random(curves: Tensor) -> Tensor:
@@ -310,60 +310,41 @@ def gain_over_random(curves: Tensor) -> Tensor:
 
 def rank_correlations(pred: Tensor, truth: Tensor) -> Tensor:
     """Spearman's correlation: (R, N), (N,) [m] -> (R,) float64; NaN of what spans less than 1 cm or constant truth."""
-    true, found = ranks(steps(truth.numpy())), []
-    for row in pred.numpy():
-        own = ranks(steps(row))
-        norm = math.sqrt((own * own).sum() * (true * true).sum())  # not `@`, whose threads would wait for each other
-        ordered = norm > 0 and np.ptp(row) >= 0.01
-        found.append(float((own * true).sum() / norm) if ordered else math.nan)
-    return torch.tensor(found, dtype=torch.float64)
+    own, true = (torch.stack(places(values)).sum(dim=0) - len(truth) for values in (pred, truth[None]))  # 2 ranks
+    found = (own * true).sum(dim=1) / (own.square().sum(dim=1) * true.square().sum(dim=1)).sqrt()
+    flat = [not len(truth) or float(row.max() - row.min()) < 0.01 for row in pred]
+    return found.masked_fill(torch.tensor(flat), math.nan)
 
 
 def ordinal_errors(pred: Tensor, truth: Tensor) -> Tensor:
     """Share of the pairs whose order is wrong: (R, N), (N,) [m] -> (R,) float64; NaN if no pair is apart."""
     nearer, farther = (truth[:, None] * 1.25 < truth).nonzero().T  # (pairs,)
-    order = torch.from_numpy(np.stack([steps(row) for row in pred.numpy()]))
+    order = steps(pred)
     return (order[:, nearer] >= order[:, farther]).double().mean(dim=1)
-
-
-def steps(values: np.ndarray) -> np.ndarray:
-    """Which 65,536th of their range the values are nearest to: (N,) [m] -> (N,) int64; steps of 10 um at least."""
-    low, high = (values.min(), values.max()) if len(values) else (0, 0)
-    return np.rint((values - low) / max((high - low) / 2**16, 1e-5)).astype(np.int64)
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Rank of each value less the mean rank; equal values share theirs: (N,) int64 >= 0 -> (N,) float64."""
-    counts = np.bincount(values)
-    return (np.cumsum(counts) - (counts + len(values)) / 2)[values]
 
 
 # ---- constants
 
 
 def depths_of(protocol: Protocol, units_per_metre: float) -> Tensor:
-    """All depths [m] that counted ground truth can have, from 0 up, in units of the 16-bit depth maps."""
-    count = min(math.ceil(protocol.cap * units_per_metre), 2**16)
-    return torch.arange(count, dtype=torch.float32) / units_per_metre
+    """All U depths [m] that counted ground truth can have, from 0 up, in units of the 16-bit depth maps."""
+    return torch.arange(min(math.ceil(protocol.cap * units_per_metre), 2**16), dtype=torch.float32) / units_per_metre
 
 
 def histogram(depth: Tensor, protocol: Protocol, units_per_metre: float) -> np.ndarray:
-    """The share of each of the U `depths_of` among an image's counted pixels: (N,) [m] -> (U,) float32."""
+    """The share of each of `depths_of` among an image's counted pixels: (N,) [m] -> (U,) float32."""
     count = len(depths_of(protocol, units_per_metre))
     units = (depth * units_per_metre).round().long().clamp(max=count - 1)
     return (torch.bincount(units, minlength=count) / len(depth)).float().numpy()
 
 
-def sweep_of(protocol: Protocol) -> tuple[float, ...]:
+def sweep_of(protocol: Protocol) -> list[float]:
     """The constants [m] that are tried; no ratio of 5 k + 1.1 mm to whole millimetres is 1.25, 1.25^2 or 1.25^3."""
-    return tuple(depth for k in range(SWEPT) if (depth := k * protocol.cap / SWEPT + 0.0011) < protocol.cap)
+    return [depth for k in range(SWEPT) if (depth := k * protocol.cap / SWEPT + 0.0011) < protocol.cap]
 
 
 def swept_constants(shares: Tensor, protocol: Protocol, units_per_metre: float) -> dict[str, np.ndarray]:
     """Metrics of the S constants of `sweep_of` on each of I images, by histograms (U, I): metric -> (S, I) float64."""
-    gt = depths_of(protocol, units_per_metre)
-    parts = [
-        mean_errors(gt, part[:, None], protocol.cap, protocol.metrics, shares)
-        for part in torch.tensor(sweep_of(protocol)).split(CONSTANTS_AT_ONCE)
-    ]
+    gt, constants = depths_of(protocol, units_per_metre), torch.tensor(sweep_of(protocol))[:, None]  # (U,), (S, 1)
+    parts = [mean_errors(gt, c, protocol.cap, protocol.metrics, shares) for c in constants.split(SWEPT_AT_ONCE)]
     return {metric: torch.cat([part[metric] for part in parts]).numpy() for metric in protocol.metrics}

@@ -23,8 +23,13 @@ def read_alike(theirs: Reading, reading: Reading) -> Reading:
     return replace(theirs, readout=reading.readout, image_mean=reading.image_mean, image_std=reading.image_std)
 
 
-def rows_of(reading: Reading, own: Mapping[str, Reading], protocol: str | None = "NYU") -> Rows:
-    """This run's reading, one's own, what is published for a protocol's data, and uniform weights over their bins.
+def rows_of(
+    reading: Reading,
+    own: Mapping[str, Reading],
+    protocol: str | None = "NYU",
+    groups: Mapping[str, Sequence[Setting]] | None = None,
+) -> Rows:
+    """This run's reading, one's own, what is published for a protocol's data, `control_groups`, and constants.
 
     The published words and bins, `published.OUTDOORS` outside NYU, have the read-out and image statistics of `reading`:
     only if these are the release's, the rows are the published ones. Without a protocol, there are none.
@@ -44,37 +49,33 @@ def rows_of(reading: Reading, own: Mapping[str, Reading], protocol: str | None =
     constants: dict[str, float] = {}
     for name, baseline in baselines.items():
         constants.setdefault(baseline, means[name])
-    return Rows(tuple(settings), RANDOM_ROWS if protocol else (), constants, baselines)
+    settings += [setting for group in (groups or {}).values() for setting in group]
+    return Rows(tuple(settings), RANDOM_ROWS if protocol or groups else (), constants, baselines, groups or {})
 
 
 def control_groups(reading: Reading, channels: bool) -> dict[str, list[Setting]]:
     """What a reading's metrics are due to, by question; `channels`: whether the encoder has some to choose from."""
     words, bins = reading.depth_classes, reading.bin_list
-    without = []
-    for i, word in enumerate(words):
-        if len(words) > 1 and words.count(word) == 1:  # rows of two equal words would have the same name
-            fewer = replace(reading, depth_classes=words[:i] + words[i + 1 :], bin_list=bins[:i] + bins[i + 1 :])
-            without.append(Setting(f"without {word!r}", fewer))
-    others = [
-        Setting(name, replace(reading, depth_classes=chosen))
-        for name, found in (("colour words", COLOUR_WORDS), ("unrelated words", UNRELATED_WORDS))
-        if (chosen := spread_words(found, len(bins)))
-    ]
-    temperatures = [replace(reading, temperature=t) for t in TEMPERATURES if t != reading.temperature]
-    warm = [Setting(f"temperature {theirs.temperature:g}", theirs) for theirs in temperatures]
-    drawn = [Setting(f"random channels, unsorted {i}", reading, i) for i in range(5 if channels else 0)]
-    return {
-        "Does every word matter?": without,
-        "Does the temperature matter?": warm,
-        "Must the words be about distance?": others,
-        "Does it matter which channels?": drawn,
+    readings = {
+        "Does every word matter?": {
+            f"without {word!r}": replace(
+                reading, depth_classes=words[:i] + words[i + 1 :], bin_list=bins[:i] + bins[i + 1 :]
+            )
+            for i, word in enumerate(words)
+            if words.count(word) == 1 < len(words)  # rows of two equal words would have the same name
+        },
+        "Does the temperature matter?": {
+            f"temperature {t:g}": replace(reading, temperature=t) for t in TEMPERATURES if t != reading.temperature
+        },
+        "Must the words be about distance?": {
+            name: replace(reading, depth_classes=chosen)
+            for name, others in (("colour words", COLOUR_WORDS), ("unrelated words", UNRELATED_WORDS))
+            if (chosen := spread_words(others, len(bins)))
+        },
     }
-
-
-def with_controls(rows: Rows, groups: Mapping[str, Sequence[Setting]]) -> Rows:
-    """Add the settings of `control_groups`, and random depth."""
-    settings = (*rows.settings, *(setting for group in groups.values() for setting in group))
-    return replace(rows, settings=settings, randoms=RANDOM_ROWS)
+    groups = {title: [Setting(*each) for each in group.items()] for title, group in readings.items()}
+    drawn = [Setting(f"random channels, unsorted {i}", reading, i) for i in range(5 if channels else 0)]
+    return groups | {"Does it matter which channels?": drawn}
 
 
 @cache

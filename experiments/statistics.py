@@ -11,7 +11,7 @@ No interval is given below 10 clusters (docs/statistics.md).
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,11 +21,10 @@ MIN_CLUSTERS = 10  # for an interval
 EQUAL = 1e-5  # below which a difference of two metrics is none: two pixels of an image's delta
 COUNTS = ("valid_pixels", "dropped_pixels")  # among the values of an image: what is not averaged
 PRIMARY = ("delta1", "abs_rel")  # metrics of the one question that is asked first; all else is exploratory
-HIGHER = HIGHER_IS_BETTER | {"spearman", "aurg", "scaled_delta1", "aligned_delta1"}  # is better
+SHARES = HIGHER_IS_BETTER | {"scaled_delta1", "aligned_delta1", "ordinal"}  # metrics from 0 to 1
+HIGHER = SHARES - {"ordinal"} | {"spearman", "aurg"}  # is better
 
 Interval = tuple[float, float] | None
-Means = Mapping[str, float | None]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,19 +84,17 @@ class Results:
         self, images: Images, errors: Sequence[Mapping[str, Mapping[str, float]]], baselines: Mapping[str, str]
     ) -> None:
         self.images, self.baselines, self.first_baseline = images, dict(baselines), next(iter(baselines.values()))
-        self.codes = np.unique(images.clusters, return_inverse=True)[1]
         self.columns = tuple(name for name in next(iter(errors[0].values())) if name not in COUNTS)
-
-        def by_row(names: Sequence[str]) -> dict[str, np.ndarray]:
-            return {row: np.array([[each[row][name] for name in names] for each in errors]) for row in errors[0]}
-
-        self.metrics = by_row(self.columns)
-        self.counts = {row: values.astype(np.int64) for row, values in by_row(COUNTS).items()}
+        self.metrics, self.counts = (
+            {row: np.array([[each[row][name] for name in names] for each in errors], dtype) for row in errors[0]}
+            for names, dtype in ((self.columns, np.float64), (COUNTS, np.int64))
+        )
+        self.codes = np.unique(images.clusters, return_inverse=True)[1]
         count, by = int(self.codes.max()) + 1, images.clustered_by
         self.has_intervals = count >= MIN_CLUSTERS
-        self.interval_note = f"95 % intervals: cluster-robust, over {count} clusters ({by})."
-        if not self.has_intervals:
-            self.interval_note = f"No intervals: fewer than {MIN_CLUSTERS} clusters ({count}: {by})."
+        note = f"95 % intervals: cluster-robust, over {count} clusters ({by}); those of shares are cut at 0 and 1."
+        none = f"No intervals: fewer than {MIN_CLUSTERS} clusters ({count}: {by})."
+        self.interval_note = note if self.has_intervals else none
 
     def baseline(self, row: str) -> str:
         """The row that a row's difference is taken to."""
@@ -113,22 +110,24 @@ class Results:
         """Which images a mean is over, (I,) bool: those of `scene`, or all."""
         return np.array([scene in (None, own) for own in self.images.scenes])
 
-    def by_column(self, values: Sequence[T]) -> dict[str, T]:
+    def by_column(self, values: Sequence[Any]) -> dict[str, Any]:
         """A value of each metric -> metric: value."""
         return dict(zip(self.columns, values, strict=True))
 
-    def mean(self, row: str, scene: str | None = None) -> Means:
+    def mean(self, row: str, scene: str | None = None) -> dict[str, float | None]:
         """Mean of each metric over the images that have it, all with the same weight; None where none has it."""
         return self.by_column([mean_of(values) for values in self.metrics[row][self.over(scene)].T])
 
-    def difference(self, row: str) -> Means:
+    def difference(self, row: str) -> dict[str, float | None]:
         """Mean of each metric minus that of the row's baseline, image by image."""
         return self.by_column([mean_of(values) for values in self.less(row, self.baseline(row)).T])
 
-    def intervals(self, row: str) -> tuple[dict[str, Interval], ...]:
-        """95 % intervals of a row's means and of their differences to its baseline."""
-        both = (self.metrics[row], self.less(row, self.baseline(row)))
-        return tuple(self.by_column([interval_of(column, self.codes) for column in values.T]) for values in both)
+    def intervals(self, row: str) -> tuple[dict[str, Interval], dict[str, Interval]]:
+        """95 % intervals of a row's means, those of `SHARES` cut at 0 and 1, and of differences to its baseline."""
+        limits = [(0.0, 1.0) if metric in SHARES else () for metric in self.columns]
+        own = [interval_of(v, self.codes, *cut) for v, cut in zip(self.metrics[row].T, limits, strict=True)]
+        less = [interval_of(values, self.codes) for values in self.less(row, self.baseline(row)).T]
+        return self.by_column(own), self.by_column(less)
 
     def less(self, row: str, other: str) -> np.ndarray:
         """Metrics of each image in one row minus those in another, where NaN (a map without order) counts as 0."""
@@ -141,12 +140,12 @@ class Results:
     def contrast(self, row: str, other: str, metric: str, p: float | None = None) -> Contrast:
         """The paired difference of two rows over all images; `p` is put beside it."""
         every = self.paired(row, other, metric)
-        differences = every[np.isfinite(every)]
-        wins = int((differences > EQUAL if metric in HIGHER else differences < -EQUAL).sum())
-        spread = differences.std(ddof=1) if len(differences) > 1 else 0
-        mean = mean_of(differences)
+        known = every[np.isfinite(every)]
+        wins = int((known > EQUAL if metric in HIGHER else known < -EQUAL).sum())
+        spread = known.std(ddof=1) if len(known) > 1 else 0
+        mean = mean_of(known)
         dz = mean / float(spread) if mean is not None and spread > EQUAL else None
-        return Contrast(row, other, metric, mean, interval_of(every, self.codes), wins, len(differences), dz, p)
+        return Contrast(row, other, metric, mean, interval_of(every, self.codes), wins, len(known), dz, p)
 
 
 class Findings(NamedTuple):
@@ -165,16 +164,17 @@ def mean_of(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def interval_of(values: np.ndarray, labels: np.ndarray) -> Interval:
-    """95 % interval of a mean over images, (I,), without NaN; those of one label are one cluster. None of too few."""
+def interval_of(values: np.ndarray, labels: np.ndarray, low: float = -np.inf, high: float = np.inf) -> Interval:
+    """95 % interval of a mean over images, (I,), without NaN, cut at `low` and `high`; None of too few labels."""
     known = np.isfinite(values)
     values, codes = values[known], np.unique(labels[known], return_inverse=True)[1]
-    if not len(codes) or (count := int(codes.max()) + 1) < MIN_CLUSTERS:
+    count = int(codes.max(initial=-1)) + 1
+    if count < MIN_CLUSTERS:
         return None
-    mean = values.mean()
-    sums = np.bincount(codes, values - mean)  # (G,)
-    reach = t_975(count - 1) * (math.sqrt(count / (count - 1) * (sums @ sums)) / len(values))
-    return round(float(mean - reach), 6), round(float(mean + reach), 6)  # the last bits differ between machines
+    sums = np.bincount(codes, values - values.mean())  # (G,)
+    reach = t_975(count - 1) * math.sqrt(count / (count - 1) * (sums @ sums)) / len(values)
+    ends = [max(low, values.mean() - reach), min(high, values.mean() + reach)]
+    return round(float(ends[0]), 6), round(float(ends[1]), 6)  # the last bits differ between machines
 
 
 def t_975(freedom: int) -> float:
@@ -195,8 +195,7 @@ def folds_of(clusters: Sequence[str]) -> list[int]:
 def best_elsewhere(swept: np.ndarray, folds: Sequence[int], higher: bool) -> np.ndarray:
     """Each image's value for the constant that is best over all images of the other folds: (S, I), (I,) -> (I,)."""
     codes = np.array(folds)
-    own = codes == np.arange(codes.max() + 1)[:, None]  # (F, I)
-    others = swept @ ~own.T  # (S, F)
+    others = swept @ (codes[:, None] != np.arange(codes.max() + 1))  # (S, F)
     best = others.argmax(axis=0) if higher else others.argmin(axis=0)  # (F,)
     return swept[best[codes], np.arange(len(codes))]
 

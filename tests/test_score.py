@@ -15,12 +15,12 @@ from scipy import stats
 from torch import Tensor
 from torch.testing import assert_close
 
-from calculate_error import NYU, NYU_METRICS, Protocol, image_errors
+from calculate_error import NYU, NYU_METRICS, Protocol
 from clip.model import CLIP, Trunk
 from datasets.nyu import FORM
 from experiments import score
 from experiments.published import BIN_SETS, PROMPT_SETS
-from experiments.score import RANDOM_ROWS, PatchAnswers, Rows, Scorer, Setting, SettingsReader, Truth
+from experiments.score import RANDOM_ROWS, Rows, Scorer, Setting, SettingsReader, Truth
 from monoclip import PAPER, MonoCLIP, Reading, depth_of, zeroshot_classifier
 from tests.conftest import METRICS, naive_mask_NYU, naive_metrics
 
@@ -33,22 +33,14 @@ def soft(reading: Reading, **changes: object) -> Reading:
     return replace(reading, temperature=2, **changes)  # so that a tiny CLIP's depth is not one bin
 
 
-@pytest.fixture(scope="module")
-def image() -> Tensor:
-    return torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def trunk(tiny_clip: CLIP, image: Tensor) -> Trunk:
-    with torch.inference_mode():
-        return MonoCLIP(tiny_clip).trunk(image)  # patches (2, 128, 3, 4)
-
-
-def answers_of(clip_model: CLIP, settings: list[Setting], trunk: Trunk, asked: int = 1) -> PatchAnswers:
+def read(clip_model: CLIP, settings: list[Setting], trunk: Trunk, asked: int = 1) -> tuple:
     """What the settings read of a trunk."""
-
     with torch.inference_mode():
-        return SettingsReader(MonoCLIP(clip_model), partial(zeroshot_classifier, clip_model), settings, asked)(trunk)
+        return reader_of(clip_model, settings, asked)(trunk)
+
+
+def reader_of(clip_model: CLIP, settings: list[Setting], asked: int = 1) -> SettingsReader:
+    return SettingsReader(MonoCLIP(clip_model), partial(zeroshot_classifier, clip_model), settings, asked)
 
 
 def rough_truth(seed: int = 0) -> Tensor:
@@ -70,7 +62,8 @@ def errors_of(maps: Tensor, frame: Tensor) -> dict[str, Tensor]:
 # ---- settings that read depth out of the features
 
 
-def test_every_reading_equals_a_model_of_its_own(tiny_clip, image, trunk):
+def test_every_reading_equals_a_model_of_its_own(tiny_clip):
+    image = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
     readings = {f"read-out {name}": soft(PAPER, readout=name) for name in ("raw", "maskclip", "attnpool", "clearclip")}
     asked = len(readings)
     readings |= {f"words {name}": soft(r) for name, r in PROMPT_SETS.items()}
@@ -79,46 +72,61 @@ def test_every_reading_equals_a_model_of_its_own(tiny_clip, image, trunk):
     readings["scale"] = replace(PAPER, logit_scale=20)
     readings["permuted"] = soft(PAPER, bin_list=(2.25, 1.0, 3.0, 1.5, 2.75, 2.0, 2.5))
     readings["two words"] = Reading(("a {} that is {}",), ("thing",), ("near", "far away"), (1.0, 4.0), 5)
-    found = answers_of(tiny_clip, [Setting(name, r) for name, r in readings.items()], trunk, asked)
+    with torch.inference_mode():
+        trunk = MonoCLIP(tiny_clip).trunk(image)  # patches (2, 128, 3, 4)
+    depths, sigmas, asked_weights = read(tiny_clip, [Setting(*each) for each in readings.items()], trunk, asked)
+    assert len(asked_weights) == asked
     for i, (name, reading) in enumerate(readings.items()):
         with torch.inference_mode():
             own = MonoCLIP(tiny_clip, reading)
             weights, bins = own(image), own.bin_list.view(1, -1, 1, 1)
             expected = depth_of(weights, own.bin_list[None])[0, 0]
         assert expected.std() > 1e-3
-        assert_close(found.depth[i], expected, atol=2e-6, rtol=0, msg=name)
+        assert_close(depths[i], expected, atol=2e-6, rtol=0, msg=name)
         sigma = (weights.double() * (bins - expected) ** 2).sum(1).sqrt()
-        assert_close(found.sigma[i].double(), sigma[0], atol=1e-4, rtol=0, msg=name)
+        assert_close(sigmas[i].double(), sigma[0], atol=1e-4, rtol=0, msg=name)
         if i < asked:
-            assert_close(found.weights[i], weights[0], atol=1e-5, rtol=0, msg=name)
+            assert_close(asked_weights[i], weights[0], atol=1e-5, rtol=0, msg=name)
 
 
-def test_random_channels_equal_a_naive_computation(tiny_clip, trunk):
-    reading = soft(PAPER)
-    seeds = (3, None, 4)
-    settings = [Setting(f"{seed}", reading, channels=seed) for seed in seeds]
-    depth = answers_of(tiny_clip, settings, trunk).depth
+def test_each_word_is_encoded_once(tiny_clip):
+    fewer = replace(PAPER, depth_classes=("unseen", "close"), bin_list=(1.0, 2.0))
+    settings = [Setting("", fewer), Setting("", replace(fewer, depth_classes=("near", "close"), temperature=1))]
+    encoded = []
+
+    def encode(*words):
+        encoded.append(words)
+        return zeroshot_classifier(tiny_clip, *words)
+
+    reader = SettingsReader(MonoCLIP(tiny_clip), encode, settings)
+    assert encoded == [(("near",), *PAPER.words[1:])]  # the model has the paper's
+    assert_close(reader.text_features(fewer.words), zeroshot_classifier(tiny_clip, *fewer.words), atol=1e-6, rtol=0)
+
+
+def test_random_channels_equal_a_naive_computation(tiny_clip):
+    seeds, patches = (3, None, 4), torch.randn(2, 128, 3, 4, generator=torch.Generator().manual_seed(0))
+    settings = [Setting(f"{seed}", soft(PAPER), channels=seed) for seed in seeds]
+    depths = read(tiny_clip, settings, Trunk(patches, torch.zeros(2, 128)))[0]
     text = zeroshot_classifier(tiny_clip).double().detach().numpy()
-    features = trunk.patches.double().numpy()
+    features = patches.double().numpy()
     features /= np.sqrt((features**2).sum(1, keepdims=True))
     for i, seed in enumerate(seeds):
         chosen = range(0, 128, 2) if seed is None else np.random.default_rng(seed).choice(128, 64, replace=False)
         logits = 50 * np.einsum("bdhw,dk->bkhw", features[:, chosen], text)
         weights = np.exp(logits - logits.max(1, keepdims=True))
         both = np.einsum("bkhw,k->bhw", weights / weights.sum(1, keepdims=True), PAPER.bin_list)
-        np.testing.assert_allclose(depth[i], (both[0] + both[1][:, ::-1]) / 2, atol=1e-4, rtol=0)
-    every_second = torch.arange(0, 2048, 2)
-    same = [(score.random_channels(2048, 1024, seed) == every_second).float().mean().item() for seed in range(20)]
-    assert np.mean(same) < 0.005  # hardly one keeps its place
+        np.testing.assert_allclose(depths[i], (both[0] + both[1][:, ::-1]) / 2, atol=1e-4, rtol=0)
 
 
 def test_random_depth_is_drawn_from_the_name_alone():
     rng = np.random.default_rng([0, 0x352441C2])  # the CRC-32 of "abc"
     first, second = (rng.random(PATCHES, dtype=np.float32) * 8 for _ in range(2))
-    pixel, grid, mirrored = (score.random_depth(row, "abc", PATCHES, CROP, 8.0) for row in RANDOM_ROWS)
+    pixel, grid, mirrored = (
+        score.random_depth(row, "abc", size, 8.0)
+        for row, size in zip(RANDOM_ROWS, (CROP, PATCHES, PATCHES), strict=True)
+    )
     np.testing.assert_array_equal(grid, first)
     np.testing.assert_array_equal(mirrored, (first + second) / 2)  # the mirror's draw is another one
-    assert (pixel.shape, pixel.dtype) == (CROP, torch.float32)
     assert (pixel.mean().item(), pixel.var().item()) == pytest.approx((4, 64 / 12), rel=0.02)  # uniform
     assert 0 <= pixel.min() < 0.01 < 7.99 < pixel.max() <= 8
 
@@ -188,9 +196,13 @@ def test_all_metrics_equal_a_naive_loop():
     assert found["ordinal"][5] == 1
 
 
-def test_orders_and_alignment_by_hand():
-    assert score.ranks(np.array([7, 1, 7, 2, 7])).tolist() == [1, -2, 1, -1, 1]  # ties share the mean of theirs
-    assert score.steps(np.array([1.0, 3.0, 1 + 2 / 2**16])).tolist() == [0, 2**16, 1]
+def test_orders_by_hand():
+    less, upto = score.places(torch.tensor([[7.0, 1.0, 7.0, 2.0, 7.0]]))
+    assert (less.tolist(), upto.tolist()) == ([[2, 0, 2, 1, 2]], [[5, 1, 5, 2, 5]])  # ties share their places
+    assert score.steps(torch.tensor([[1.0, 3.0, 1 + 2 / 2**16], [1.0, 1.0, 1.00002]])).tolist() == [
+        [0, 2**16, 1],
+        [0, 0, 2],
+    ]
     rising = torch.tensor([1.0, 2.0, 3.0])
     # ranks (2, .5, .5) - 1 with (-1, 0, 1)
     found = score.rank_correlations(torch.tensor([[1.0, 2.0, 4.0], [3.0, 2.0, 2.0]]), rising)
@@ -230,24 +242,21 @@ def test_outside_nyu_a_fiftieth_of_a_patch_measures_it():
 # ---- all of an image
 
 
-def test_every_row_of_an_image_has_the_metrics_of_its_own_map(tiny_clip, monkeypatch):
-    monkeypatch.setattr(score, "MAPS_AT_ONCE", 2)
+def test_every_row_of_an_image_has_the_metrics_of_its_own_map(tiny_clip):
     gt = rough_truth(4)
     trunk = Trunk(torch.randn(2, 128, *PATCHES, generator=torch.Generator().manual_seed(6)), torch.zeros(2, 128))
     bins = [PAPER.bin_list, PAPER.bin_list[::-1], (0.5, 9.0, 3.0, 1.5, 2.75, 2.0, 12.0)]  # to 10 m at most
     settings = [Setting(f"{i}", replace(PAPER, bin_list=each)) for i, each in enumerate(bins)]
     settings.append(Setting("channels", soft(PAPER), channels=0))
     rows = Rows(tuple(settings), RANDOM_ROWS, {"two metres": 2.0, "near": 0.5})
-    model, data = MonoCLIP(tiny_clip), SimpleNamespace(names=[NAME], form=FORM, depth=lambda item: gt[None])
-
-    answers = answers_of(tiny_clip, settings, trunk)
-    more = {"twice": 2 * answers.depth[0].double()}, {"of pixels": torch.full(CROP, 3.0)}
-    reader = SettingsReader(model, partial(zeroshot_classifier, tiny_clip), settings)
-    scorer = Scorer(rows, reader, torch.tensor(bins), NYU, data, lambda *_: more)
+    data = SimpleNamespace(names=[NAME], form=FORM, depth=lambda item: gt[None])
+    depths, sigmas, _ = read(tiny_clip, settings, trunk)
+    more = {"twice": 2 * depths[0].double(), "of pixels": torch.full(CROP, 3.0)}
+    scorer = Scorer(rows, reader_of(tiny_clip, settings), torch.tensor(bins), NYU, data, lambda *_: more)
     image = scorer.score_image(0, trunk)
-    expected = dict(zip([setting.name for setting in settings], answers.depth, strict=True))
-    expected |= {"twice": 2 * answers.depth[0], "of pixels": torch.full(CROP, 3.0)}
-    expected |= {row: score.random_depth(row, NAME, PATCHES, CROP, 10.0) for row in RANDOM_ROWS}
+    expected = dict(zip([setting.name for setting in settings], depths, strict=True))
+    expected |= {"twice": 2 * depths[0], "of pixels": torch.full(CROP, 3.0)}
+    expected |= {r: score.random_depth(r, NAME, CROP if r == score.PIXEL else PATCHES, 10.0) for r in RANDOM_ROWS}
     expected |= {row: torch.full(CROP, depth) for row, depth in rows.constants.items()}
     assert image.errors.keys() == expected.keys()
     truth = truth_of(gt)
@@ -258,19 +267,18 @@ def test_every_row_of_an_image_has_the_metrics_of_its_own_map(tiny_clip, monkeyp
 
     true = truth.patch_depth.numpy()
     for i in range(3):  # and every assignment of bins over the patches
-        pred = answers.depth[i].flatten()[truth.patches].double().numpy()
+        pred = depths[i].flatten()[truth.patches].double().numpy()
         naive = naive_metrics(true, pred, 10)
         assert pred.std() > 0.01
         assert image.permuted[0, i] == pytest.approx([naive["delta1"], naive["abs_rel"]], abs=1e-5)
-    np.testing.assert_allclose(image.patches[0], answers.depth[0].flatten()[truth.patches], atol=1e-6, rtol=0)
+    np.testing.assert_allclose(image.patches[0], depths[0].flatten()[truth.patches], atol=1e-6, rtol=0)
     np.testing.assert_array_equal(image.patches[1], true)
     assert np.array_equal(score.mean_permuted([image, image]), image.permuted[0])
-    sigma = answers.sigma.flatten(1)[:, truth.patches].numpy()
-    relative = abs(answers.depth.flatten(1)[:, truth.patches].clamp(max=10) - truth.patch_depth) / truth.patch_depth
-    curves = score.sparsification(relative, torch.from_numpy(np.stack([score.steps(row) for row in sigma])))
+    relative = abs(depths.flatten(1)[:, truth.patches].clamp(max=10) - truth.patch_depth) / truth.patch_depth
+    curves = score.sparsification(relative, sigmas.flatten(1)[:, truth.patches])
     np.testing.assert_allclose(image.curve, curves[0], atol=1e-4)
-    gains = {row: errors["aurg"] for row, errors in image.errors.items()}
     gained = dict(zip(expected, score.gain_over_random(curves).tolist(), strict=False))  # settings come first
+    gains = {row: errors["aurg"] for row, errors in image.errors.items()}
     assert gains == pytest.approx(dict.fromkeys(expected, 0.0) | gained, abs=1e-4)
     assert min(map(abs, gained.values())) > 5e-4
 
@@ -281,24 +289,6 @@ def test_every_row_of_an_image_has_the_metrics_of_its_own_map(tiny_clip, monkeyp
     assert np.isnan(image.curve).all()
     of_patches = ("spearman", "ordinal", "aurg")
     assert all(math.isnan(errors[metric]) for errors in image.errors.values() for metric in of_patches)
-
-
-# ---- constants, from histograms
-
-
-def test_constants_from_histograms_equal_constant_maps(monkeypatch):
-    truths = [rough_truth(seed) for seed in range(2)]
-    truths[0][:, 300:330] = 2.5  # where 1.25 * 2 m is hit exactly
-    depths = [2.0, 15 / 7, 0.5, 1.0, 9.999]
-    shares = [score.histogram(truth_of(gt).depth, NYU, 1000) for gt in truths]
-    monkeypatch.setattr(score, "sweep_of", lambda protocol: depths)
-    monkeypatch.setattr(score, "CONSTANTS_AT_ONCE", 2)
-    errors = score.swept_constants(torch.from_numpy(np.stack(shares, axis=1)), NYU, 1000)
-    maps = torch.tensor(depths).view(-1, 1, 1).expand(-1, *CROP)
-    for i, gt in enumerate(truths):
-        expected = image_errors(gt, maps, NYU, NAME)
-        for name in NYU_METRICS:
-            np.testing.assert_allclose(errors[name][:, i], expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_no_tried_constant_has_a_ratio_on_a_threshold():

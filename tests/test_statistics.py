@@ -1,6 +1,7 @@
 """experiments.statistics: values worked by hand, intervals against a naive loop and scipy."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -30,36 +31,33 @@ def results() -> Results:
     return Results(images, each, {"mine": "nothing", "other": "little"})
 
 
-def two_rows(metric: str, values: np.ndarray, clusters: list[str]) -> Results:
-    """Rows "mine" and "nothing" of one metric, (I, 2)."""
+def two_rows(metric: str, values: np.ndarray, clusters: Sequence[object] = ()) -> Results:
+    """Rows "mine" and "nothing" of one metric, (I, 2); each image is a cluster, unless they are given."""
     names = [f"{i}" for i in range(len(values))]
-    images = Images(names, names, clusters, range(len(values)))
+    images = Images(names, names, list(map(str, clusters)) or names, range(len(values)))
     return Results(images, [errors_of(**{metric: row}) for row in values.tolist()], {"mine": "nothing"})
-
-
-def random_results(metric: str, clusters: list[str]) -> Results:
-    return two_rows(metric, np.random.default_rng(0).gamma(1, size=(len(clusters), 2)), clusters)
 
 
 # ---- worked by hand
 
 
-def test_means_by_hand(results):
+def test_means_and_differences_by_hand(results):
     assert results.columns == ("rmse", "delta1")
     assert results.mean("mine") == pytest.approx({"rmse": 3, "delta1": 0.7})
     assert results.mean("mine", "den") == pytest.approx({"rmse": 3.5, "delta1": 0.75})
     assert results.mean("mine", "attic") == {"rmse": None, "delta1": None}
     assert results.counts["other"].tolist() == [[11, 1]] * 3
-
-
-def test_differences_are_to_a_rows_own_baseline(results):
     assert results.difference("mine") == pytest.approx({"rmse": 1, "delta1": 0.45})
     assert results.difference("other") == pytest.approx({"rmse": 2, "delta1": 0.1})
     assert results.difference("little") == pytest.approx({"rmse": 1, "delta1": -0.25})  # none of its own: the first's
+    results.add_constant("best", {"rmse": np.array([1, 1, 0])})
+    assert results.mean("best") == pytest.approx({"rmse": 2 / 3, "delta1": 0.25})  # the first baseline's delta1
+    assert results.counts["best"].tolist() == [[12, 2]] * 3
+    assert results.mean("nothing") == pytest.approx({"rmse": 2, "delta1": 0.25})  # as before
 
 
 def test_images_without_a_metric_are_left_out_and_the_other_rows_count_as_0():
-    found = random_results("spearman", [f"{i}" for i in range(12)])
+    found = two_rows("spearman", np.random.default_rng(0).gamma(1, size=(12, 2)))
     mine, nothing = (found.metrics[row][:, 0] for row in ("mine", "nothing"))
     mine[3], nothing[5:] = np.nan, np.nan
     known = np.delete(np.arange(12), 3)
@@ -84,14 +82,14 @@ def test_contrasts_by_hand(results):
     assert (higher.difference, higher.dz) == pytest.approx((0.45, 3 * math.sqrt(3)))
     same = results.contrast("nothing", "little", "rmse")  # -1 each
     assert (same.difference, same.dz, same.wins) == (-1, None, 3)
-    assert random_results("rmse", ["a"]).contrast("mine", "nothing", "rmse").dz is None
+    assert two_rows("rmse", np.ones((1, 2))).contrast("mine", "nothing", "rmse").dz is None
 
 
 @pytest.mark.parametrize(("metric", "sign"), [("aligned_delta1", 1), ("ordinal", -1), ("rmse", -1)])
 def test_differences_of_rounding_are_none(metric, sign):
     def contrast(*differences):
         values = np.array([[1 + sign * difference, 1] for difference in differences])
-        return two_rows(metric, values, [f"{i}" for i in range(len(values))]).contrast("mine", "nothing", metric)
+        return two_rows(metric, values).contrast("mine", "nothing", metric)
 
     assert contrast(5e-6, 2e-5, 3e-5, -2e-5).wins == 2  # two pixels of an image's delta are a difference
     assert contrast(0, 4e-6).dz is None  # the spread is 2.8e-6
@@ -136,10 +134,24 @@ def test_clusters_of_unequal_size_equal_a_naive_loop():
 
 @pytest.mark.parametrize("count", [9, 10])
 def test_fewer_than_ten_clusters_have_no_interval(count):
-    found = random_results("rmse", [f"{i % count}" for i in range(20)])
+    found = two_rows("rmse", np.ones((20, 2)), np.arange(20) % count)
     assert found.interval_note.startswith("No intervals" if count == 9 else "95 % intervals: cluster-robust, over 10 c")
     assert (found.intervals("mine")[0]["rmse"] is None) == (count == 9)
     assert interval_of(np.ones(0), np.ones(0)) is None
+
+
+@pytest.mark.parametrize("metric", ["delta3", "aligned_delta1", "ordinal", "abs_rel"])
+def test_an_interval_of_a_share_is_cut_at_0_and_1_and_one_of_differences_is_not(metric):
+    values = np.array([[1, 0], *[[0.99, 0.01]] * 10, [0.6, 0.7]])
+    found = two_rows(metric, values)
+    (mine, less), (nothing, _) = found.intervals("mine"), found.intervals("nothing")
+    uncut = [interval_of(each, np.arange(12)) for each in (*values.T, values[:, 0] - values[:, 1])]
+    assert uncut[0][1] > 1 > 0 > uncut[1][0]
+    assert less[metric] == uncut[2]
+    assert uncut[2][1] > 1
+    assert mine[metric] == (uncut[0][0], 1 if metric != "abs_rel" else uncut[0][1])
+    assert nothing[metric] == (0 if metric != "abs_rel" else uncut[1][0], uncut[1][1])
+    assert found.interval_note.endswith("those of shares are cut at 0 and 1.")
 
 
 # ---- folds and constants
@@ -161,10 +173,3 @@ def test_the_best_constant_of_other_folds_equals_a_naive_loop(higher):
         chosen.add(best)
         assert found[i] == swept[best, i]
     assert len(chosen) > 1
-
-
-def test_a_constant_has_the_first_baselines_other_metrics(results):
-    results.add_constant("best", {"rmse": np.array([1, 1, 0])})
-    assert results.mean("best") == pytest.approx({"rmse": 2 / 3, "delta1": 0.25})
-    assert results.counts["best"].tolist() == [[12, 2]] * 3
-    assert results.mean("nothing") == pytest.approx({"rmse": 2, "delta1": 0.25})  # as before

@@ -122,7 +122,7 @@ def test_intervals_and_differences(report):
     assert lines[[line[0] for line in lines].index(UNIFORM) + 2][0] == LESS  # nothing is less itself
     assert "Intervals" not in by_title(tables.all_tables(asked(9)))  # clusters
     found = by_title(tables.all_tables(asked()))["Intervals"].lines[1:4:2]
-    assert [line[2] for line in found] == ["[0.950, 1.150]", "[-0.050, +0.150]"]
+    assert [line[2] for line in found] == ["[0.950, 1.000]", "[-0.050, +0.150]"]
     assert [line[5] for line in found] == ["[0.750, 0.750]", "[-0.250, -0.250]"]
 
 
