@@ -56,10 +56,11 @@ def pythons(truth: object, pred: object, protocol: Protocol = NYU) -> dict[str, 
 def html() -> str:
     cards = []
     for i, (name, value) in enumerate(zip(NAMES, (0.3, None, 0.1, 0.2), strict=True)):
-        truth, metrics = (TRUTH if i < 3 else None), {"delta1": value, "rmse": i, "spearman": None}
-        cards.append(page.card(name, name[:-6], noise(*SIZE, i), logits_of(i), WORDS, truth, metrics, COUNTED))
+        truth, metrics = ((TRUTH, COUNTED) if i < 3 else None), {"delta1": value, "rmse": i, "spearman": None}
+        cards.append(page.card(name, noise(*SIZE, i), logits_of(i), WORDS, metrics, truth))
     rows = {"this run": {"delta1": 0.5, "rmse": None}, HOSTILE: {"delta1": 0.394, "rmse": 1.167}}
-    return page.build(f"Rooms {HOSTILE}", cards, WORDS, PHRASES, rows, [page.subset_note(4, 654), HOSTILE], HOSTILE)
+    texts = {"title": f"Rooms {HOSTILE}", "notes": f"{page.subset_note(4, 654)} {HOSTILE}", "warning": HOSTILE}
+    return page.build(cards, WORDS, PHRASES, rows, **texts)
 
 
 def test_choices_by_hand():
@@ -269,8 +270,8 @@ def test_order_table_and_notes(opened):
 
 
 def test_a_tall_picture_fits_any_screen(opened, tmp_path):
-    card = page.card("tall", "", noise(544, 224), logits_of(0, grid=(17, 7)), WORDS)
-    show(opened, tmp_path / "page.html", page.build("Tall", [card], WORDS, PHRASES))
+    card = page.card("tall", noise(544, 224), logits_of(0, grid=(17, 7)), WORDS, {})
+    show(opened, tmp_path / "page.html", page.build([card], WORDS, PHRASES, {}, title="", notes="", warning=""))
     for width, height, phone in ((320, 800, True), (844, 390, True), (820, 1180, False)):
         opened.show(width, height, phone)
         assert opened.js("document.documentElement.scrollWidth") <= width
@@ -312,8 +313,9 @@ def test_metrics_at_ties_and_beyond_the_cap(opened, tmp_path, protocol):
     one = Reading(depth_classes=("near",), bin_list=(2.4,))
     phrases, truths = page.phrases_for(one, protocol=protocol), [np.full(SIZE, depth, np.float32) for depth in depths]
     logits, metrics = logits_of(0, 1 + len(phrases)), {"rmse": 1.5}
-    cards = [page.card("", "", noise(*SIZE), logits, one, truth, metrics, truth > 0) for truth in truths]
-    show(opened, tmp_path / "page.html", page.build("One", cards, one, phrases, {"run": metrics}, protocol=protocol))
+    cards = [page.card("", noise(*SIZE), logits, one, metrics, (truth, truth > 0)) for truth in truths]
+    text = page.build(cards, one, phrases, {"run": metrics}, protocol, title="", notes="", warning="")
+    show(opened, tmp_path / "page.html", text)
     assert opened.js("cards.map(c => c.image.measured[0] / 1000)") == list(depths)  # also beyond 65.535 m
     opened.js("byId('bin-0').min = 0")
     for predicted in predictions:
