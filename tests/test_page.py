@@ -239,7 +239,7 @@ def test_hover_and_keys_choose_the_patch_whose_answers_are_shown(opened):
         np.testing.assert_allclose(np.array(bars) / 100, shares[:, row, column], atol=1e-3)
     opened.js("document.querySelector('.card [tabindex]').focus()")
     for key, name in {"ArrowRight": "2, column 3", "ArrowUp": "1, column 3", "Home": "1, column 1"}.items():
-        opened.press(key)
+        opened.call("Input.dispatchKeyEvent", type="keyDown", key=key)
         assert f"row {name}" in each(opened, ".card .key")[0]
 
 
