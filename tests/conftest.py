@@ -279,29 +279,24 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Sends CONTENT from `/{mode}/w.bin`, and misbehaves as the mode says; "half_then_good" only the first time."""
+    """`with Server()` sends CONTENT from `/{mode}/w.bin`, or misbehaves; "half_then_good" only the first time."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.hits: list[tuple[str, int]] = []  # mode, first byte that was asked for
         self.four = threading.Barrier(4)
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}).start()
+
+    def server_close(self) -> None:
+        self.four.abort()
+        self.shutdown()
+        super().server_close()
 
     def url(self, mode: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{mode}/w.bin"
 
     def handle_error(self, *args: object) -> None:
         """A client that hangs up is what several tests are about."""
-
-
-@contextmanager
-def serving() -> Iterator[Server]:
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        try:
-            yield server
-        finally:
-            server.four.abort()
-            server.shutdown()
 
 
 # ---- data

@@ -12,7 +12,7 @@ import download
 from datasets import prepare_nyu
 from datasets.prepare_nyu import MAT_NAME, main
 from download import write_whole
-from tests.conftest import SCENES, SHA256, SIZE, TEN_MINUTES, serving, write_mat
+from tests.conftest import SCENES, SHA256, SIZE, TEN_MINUTES, Server, write_mat
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_the_mat_is_downloaded_or_it_is_said_how_to_bring_it(tmp_path, monkeypat
     flags = ["--output", str(tmp_path), "--download_only", "--url"]
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(download, "TIMEOUT", TEN_MINUTES)
-    with serving() as server:
+    with Server() as server:
         assert main([*flags, server.url("missing"), server.url("longer"), "--verbose"]) == 1
         verbose = capsys.readouterr().err
         for text in (f"{server.url('missing')}: HTTP 404", f"{server.url('longer')}: offers", "expected 2,972,037,809"):

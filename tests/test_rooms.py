@@ -52,9 +52,9 @@ def test_a_box_a_turned_box_and_a_ball():
 
 
 def test_pictures_have_the_black_border_and_depths_that_fit_the_bins():
-    first_pictures = [rooms.render_scene(3, number) for number in range(len(rooms.SCENES))]
-    assert [scene for scene, _, _ in first_pictures] == list(rooms.SCENES)
-    image, depth = (np.stack(each) for each in list(zip(*first_pictures, strict=True))[1:])
+    scenes, *arrays = zip(*(rooms.render_scene(3, number) for number in range(len(rooms.SCENES))), strict=True)
+    assert scenes == tuple(rooms.SCENES)
+    image, depth = map(np.stack, arrays)
     assert (image.shape[1:], image.dtype, depth.shape[1:]) == ((480, 640, 3), np.uint8, (480, 640))
     assert (image[:, :7].any(), image[:, 7:474, 7:632].any()) == (False, True)
     assert (measured := depth[depth > 0]).min() >= render.NEAREST_MEASURED

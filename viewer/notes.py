@@ -92,12 +92,10 @@ def readout_notes(model: MonoCLIP) -> list[str]:
     readout, statistics = model.reading.readout, statistics_of(model.reading)
     others = [f"patch features by {readout}"] * (readout != "raw")
     others += [f"image statistics of {statistics}"] * (statistics != "imagenet")
-    notes = [f"{' and '.join(others)}: not the paper's setting"] if others else []
+    notes = [f"{' and '.join(others)}: not the paper's setting"] * bool(others)
     if len({word.casefold() for word in model.reading.depth_classes}) < len(model.reading.depth_classes):
         notes.append("words that differ in case only, which CLIP does not see")
-    if readout == "raw" and isinstance(model.clip_vis, VisionTransformer):
-        notes.append(INVERTED)
-    return notes
+    return notes + [INVERTED] * (readout == "raw" and isinstance(model.clip_vis, VisionTransformer))
 
 
 def caption(title: str, warnings: Sequence[str]) -> str:
