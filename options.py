@@ -160,8 +160,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, output: str = "") -> argp
     add("--gpu_num", default="0", metavar="N", help="index of the GPU that auto and cuda mean")
     if output:
         add("--output", type=named_path, default=Path(output), metavar="FOLDER", help="folder for results")
-        text = "folder for features, 3.6 MB an image with RN50 (default: OUTPUT/features)"
-        add("--store", type=named_path, metavar="FOLDER", help=text)
+        add("--store", type=named_path, metavar="FOLDER", help="keeps features, 3.6 MB each (default: OUTPUT/features)")
     return run
 
 
@@ -169,8 +168,7 @@ def add_html_argument(group: argparse._ArgumentGroup, name: str, count: int) -> 
     """Add `--html [N]`, for the page called `name`, with `count` pictures unless N is given, and its `--phrases`."""
     text = f"also write {name}, a page to look into the answers for N pictures ({count} if N is left out)"
     group.add_argument("--html", nargs="?", type=positive, const=count, metavar="N", help=text)
-    text = "text file of phrases that the page offers, one a line (default: some 70 of ours)"
-    group.add_argument("--phrases", type=Path, metavar="FILE", help=text)
+    group.add_argument("--phrases", type=Path, metavar="FILE", help="the page's phrases, one a line (default: ours)")
 
 
 def open_data(args: argparse.Namespace) -> tuple[DepthPairs, Protocol]:

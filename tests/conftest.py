@@ -383,10 +383,9 @@ def write_mat(path: Path, types: list[str], captures: list[str] = CAPTURES, **re
         odd = {} if replaced else {TOO_FAR: 70.0, NOT_A_NUMBER: np.nan, NEGATIVE: -0.5, LARGEST: 65.535}
         for index, depth in odd.items():
             file["rawDepths"][index] = np.where(np.arange(480) == 479, np.float32(depth), np.float32(1))
-        texts = file.create_group("#refs#")
         for array, names in (("sceneTypes", types), ("scenes", captures)):
             codes = {name: np.array([[ord(c)] for c in name], dtype=np.uint16) for name in names}
-            refs = {name: texts.create_dataset(f"{array} {i}", data=codes[name]).ref for i, name in enumerate(codes)}
+            refs = {n: file.create_dataset(f"#refs#/{array} {i}", data=codes[n]).ref for i, n in enumerate(codes)}
             file.create_dataset(array, data=np.array([[refs[name] for name in names]], h5py.ref_dtype))
     with path.open("r+b") as file:
         file.write(b"MATLAB 7.3 MAT-file")
@@ -430,7 +429,7 @@ def sparse_depth(size: tuple[int, int], seed: int) -> np.ndarray:
 
 
 def write_tree(root: Path, halves: bool = True, frames: Sequence[tuple] = FRAMES) -> Path:
-    """Writes the frames below `root`; without `halves`, the drives of the annotated set directly there."""
+    """Writes the frames below `root`; without `halves`, annotated drives directly there."""
     for seed, (drive, number, size, half, suffix) in enumerate(frames):
         save(root / picture_of(drive, number, suffix), noise(*size, seed))
         save(root / (half if halves else "") / depth_of(drive, number), sparse_depth(size, seed))

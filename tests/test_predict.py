@@ -188,8 +188,8 @@ def test_the_page_has_pictures_that_could_be_read_whatever_their_names(run, tmp_
     assert ("4 images could not be used" in text, str(tmp_path) in text) == (True, False)
     (run.out / "depth.html").unlink()
     code, out, _ = run(*inputs, "--skip_existing")
-    assert (code, "kept: the files of 5 images" in out) == (0, True)
-    assert (run.out / "depth.html").read_text(encoding="utf-8") == text
+    again = (run.out / "depth.html").read_text(encoding="utf-8")
+    assert (code, "kept: the files of 5 images" in out, again == text) == (0, True, True)
 
 
 def test_output_on_the_input_is_not_taken_for_pictures(run, album):
@@ -207,22 +207,18 @@ def test_output_on_the_input_is_not_taken_for_pictures(run, album):
     [
         (2, "file is no folder that can be written", ["-i", "a.jpg", "-o", "file/out"]),
         (2, r"no\nwhere.jpg: no such file or folder", ["-i", "no\nwhere.jpg"]),
-        (2, "-i: an empty name", ["-i", ""]),
         (2, "-i is missing", []),
         (2, "viridi: matplotlib has none of this name; try viridis,", ["-i", "a.jpg", "--color_map", "viridi"]),
-        (2, "colour_map :: matplotlib has none of this name; try viridis_r", ["-i", "a.jpg", "--colour_map", ":"]),
         (2, "leave out --demo or --clip_path", ["--demo"]),
         (2, "nowhere.pt: there is no such file", ["-i", "a.jpg", "--clip_path", "nowhere.pt"]),
         (2, "tokens", ["-i", "a.jpg", "--obj_classes", "very " * 100]),
         (1, "no file there", ["-i", "*_1.png"]),
-        (2, "notes.txt: line 1 names no file", ["-i", "notes.txt"]),
     ],
 )
 def test_errors_are_one_sentence(run, tmp_path, monkeypatch, code, message, flags):
     monkeypatch.chdir(tmp_path)
     for name in ("file", "sync_depth_1.png"):
         Path(name).touch()
-    Path("notes.txt").write_text("what I saw\nyesterday\n")
     save(Path("a.jpg"), noise(64, 96))
     got, _, err = run(*flags, out="none")
     assert (got, message in err) == (code, True), err
@@ -235,8 +231,7 @@ def test_a_picture_whose_files_cannot_be_written_does_not_end_the_others(run, tm
     run.out.mkdir()
     (run.out / "gone").touch()  # where a folder is needed
     code, _, err = run("-i", tmp_path / "in")
-    assert (code, err.count("skipped: ")) == (0, 2)
-    assert ("_depth.npy: File name too long" in err, "skipped: gone/a.png: " in err) == (True, True)
+    assert (code, "_depth.npy: File name too long" in err, "skipped: gone/a.png: " in err) == (0, True, True)
     assert written(run.out) == {"gone", *(f"fine{kind}" for kind in KINDS)}
     assert [*json.loads((run.out / "predict.json").read_text())["files"]] == [f"fine{kind}" for kind in KINDS]
 
@@ -294,7 +289,6 @@ def test_the_demo_needs_nothing_but_itself_and_says_what_it_is(run, tmp_path, ca
     other = shutil.copy(options.DEMO_WEIGHTS, tmp_path / "RN50.pt")  # known by its content
     picture = save(tmp_path / "mine.png", noise(64, 96))
     assert f"note: {notes.TOY}\nnote: {notes.TOY_ON_PHOTOGRAPHS}\n" in run("-i", picture, "--clip_path", other)[1]
-    assert json.loads((run.out / "predict.json").read_text())["made_with"]["note"] == notes.TOY
     assert "note: " not in run("-i", picture)[1]
     said = [call.args[-1].note for call in content.call_args_list]
     assert said == [notes.TOY_BRIEFLY] * 16 * 3 + [notes.TOY_ON_PHOTOGRAPHS] * 3 + [""] * 3

@@ -51,18 +51,7 @@ def test_a_box_a_turned_box_and_a_ball():
         assert depth_of(empty_room(*solids))[CENTRE] == pytest.approx(1.5, abs=1e-5)
 
 
-def test_pictures_have_the_black_border_and_depths_that_fit_the_bins():
-    scenes, *arrays = zip(*(rooms.render_scene(3, number) for number in range(len(rooms.SCENES))), strict=True)
-    assert scenes == tuple(rooms.SCENES)
-    image, depth = map(np.stack, arrays)
-    assert (image.shape[1:], image.dtype, depth.shape[1:]) == ((480, 640, 3), np.uint8, (480, 640))
-    assert (image[:, :7].any(), image[:, 7:474, 7:632].any()) == (False, True)
-    assert (measured := depth[depth > 0]).min() >= render.NEAREST_MEASURED
-    assert ((measured > 0.8) & (measured < 3.5)).mean() > 0.85
-    assert 0.005 < (depth == 0).mean() < 0.1
-
-
-def test_official_layout_as_the_data_set_reads_it(tmp_path):
+def test_official_layout_black_border_and_depths_that_fit_the_bins(tmp_path):
     assert rooms.main(["--output", str(tmp_path), "--count", "3", "--seed", "3"]) == 0
     pairs = sorted(open_nyu(tmp_path, NYU).pairs, key=lambda pair: pair.index)
     assert [pair.index for pair in pairs] == sorted(TEST_INDICES[:3])
@@ -74,3 +63,6 @@ def test_official_layout_as_the_data_set_reads_it(tmp_path):
     with Image.open(pair.rgb) as file:
         assert JpegImagePlugin.get_sampling(file) == 2  # 4:2:0
         assert np.abs(np.array(file).astype(int) - image).mean() < 4
+    assert (image.shape, image[:7].any(), image[7:474, 7:632].any()) == ((480, 640, 3), False, True)
+    near, inside, holes = depth[depth > 0].min(), (depth > 0.8) & (depth < 3.5), depth == 0
+    assert (near >= render.NEAREST_MEASURED, inside.mean() > 0.8, 0.005 < holes.mean() < 0.1) == (True, True, True)

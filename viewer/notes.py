@@ -37,7 +37,7 @@ def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         return
     try:
         with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
             if file.tell() == 0:
                 writer.writeheader()
             writer.writerows([row | {k: csv_text(row[k]) for k in ("image", "scene")} for row in rows])

@@ -143,8 +143,7 @@ def build(
     the top. `protocol` says how metrics are computed, and where the colours of depth end. `texts` are the page's title,
     notes and warning.
     """
-    # As the control of `experiments`; where that has no colour words, with the paper's bins.
-    words, bins = spread_words(COLOUR_WORDS, len(reading.bin_list)), reading.bin_list
+    words, bins = spread_words(COLOUR_WORDS, len(reading.bin_list)), reading.bin_list  # as `experiments` has them
     colour = replace(reading, depth_classes=words or COLOUR_WORDS, bin_list=bins if words else PAPER.bin_list)
     presets = {"run": reading, **presets_for(reading, protocol), "colour": colour}
     depths = [*bins, *(depth for stored in cards if stored["truth"] for depth in stored["truth"]["span"])]
