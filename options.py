@@ -42,9 +42,8 @@ CPU = torch.device("cpu")
 DEMO_WEIGHTS = Path(__file__).parent / "demo" / "rooms_clip.pt"
 DEMO_DATA = Path(__file__).parent / "demo" / "sample"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# Images at once, and threads that read them, unless the flags say otherwise.
-BATCH_SIZE = {"cpu": 4, "cuda": 32, "mps": 8}
-WORKERS = {"cpu": 1, "cuda": 8, "mps": 4}
+BATCH_SIZE = {"cpu": 4, "cuda": 32, "mps": 8}  # images at once, unless told otherwise
+WORKERS = {"cpu": 1, "cuda": 8, "mps": 4}  # threads that read them
 PROTOCOLS = {"bts": KITTI_BTS, "adabins": KITTI_ADABINS}  # of KITTI
 MAX_DEPTH = NYU.cap  # [m] of one's own pairs, unless told otherwise
 DATA_FOLDERS = (Path("nyu_depth_v2"), Path("datasets", "NYU_Depth_V2"))  # the second is the release's place

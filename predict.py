@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     found = predict_picture(model, job.path, not args.no_mirror, args.max_side)
                     near, far = float(found.depth.min()), float(found.depth.max())
                     if not np.isfinite([near, far]).all():
-                        advice = "" if setup.precision == "fp32" else "; use --precision fp32"
+                        advice = "; use --precision fp32" * (setup.precision != "fp32")
                         raise options.WorkError(f"{job.name}: NaN or infinite depth predicted{advice}")
                     for file, ending in job.files.items():
                         content = content_of(ending, found, reading, style)

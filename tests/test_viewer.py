@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from datasets.pictures import read_picture
 from monoclip import PAPER, depth_of
 from tests.conftest import noise
 from viewer.colour import colourise, sigma_of, to_millimetres
@@ -73,15 +73,14 @@ def test_the_colours_of_a_strip_cover_predictions_and_most_of_the_truth():
 
 
 def test_a_strip_shows_every_picture_beside_its_maps(tmp_path):
-    red = np.zeros((416, 544, 3), dtype=np.uint8) + np.array([255, 0, 0], dtype=np.uint8)
+    red = np.full((416, 544, 3), (255, 0, 0), np.uint8)
     truth = np.linspace(1, 3, 416 * 544, dtype=np.float32).reshape(416, 544)
     truth[:208] = 0
     names = ("kitchen/rgb_1.jpg", r"no $\math$ at all $", "\u53a8\u623f \\udcff")  # the last in letters of no font here
     draw_strip(tmp_path / "strip.png", [Example(name, red, truth, truth + 1) for name in names], "of $no_ kind; " * 20)
-    with Image.open(tmp_path / "strip.png") as image:
-        drawn = np.asarray(image.convert("RGB")).astype(int)
-    reds = (drawn == [255, 0, 0]).all(axis=2)
+    drawn = read_picture(tmp_path / "strip.png").astype(int)
     greys = (np.abs(drawn - 0.75 * 255) <= 1).all(axis=2)  # where nothing was measured
+    reds = (drawn == [255, 0, 0]).all(axis=2)
     assert (reds.sum() > 3 * 150 * 200, greys.sum() > 3 * 70 * 200) == (True, True)
     assert np.quantile(np.nonzero(reds)[1], 0.99) < np.quantile(np.nonzero(greys)[1], 0.01)  # columns
     assert [file.name for file in tmp_path.iterdir()] == ["strip.png"]

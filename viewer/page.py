@@ -139,9 +139,8 @@ def build(
 ) -> str:
     """Return the page as text; what came from a user stands in it as data or escaped, never as markup.
 
-    The controls start at `reading`; `phrases` are those of the cards. `rows`, all of the same columns, are the table at
-    the top. `protocol` says how metrics are computed, and where the colours of depth end. `texts` are the page's title,
-    notes and warning.
+    The controls start at `reading`; `phrases` are the cards'; `rows`, of the same columns, the table at the top.
+    `protocol` says how metrics are computed and where colours end; `texts` are title, notes and warning.
     """
     words, bins = spread_words(COLOUR_WORDS, len(reading.bin_list)), reading.bin_list  # as `experiments` has them
     colour = replace(reading, depth_classes=words or COLOUR_WORDS, bin_list=bins if words else PAPER.bin_list)
