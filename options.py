@@ -1,8 +1,7 @@
 """What the commands share: their flags, how flags become a model, and how a command ends.
 
-Three kinds of error mean something to a user: wrong arguments (`UsageError`), data that cannot be used
-(`datasets.DataError`) and a checkpoint that cannot be used (`clip.CheckpointError`). `run_command` turns them, and what
-a machine may refuse, into one sentence and an exit code. Only functions here and a command's main() see a namespace.
+`run_command` turns wrong arguments (`UsageError`), unusable data (`datasets.DataError`) or checkpoints
+(`clip.CheckpointError`), and what a machine may refuse, into one sentence and an exit code.
 """
 
 import argparse
@@ -43,16 +42,15 @@ CPU = torch.device("cpu")
 DEMO_WEIGHTS = Path(__file__).parent / "demo" / "rooms_clip.pt"
 DEMO_DATA = Path(__file__).parent / "demo" / "sample"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# Images at once, and threads that read them, unless the flags say otherwise.
-BATCH_SIZE = {"cpu": 4, "cuda": 32, "mps": 8}
-WORKERS = {"cpu": 1, "cuda": 8, "mps": 4}
+BATCH_SIZE = {"cpu": 4, "cuda": 32, "mps": 8}  # images at once, unless told otherwise
+WORKERS = {"cpu": 1, "cuda": 8, "mps": 4}  # threads that read them
 PROTOCOLS = {"bts": KITTI_BTS, "adabins": KITTI_ADABINS}  # of KITTI
 MAX_DEPTH = NYU.cap  # [m] of one's own pairs, unless told otherwise
-DATA_FOLDERS = (Path("nyu_depth_v2"), Path("datasets") / "NYU_Depth_V2")  # the second is the release's place
+DATA_FOLDERS = (Path("nyu_depth_v2"), Path("datasets", "NYU_Depth_V2"))  # the second is the release's place
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a device without room says
 NO_MEMORY = "not enough memory; use smaller batches or pictures, or another --device"
-WORD_FLAGS = ("depth_templates", "obj_classes", "depth_classes", "bin_list")
-READING_FLAGS = (*WORD_FLAGS, "temperature")  # fields of a `Reading`
+WORD_FLAGS = ("depth_templates", "obj_classes", "depth_classes", "bin_list")  # fields of a `Reading`
+READING_FLAGS = (*WORD_FLAGS, "temperature")
 
 
 class UsageError(Exception):
@@ -95,9 +93,8 @@ def named_path(text: str) -> Path:
 def add_data_arguments(parser: argparse.ArgumentParser, maps: bool = False) -> None:
     """Add which images are evaluated, and depth maps that are scored in place of the method's, and kept."""
     add = parser.add_argument_group("data").add_argument
-    text = "NYU Depth V2, KITTI's Eigen test split, or rgbd: one's own pairs of picture and depth map"
-    add("--dataset", choices=("NYU", "KITTI", "rgbd"), default="NYU", help=text)
-    default = next((path for path in DATA_FOLDERS if path.exists()), DATA_FOLDERS[0])
+    add("--dataset", choices=("NYU", "KITTI", "rgbd"), default="NYU", help="rgbd: own pairs of picture and depth map")
+    default = next(filter(Path.exists, DATA_FOLDERS), DATA_FOLDERS[0])
     text = "folder of official_splits/test or nyu_depth_v2_labeled.mat; KITTI's root; folder of the pairs"
     add("--data_path", type=named_path, default=default, metavar="FOLDER", help=text)
     add("--list_file", type=Path, metavar="FILE", help="text file with a pair a line (default: all pairs there are)")
@@ -112,12 +109,14 @@ def add_data_arguments(parser: argparse.ArgumentParser, maps: bool = False) -> N
     text = "score this folder's maps instead, without CLIP: <scene>/<picture's stem>.npy (floats) or .png (16 bits)"
     add("--predictions", type=named_path, metavar="FOLDER", help=text)
     add("--predictions_scale", type=positive, default=1000, metavar="N", help="units in a metre of such a .png")
-    text = (
-        "what is fitted to the true depth first: nothing, the ratio of medians, scale and shift, or these of 1 / depth"
-    )
+    text = "fitted to the true depth first: nothing, the ratio of medians, scale and shift, or these of 1 / depth"
     add("--align", choices=ALIGNMENTS, default="none", help=text)
-    text = "folder that keeps the maps of this run, as --predictions reads them (default: they are not kept)"
-    add("--save_predictions", type=named_path, metavar="FOLDER", help=text)
+    add(
+        "--save_predictions",
+        type=named_path,
+        metavar="FOLDER",
+        help="folder that keeps this run's maps, for --predictions",
+    )
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> argparse._ArgumentGroup:
@@ -139,9 +138,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser, words_only: bool = Fa
     """Add words and bins of a `Reading`, and its temperature, read-out and image statistics."""
     reading = parser.add_argument_group("reading", "How depth is read out of CLIP; what is not given is the preset's.")
     add = reading.add_argument
-    text = (
-        "the paper's; auty: Auty and Mikolajczyk's for KITTI; log: the paper's words, bins in log depth over 5 to 60 m"
-    )
+    text = "the paper's; auty: Auty and Mikolajczyk's for KITTI; log: the paper's words, log bins over 5 to 60 m"
     add("--preset", choices=READINGS, default="paper", help=text)
     add("--depth_classes", nargs="+", metavar="WORD", help="words for depth; the paper's: giant, extremely close, ...")
     add("--bin_list", nargs="+", type=float, metavar="M", help="depth of each word [m]; the paper's: 1 1.5 2 ... 3")
@@ -150,8 +147,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser, words_only: bool = Fa
     if not words_only:
         add("--temperature", type=float, metavar="T", help="of the softmax over the words; the paper's: 0.1")
         add("--readout", choices=READOUTS, default="raw", help="how patches are read out of CLIP (docs/readouts.md)")
-        text = "what images are normalised with: ImageNet's, as in the paper, or CLIP's own"
-        add("--image_statistics", choices=IMAGE_STATISTICS, default="imagenet", help=text)
+        add("--image_statistics", choices=IMAGE_STATISTICS, default="imagenet", help="what images are normalised with")
     return reading
 
 
@@ -163,8 +159,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, output: str = "") -> argp
     add("--gpu_num", default="0", metavar="N", help="index of the GPU that auto and cuda mean")
     if output:
         add("--output", type=named_path, default=Path(output), metavar="FOLDER", help="folder for results")
-        text = "folder that keeps features, 3.6 MB an image with RN50 (default: OUTPUT/features)"
-        add("--store", type=named_path, metavar="FOLDER", help=text)
+        add("--store", type=named_path, metavar="FOLDER", help="keeps features, 3.6 MB each (default: OUTPUT/features)")
     return run
 
 
@@ -172,8 +167,7 @@ def add_html_argument(group: argparse._ArgumentGroup, name: str, count: int) -> 
     """Add `--html [N]`, for the page called `name`, with `count` pictures unless N is given, and its `--phrases`."""
     text = f"also write {name}, a page to look into the answers for N pictures ({count} if N is left out)"
     group.add_argument("--html", nargs="?", type=positive, const=count, metavar="N", help=text)
-    text = "text file of the phrases that the page's word boxes offer, one a line (default: some 70 of ours)"
-    group.add_argument("--phrases", type=Path, metavar="FILE", help=text)
+    group.add_argument("--phrases", type=Path, metavar="FILE", help="the page's phrases, one a line (default: ours)")
 
 
 def open_data(args: argparse.Namespace) -> tuple[DepthPairs, Protocol]:
@@ -181,22 +175,21 @@ def open_data(args: argparse.Namespace) -> tuple[DepthPairs, Protocol]:
     path, some = args.data_path, (args.list_file, args.scene, args.limit)
     maps, scales = getattr(args, "predictions", None), (args.depth_scale, args.max_depth)
     words, own = any(getattr(args, name, None) is not None for name in READING_FLAGS), args.dataset == "rgbd"
+    possible = 0 < args.depth_scale < math.inf and MIN_DEPTH < args.max_depth < math.inf
     for wrong, message in (
         (maps and words, "--predictions scores maps as they are: words, bins and temperature are the method's"),
         (getattr(args, "align", "none") != "none" and not maps, "--align is of --predictions, the folder of maps"),
         (args.dataset != "KITTI" and args.protocol != "bts", "--protocol: only KITTI has several"),
         (not own and scales != (DEPTH_SCALE, MAX_DEPTH), "--depth_scale and --max_depth are of --dataset rgbd"),
         (own and args.scene, "--scene: one's own pairs have no scenes; name a list of some with --list_file"),
+        (not possible, f"--depth_scale must be positive, --max_depth above {MIN_DEPTH:g} m, and both finite"),
     ):
         if wrong:
             raise UsageError(message)
     if args.dataset == "NYU":
         return open_nyu(path, NYU, *some), NYU
     if args.dataset == "KITTI":
-        protocol = PROTOCOLS[args.protocol]
-        return open_kitti(path, protocol, *some), protocol
-    if not 0 < args.depth_scale < math.inf or not MIN_DEPTH < args.max_depth < math.inf:
-        raise UsageError(f"--depth_scale must be positive, --max_depth above {MIN_DEPTH:g} m, and both finite")
+        return open_kitti(path, protocol := PROTOCOLS[args.protocol], *some), protocol
     protocol = Protocol("own pairs", NYU_METRICS, args.max_depth)
     return open_rgbd(path, protocol, args.depth_scale, args.list_file, args.limit), protocol
 
@@ -206,18 +199,15 @@ def reading_of(args: argparse.Namespace) -> Reading:
     reading = READINGS[args.preset]
     if "readout" in args:
         reading = replace(with_statistics(reading, args.image_statistics), readout=args.readout)
-    given = {name: getattr(args, name, None) for name in READING_FLAGS}
+    given = {name: value for name in READING_FLAGS if (value := getattr(args, name, None)) is not None}
     try:
-        return checked_reading({name: value for name, value in given.items() if value is not None}, reading)
+        return checked_reading(given, reading)
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
 def setup_of(args: argparse.Namespace) -> tuple[Setup, int, int]:
-    """What the flags say of the model, this process's rank and the number of processes; under torchrun, a GPU for each.
-
-    Raises UsageError: a reading that makes no depth, no such device here, or not enough GPUs.
-    """
+    """The model of the flags, this process's rank and the number of processes. Raises UsageError."""
     reading, gpu, rank, count = reading_of(args), getattr(args, "gpu_num", "0"), 0, 1
     if "gpu_num" in args and {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():  # predict.py is one process
         try:
@@ -230,24 +220,17 @@ def setup_of(args: argparse.Namespace) -> tuple[Setup, int, int]:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(f"cuda:{gpu}" if name == "cuda" else name)
-        if device.type not in BATCH_SIZE:
-            raise NotImplementedError(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.empty(BATCH_SIZE[device.type], device=device)
+    except (RuntimeError, AssertionError, KeyError) as error:  # not there, not in this torch, not known here
         raise UsageError(f"--device {name}: not available here; use --device cpu or auto") from error
     precision = args.precision if args.precision != "auto" else "fp32" if device.type == "cpu" else "fp16"
     return Setup(args.clip_path, reading, device, precision, args.exact, args.activation), rank, count
 
 
 def load_model(setup: Setup) -> tuple[clip.CLIP, MonoCLIP, dict[str, Any]]:
-    """The CLIP, its MonoCLIP, and what results depend on besides images, as JSON can hold it.
-
-    Raises UsageError: this CLIP cannot be read as depth; clip.CheckpointError: the checkpoint cannot be used.
-    """
-    activation = None if setup.activation == "auto" else setup.activation
-    clip_model, _ = clip.load(setup.clip_path, CPU, activation=activation)
-    change = convert_weights if setup.exact else clip.optimize_for_inference
-    change(clip_model, PRECISIONS[setup.precision])
+    """The CLIP, its MonoCLIP, and what results depend on, for JSON. Raises UsageError and CheckpointError."""
+    clip_model, _ = clip.load(setup.clip_path, CPU, activation=setup.activation if setup.activation != "auto" else None)
+    (convert_weights if setup.exact else clip.optimize_for_inference)(clip_model, PRECISIONS[setup.precision])
     try:
         model = MonoCLIP(clip_model.to(setup.device), setup.reading)
     except ValueError as error:
@@ -269,7 +252,7 @@ def check_output(folder: Path) -> None:
 
 
 def run_command(prog: str, work: Callable[[], None]) -> int:
-    """The exit code of a command whose work this is; an error for the user is one sentence on stderr.
+    """Do a command's work and return its exit code; an error for the user is one sentence on stderr.
 
     0: done; 1: it could not be finished; 2: wrong arguments, unusable data or an unusable checkpoint; 130: interrupted.
     """
@@ -291,7 +274,7 @@ def run_command(prog: str, work: Callable[[], None]) -> int:
             advice = "; make room or choose another folder" if error.errno in FULL else ""
             message, code = f"{error.filename or 'output'}: {error.strerror or error}{advice}", 1
         except KeyboardInterrupt as error:
-            message, code = f"interrupted{f': {error}' if str(error) else ''}", 130
+            message, code = ": ".join(("interrupted", *error.args)), 130
         finally:
             if distributed.is_initialized():
                 distributed.destroy_process_group()

@@ -4,9 +4,8 @@
     python predict.py -i holiday/ "rooms/**/*.png" names.txt -o depth --save npy side_by_side words --html
     python predict.py --demo -o depth                   # offline: the embedded checkpoint on its own rendered rooms
 
-An input is a picture, a folder (searched to its depth), a pattern, or a .txt list of paths (datasets/pictures.py). By
-their names, depth maps and what this script writes are passed by. Below OUT, at the picture's path relative to the
-folder that all inputs share, --save writes:
+An input is a picture, a folder (searched to its depth), a pattern, or a .txt list of paths; depth maps and what this
+script writes are passed by. Below OUT, at the picture's path relative to the folder all inputs share, --save writes:
 
     npy             <stem>_depth.npy            float32 (H, W) [m]
     mm              <stem>_depth_mm.png         16 bit, millimetres
@@ -15,9 +14,8 @@ folder that all inputs share, --save writes:
     sigma           <stem>_sigma.npy, .png      how far apart the depths of a patch's words are [m], and its colours
     words           <stem>_words.png            the picture, and how strongly each patch answers to each word
 
-OUT also gets predict.json, which says with what these were made, and, with --html, depth.html. Pictures of one folder
-that differ only in their suffix keep it: `a.jpg_depth.npy`. What cannot be used or written is named and skipped. Exit
-code 0: a picture has its depth; 1: none has; 2: wrong arguments or an unusable checkpoint; 130: interrupted.
+OUT also gets predict.json, which says with what these were made, and, with --html, depth.html. What cannot be used or
+written is named and skipped. Exit code 0: a picture has its depth; 1: none has; else as `options.run_command`.
 """
 
 import argparse
@@ -61,8 +59,7 @@ ANY_MACHINE = ("device", "threads", "python", "torch")  # what the runs of one f
 def build_parser() -> argparse.ArgumentParser:
     """The command line. The flags of model and reading are those of eval.py, with the same defaults."""
     parser = terminal.new_parser("Depth [m] of your own pictures: .npy, 16-bit PNG, colours, a page to look into.")
-    files = parser.add_argument_group("files")
-    add = files.add_argument
+    add = (files := parser.add_argument_group("files")).add_argument
     add("-i", "--input", nargs="+", metavar="INPUT", help="pictures, folders, patterns, .txt lists; --demo has its own")
     add("-o", "--output", required=True, type=options.named_path, metavar="OUT", help="folder for all that is written")
     add("--skip_existing", action="store_true", help="keep files of a stopped run with these settings (default: redo)")
@@ -70,12 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--save", nargs="+", choices=SAVED, type=british, default=[*SAVED][:3], metavar="KIND", help=text)
     add("--max_side", type=options.positive, metavar="N", help="largest side of a map, px (default: the picture's)")
     add("--colour_map", "--color_map", default=COLOUR_MAP, metavar="NAME", help="matplotlib's, from near to far")
-    add(
-        "--range",
-        choices=("bins", "picture"),
-        default="bins",
-        help="what colours span: all bins, or a picture's depths",
-    )
+    add("--range", choices=("bins", "picture"), default="bins", help="colours span all bins, or a picture's own depths")
     add("--legend", action="store_true", help="add a legend in metres below the colours of *_depth.png, too")
     options.add_html_argument(files, page.PAGE_FILE, page.PAGE_IMAGES)
     model = options.add_model_arguments(parser)
@@ -89,7 +81,7 @@ class Job(NamedTuple):
     """A picture to predict."""
 
     path: Path
-    name: str  # in messages
+    name: str
     files: dict[str, str]  # its outputs, relative to OUT: file -> ending, by which `content_of` knows its kind
     sha256: str  # of the picture; "" if it cannot be read
 
@@ -125,8 +117,7 @@ def plan(inputs: Sequence[str], save: Sequence[str]) -> list[Job]:
 def prepare_folder(out: Path, jobs: Sequence[Job], made_with: dict[str, Any], skip_existing: bool) -> dict[str, str]:
     """Make OUT ready for the jobs, take from them the files to keep, and return all files with their picture's SHA-256.
 
-    predict.json is written before the first file and after the last, and what stood in place of a file is removed, so
-    what is listed and there is of these settings and pictures. Raises UsageError: files to keep are of others; OSError.
+    What predict.json lists and is there is always of its settings and pictures. Raises UsageError: it has others.
     """
     planned = {file: job.sha256 for job in jobs for file in job.files}
     new = json.loads(json.dumps(made_with | made_with["reading"]))
@@ -134,13 +125,12 @@ def prepare_folder(out: Path, jobs: Sequence[Job], made_with: dict[str, Any], sk
         record = json.loads(text_of(out / RECORD_FILE))
         files, made = {**record["files"]}, {**record["made_with"], **record["made_with"]["reading"]}
         names = sorted({*made, *new} - {"reading", *ANY_MACHINE})
-        differing = [name for name in names if made.get(name) != new.get(name)]
-        problem = f"has other {', '.join(differing)}" if differing else ""
+        problem = ", ".join(name for name in names if made.get(name) != new.get(name))
     except (ValueError, LookupError, TypeError):  # none, or not ours
-        problem = f"has results, but no {RECORD_FILE}"
+        problem = f"files and no {RECORD_FILE}"
     if skip_existing and problem and any(os.path.lexists(out / file) for file in [RECORD_FILE, *planned]):
         advice = "choose another folder, or compute all again without --skip_existing"
-        raise options.UsageError(f"--skip_existing: {out} {problem}; {advice}")
+        raise options.UsageError(f"--skip_existing: {out} has other {problem}; {advice}")
     files = {} if problem else files
     for job in jobs:
         for file in [file for file in job.files if os.path.isfile(out / file)]:
@@ -187,8 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         toy = notes.toy_notes(made["checkpoint_sha256"], photographs=bool(args.input))
         note = ("", notes.TOY_BRIEFLY, notes.TOY_ON_PHOTOGRAPHS)[len(toy)]
         style = Style(args.colour_map, args.range == "picture", args.legend, note)
-        looks = {name: getattr(args, name) for name in ("max_side", "colour_map", "range", "legend")}
-        made |= {"mirror": not args.no_mirror, **looks, "note": "".join(toy[:1])}
+        made |= {name: getattr(args, name) for name in ("max_side", "colour_map", "range", "legend")}
+        made |= {"mirror": not args.no_mirror, "note": "".join(toy[:1])}
         files = prepare_folder(out, jobs, made, args.skip_existing)
         warnings = toy + notes.readout_notes(model)
         terminal.say(f"model: {setup}", *(f"note: {warning}" for warning in warnings))
@@ -199,27 +189,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         words = reading.depth_classes + phrases
         text_features = zeroshot_classifier(clip_model, words, reading.obj_classes, reading.depth_templates)
-
         done, cards = 0, list[page.Card]()
         for number, job in enumerate(jobs, 1):
             on_page = len(cards) * len(jobs) < (args.html or 0) * number  # evenly spread over what can be read
             try:
                 if job.files or on_page:
                     found = predict_picture(model, job.path, not args.no_mirror, args.max_side)
-                    near, far, (height, width) = found.depth.min(), found.depth.max(), found.depth.shape
+                    near, far = float(found.depth.min()), float(found.depth.max())
                     if not np.isfinite([near, far]).all():
-                        advice = "" if setup.precision == "fp32" else "; use --precision fp32"
+                        advice = "; use --precision fp32" * (setup.precision != "fp32")
                         raise options.WorkError(f"{job.name}: NaN or infinite depth predicted{advice}")
                     for file, ending in job.files.items():
                         content = content_of(ending, found, reading, style)
                         (out / file).parent.mkdir(parents=True, exist_ok=True)
                         write_whole(out / file, methodcaller("write", content))
-                    print(f"{number}/{len(jobs)} {job.name}: {width}x{height}, {near:.3f} to {far:.3f} m", flush=True)
+                    size = "x".join(map(str, found.depth.shape[::-1]))
+                    print(f"{number}/{len(jobs)} {job.name}: {size}, {near:.3f} to {far:.3f} m", flush=True)
                 if on_page:
-                    *_, scene, name = ("", *Path(job.name).parts)  # no more, because a page may be shown to others
-                    label, span = f"{scene}/{name}".lstrip("/"), {"nearest [m]": near, "farthest [m]": far}
+                    name = "/".join(Path(job.name).parts[-2:])  # no more, because a page may be shown to others
                     logits = logits_of(found.features, text_features, reading).cpu().numpy()
-                    cards.append(page.card(label, scene, found.pixels, logits, reading, metrics=span))
+                    span = {"nearest [m]": near, "farthest [m]": far}
+                    cards.append(page.card(name, found.pixels, logits, reading, span))
                 done += 1
             except KeyboardInterrupt:
                 raise KeyboardInterrupt("what was written is whole, and --skip_existing goes on") from None
@@ -233,7 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if cards:
             unread = [f"{counted(len(jobs) - done)} could not be used"] * (done < len(jobs))
             said = [f"{made['checkpoint']} in {setup.precision}", page.subset_note(len(cards), done), *unread]
-            text = page.build("Depth from words", cards, reading, phrases, notes=said, warning="; ".join(warnings))
+            about, warning = " · ".join(said), "; ".join(warnings)
+            text = page.build(cards, reading, phrases, {}, title="Depth from words", notes=about, warning=warning)
             write_text(out / page.PAGE_FILE, text)
             terminal.say(f"page: {out / page.PAGE_FILE}, {said[1]}")
         files = {file: sha256 for file, sha256 in files.items() if os.path.isfile(out / file)}

@@ -162,15 +162,15 @@ def page_of(count: int, report: Report, store: FeatureStore, reader: SettingsRea
         logits = logits_of(store.model.features(store.get(item)), text, reading).cpu().numpy()  # (2, K + P, h, w)
         own = results.by_column(results.metrics[published.THIS_RUN][item].tolist())
         shown = {m: None if math.isnan(own[m]) else own[m] for m in (*published.COLUMNS, "spearman")}
-        name, scene, truth = dataset.names[item], dataset.scenes[item], dataset.truth(item)
-        picture, counted = resized(dataset.pixels(item), truth.shape), dataset.scope.counted(dataset.depth(item)[0])
-        cards.append(page.card(name, scene, picture, logits, reading, truth, shown, counted.numpy()))
+        truth, counted = dataset.truth(item), dataset.scope.counted(dataset.depth(item)[0]).numpy()
+        picture = resized(dataset.pixels(item), truth.shape)
+        cards.append(page.card(dataset.names[item], picture, logits, reading, shown, (truth, counted)))
     rows: dict[str, Mapping[str, float | None]]
     rows = {row: results.mean(row) for row in (published.THIS_RUN, published.UNIFORM)}
     rows |= published.beside(report.protocol.name) if report.official else {}
     table = {name: {column: row[column] for column in published.COLUMNS} for name, row in rows.items()}
-    said, warning = [page.subset_note(len(cards), len(dataset))], "; ".join(report.warnings)
-    return page.build(report.title, cards, reading, phrases, table, said, warning, report.protocol)
+    said = {"notes": page.subset_note(len(cards), len(dataset)), "warning": "; ".join(report.warnings)}
+    return page.build(cards, reading, phrases, table, report.protocol, title=report.title, **said)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,25 +28,22 @@ class Browser:
         command = ["sh", "-c", 'exec "$@" 3<"$0/in" 4>"$0/out" >"$0/log" 2>&1', profile, executable, *flags]
         self.process = subprocess.Popen(command)
         self.write_end, self.read_end = os.open(profile / "in", os.O_WRONLY), os.open(profile / "out", os.O_RDONLY)
-        self.buffer, self.number, self.session = b"", 0, None
-        self.errors, self.requests = [], []
+        self.buffer, self.number, self.session, self.errors, self.requests = b"", 0, {}, [], []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Sends one command and returns its result; events on the way are kept."""
         self.number += 1
-        message = {"id": self.number, "method": method, "params": params}
-        message |= {"sessionId": self.session} if self.session else {}
+        message = {"id": self.number, "method": method, "params": params} | self.session
         os.write(self.write_end, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self.receive()
-            if answer.get("id") == self.number:
-                if "error" in answer:
-                    raise RuntimeError(f"{method}: {answer['error']}")
-                return answer["result"]
+        while (answer := self.receive()).get("id") != self.number:
+            pass
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']}")
+        return answer["result"]
 
     def receive(self) -> dict[str, Any]:
         """The next message; events are kept."""
@@ -57,15 +54,13 @@ class Browser:
                 raise RuntimeError(f"the browser does not answer, or has ended ({self.process.poll()})")
             self.buffer += chunk
         text, self.buffer = self.buffer.split(b"\0", 1)
-        message = json.loads(text)
-        params = message.get("params", {})
-        match message.get("method"):
-            case "Runtime.exceptionThrown":
-                self.errors.append(json.dumps(params["exceptionDetails"]))
-            case "Log.entryAdded" if params["entry"]["level"] in ("error", "warning"):
-                self.errors.append(params["entry"]["text"])
-            case "Network.requestWillBeSent":
-                self.requests.append(params["request"]["url"])
+        match message := json.loads(text):
+            case {"method": "Runtime.exceptionThrown", "params": {"exceptionDetails": details}}:
+                self.errors.append(json.dumps(details))
+            case {"method": "Log.entryAdded", "params": {"entry": {"level": "error" | "warning", "text": said}}}:
+                self.errors.append(said)
+            case {"method": "Network.requestWillBeSent", "params": {"request": {"url": url}}}:
+                self.requests.append(url)
         return message
 
     def open(self, url: str) -> None:
@@ -76,7 +71,7 @@ class Browser:
         self.settle()
 
     def settle(self) -> None:
-        """Waits until the page has drawn what was asked of it."""
+        """Waits until the page has drawn."""
         self.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
 
     def js(self, expression: str) -> Any:
@@ -95,10 +90,6 @@ class Browser:
         self.call("Input.dispatchMouseEvent", type="mouseMoved", **place)
         self.settle()
 
-    def press(self, key: str) -> None:
-        """Presses one key where the focus is."""
-        self.call("Input.dispatchKeyEvent", type="keyDown", key=key)
-
     def show(self, width: int, height: int, phone: bool = False) -> None:
         """Sets the window's size, and whether it is a phone's screen."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
@@ -109,5 +100,5 @@ class Browser:
         """Ends the browser."""
         self.process.kill()
         self.process.wait()
-        os.close(self.read_end)
-        os.close(self.write_end)
+        for end in (self.read_end, self.write_end):
+            os.close(end)

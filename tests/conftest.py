@@ -1,8 +1,9 @@
-"""What several test files need: a tiny CLIP, the released weights' stand-in, and folders in NYU's layout."""
+"""What several test files need: CLIPs, pictures, a server, folders in the layouts of NYU and KITTI, and results."""
 
 import hashlib
 import math
 import os
+import resource
 import runpy
 import struct
 import subprocess
@@ -127,7 +128,6 @@ PAPER_MODELS = {
 
 @pytest.fixture(scope="session")
 def tiny_clip() -> CLIP:
-    """A ModifiedResNet of width 4 (C = 128, D = 64) with a text transformer of width 32."""
     return random_clip(TINY, seed=1)  # others saturate the softmax, so that every image has the same depth
 
 
@@ -140,10 +140,11 @@ def tiny_checkpoint(tiny_clip: CLIP, tmp_path_factory: pytest.TempPathFactory) -
 
 def write_pair(folder: Path, index: int, seed: int | None = None) -> tuple[Path, Path]:
     """Writes one image of noise in 40 px squares and its depth (0.6 to 9 m, with a hole) in NYU's layout."""
-    rng = np.random.default_rng(index if seed is None else seed)
-    millimetres = rng.integers(600, 9000, (12, 16), dtype=np.uint16).repeat(40, axis=0).repeat(40, axis=1)
+    seed = index if seed is None else seed
+    squares = np.random.default_rng(seed).integers(600, 9000, (12, 16), dtype=np.uint16)
+    millimetres = squares.repeat(40, axis=0).repeat(40, axis=1)
     millimetres[100 : 120 + 10 * (index % 17), 200:300] = 0  # so that images differ in their number of valid pixels
-    rgb = save(folder / f"rgb_{index:05d}.jpg", noise(480, 640, index if seed is None else seed, side=40), quality=95)
+    rgb = save(folder / f"rgb_{index:05d}.jpg", noise(480, 640, seed, side=40), quality=95)
     return rgb, save(folder / f"sync_depth_{index:05d}.png", millimetres)
 
 
@@ -169,10 +170,8 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def nyu_mini() -> Path:
     """The nine photographs behind the golden evaluation; they may not be distributed, so they lie elsewhere."""
-    folder = os.environ.get("NYU_MINI")
-    if not folder:
-        pytest.skip("the nine photographs of nyu_mini are not in the repository; NYU_MINI names their folder")
-    return Path(folder)
+    missing = "the nine photographs of nyu_mini are not in the repository; NYU_MINI names their folder"
+    return Path(os.environ.get("NYU_MINI") or pytest.skip(missing))
 
 
 def child(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -183,9 +182,20 @@ def child(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 def torchrun(count: int, *command: object) -> subprocess.CompletedProcess[str]:
-    """A script, or `-m` and a module, run by `count` processes. No name of a host has to resolve."""
-    here = ("--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "--local_addr=127.0.0.1")
+    """A script, or `-m` and a module, run by `count` processes."""
+    here = ("--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "--local_addr=127.0.0.1")  # no host has to resolve
     return child("-m", "torch.distributed.run", *here, f"--nproc_per_node={count}", *command)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A disk that is full after so many bytes of each file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def assert_same(one: dict, other: dict) -> None:
@@ -237,9 +247,7 @@ ANSWERS: dict[str, tuple[int, dict[str, Any], bytes]] = {  # status, headers and
 
 
 def answer_in_ranges(name: str, start: int) -> tuple[int, dict[str, Any], bytes]:
-    """Status, headers and body of the "good" server's answer to who asks for the bytes from `start` on, or nearly so:
-    "flipped" has one wrong bit, "sixths" hangs up after a sixth of the file, "elsewhere" begins 100 bytes too early.
-    """
+    """What "good" answers to who asks for the bytes from `start` on; "sixths" hangs up after a sixth of the file."""
     if start >= SIZE:
         return 416, {}, b""
     start -= 100 if name == "elsewhere" else 0
@@ -266,34 +274,29 @@ class Handler(BaseHTTPRequestHandler):
             self.server.four.wait()
             self.wfile.write(CONTENT[HALF:])
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         """Nothing is printed."""
 
 
 class Server(ThreadingHTTPServer):
-    """Sends CONTENT from `/{mode}/w.bin`, and misbehaves as the mode says; "half_then_good" only the first time."""
+    """`with Server()` sends CONTENT from `/{mode}/w.bin`, or misbehaves; "half_then_good" only the first time."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.hits: list[tuple[str, int]] = []  # mode, first byte that was asked for
         self.four = threading.Barrier(4)
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}).start()
+
+    def server_close(self) -> None:
+        self.four.abort()
+        self.shutdown()
+        super().server_close()
 
     def url(self, mode: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{mode}/w.bin"
 
-    def handle_error(self, request: object, client_address: object) -> None:
+    def handle_error(self, *args: object) -> None:
         """A client that hangs up is what several tests are about."""
-
-
-@contextmanager
-def serving() -> Iterator[Server]:
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        try:
-            yield server
-        finally:
-            server.four.abort()
-            server.shutdown()
 
 
 # ---- data
@@ -329,29 +332,21 @@ def naive_mask_NYU(gt: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.nda
 def spoil(kind: str, rgb: Path, depth: Path) -> None:
     """Does to a pair what `kind` says."""
     units = np.asarray(Image.open(depth))
-    maps = {
-        "8-bit depth": (units // 256).astype(np.uint8),
-        "small depth": units[::2, ::2],
-        "turned depth": units.T,
-        "depth in metres": units // 1000,
-        "no depth": np.zeros_like(units),
-        "too far": np.full_like(units, 60_000),
-    }
-    sides = {"9 megapixels": 3_000, "400 megapixels": 20_000}  # that a small PNG claims
-    halved = {"half JPEG": rgb, "half PNG": depth}
+    maps = {"small depth": units[::2, ::2], "turned depth": units.T, "depth in metres": units // 1000}
+    maps |= {"8-bit depth": (units // 256).astype(np.uint8), "no depth": units * 0, "too far": units * 0 + 60_000}
     if kind in maps:
         save(depth, maps[kind].copy())
-    elif kind in sides:
-        png = bytearray(depth.read_bytes())
-        png[16:24] = struct.pack(">II", sides[kind], sides[kind])
+    elif "megapixels" in kind:  # that a small PNG claims
+        png, side = bytearray(depth.read_bytes()), {"9 megapixels": 3_000, "400 megapixels": 20_000}[kind]
+        png[16:24] = struct.pack(">II", side, side)
         png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
         depth.write_bytes(png)
-    elif kind in halved:
-        os.truncate(halved[kind], halved[kind].stat().st_size // 2)
     elif kind == "no image":
         rgb.write_text("<html>404</html>")
     elif kind == "small picture":
         Image.open(rgb).resize((64, 48)).save(rgb)
+    elif kind.startswith("half"):
+        os.truncate(half := {"half JPEG": rgb, "half PNG": depth}[kind], half.stat().st_size // 2)
     else:
         {"no picture": rgb, "not a file": rgb, "no depth map": depth}[kind].unlink()
         if kind == "not a file":
@@ -388,10 +383,9 @@ def write_mat(path: Path, types: list[str], captures: list[str] = CAPTURES, **re
         odd = {} if replaced else {TOO_FAR: 70.0, NOT_A_NUMBER: np.nan, NEGATIVE: -0.5, LARGEST: 65.535}
         for index, depth in odd.items():
             file["rawDepths"][index] = np.where(np.arange(480) == 479, np.float32(depth), np.float32(1))
-        texts = file.create_group("#refs#")
         for array, names in (("sceneTypes", types), ("scenes", captures)):
             codes = {name: np.array([[ord(c)] for c in name], dtype=np.uint16) for name in names}
-            refs = {name: texts.create_dataset(f"{array} {i}", data=codes[name]).ref for i, name in enumerate(codes)}
+            refs = {n: file.create_dataset(f"#refs#/{array} {i}", data=codes[n]).ref for i, n in enumerate(codes)}
             file.create_dataset(array, data=np.array([[refs[name] for name in names]], h5py.ref_dtype))
     with path.open("r+b") as file:
         file.write(b"MATLAB 7.3 MAT-file")
@@ -435,7 +429,7 @@ def sparse_depth(size: tuple[int, int], seed: int) -> np.ndarray:
 
 
 def write_tree(root: Path, halves: bool = True, frames: Sequence[tuple] = FRAMES) -> Path:
-    """Writes the frames below `root`; without `halves`, the drives of the annotated set directly there."""
+    """Writes the frames below `root`; without `halves`, annotated drives directly there."""
     for seed, (drive, number, size, half, suffix) in enumerate(frames):
         save(root / picture_of(drive, number, suffix), noise(*size, seed))
         save(root / (half if halves else "") / depth_of(drive, number), sparse_depth(size, seed))
@@ -479,9 +473,7 @@ def with_findings(report: Report, **changes: Any) -> Report:
 
 
 def asked(count: int = 12) -> Report:
-    """A cluster for each image. This run's delta1 is .1 below uniform weights for every second image and .2 above for
-    all others; abs_rel is .25 below for all of them, and every other metric .3 above.
-    """
+    """A cluster for each image: delta1 .1 below uniform weights or .2 above, in turn, abs_rel .25 below, others .3."""
     report = report_of(clusters=[f"den_{i:04d}" for i in range(count)])
     values = report.results.metrics[THIS_RUN]
     values[:] = 1.3

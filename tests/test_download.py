@@ -20,7 +20,7 @@ import pytest
 
 import download as download_module
 from download import DownloadError, download, file_sha256, write_whole
-from tests.conftest import CONTENT, FLIPPED, HALF, SHA256, SIZE, TEN_MINUTES, Server, serving
+from tests.conftest import CONTENT, FLIPPED, HALF, SHA256, SIZE, TEN_MINUTES, Server
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def server(slept: list[float], monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(download_module, "TIMEOUT", TEN_MINUTES)
     monkeypatch.setenv("no_proxy", "*")
-    with serving() as server:
+    with Server() as server:
         yield server
 
 

@@ -20,7 +20,7 @@ from datasets.nyu_mat import MAT_NAME, LabelledMat
 from datasets.prepare_nyu import main
 from download import file_sha256, write_whole
 from tests import conftest
-from tests.conftest import SCENES, SHA256, SIZE, child, mat_content, serving, write_mat
+from tests.conftest import SCENES, SHA256, SIZE, Server, child, mat_content, write_mat
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_the_mat_is_verified_and_downloaded_or_it_is_said_how_to_bring_it(mat, t
     assert f"{mat}: is not {MAT_NAME} as published, of SHA-256 2d724b0c" in err
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(download, "TIMEOUT", conftest.TEN_MINUTES)
-    with serving() as server:
+    with Server() as server:
         assert main([*flags, "--url", server.url("missing"), server.url("longer")]) == 1
         first, *tried = capsys.readouterr().err.splitlines()[1:]
         assert f"{tmp_path / MAT_NAME}: no address gave it: HTTP 404 Not Found" in first

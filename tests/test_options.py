@@ -3,7 +3,6 @@
 import argparse
 import errno
 import shutil
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from unittest.mock import Mock
@@ -43,7 +42,6 @@ def test_readings_of_flags_are_a_presets_but_for_what_is_given():
 def test_the_demos_checkpoint_needs_no_activation_whatever_its_name(tmp_path, tiny_checkpoint):
     copy = shutil.copy(options.DEMO_WEIGHTS, tmp_path / "mine.pt")
     for path, flag, said in (
-        (options.DEMO_WEIGHTS, "auto", "quickgelu"),
         (copy, "auto", "quickgelu"),
         (tiny_checkpoint, "gelu", "gelu"),
         (copy, "gelu", "the demo's CLIP was trained with QuickGELU"),
@@ -79,8 +77,6 @@ def test_devices_and_precisions(monkeypatch):
     parser = argparse.ArgumentParser()
     for add in (options.add_model_arguments, options.add_reading_arguments, options.add_run_arguments):
         add(parser)
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
     for flags, expected in (("", "fp32"), ("--precision bf16 --gpu_num 7 --exact", "bf16")):
         setup, rank, count = options.setup_of(parser.parse_args(["--device", "cpu", *flags.split()]))
         assert (str(setup), setup.exact, rank, count) == (f"RN50 on cpu in {expected}", bool(flags), 0, 1)
@@ -108,8 +104,7 @@ def test_a_reader_who_goes_away_ends_nothing_and_a_full_disk_is_said(tmp_path):
     ("error", "code", "message"),
     [
         (options.UsageError("--x: no; use --y"), 2, "--x: no; use --y"),
-        (DataError("a.jpg: damaged\n  b.jpg: too"), 2, "a.jpg: damaged\n  b.jpg: too"),
-        (DataError("caf\udce9.jpg: damaged"), 2, r"caf\xe9.jpg: damaged"),
+        (DataError("caf\udce9.jpg: damaged\n  b.jpg: too"), 2, "caf\\xe9.jpg: damaged\n  b.jpg: too"),
         (CheckpointError("a.pt", "no checkpoint"), 2, "cannot use the checkpoint a.pt: no checkpoint"),
         (UnscorableError("a.jpg: no valid pixel"), 1, "a.jpg: no valid pixel"),
         (options.WorkError("too small"), 1, "too small"),
@@ -124,13 +119,12 @@ def test_a_command_ends_in_one_sentence_and_an_exit_code(error, code, message, c
         print("so far")
         raise error
 
-    streams = sys.stdout, sys.stderr
     assert options.run_command("prog", work) == code
-    assert (sys.stdout, sys.stderr) == streams
     out, err = capsys.readouterr()
-    assert out == "so far\n"
-    assert err.startswith(f"prog: {message}")
-    assert options.run_command("prog", lambda: None) == 0
-    for mistake in (ZeroDivisionError, RuntimeError, NotImplementedError):  # of ours: not hidden
+    assert (out, err.startswith(f"prog: {message}")) == ("so far\n", True)
+
+
+def test_a_mistake_of_ours_is_not_hidden():
+    for mistake in (ZeroDivisionError, RuntimeError, NotImplementedError):
         with pytest.raises(mistake):
             options.run_command("prog", Mock(side_effect=mistake()))

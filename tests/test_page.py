@@ -33,9 +33,9 @@ NEAR, FAR = 0.4, 4.4  # of the colours: the 2nd and the 98th percentile of TRUTH
 NAMES = ("b/2.jpg", "a/10.jpg", "a/9.jpg", HOSTILE)
 
 
-def logits_of(seed: int, classes: int = len(ALL), grid: tuple[int, int] = GRID) -> np.ndarray:
-    """Random logits of a picture and its mirror with a spread like the method's, (2, K + P, h, w) float32."""
-    return np.random.default_rng(seed).normal(200, 3, (2, classes, *grid)).astype(np.float32)
+def logits_of(seed: int, classes: int = len(ALL)) -> np.ndarray:
+    """Random logits of a picture and its mirror, (2, K + P, h, w) float32."""
+    return np.random.default_rng(seed).normal(200, 3, (2, classes, *GRID)).astype(np.float32)
 
 
 def answers_of(seed: int, words: tuple, bins: tuple = PAPER.bin_list, temperature: float = 0.1) -> list[torch.Tensor]:
@@ -56,10 +56,11 @@ def pythons(truth: object, pred: object, protocol: Protocol = NYU) -> dict[str, 
 def html() -> str:
     cards = []
     for i, (name, value) in enumerate(zip(NAMES, (0.3, None, 0.1, 0.2), strict=True)):
-        truth, metrics = (TRUTH if i < 3 else None), {"delta1": value, "rmse": i, "spearman": None}
-        cards.append(page.card(name, name[:-6], noise(*SIZE, i), logits_of(i), WORDS, truth, metrics, COUNTED))
+        truth, metrics = ((TRUTH, COUNTED) if i < 3 else None), {"delta1": value, "rmse": i, "spearman": None}
+        cards.append(page.card(name, noise(*SIZE, i), logits_of(i), WORDS, metrics, truth))
     rows = {"this run": {"delta1": 0.5, "rmse": None}, HOSTILE: {"delta1": 0.394, "rmse": 1.167}}
-    return page.build(f"Rooms {HOSTILE}", cards, WORDS, PHRASES, rows, [page.subset_note(4, 654), HOSTILE], HOSTILE)
+    texts = {"title": f"Rooms {HOSTILE}", "notes": f"{page.subset_note(4, 654)} {HOSTILE}", "warning": HOSTILE}
+    return page.build(cards, WORDS, PHRASES, rows, **texts)
 
 
 def test_choices_by_hand():
@@ -195,9 +196,7 @@ def test_maps_and_metrics_equal_pythons_at_all_settings(opened):
     tiny = (*[1e-4] * 6, 11.0)  # below 1 mm, which does not count, and beyond the cap of 10 m
     act(opened, f"state.bins = {list(tiny)}, schedule()")
     check(opened, run, tiny)
-
     assert set(each(opened, "#phrases option", "e.value")) == set(ALL)
-    assert re.search(f" {len(ALL)} phrases .*--phrases FILE", each(opened, "#carried")[0])
     use(opened, "word-2", "touching my nose")
     use(opened, "word-0", "no such phrase")
     assert f"“no such phrase” is none of the {len(ALL)} phrases" in each(opened, "#message")[0]
@@ -238,7 +237,7 @@ def test_hover_and_keys_choose_the_patch_whose_answers_are_shown(opened):
         np.testing.assert_allclose(np.array(bars) / 100, shares[:, row, column], atol=1e-3)
     opened.js("document.querySelector('.card [tabindex]').focus()")
     for key, name in {"ArrowRight": "2, column 3", "ArrowUp": "1, column 3", "Home": "1, column 1"}.items():
-        opened.press(key)
+        opened.call("Input.dispatchKeyEvent", type="keyDown", key=key)
         assert f"row {name}" in each(opened, ".card .key")[0]
 
 
@@ -250,7 +249,6 @@ def test_order_table_and_notes(opened):
         "name": (3, 2, 1, 0),
         "delta1": (2, 3, 0, 1),
     }
-    assert opened.js("byId('sort').value") == next(iter(orders))
     assert each(opened, ".card header > span", "e.textContent.split(' ')[0]") == ["best", "worst", "", ""]
     for name, order in orders.items():
         use(opened, "sort", name)
@@ -261,33 +259,23 @@ def test_order_table_and_notes(opened):
     table = opened.js("[...document.querySelectorAll('#metrics tr')].map(r => [...r.cells].map(c => c.textContent))")
     assert table[:3] == [["", "delta1↑", "rmse↓"], ["this run", "0.500", "\u2013"], [HOSTILE, "0.394", "1.167"]]
     assert table[3] == ["this run, the 3 on this page", "\u2013", "1.000"]
-    assert "4 of the run's 654 pictures" in each(opened, "#notes")[0]
-    assert each(opened, "#warning") == [HOSTILE]
+    assert ("4 of the run's 654 pictures" in each(opened, "#notes")[0], each(opened, "#warning")) == (True, [HOSTILE])
     opened.js("document.querySelectorAll('#metrics button')[1].click()")
     assert [t[:11] for t in each(opened, "#explained:popover-open")] == ["rmse: root "]
     assert all("is better" in title for title in each(opened, "#metrics button", "e.title"))
 
 
-def test_a_tall_picture_fits_any_screen(opened, tmp_path):
-    card = page.card("tall", "", noise(544, 224), logits_of(0, grid=(17, 7)), WORDS)
-    show(opened, tmp_path / "page.html", page.build("Tall", [card], WORDS, PHRASES))
-    for width, height, phone in ((320, 800, True), (844, 390, True), (820, 1180, False)):
-        opened.show(width, height, phone)
-        assert opened.js("document.documentElement.scrollWidth") <= width
-        assert max(each(opened, ".maps .frame", "e.offsetHeight")) < height - 60
-
-
 def test_the_page_of_predict_begins_and_ends_like_its_arrays(opened, tiny_checkpoint, tmp_path):
     for i in range(5):
         save(tmp_path / "in" / f"scene{i % 2}" / f"{i}.jpg", noise(100, 140, i))
-    path = tmp_path / "out" / "depth.html"
-    flags = ["-i", f"{tmp_path}/in", "-o", str(path.parent), "--clip_path", str(tiny_checkpoint), "--device", "cpu"]
-    assert predict.main([*flags, *QUICKGELU, "--html", "--no_mirror"]) == 0
-    show(opened, path)
+    out = tmp_path / "out"
+    flags = ["-i", f"{tmp_path}/in", "-o", str(out), "--clip_path", str(tiny_checkpoint), "--device", "cpu", *QUICKGELU]
+    assert predict.main([*flags, "--html", "--no_mirror"]) == 0
+    show(opened, out / "depth.html")
     names = each(opened, ".card h2")
     assert names == [f"scene{i % 2}/{i}.jpg" for i in (0, 2, 4, 1, 3)]
     got = opened.js("cards.map(c => [c.map[0], c.map.at(-1)])")
-    arrays = [np.load(path.parent / name.replace(".jpg", "_depth.npy")) for name in names]
+    arrays = [np.load(out / name.replace(".jpg", "_depth.npy")) for name in names]
     np.testing.assert_allclose(got, [[array[0, 0], array[-1, -1]] for array in arrays], atol=1e-3)
     check_first_screens(opened)
     assert not re.search(r"(?i)\btrue|metric|these settings|measured|delta", "".join(each(opened, "header, main")))
@@ -311,9 +299,9 @@ def test_metrics_at_ties_and_beyond_the_cap(opened, tmp_path, protocol):
         depths, predictions = (12.0, 75.0, 0.002, 264.0), (1e-4, 9.0, 90.0)  # none is dropped: all are clamped
     one = Reading(depth_classes=("near",), bin_list=(2.4,))
     phrases, truths = page.phrases_for(one, protocol=protocol), [np.full(SIZE, depth, np.float32) for depth in depths]
-    logits, metrics = logits_of(0, 1 + len(phrases)), {"rmse": 1.5}
-    cards = [page.card("", "", noise(*SIZE), logits, one, truth, metrics, truth > 0) for truth in truths]
-    show(opened, tmp_path / "page.html", page.build("One", cards, one, phrases, {"run": metrics}, protocol=protocol))
+    logits, texts = logits_of(0, 1 + len(phrases)), {"title": "", "notes": "", "warning": ""}
+    cards = [page.card("", noise(*SIZE), logits, one, {}, (truth, truth > 0)) for truth in truths]
+    show(opened, tmp_path / "page.html", page.build(cards, one, phrases, {}, protocol, **texts))
     assert opened.js("cards.map(c => c.image.measured[0] / 1000)") == list(depths)  # also beyond 65.535 m
     opened.js("byId('bin-0').min = 0")
     for predicted in predictions:

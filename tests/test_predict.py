@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from datasets import pictures
 from datasets.pictures import read_picture, resized
 from download import file_sha256
 from monoclip import MonoCLIP, Reading, logits_of, upsampled
-from tests.conftest import ANY_BYTES_IN_NAMES, QUICKGELU, ROOT, TEN_MINUTES, child, noise, save
+from tests.conftest import ANY_BYTES_IN_NAMES, QUICKGELU, ROOT, TEN_MINUTES, child, largest_file, noise, save
 from viewer import notes
 from viewer.colour import colourise
 from viewer.outputs import SAVED
@@ -37,8 +36,8 @@ def run(tiny_checkpoint, tmp_path, capsys):
     """`run(*flags)` predicts with the tiny CLIP into `run.out` and returns exit code, standard output and error."""
 
     def call(*flags: object, out: object = None) -> tuple[int, str, str]:
-        usual = ["-o", str(out or call.out), "--clip_path", str(tiny_checkpoint), "--device", "cpu", *QUICKGELU]
-        code = predict.main([*usual, *map(str, flags)])
+        usual = ["-o", out or call.out, "--clip_path", tiny_checkpoint, "--device", "cpu", *QUICKGELU]
+        code = predict.main([*map(str, (*usual, *flags))])
         output, error = capsys.readouterr()
         assert "Traceback" not in error
         assert all(line.isprintable() for line in (output + error).replace("\r", "").splitlines())
@@ -65,14 +64,12 @@ def album(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     save(folder / "rotated.jpg", noise(60, 90), exif=exif)
-    save(folder / "hall" / "a.jpg", noise(64, 96, 1))
-    save(folder / "attic" / "a.jpg", noise(64, 96, 2))
-    save(folder / "attic" / "a.png", noise(64, 96, 3))
+    for seed, name in enumerate(("hall/a.jpg", "attic/a.jpg", "attic/a.png")):
+        save(folder / name, noise(64, 96, seed))
     (folder / "notes.txt").write_text("no picture")
     os.mkfifo(folder / "pipe.jpg")
     (folder / "loop.jpg").symlink_to("loop.jpg")
-    whole = save(folder / "half.jpg", noise(200, 200), quality=95).read_bytes()
-    (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    os.truncate(half := save(folder / "half.jpg", noise(200, 200), quality=95), half.stat().st_size // 2)
     return folder
 
 
@@ -92,7 +89,6 @@ def test_a_folder_of_everything(run, album, tiny_clip, tmp_path):
     assert written(tmp_path) - before == {f"out/{stem}{kind}" for stem in stems.values() for kind in KINDS}
     for problem in ("notes.txt: not a picture", "half.jpg: cannot be read", "pipe.jpg: not a regular file"):
         assert f"skipped: {album}/{problem}" in err
-    assert "rotated.jpg: 60x90, " in out
     for name, stem in stems.items():
         depth = np.load(run.out / f"{stem}_depth.npy")
         assert_close(depth, MonoCLIP(tiny_clip).infer_image(album / name), atol=1e-4, rtol=0)
@@ -103,19 +99,19 @@ def test_a_folder_of_everything(run, album, tiny_clip, tmp_path):
 
 
 def test_every_kind_of_other_words_at_a_smaller_size(run, album, tiny_clip):
-    flags = [*OTHER_WORDS, "--temperature", 0.5, "--no_mirror", "--max_side", 45, "--exact"]  # of 60x90, turned
-    code, out, _ = run("-i", album / "rotated.jpg", *flags, "--save", *SAVED)
+    flags = ["-i", album / "rotated.jpg", *OTHER_WORDS, "--temperature", 0.5, "--no_mirror", "--exact"]
+    flags += ["--max_side", 45]  # of 60x90, turned
+    code, out, _ = run(*flags, "--save", *SAVED)
     assert (code, "warning: 16 bits of millimetres end at 65.535 m" in out) == (0, True)
+    assert "rotated.jpg: 30x45, " in out
     assert written(run.out) == {f"rotated{kind}" for kinds in SAVED.values() for kind in kinds}
-    reading, pixels = Reading(depth_classes=("near", "far"), bin_list=(1, 90), temperature=0.5), album / "rotated.jpg"
-    model, pixels = MonoCLIP(tiny_clip, reading), read_picture(pixels)
+    reading, pixels = Reading(depth_classes=("near", "far"), bin_list=(1, 90), temperature=0.5), read_picture(flags[1])
+    model = MonoCLIP(tiny_clip, reading)
     with torch.inference_mode():
         features = model.features(encode(model.clip_vis, model.prepare(pixels)[None]))  # no mirror
-        weights = logits_of(features, model.text_features, reading).softmax(1).double()
-    patches = weights[:, :1] + 90 * weights[:, 1:]
-    spread = (weights[:, :1] * (1 - patches) ** 2 + weights[:, 1:] * (90 - patches) ** 2).sqrt()
+        far = logits_of(features, model.text_features, reading).softmax(1)[:, 1:].double()
     depth, sigma = (np.load(run.out / f"rotated_{kind}.npy") for kind in ("depth", "sigma"))
-    for found, expected in ((depth, patches), (sigma, spread)):
+    for found, expected in ((depth, 1 + 89 * far), (sigma, 89 * (far * (1 - far)).sqrt())):
         assert_close(found, upsampled(expected, (45, 30))[0, 0].float().numpy(), atol=1e-3, rtol=0)
     drawn = {kind: read_picture(run.out / f"rotated_{kind}.png") for kind in ("side_by_side", "sigma", "depth")}
     colours, row = colourise(depth, 1, 90), drawn["side_by_side"][22:67]  # below the titles
@@ -124,10 +120,10 @@ def test_every_kind_of_other_words_at_a_smaller_size(run, album, tiny_clip):
     assert (drawn["sigma"][:45, :30] == colourise(sigma, 0, 44.5, "magma")).all()
     assert np.array_equal(drawn["depth"], colours)
     look = ["--range", "picture", "--color_map", "turbo", "--legend", "--save", "color"]
-    assert run("-i", album / "rotated.jpg", *flags, *look)[0] == 0
+    assert run(*flags, *look)[0] == 0
     with_legend = read_picture(run.out / "rotated_depth.png")
-    same = with_legend[:45, :30] == colourise(depth, colour_map="turbo")
-    assert (same.all(), len(with_legend) > 45) == (True, True)
+    assert len(with_legend) > 45
+    assert np.array_equal(with_legend[:45, :30], colourise(depth, colour_map="turbo"))
 
 
 def test_other_words_are_computed_and_never_skipped(run, album):
@@ -137,9 +133,7 @@ def test_other_words_are_computed_and_never_skipped(run, album):
     assert run(*inputs, *OTHER_WORDS, "--save", "npy")[0] == 0
     assert np.abs(np.load(npy) - first).max() > 1
     record = json.loads((run.out / "predict.json").read_text())
-    assert record["made_with"]["reading"]["depth_classes"] == ["near", "far"]
-    expected = {f"{name}_depth.npy": file_sha256(album / f"{name}.jpg") for name in ("hall/a", "attic/a")}
-    assert record["files"] == expected
+    assert record["files"] == {f"{a}_depth.npy": file_sha256(album / f"{a}.jpg") for a in ("hall/a", "attic/a")}
     assert str(album) not in json.dumps(record)
     before = contents(run.out)
     for flags, problem in (
@@ -153,7 +147,7 @@ def test_other_words_are_computed_and_never_skipped(run, album):
     assert contents(run.out) == before
     for content in (None, "[]", '{"made_with": {"reading": [1]}, "files": {}}'):
         (run.out / "predict.json").unlink() if content is None else (run.out / "predict.json").write_text(content)
-        assert "has results, but no predict.json" in run(*inputs, "--save", "npy", "--skip_existing")[2]
+        assert "has other files and no predict.json" in run(*inputs, "--save", "npy", "--skip_existing")[2]
 
 
 def test_a_stopped_run_goes_on_where_it_was(run, album, monkeypatch):
@@ -177,9 +171,6 @@ def test_a_stopped_run_goes_on_where_it_was(run, album, monkeypatch):
     assert run(*inputs, "--skip_existing", "--save", "npy", "words")[0] == 0
     assert np.load(first).shape == (40, 50)
     assert (run.out / "a.png_words.png").is_file()  # what was missing is added
-    first.write_bytes(b"mine")
-    assert run(*inputs)[0] == 0
-    assert np.load(first).shape == (40, 50), "without the flag, all is written again"
 
 
 @ANY_BYTES_IN_NAMES
@@ -198,8 +189,8 @@ def test_the_page_has_pictures_that_could_be_read_whatever_their_names(run, tmp_
     assert ("4 images could not be used" in text, str(tmp_path) in text) == (True, False)
     (run.out / "depth.html").unlink()
     code, out, _ = run(*inputs, "--skip_existing")
-    assert (code, "kept: the files of 5 images" in out) == (0, True)
-    assert (run.out / "depth.html").read_text(encoding="utf-8") == text
+    again = (run.out / "depth.html").read_text(encoding="utf-8")
+    assert (code, "kept: the files of 5 images" in out, again == text) == (0, True, True)
 
 
 def test_output_on_the_input_is_not_taken_for_pictures(run, album):
@@ -216,30 +207,23 @@ def test_output_on_the_input_is_not_taken_for_pictures(run, album):
     ("code", "message", "flags"),
     [
         (2, "file is no folder that can be written", ["-i", "a.jpg", "-o", "file/out"]),
-        (1, "no picture has its depth", ["-i", "empty.jpg", "-o", "out"]),
         (2, r"no\nwhere.jpg: no such file or folder", ["-i", "no\nwhere.jpg"]),
-        (2, "-i: an empty name", ["-i", ""]),
         (2, "-i is missing", []),
         (2, "viridi: matplotlib has none of this name; try viridis,", ["-i", "a.jpg", "--color_map", "viridi"]),
-        (2, "colour_map :: matplotlib has none of this name; try viridis_r", ["-i", "a.jpg", "--colour_map", ":"]),
         (2, "leave out --demo or --clip_path", ["--demo"]),
         (2, "nowhere.pt: there is no such file", ["-i", "a.jpg", "--clip_path", "nowhere.pt"]),
         (2, "tokens", ["-i", "a.jpg", "--obj_classes", "very " * 100]),
         (1, "no file there", ["-i", "*_1.png"]),
-        (2, "notes.txt: line 1 names no file", ["-i", "notes.txt"]),
     ],
 )
 def test_errors_are_one_sentence(run, tmp_path, monkeypatch, code, message, flags):
     monkeypatch.chdir(tmp_path)
-    for name in ("file", "empty.jpg", "sync_depth_1.png"):
+    for name in ("file", "sync_depth_1.png"):
         Path(name).touch()
-    Path("notes.txt").write_text("what I saw\nyesterday\n")
     save(Path("a.jpg"), noise(64, 96))
     got, _, err = run(*flags, out="none")
     assert (got, message in err) == (code, True), err
-    assert err.strip().splitlines()[-1].startswith("predict.py: ")
-    assert err.count("predict.py: ") == 1
-    assert not Path("none").exists()
+    assert (err.startswith("predict.py: "), err.count("\n"), Path("none").exists()) == (True, 1, False)
 
 
 def test_a_picture_whose_files_cannot_be_written_does_not_end_the_others(run, tmp_path):
@@ -248,8 +232,7 @@ def test_a_picture_whose_files_cannot_be_written_does_not_end_the_others(run, tm
     run.out.mkdir()
     (run.out / "gone").touch()  # where a folder is needed
     code, _, err = run("-i", tmp_path / "in")
-    assert (code, err.count("skipped: ")) == (0, 2)
-    assert ("_depth.npy: File name too long" in err, "skipped: gone/a.png: " in err) == (True, True)
+    assert (code, "_depth.npy: File name too long" in err, "skipped: gone/a.png: " in err) == (0, True, True)
     assert written(run.out) == {"gone", *(f"fine{kind}" for kind in KINDS)}
     assert [*json.loads((run.out / "predict.json").read_text())["files"]] == [f"fine{kind}" for kind in KINDS]
 
@@ -257,12 +240,8 @@ def test_a_picture_whose_files_cannot_be_written_does_not_end_the_others(run, tm
 def test_a_full_disk_ends_the_run_and_what_is_whole_stays(run, tmp_path):
     for name, side in (("a", 50), ("b", 300), ("c", 50)):  # of depth, b has 360 kB
         save(tmp_path / "in" / f"{name}.png", noise(side, side))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
+    with largest_file(100_000):
         code, _, err = run("-i", tmp_path / "in")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (code, err.startswith(f"predict.py: {run.out}/b_depth.npy: File too large")) == (1, True)
     assert written(run.out) == {f"a{kind}" for kind in KINDS}
 
@@ -297,8 +276,7 @@ def test_streams_that_close_early_lose_nothing(tmp_path, streams):
     command = f"'{sys.executable}' '{ROOT}/predict.py' --demo -i '{tmp_path}/in' -o '{tmp_path}/out' --device cpu"
     script = f"({command}; echo $? > '{tmp_path}/code') {streams}"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=TEN_MINUTES)
-    assert "Traceback" not in done.stderr + done.stdout
-    assert (tmp_path / "code").read_text() == "0\n"
+    assert ("Traceback" in done.stderr + done.stdout, (tmp_path / "code").read_text()) == (False, "0\n")
     assert len(written(tmp_path / "out")) == 9
 
 
@@ -312,7 +290,6 @@ def test_the_demo_needs_nothing_but_itself_and_says_what_it_is(run, tmp_path, ca
     other = shutil.copy(options.DEMO_WEIGHTS, tmp_path / "RN50.pt")  # known by its content
     picture = save(tmp_path / "mine.png", noise(64, 96))
     assert f"note: {notes.TOY}\nnote: {notes.TOY_ON_PHOTOGRAPHS}\n" in run("-i", picture, "--clip_path", other)[1]
-    assert json.loads((run.out / "predict.json").read_text())["made_with"]["note"] == notes.TOY
     assert "note: " not in run("-i", picture)[1]
     said = [call.args[-1].note for call in content.call_args_list]
     assert said == [notes.TOY_BRIEFLY] * 16 * 3 + [notes.TOY_ON_PHOTOGRAPHS] * 3 + [""] * 3

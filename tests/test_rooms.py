@@ -16,9 +16,8 @@ EYE_HEIGHT = 1.2
 
 def empty_room(*solids, yaw=0.0):
     """4 m wide, 2.5 m high, the far wall 3 m in front of the camera."""
-    low, high, lamp = np.array([-2.0, 0.0, 0.0]), np.array([2.0, 2.5, 3.3]), np.array([0.0, 2.3, 1.5])
-    eye, lights = np.array([0.0, EYE_HEIGHT, 0.3]), (0.2, 0.4, 0.8)
-    return Room(low, high, GREY, GREY, GREY, solids, eye, yaw, 0.0, lamp, lights)
+    low, high, eye, lamp = np.array([[-2.0, 0.0, 0.0], [2.0, 2.5, 3.3], [0.0, EYE_HEIGHT, 0.3], [0.0, 2.3, 1.5]])
+    return Room(low, high, GREY, GREY, GREY, solids, eye, yaw, 0.0, lamp, (0.2, 0.4, 0.8))
 
 
 def solid(kind, distance, half, yaw=0.0):
@@ -28,9 +27,6 @@ def solid(kind, distance, half, yaw=0.0):
 
 def depth_of(room):
     return render.trace(room, render.camera_rays(room.yaw, room.pitch))[0]
-
-
-# ---- values by hand
 
 
 def test_walls_floor_and_ceiling():
@@ -55,31 +51,11 @@ def test_a_box_a_turned_box_and_a_ball():
         assert depth_of(empty_room(*solids))[CENTRE] == pytest.approx(1.5, abs=1e-5)
 
 
-# ---- what is rendered
-
-
-def test_pictures_have_the_black_border_and_depths_that_fit_the_bins():
-    first_pictures = [rooms.render_scene(3, number) for number in range(len(rooms.SCENES))]
-    assert [scene for scene, _, _ in first_pictures] == list(rooms.SCENES)
-    image, depth = (np.stack(each) for each in list(zip(*first_pictures, strict=True))[1:])
-    assert (image.shape[1:], image.dtype, depth.shape[1:]) == ((480, 640, 3), np.uint8, (480, 640))
-    assert not image[:, :7].any()
-    assert image[:, 7:474, 7:632].any()
-    measured = depth[depth > 0]
-    assert measured.min() >= render.NEAREST_MEASURED
-    assert ((measured > 0.8) & (measured < 3.5)).mean() > 0.85
-    assert 0.005 < (depth == 0).mean() < 0.1
-
-
-# ---- files and errors
-
-
-def test_official_layout_as_the_data_set_reads_it(tmp_path):
+def test_official_layout_black_border_and_depths_that_fit_the_bins(tmp_path):
     assert rooms.main(["--output", str(tmp_path), "--count", "3", "--seed", "3"]) == 0
-    by_index = {pair.index: pair for pair in open_nyu(tmp_path, NYU).pairs}
-    assert sorted(by_index) == sorted(TEST_INDICES[:3])
-    scene, image, depth = rooms.render_scene(3, 2)
-    pair = by_index[TEST_INDICES[2]]
+    pairs = sorted(open_nyu(tmp_path, NYU).pairs, key=lambda pair: pair.index)
+    assert [pair.index for pair in pairs] == sorted(TEST_INDICES[:3])
+    (scene, image, depth), pair = rooms.render_scene(3, 2), pairs[2]
     assert pair.rgb == tmp_path / "official_splits" / "test" / scene / "rgb_00008.jpg"
     with Image.open(pair.depth) as file:
         assert file.mode == "I;16"
@@ -87,3 +63,6 @@ def test_official_layout_as_the_data_set_reads_it(tmp_path):
     with Image.open(pair.rgb) as file:
         assert JpegImagePlugin.get_sampling(file) == 2  # 4:2:0
         assert np.abs(np.array(file).astype(int) - image).mean() < 4
+    assert (image.shape, image[:7].any(), image[7:474, 7:632].any()) == ((480, 640, 3), False, True)
+    near, inside, holes = depth[depth > 0].min(), (depth > 0.8) & (depth < 3.5), depth == 0
+    assert (near >= render.NEAREST_MEASURED, inside.mean() > 0.8, 0.005 < holes.mean() < 0.1) == (True, True, True)

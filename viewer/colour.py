@@ -1,4 +1,4 @@
-"""Depth as whole millimetres and as colours, and how sure the words of a patch are. Reads and writes no files.
+"""Depth as whole millimetres and as colours, and how sure the words of a patch are.
 
 Depth is in viridis, which is perceptually uniform and survives colour blindness and grey printing, turned round so that
 near is bright; black and white stay free for what is not known. What is no depth (weights, sigma) is in magma.
@@ -46,8 +46,7 @@ def colourise(
 ) -> np.ndarray:
     """Return depth in colours: (H, W) [m] -> (H, W, 3) uint8, RGB. Raises ValueError: another shape; no such map.
 
-    The first colour is `near` [m] and less, the last `far` [m] and more: the depth's own ends unless given. If they are
-    the same for several pictures, so is the distance that a colour means.
+    The first colour is `near` [m] and less, the last `far` [m] and more: the depth's own ends unless given.
     """
     if depth.ndim != 2:
         raise ValueError(f"expected depth (H, W) in metres, got {depth.shape}")

@@ -37,7 +37,7 @@ def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         return
     try:
         with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
             if file.tell() == 0:
                 writer.writeheader()
             writer.writerows([row | {k: csv_text(row[k]) for k in ("image", "scene")} for row in rows])
@@ -50,16 +50,16 @@ def identified(protocol: Protocol) -> dict[str, Any]:
     about = ABOUT.get(protocol.name, f"every pixel that is measured, 1e-3 < gt < {protocol.cap:g} m, mean over images")
     root = Path(__file__).resolve().parents[1]
     git = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]  # not a folder's above, or the environment's
-    command = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    git += ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     except OSError:  # no git
         commit = ""
     return {"schema": SCHEMA, "protocol": about, "protocol_name": protocol.name, "commit": commit or "unknown"}
 
 
 def toy_notes(sha256: str, photographs: bool = False) -> list[str]:
-    """What is said beside every result of the embedded checkpoint, under whatever name; nothing for any other."""
+    """What is said beside every result of the embedded checkpoint, under whatever name."""
     return [TOY, TOY_ON_PHOTOGRAPHS][: 1 + photographs] if sha256 == TOY_SHA256 else []
 
 
@@ -68,17 +68,16 @@ def caveats(
 ) -> list[str]:
     """Reasons why metrics do not compare with published ones: other images, the toy CLIP, the read-out, resizing.
 
-    `sha256` is the checkpoint's, `model` None for maps of another method, `seen` the one size that the method sees.
+    `sha256` is the checkpoint's, `model` None for maps of another method, `seen` the one (H, W) that the method sees.
     """
     other = OTHER_IMAGES.get(protocol.name.partition(",")[0], "no published metric is over these images")
     notes = [] if official else [other]
     if model is None:
         return notes
     notes += toy_notes(sha256) + readout_notes(model)
-    patch = model.clip_vis.patch_size
+    farthest, largest, patch = max(model.reading.bin_list), protocol.cap, model.clip_vis.patch_size
     if seen and (size := fitted_size(*seen, patch)) != seen:
         notes.append("images of {}x{} px are resized to {}x{}, whole patches of {} px".format(*seen, *size, patch))
-    farthest, largest = max(model.reading.bin_list), protocol.cap
     if farthest > largest:
         notes.append(f"bins beyond {largest:g} m, to which depth is clamped: see --preset and --bin_list")
     if protocol is not NYU and farthest < largest / 10:
@@ -93,12 +92,10 @@ def readout_notes(model: MonoCLIP) -> list[str]:
     readout, statistics = model.reading.readout, statistics_of(model.reading)
     others = [f"patch features by {readout}"] * (readout != "raw")
     others += [f"image statistics of {statistics}"] * (statistics != "imagenet")
-    notes = [f"{' and '.join(others)}: not the paper's setting"] if others else []
+    notes = [f"{' and '.join(others)}: not the paper's setting"] * bool(others)
     if len({word.casefold() for word in model.reading.depth_classes}) < len(model.reading.depth_classes):
         notes.append("words that differ in case only, which CLIP does not see")
-    if readout == "raw" and isinstance(model.clip_vis, VisionTransformer):
-        notes.append(INVERTED)
-    return notes
+    return notes + [INVERTED] * (readout == "raw" and isinstance(model.clip_vis, VisionTransformer))
 
 
 def caption(title: str, warnings: Sequence[str]) -> str:

@@ -16,11 +16,9 @@ from datasets.pictures import resized
 from monoclip import Reading, depth_of, upsampled
 from viewer.colour import COLOUR_MAP, NO_DEPTH_MAP, colour_table, colourise, sigma_of, to_millimetres
 
-# Kinds of output, and the ends of the names of their files.
 SAVED = {"npy": ["_depth.npy"], "mm": ["_depth_mm.png"], "colour": ["_depth.png"], "words": ["_words.png"]}
-SAVED |= {"side_by_side": ["_side_by_side.png"], "sigma": ["_sigma.npy", "_sigma.png"]}
-# The first, middle and last number of a legend.
-DEPTH, SIGMA = ("near {} m", "{} m", "{} m far"), ("sure {} m", "{} m", "{} m unsure")
+SAVED |= {"side_by_side": ["_side_by_side.png"], "sigma": ["_sigma.npy", "_sigma.png"]}  # kinds, ends of files' names
+DEPTH, SIGMA = ("near {} m", "{} m", "{} m far"), ("sure {} m", "{} m", "{} m unsure")  # the numbers of a legend
 WEIGHT = ("weight {}", "{}", "{}")
 SMALL = 240  # px, the longer side of each of `word_tiles`, and least width of a legend, so that it can be read
 

@@ -2,8 +2,7 @@
 
 The page opens from the disk and asks for nothing from anywhere (its content security policy forbids it). It stores the
 similarity of each patch to the run's words and to some 70 phrases more, and the true depth if there is one: so words,
-bins and temperature can be changed in the page, and every map and metric follows. Its parts are `page.html`, `page.css`
-and `page.js`; `phrases.txt` has the phrases.
+bins and temperature can be changed in the page, and every map and metric follows.
 """
 
 import hashlib
@@ -25,7 +24,7 @@ from PIL import Image
 from calculate_error import MIN_DEPTH, NYU, Protocol
 from clip.tokenizer import tokenize
 from datasets import DataError, printable, text_of
-from datasets.presets import PRESETS
+from datasets.readings import READINGS
 from monoclip import PAPER, Reading, prompt
 from viewer.colour import COLOUR_MAP, LARGEST_MM, NO_DEPTH_MAP, colour_table, to_millimetres
 
@@ -38,6 +37,9 @@ COLOUR_MAPS = {"depth": COLOUR_MAP, "share": NO_DEPTH_MAP, "error": "RdBu_r"}
 COLOUR_WORDS = ("very red", "red", "a little red", "not in colour", "a little green", "green", "very green")
 
 Card = dict[str, Any]
+Metrics = Mapping[str, float | None]
+Rows = Mapping[str, Metrics]
+Truth = tuple[np.ndarray, np.ndarray] | None  # (H, W) float32 [m], 0: not measured; (H, W) bool: counted by metrics
 
 
 def spread(total: int, count: int) -> list[int]:
@@ -60,17 +62,16 @@ def subset_note(shown: int, total: int) -> str:
 def presets_for(reading: Reading, protocol: Protocol) -> dict[str, Reading]:
     """Return the readings offered as buttons: those with bins within what the run's go to, or the protocol."""
     largest = max(*reading.bin_list, protocol.cap)
-    readings = {"paper": PAPER} | {name: replace(PAPER, **fields) for name, fields in PRESETS.items()}
-    return {name: known for name, known in readings.items() if max(known.bin_list) <= largest}
+    return {name: known for name, known in READINGS.items() if max(known.bin_list) <= largest}
 
 
 def phrases_for(
     reading: Reading, path: Path | None = None, count: int | None = PAGE_IMAGES, protocol: Protocol = NYU
 ) -> tuple[str, ...]:
-    """Return what the page offers besides the reading's words: its presets', the colour words, and a text file's.
+    """Return what a page of `count` pictures offers besides the reading's words: presets', colours, and a text file's.
 
     The file, phrases.txt or `path`, has a phrase a line, and headings after `#`. What of ours makes too long a prompt
-    is left out. There are none without a page, of `count` pictures. Raises DataError: `path` cannot be used.
+    is left out. Raises DataError: `path` cannot be used.
     """
     name = printable(str(path))
     if path and not count:
@@ -94,20 +95,12 @@ def phrases_for(
 
 
 def card(
-    name: str,
-    scene: str,
-    pixels: np.ndarray,
-    logits: np.ndarray,
-    reading: Reading,
-    truth: np.ndarray | None = None,
-    metrics: Mapping[str, float | None] | None = None,
-    counted: np.ndarray | None = None,
+    name: str, pixels: np.ndarray, logits: np.ndarray, reading: Reading, metrics: Metrics, truth: Truth = None
 ) -> Card:
     """Return what the page stores of one picture, ready for JSON: some 200 kB, and the truth, as much again.
 
     `pixels` (H, W, 3) uint8, RGB, are the picture as its depth covers it. `logits` (V, K + P, h, w) float32, of the
     reading's K words and the page's P phrases, are for the picture and, if V is 2, for its mirror (not turned back).
-    `truth` (H, W) float32 [m] is 0 where nothing was measured; `counted` (H, W) bool says which pixels metrics count.
     """
     views, _, h, w = logits.shape
     # Fixed point above each patch's least similar word, in steps of 2e-5. Half precision would cost mm of depth.
@@ -118,24 +111,23 @@ def card(
     jpeg, small = io.BytesIO(), Image.fromarray(pixels)
     small.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
     small.save(jpeg, "JPEG", quality=80, optimize=True)
-    stored: Card = {"name": name, "scene": scene, "size": pixels.shape[:2], "grid": (h, w), "views": views}
-    stored |= {"jpeg": b64encode(jpeg.getvalue()).decode(), "step": step, "truth": None}
-    stored["similarity"] = packed((similarity / step).round().reshape(-1, w))
-    stored["metrics"] = {key: None if value is None else float(value) for key, value in (metrics or {}).items()}
-    if truth is not None and counted is not None:
-        unit = max(1, math.ceil(truth.max(initial=0) * 1000 / LARGEST_MM))  # [mm] of the stored map: 2 beyond 65.535 m
-        millimetres = to_millimetres(truth / unit)
-        span = np.percentile(truth[truth > 0], (2, 98)).tolist() if truth.any() else []  # [m]
+    stored: Card = {"name": name, "scene": name.rpartition("/")[0], "size": pixels.shape[:2], "grid": (h, w)}
+    stored |= {"views": views, "jpeg": b64encode(jpeg.getvalue()).decode(), "step": step, "truth": None}
+    stored |= {"similarity": packed((similarity / step).round().reshape(-1, w)), "metrics": dict(metrics)}
+    if truth:
+        depth, counted = truth
+        unit = max(1, math.ceil(depth.max(initial=0) * 1000 / LARGEST_MM))  # [mm] of the stored map: 2 beyond 65.535 m
+        millimetres = to_millimetres(depth / unit)
+        span = np.percentile(depth[depth > 0], (2, 98)).tolist() if depth.any() else []  # [m]
         left_out = packed((millimetres > 0) & ~counted)
         stored["truth"] = {"unit": unit, "map": packed(millimetres), "left_out": left_out, "span": span}
     return stored
 
 
 def packed(values: np.ndarray) -> str:
-    """Return (N, W) whole numbers of 16 bit, without loss, in the form that `unpacked` in page.js undoes.
+    """Return (N, W) whole numbers of 16 bit in three quarters of zlib's size, as `unpacked` in page.js reads them.
 
-    Differences along each row, of which small ones of either sign become small numbers; all their low bytes before all
-    their high ones; zlib; base64. Noisy depth then takes three quarters of what it does with zlib alone.
+    Differences along each row, of which small ones of either sign become small numbers; low bytes before high ones.
     """
     difference = np.diff(values.astype(np.uint16), axis=1, prepend=np.uint16(0)).astype(np.int16)  # modulo 2 ** 16
     folded = ((difference << 1) ^ (difference >> 15)).astype("<i2").tobytes()
@@ -143,22 +135,14 @@ def packed(values: np.ndarray) -> str:
 
 
 def build(
-    title: str,
-    cards: Sequence[Card],
-    reading: Reading,
-    phrases: Sequence[str],
-    metrics: Mapping[str, Mapping[str, float | None]] | None = None,
-    notes: Sequence[str] = (),
-    warning: str = "",
-    protocol: Protocol = NYU,
+    cards: Sequence[Card], reading: Reading, phrases: Sequence[str], rows: Rows, protocol: Protocol = NYU, **texts: str
 ) -> str:
     """Return the page as text; what came from a user stands in it as data or escaped, never as markup.
 
-    The controls start at `reading`; `phrases` are those of the cards. `metrics` is the table at the top, a row by name,
-    all of the same columns. `protocol` says how metrics are computed, and where the colours of depth end.
+    The controls start at `reading`; `phrases` are the cards'; `rows`, of the same columns, the table at the top.
+    `protocol` says how metrics are computed and where colours end; `texts` are title, notes and warning.
     """
-    # As the control of `experiments`; where that has no colour words, with the paper's bins.
-    words, bins = spread_words(COLOUR_WORDS, len(reading.bin_list)), reading.bin_list
+    words, bins = spread_words(COLOUR_WORDS, len(reading.bin_list)), reading.bin_list  # as `experiments` has them
     colour = replace(reading, depth_classes=words or COLOUR_WORDS, bin_list=bins if words else PAPER.bin_list)
     presets = {"run": reading, **presets_for(reading, protocol), "colour": colour}
     depths = [*bins, *(depth for stored in cards if stored["truth"] for depth in stored["truth"]["span"])]
@@ -170,12 +154,11 @@ def build(
         "scale": [min(depths), min(max(depths), protocol.cap)],
         "limits": [MIN_DEPTH, protocol.cap],
         "drops_tiny": protocol.drops_tiny,
-        "metrics": metrics or {},
+        "metrics": rows,
         "colours": {name: b64encode(colour_table(known).tobytes()).decode() for name, known in COLOUR_MAPS.items()},
         "images": cards,
     }
     data = json.dumps(content, allow_nan=False, separators=(",", ":"))
-    texts = {"title": title, "notes": " · ".join(notes), "warning": warning}
     parts = {name: html.escape(text, quote=False) for name, text in texts.items()}
     parts["data"] = data.replace("<", "\\u003c")  # so that nothing in it ends the script element or begins another
     for name, end in (("style", "css"), ("script", "js")):  # the page's security policy accepts exactly these texts

@@ -31,8 +31,7 @@ class _Help(argparse.HelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Ends with the sentence alone, not with all flags."""
+    def error(self, message: str) -> NoReturn:  # the sentence alone, not with all flags
         self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
