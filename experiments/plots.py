@@ -9,10 +9,11 @@ import torch
 from datasets import printable
 from experiments.published import BIN_RESPONSE, BIN_RESPONSE_DEPTHS, RUNGS, THIS_RUN, cell_of
 from experiments.score import pooled
-from experiments.statistics import HIGHER, PRIMARY, Case, Contrast, Findings, Interval, Means, Results
+from experiments.statistics import HIGHER, PRIMARY, Case, Contrast, Findings, Means, Results
 from viewer.strip import Example, drawing
 
 OWN, OTHER, NO_WORDS = "tab:orange", "tab:blue", "tab:gray"
+NONE = (np.nan, np.nan)  # an interval that is not drawn
 
 
 def draw_response(path: Path, example: Example, weights: np.ndarray, caption: str) -> None:
@@ -123,7 +124,7 @@ def draw_readouts(path: Path, cases: Mapping[Case, Sequence[Contrast]], caption:
         axis = figure.subplots()
         for (colour, marker, legend), members in kinds.items():
             y, means = [y for y, _ in members], [contrast.difference or 0.0 for _, contrast in members]
-            reach = whiskers(means, [contrast.interval_95 for _, contrast in members])
+            reach = np.abs(np.array([contrast.interval_95 or NONE for _, contrast in members]).T - means)
             axis.errorbar(means, y, xerr=reach, fmt=marker, color=colour, markersize=5, label=legend)
         axis.axvline(0, color="tab:red", linestyle="--", linewidth=1)
         axis.set_yticks(range(len(labels)), map(printable, labels), parse_math=False)
@@ -135,11 +136,6 @@ def draw_readouts(path: Path, cases: Mapping[Case, Sequence[Contrast]], caption:
         axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
 
 
-def whiskers(means: Sequence[float], intervals: Sequence[Interval]) -> np.ndarray:
-    """How far intervals reach to both sides of their means, (2, n); NaN where there is none."""
-    return np.abs(np.array([interval or (np.nan, np.nan) for interval in intervals]).T - means)
-
-
 def draw_ladder(path: Path, results: Results, caption: str, theirs: Means | None = None) -> None:
     """The rungs as bars of delta1 and abs_rel with intervals, this run in orange; a dashed line is `theirs`."""
     rungs = [row for row in RUNGS if row in results.metrics]
@@ -149,7 +145,7 @@ def draw_ladder(path: Path, results: Results, caption: str, theirs: Means | None
     with drawing(path, title, caption, 1.3 + 0.36 * len(rungs)) as figure:
         for axis, metric in zip(figure.subplots(1, 2, sharey=True), PRIMARY, strict=True):
             means = [results.mean(row)[metric] or 0.0 for row in rungs]
-            reach = whiskers(means, [results.intervals(row)[0][metric] for row in rungs])
+            reach = np.abs(np.array([results.intervals(row)[0][metric] or NONE for row in rungs]).T - means)
             bars = axis.barh(rungs, means, xerr=reach, capsize=4, color=colours, height=0.7, alpha=0.85)
             axis.bar_label(bars, fmt="%.3f", padding=4)
             if theirs:

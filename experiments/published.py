@@ -84,24 +84,18 @@ BIN_RESPONSE_DEPTHS = ((3.117, 3.567), (1.502, 1.328))  # [m] predicted and true
 
 
 @cache
-def published_rows() -> list[Published]:
-    """The rows of published.csv: every table of the paper, then rows of other papers."""
+def published_rows(over: str = "") -> list[Published]:
+    """The rows of published.csv, of the paper first, or those `over` the data set of a protocol, by any protocol."""
     readings, rows = PROMPT_SETS | BIN_SETS | {"auty": AUTY}, []
     for row in csv.DictReader(Path(__file__).with_suffix(".csv").read_text("utf-8").splitlines()):
-        metrics = {column: float(row[column]) if row[column] else None for column in COLUMNS}
-        reading, scene = readings.get(row["reading"]), row["scene"] or None
-        rows.append(Published(row["table"], row["name"], metrics, reading, scene, row["note"], row["protocol"]))
+        if over.partition(",")[0] in ("", row["protocol"].partition(",")[0]):
+            metrics = {column: float(row[column]) if row[column] else None for column in COLUMNS}
+            reading, scene = readings.get(row["reading"]), row["scene"] or None
+            rows.append(Published(row["table"], row["name"], metrics, reading, scene, row["note"], row["protocol"]))
     return rows
-
-
-def published_over(protocol: str) -> list[Published]:
-    """What is published over the data set of a protocol, by any protocol."""
-    return [row for row in published_rows() if row.protocol.partition(",")[0] == protocol.partition(",")[0]]
 
 
 def beside(protocol: str) -> dict[str, Mapping[str, float | None]]:
     """What stands beside a run over a whole split: of NYU the paper's row, else all rows, name -> metric -> value."""
-    rows = published_over(protocol)
-    if protocol == "NYU":
-        return {PAPER_ROW: next(row.metrics for row in rows if row.name == "DepthCLIP")}
-    return {named_by(row.name, row.protocol): row.metrics for row in rows}
+    rows = {named_by(row.name, row.protocol): row.metrics for row in published_rows(protocol)}
+    return {PAPER_ROW: rows["DepthCLIP"]} if protocol == "NYU" else rows

@@ -64,18 +64,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def setups_by_name(args: argparse.Namespace, setup: options.Setup) -> dict[str, options.Setup]:
-    """The setup with each checkpoint and its activation, by the checkpoint's name or its file's. Raises UsageError."""
-    names = [path if path in clip.available_models() else Path(path).name for path in args.clip_path]
-    activations = args.activation * (len(names) if len(args.activation) == 1 else 1)
-    if len(set(names)) < len(names):
-        raise options.UsageError("--clip_path: two checkpoints have one name; give each its own")
-    if len(activations) != len(names):
-        raise options.UsageError("--activation: give one for all checkpoints, or one for each (auto where it tells)")
-    each = zip(names, args.clip_path, activations, strict=True)
-    return {name: replace(setup, clip_path=path, activation=activation) for name, path, activation in each}
-
-
 def cases_of(name: str, clip_model: CLIP, statistics: str, reading: Reading, rn50: bool = False) -> dict[Case, Reading]:
     """Every read-out of a backbone at every temperature; the release's is one of them if it is OpenAI's RN50."""
     found = {}
@@ -140,8 +128,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         options.check_output(args.output)
         setup, rank, count = options.setup_of(args)
-        setups, device = setups_by_name(args, setup), setup.device
-        sizes = args.batch_size or options.BATCH_SIZE[device.type], args.workers or options.WORKERS[device.type]
+        names = [path if path in clip.available_models() else Path(path).name for path in args.clip_path]
+        activations = args.activation * (len(names) if len(args.activation) == 1 else 1)
+        if len(set(names)) < len(names):
+            raise options.UsageError("--clip_path: two checkpoints have one name; give each its own")
+        if len(activations) != len(names):
+            raise options.UsageError("--activation: give one for all checkpoints, or one for each")
+        each = zip(names, args.clip_path, activations, strict=True)
+        setups = {name: replace(setup, clip_path=path, activation=activation) for name, path, activation in each}
+        kind = setup.device.type
+        sizes = args.batch_size or options.BATCH_SIZE[kind], args.workers or options.WORKERS[kind]
         dataset, protocol = options.open_data(args)
         images = Images(dataset.names, dataset.scenes, dataset.clusters, dataset.indices, dataset.clustered_by)
         say = terminal.say if rank == 0 else lambda *lines: None
@@ -161,8 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 say(f"{name}, image statistics of {statistics}:")
                 cases = cases_of(name, clip_model, statistics, with_statistics(setup.reading, statistics), rn50)
                 model = MonoCLIP(clip_model, next(iter(cases.values())))
-                folder = args.store or args.output / "features"
-                store = fill_store(model, dataset, made, folder, *sizes, rank, count)
+                store = fill_store(model, dataset, made, args.store or args.output / "features", *sizes, rank, count)
                 if rank == 0:
                     more, means = score_cases(clip_model, store, cases, folds_of(images.clusters), protocol)
                     errors, permuted = [a | b for a, b in zip(errors, more, strict=True)], permuted | means
@@ -172,10 +167,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         contrasts = {case: primary_contrasts(results, case.name, means) for case, means in permuted.items()}
         table = readout_table(results, contrasts, setup.reading.bin_list)
         about = notes.identified(protocol) | {"data": dataset.title, "warnings": warnings, "made_with": made_with}
-        about["words"] = {name: list(getattr(setup.reading, name)) for name in options.WORD_FLAGS}
+        about |= {"words": {name: list(getattr(setup.reading, name)) for name in options.WORD_FLAGS}}
         about |= {"seconds": round(time.perf_counter() - start, 3), "readouts": []}
-        for case, each in contrasts.items():
-            less = list(map(asdict, each))
+        for case, primary in contrasts.items():
+            less = list(map(asdict, primary))
             about["readouts"].append(asdict(case) | {"metrics": results.mean(case.name), "less_uniform": less})
         about |= {UNIFORM: results.mean(UNIFORM), "images": len(images)}
         about |= {"intervals": results.interval_note, "clustered_by": images.clustered_by}

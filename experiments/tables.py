@@ -136,11 +136,9 @@ def all_tables(report: Report) -> list[Table]:
     results, curve, randoms = report.results, report.findings.curve, report.rows.randoms
     tables = [question_table(report), *([ladder_table(report)] if report.groups else []), main_table(report)]
     tables += paper_tables(report)
-    more: list[tuple[str, Sequence[str], Sequence[str]]] = [
-        *((title, (THIS_RUN, *rows), (*COLUMNS, "spearman")) for title, rows in report.groups.items()),
-        *([("Is it better than chance?", (THIS_RUN, *randoms), COLUMNS)] if randoms else []),
-        *(("Every row", list(results.metrics), COLUMNS), (EXTRA, list(results.metrics), EXTRA_METRICS)),
-    ]
+    more = [(title, [THIS_RUN, *rows], [*COLUMNS, "spearman"]) for title, rows in report.groups.items()]
+    more += [("Is it better than chance?", [THIS_RUN, *randoms], [*COLUMNS])] if randoms else []
+    more += [("Every row", [*results.metrics], [*COLUMNS]), (EXTRA, [*results.metrics], [*EXTRA_METRICS])]
     for title, rows, columns in more:
         tables.append(Table(title, NOTES.get(title, EXPLORATORY), columns))
         for row in rows:
@@ -150,7 +148,16 @@ def all_tables(report: Report) -> list[Table]:
         tables.append(Table(CERTAIN, NOTES[CERTAIN], (*shares, "aurg")))
         tables[-1].add(THIS_RUN, OURS, shares | {"aurg": float(gain_over_random(torch.from_numpy(curve)))})
         tables[-1].add("in a random order", "", dict.fromkeys(shares, curve[-1]) | {"aurg": 0.0})
-    return [*tables, interval_table(results)] if results.has_intervals else tables
+    if results.has_intervals:
+        tables.append(Table("Intervals", f"{results.interval_note} {EXPLORATORY}", COLUMNS))
+        for row in results.metrics:
+            own, less = results.intervals(row)
+            tables[-1].add(row, OURS, results.mean(row))
+            tables[-1].add("", "interval", own)
+            if row != results.baseline(row):
+                tables[-1].add("", f"less {results.baseline(row)}", results.difference(row), "+.3f")
+                tables[-1].add("", "interval", less, "+.3f")
+    return tables
 
 
 def question_table(report: Report) -> Table:
@@ -214,7 +221,7 @@ def paper_tables(report: Report) -> list[Table]:
     tables: dict[str, Table] = {}
     name, results = report.protocol.name, report.results
     wanted = report.official and len(report.rows.settings) > 1 + len(report.own)
-    for row in published.published_over(name) if wanted else ():
+    for row in published.published_rows(name) if wanted else ():
         title, caption, images = row.table, NOTES.get(row.table, EXPLORATORY), int(results.over(row.scene).sum())
         if row.scene:
             title += f", {row.scene}"
@@ -234,19 +241,6 @@ def paper_tables(report: Report) -> list[Table]:
                 close = report.as_released and all(round(abs(value), 9) <= CLOSE for value in off.values())
                 table.add("", REPRODUCED if close else DIFFERENCE, off, "+.3f")
     return list(tables.values())
-
-
-def interval_table(results: Results) -> Table:
-    """Each row with the intervals of its metrics and of their differences to uniform weights over its own bins."""
-    table = Table("Intervals", f"{results.interval_note} {EXPLORATORY}", COLUMNS)
-    for row in results.metrics:
-        own, difference = results.intervals(row)
-        table.add(row, OURS, results.mean(row))
-        table.add("", "interval", own)
-        if row != results.baseline(row):
-            table.add("", f"less {results.baseline(row)}", results.difference(row), "+.3f")
-            table.add("", "interval", difference, "+.3f")
-    return table
 
 
 def as_text(table: Table, columns: int | None = None, names: int = 33) -> str:
@@ -332,13 +326,8 @@ def as_json(report: Report) -> dict[str, Any]:
     question |= {name: list(map(asdict, getattr(report, name))) for name in ("primary", "exploratory")}
     question |= {"other_assignments": 0 if permuted is None else len(permuted) - 1}
     question |= {"all_assignments": None if permuted is None else report.complete}
-    return {
-        "question": question,
-        "ladder": {"minus_this_run": contrasts, "left_out": report.findings.missing},
-        "own_readings": list(report.own),
-        "clustered_by": results.images.clustered_by,
-        "intervals": results.interval_note,
-        "rows": rows,
-        "published": beside(report.protocol.name) if report.official else {},
-        "images": len(results.images),
-    }
+    ladder = {"minus_this_run": contrasts, "left_out": report.findings.missing}
+    told = {"question": question, "ladder": ladder, "own_readings": list(report.own)}
+    told |= {"clustered_by": results.images.clustered_by, "intervals": results.interval_note, "rows": rows}
+    theirs = beside(report.protocol.name) if report.official else {}
+    return told | {"published": theirs, "images": len(results.images)}
