@@ -110,22 +110,22 @@ def draw_certainty(path: Path, curve: np.ndarray, gain: Contrast, caption: str) 
 def draw_readouts(path: Path, cases: Mapping[Case, Sequence[Contrast]], caption: str) -> None:
     """delta1 minus uniform weights of each case, with its interval, grouped by read-out."""
     labels: list[str] = []
-    kinds: dict[tuple[str, str, str], list[tuple[int, Contrast]]] = {}  # colour, marker and legend -> y and contrast
+    kinds: dict[tuple[str, str, str], dict[int, Contrast]] = {}  # colour, marker and legend -> y -> contrast
     for readout in dict.fromkeys(case.readout for case in cases):
         labels += ["", f"{readout}:"]
         for case in (case for case in cases if case.readout == readout):
             kind = OTHER, "o", "words, by backbone, image statistics, temperature"
             kind = (NO_WORDS, "o", "linear probe, no words") if case.temperature is None else kind
             kind = (OWN, "D", "the released setting") if case.released else kind
-            kinds.setdefault(kind, []).append((len(labels), cases[case][0]))
+            kinds.setdefault(kind, {})[len(labels)] = cases[case][0]
             labels.append(f"{case.backbone[-40:]}, {case.statistics}, {case.name.rpartition(', ')[2]}")
     title = "Which patch features see depth? Those right of the line do better than a constant"
     with drawing(path, title, caption, 1.3 + 0.2 * len(labels)) as figure:
         axis = figure.subplots()
         for (colour, marker, legend), members in kinds.items():
-            y, means = [y for y, _ in members], [contrast.difference or 0.0 for _, contrast in members]
-            reach = np.abs(np.array([contrast.interval_95 or NONE for _, contrast in members]).T - means)
-            axis.errorbar(means, y, xerr=reach, fmt=marker, color=colour, markersize=5, label=legend)
+            means = [contrast.difference or 0.0 for contrast in members.values()]
+            reach = np.abs(np.array([contrast.interval_95 or NONE for contrast in members.values()]).T - means)
+            axis.errorbar(means, list(members), xerr=reach, fmt=marker, color=colour, markersize=5, label=legend)
         axis.axvline(0, color="tab:red", linestyle="--", linewidth=1)
         axis.set_yticks(range(len(labels)), map(printable, labels), parse_math=False)
         for label in axis.get_yticklabels():

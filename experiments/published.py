@@ -27,7 +27,7 @@ RUNGS = (UNIFORM, BEST, ANSWERS_AT, TRUTH_AT, THIS_RUN, FITTED, PROBE, WITHIN, C
 TABLE_1 = "Table 1: methods"
 PROMPTS, BINS = "Prompt ablation (original bins)", "Depth-bin ablation (original prompts)"
 # The paper has no row on KITTI, and its bins for KITTI are published nowhere; these are zero-shot rows of later papers.
-# Auty and Mikolajczyk: ICCV-W 2023, table 3, untrained. Their "RMSE log" is no root, and left out.
+# Auty and Mikolajczyk, ICCV-W 2023, crop the ground truth first, as AdaBins does; their "RMSE log" is no root.
 KITTI_ROWS = "KITTI, Eigen test split: zero-shot rows of other papers"
 
 

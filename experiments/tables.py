@@ -33,8 +33,6 @@ NOTES = {  # by title
     published.TABLE_1: "Lower Bound: the paper's is random within 0-10 m in each pixel, for which its rmse 2.934 is "
     "hardly possible (docs/questions.md). Zhang et al.'s log10 .529 does not go with its other metrics. The mean "
     f"training depth image is over another crop and filled ground truth. {EXPLORATORY}",
-    published.KITTI_ROWS: "MfH does not say whose bins and protocol; Auty and Mikolajczyk crop the ground truth to the "
-    f"window first, as AdaBins does. {EXPLORATORY}",
     QUESTION: "A yes needs both metrics to be better beyond their intervals, against the best constant as well, and a "
     "small p (docs/statistics.md). All else is exploratory, unadjusted. wins: images for which the first row is "
     "better. dz: mean difference / its standard deviation over images. spearman: minus 0, as a constant has no order.",
@@ -256,13 +254,13 @@ def as_text(table: Table, columns: int | None = None, names: int = 33) -> str:
 
 def summary(report: Report, tables: Sequence[Table], where: str) -> str:
     """What the terminal shows: the answer, the ladder, this run or Table 1, and `where` the rest is."""
-    shown, answer = {table.title: table for table in tables}, [f"{QUESTION} {report.verdict.capitalize()}."]
+    shown, answer = {table.title: table for table in tables}, f"{QUESTION} {report.verdict.capitalize()}."
     for c in report.primary:
         own, other = (cell_of(report.results.mean(row)[c.metric], ".3f") for row in (THIS_RUN, UNIFORM))
         better, p = "higher" if c.metric in HIGHER else "lower", "" if c.p is None else f", p = {c.p:.4f}"
-        less = f"{cell_of(c.difference)} {cell_of(c.interval_95)}{p}"
-        answer.append(f"{c.metric} ({better} is better): {own}, uniform weights {other}: {less}")
-    parts = [paragraph(report.caption), "\n".join(answer)]
+        answer += f"\n{c.metric} ({better} is better): {own}, uniform weights {other}: "
+        answer += f"{cell_of(c.difference)} {cell_of(c.interval_95)}{p}"
+    parts = [paragraph(report.caption), answer]
     if LADDER in shown:
         parts += [as_text(shown[LADDER], columns=6), paragraph(f"{BESIDE} {distance(report)}")]
     parts += [as_text(shown.get(published.TABLE_1, tables[2 if LADDER in shown else 1])), paragraph(where)]

@@ -95,8 +95,8 @@ def test_this_run_is_that_of_eval(command, out):
     for row in ("this run", "uniform weights"):
         expected, found = theirs["rows"][row]["metrics"], ours["rows"][row]["metrics"]
         assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-6, abs=2e-5)  # five pixels
-    counts = [{tuple(line[key] for key in SHARED) for line in command.lines(folder)} for folder in (out, "eval")]
-    assert (counts[0], ours["protocol"]) == (counts[1], theirs["protocol"])
+    ours_of, theirs_of = ({tuple(line[key] for key in SHARED) for line in command.lines(f)} for f in (out, "eval"))
+    assert (ours_of, ours["protocol"]) == (theirs_of, theirs["protocol"])
     if dataset == "KITTI":
         assert {ours["protocol_name"]} == {line["protocol"] for line in command.lines(out)} == {PROTOCOLS[out].name}
         assert ours["rows"]["this run"]["metrics"].keys() == set(metrics_of(PROTOCOLS[out])) > {*KITTI_METRICS, "log10"}

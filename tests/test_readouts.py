@@ -18,7 +18,7 @@ from datasets.readings import IMAGE_STATISTICS, with_statistics
 from experiments import __main__ as experiments
 from experiments import readouts, score
 from experiments.readouts import FILES, cases_of
-from experiments.statistics import PRIMARY
+from experiments.statistics import PRIMARY, Case
 from monoclip import PAPER, MonoCLIP
 from tests.conftest import QUICKGELU, TINY, random_clip, save, write_pair
 from viewer.notes import INVERTED, OTHER_IMAGES
@@ -27,7 +27,7 @@ RESNET = replace(TINY, image_resolution=224)
 VIT = replace(RESNET, vision_layers=2, vision_width=64, vision_patch_size=32)
 WORDS = ("--depth_classes", "near", "far", "unseen", "--bin_list", 1, 2, 4)
 OF = {"resnet.pt": ("raw", "maskclip", "attnpool", "clearclip"), "vit.pt": ("raw", "maskclip", "clearclip")}
-CASES = ("resnet.pt, raw, imagenet, 0.1", "resnet.pt, attnpool, clip, 1.0", "vit.pt, clearclip, imagenet, 0.1")
+CASES = ("resnet.pt, raw, imagenet, 0.1", "resnet.pt, attnpool, clip, 1", "vit.pt, clearclip, imagenet, 0.1")
 
 
 class Command:
@@ -52,8 +52,7 @@ class Command:
             return main(list(map(str, [*usual, *flags]))), sum(seen)
 
     def rows(self) -> dict[str, dict]:
-        keys = ("backbone", "readout", "statistics", "temperature")
-        return {", ".join(str(row[key]) for key in keys): row for row in self.json()["readouts"]}
+        return {Case(*(row[key] for key in Case.__annotations__)).name: row for row in self.json()["readouts"]}
 
     def json(self, name: str = "out/readouts.json") -> dict:
         return json.loads((self.folder / name).read_text())
@@ -70,7 +69,7 @@ def whole(tmp_path_factory):
 def test_every_row_and_file_is_there(whole):
     rows, results, folder = whole.rows(), whole.json(), whole.folder / "out"
     names = {}
-    for statistics, how in product(("imagenet", "clip"), (0.1, 1.0, None)):  # None: a linear probe
+    for statistics, how in product(("imagenet", "clip"), ("0.1", "1", "linear probe")):
         names |= {f"{model}, {readout}, {statistics}, {how}": model for model in OF for readout in OF[model]}
     assert rows.keys() == names.keys()
     assert not any(row["released"] for row in rows.values())  # with these words
@@ -80,20 +79,19 @@ def test_every_row_and_file_is_there(whole):
     for row in rows.values():
         assert [contrast["metric"] for contrast in row["less_uniform"]] == list(PRIMARY)
         assert {contrast["p"] is None for contrast in row["less_uniform"]} == {row["temperature"] is None}
-    shown = {name.replace("1.0", "1").replace("None", "linear probe"): backbone for name, backbone in names.items()}
-    shown |= {"uniform weights": "uniform weights"}
+    names["uniform weights"] = "uniform weights"
     lines = list(csv.DictReader((folder / "readouts.csv").read_text("utf-8").splitlines()))
-    assert len(lines) == 10 * len(shown)
-    assert {line["reading"]: line["group"] for line in lines} == shown
+    assert len(lines) == 10 * len(names)
+    assert {line["reading"]: line["group"] for line in lines} == names
     table = (folder / "readouts.md").read_text()
-    assert all(f"| {name} | " in table for name in shown)
+    assert all(f"| {name} | " in table for name in names)
     assert "all n = 5 other assignments" in table
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_row_is_what_other_commands_say_of_it(whole, name):
     backbone, readout, statistics, temperature = name.split(", ")
-    row, probe = (whole.rows()[f"{backbone}, {readout}, {statistics}, {how}"] for how in (temperature, None))
+    row, probe = (whole.rows()[f"{backbone}, {readout}, {statistics}, {how}"] for how in (temperature, "linear probe"))
     flags = ["--readout", readout, "--image_statistics", statistics, "--temperature", temperature]
     assert whole(*flags, weights=(backbone,), out="eval", store=False, main=evaluation.main)[0] == 0
     evals = whole.json("eval/results.json")["rows"]
