@@ -46,11 +46,10 @@ FILES = {kind: f"readouts.{kind}" for kind in ("csv", "md", "png", "json")}
 LESS = ("less uniform", "95 %")
 COLUMNS = ("delta1", *LESS, "abs_rel", *LESS, "spearman", "aurg", "p delta1", "p abs_rel")
 MEANING = (
-    "The same words and bins by each read-out, at temperatures .1 (cosine times 1000) and 1 (times 100), with image "
-    "statistics of ImageNet and of CLIP (docs/readouts.md). less uniform: minus uniform weights over the same bins, by "
-    "image. linear probe: the read-out's features, fitted to depth on other clusters, if these have a measured patch. "
-    "spearman (rank correlation), aurg (what certainty knows of error) and p are over patches, whose size differs. Of "
-    "many rows, some are good by chance."
+    "The same words and bins by each read-out (docs/readouts.md), at temperatures .1 (cosine times 1000) and 1 (times "
+    "100). less uniform: minus uniform weights over the same bins, by image. linear probe: the read-out's features, "
+    "fitted to depth on other clusters. spearman (rank correlation), aurg (what certainty knows of error) and p are "
+    "over patches, whose size differs. Of many rows, some are good by chance."
 )
 
 
@@ -78,9 +77,7 @@ def cases_of(name: str, clip_model: CLIP, statistics: str, reading: Reading, rn5
 def score_cases(
     clip_model: CLIP, store: FeatureStore, cases: Mapping[Case, Reading], folds: Sequence[int], scope: Protocol
 ) -> tuple[list[dict[str, dict[str, float]]], dict[Case, np.ndarray | None]]:
-    """Metrics of each image by row: cases, a linear probe of each read-out, uniform weights; and by case
-    `mean_permuted`, None for a probe.
-    """
+    """Metrics of each image by row, and by case `mean_permuted`, None for the linear probe of each read-out."""
     settings = tuple(Setting(case.name, reading) for case, reading in cases.items())
     bins = assignments(settings[0].reading.bin_list)[0]
     reader = SettingsReader(store.model, partial(zeroshot_classifier, clip_model), settings, asked=len(settings))

@@ -30,19 +30,17 @@ BESIDE = f"Beside each metric: minus {THIS_RUN}, image by image, with its 95 % i
 WAYS = {THIS_RUN: "words take", TRUTH_AT: "position alone", PROBE: "a linear probe of the same features"}
 CERTAIN, EXTRA = "Does CLIP know when it is wrong?", "What a constant cannot fake"
 NOTES = {  # by title
-    published.TABLE_1: "Lower Bound: the paper's is random within 0-10 m in each pixel, for which its rmse 2.934 is "
-    "hardly possible (docs/questions.md). Zhang et al.'s log10 .529 does not go with its other metrics. The mean "
-    f"training depth image is over another crop and filled ground truth. {EXPLORATORY}",
+    published.TABLE_1: "Values of the Lower Bound and of Zhang et al. are doubtful; the mean training depth image is "
+    f"over another crop and filled ground truth (docs/report.md). {EXPLORATORY}",
     QUESTION: "A yes needs both metrics to be better beyond their intervals, against the best constant as well, and a "
-    "small p (docs/statistics.md). All else is exploratory, unadjusted. wins: images for which the first row is "
-    "better. dz: mean difference / its standard deviation over images. spearman: minus 0, as a constant has no order.",
+    "small p. All else is exploratory, unadjusted. docs/statistics.md explains wins (of the first of the two rows), dz "
+    "and p. spearman: minus 0, as a constant has no order.",
     LADDER: f"From knowing nothing to the most that patches of this size can say (docs/ladder.md). {BESIDE} What is "
     "fitted is fitted on other clusters; a best constant of other images of the same data is not independent of them.",
-    EXTRA: "spearman: rank correlation over measured patches, - for maps that span less than 1 cm. ordinal: share of "
-    "pairs of patches in the wrong order, of those whose true depths differ by more than a factor 1.25. aurg: what "
-    "sigma, the spread of the answers, knows of abs_rel (docs/readouts.md), 0 for constants. silog: scale-invariant "
-    "log error, not times 100. scaled: after multiplying by the ratio of medians. aligned: after a pred + b by least "
-    f"squares, as relative methods report. Uniform weights stand for all constants. {EXPLORATORY}",
+    EXTRA: "docs/ladder.md explains each. spearman: - for maps that span less than 1 cm. ordinal: share of pairs of "
+    "patches in the wrong order. aurg: what certainty knows of abs_rel, 0 for constants. silog: not times 100. scaled, "
+    "aligned: after the ratio of medians, and after a pred + b by least squares, as relative methods report. Uniform "
+    f"weights stand for all constants. {EXPLORATORY}",
     CERTAIN: "abs_rel of the most certain share of each image's patches, by sigma, the spread of the answers; mean "
     f"over images. aurg: area between this curve and a random order's; above 0 if it knows. {EXPLORATORY}",
 }

@@ -68,10 +68,7 @@ class Command:
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory, tiny_checkpoint) -> Command:
-    """KITTI with everything by BTS, in "bts", and without controls by AdaBins, in "adabins"; own pairs in "own".
-
-    Data are twelve frames of KITTI (all sizes, both halves, both kinds), one image of NYU, two own pairs of odd sizes.
-    """
+    """KITTI with everything by BTS, in "bts", and without controls by AdaBins, in "adabins"; own pairs in "own"."""
     folder = tmp_path_factory.mktemp("outdoors")
     write_tree(folder / "KITTI", frames=FRAMES)
     (folder / "list.txt").write_text("\n".join(lines_of(FRAMES)))
@@ -105,7 +102,7 @@ def test_this_run_is_that_of_eval(command, out):
 def test_files_rows_tables_and_page_are_those_of_kitti(command):
     results, folder, lines = command.json("bts"), command.folder / "bts", command.lines("bts")
     assert {path.name for path in folder.iterdir()} == FILES
-    assert (results["images"], results["clustered_by"]) == (12, "drives")
+    assert results["images"] == 12
     assert "over 11 clusters (drives)" in results["intervals"]
     assert {*OUTDOORS, "this run", "colour words"} <= results["rows"].keys()
     assert not any(row.startswith(("prompt", "bins class", "mean training")) for row in results["rows"])
@@ -119,8 +116,8 @@ def test_files_rows_tables_and_page_are_those_of_kitti(command):
     assert list(content["presets"]) == ["run", "paper", "auty", "log", "colour"]
     assert {word for preset in content["presets"].values() for word in preset["depth_classes"]} <= {*content["phrases"]}
     assert {(*card["size"], *card["grid"]) for card in content["images"]} == {(352, 1216, 11, 38)}
-    stores = {store: len(list(store.glob("*.npz"))) for store in command.store.iterdir()}
-    assert sorted(stores.values()) == [2, 12]  # own pairs; KITTI by both protocols
+    stored = sorted(len(list(store.glob("*.npz"))) for store in command.store.iterdir())
+    assert stored == [2, 12]  # own pairs; KITTI by both protocols
     flags = ("--list_file", command.folder / "list.txt", "--preset", "auty", "--no_paper", "--limit", 2)
     assert command("KITTI", "again", *flags) == (0, 0)
     assert command("NYU", "nyu", "--no_paper") == (0, 1)
@@ -145,9 +142,8 @@ def test_predict_passes_by_depth_maps(command, tmp_path):
     pictures = tmp_path / "in"
     shutil.copytree(command.folder / "KITTI", pictures / "KITTI")
     shutil.copytree(command.folder / "rgbd", pictures / "pairs")
-    for part in ("color", "depth"):
-        shutil.copytree(pictures / "pairs/depth", pictures / "scenes" / part / "den")
-    shutil.copytree(pictures / "pairs/depth", pictures / "drive/proj_depth/velodyne_raw/image_02")
+    for folder in ("scenes/color/den", "scenes/depth/den", "drive/proj_depth/velodyne_raw/image_02"):
+        shutil.copytree(pictures / "pairs/depth", pictures / folder)
     shutil.copytree(pictures / "pairs/rgb", pictures / "depth")  # without rgb/ beside it, a folder like any other
     usual = ("--clip_path", command.weights, *QUICKGELU, "--device", "cpu", "--preset", "auty", "--save", "npy")
     assert predict.main(list(map(str, ["-i", pictures, "-o", tmp_path / "out", *usual]))) == 0
