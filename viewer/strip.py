@@ -34,8 +34,7 @@ def example_images(scenes: Sequence[str], count: int = 4) -> list[int]:
 
 def colour_range(examples: Sequence[Example]) -> tuple[float, float]:
     """Between which depths [m] the colours run: all predictions, and each truth's 2nd to 98th percentile."""
-    measured = [example.truth[example.truth > 0] for example in examples]
-    bounds = [np.percentile(depth, (2, 98)) for depth in measured if depth.size]
+    bounds = [np.percentile(true, (2, 98)) for one in examples if len(true := one.truth[one.truth > 0])]
     every = np.concatenate([*bounds, *(example.depth.flat for example in examples)])
     return float(every.min()), float(every.max())
 
