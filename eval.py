@@ -35,7 +35,7 @@ from datasets.maps import SavedMaps, keeping
 from datasets.pairs import Batch, DepthPairs
 from datasets.pictures import resized
 from download import new_results, write_json
-from experiments.published import THIS_RUN, UNIFORM, beside, label_of, named_by, table
+from experiments.published import THIS_RUN, UNIFORM, beside, named_by, table
 from monoclip import MonoCLIP
 from viewer import notes, terminal
 from viewer.strip import Example, draw_strip, example_images
@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"warning: {dropped:,} more pixels do not count because the predicted depth is at most 1 mm")
         released = KITTI_METRICS if args.dataset == "KITTI" else NYU_METRICS
         print(released_line(means[THIS_RUN], released) + "\n")
-        own = {named_by(THIS_RUN, label_of(protocol.name)): means[THIS_RUN]}
+        own = {named_by(THIS_RUN, protocol.name): means[THIS_RUN]}
         print(table(own | theirs | ({f"{UNIFORM} ({constant:.3f} m)": means[UNIFORM]} if constant else {})))
         for caveat in caveats:
             print(f"{caveat[0].upper()}{caveat[1:]}.")

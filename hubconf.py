@@ -4,8 +4,7 @@
     model = torch.hub.load("FOLDER", "monoclip_demo", source="local")            # the embedded toy; offline
     depth = model.infer_image("photo.jpg")                                       # (H, W) float32 [m]
 
-Arrays are RGB; `model.infer_image(cv2.imread(...), color="bgr")` takes cv2's. A Python that has imported another `clip`
-or `datasets` is refused with an ImportError that says so.
+Arrays are RGB; `model.infer_image(cv2.imread(...), color="bgr")` takes cv2's.
 """
 
 # ruff: noqa: E402  # other packages have these names, too: what is here must not be imported from those
@@ -16,10 +15,10 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 for name in ("clip", "datasets", "monoclip", "download"):
-    if other := sys.modules.get(name):
-        places = [*getattr(other, "__path__", ()), getattr(other, "__file__", None) or ""]
-        if not any(Path(place).resolve() in (HERE / name, HERE / f"{name}.py") for place in places):
-            raise ImportError(f"another module {name!r} is imported already ({other}); load DepthCLIP in a new Python")
+    other = sys.modules.get(name)
+    places = [*getattr(other, "__path__", ()), getattr(other, "__file__", None) or "/"]
+    if other and HERE not in (Path(place).resolve().parent for place in places):
+        raise ImportError(f"another module {name!r} is imported already ({other}); load DepthCLIP in a new Python")
 
 import torch
 
@@ -40,21 +39,17 @@ def monoclip(
     preset: str = "paper",
     **reading: Any,
 ) -> MonoCLIP:
-    """MonoCLIP in evaluation mode: fp32 on a CPU, fp16 elsewhere.
+    """MonoCLIP in evaluation mode: fp32 on a CPU, fp16 elsewhere; by default on the GPU, if there is one.
 
-    Args:
-        clip_path: a checkpoint, or one of CLIP's names, whose file is then fetched into the cache if need be.
-        device: None takes the GPU if there is one.
-        exact: keep the plain network, bit for bit, instead of the form of `clip.optimize_for_inference`.
-        activation: "quickgelu" or "gelu", where the checkpoint is neither OpenAI's nor of a known name.
-        image_statistics: "imagenet", as in the paper, or "clip", which CLIP was trained with.
-        preset: "paper", or "auty" or "log" for KITTI.
-        reading: fields of `monoclip.Reading` in place of the preset's: `depth_classes`, `bin_list`, `temperature`, ...
+    `clip_path` is a checkpoint, or one of CLIP's names, whose file is fetched into the cache if need be; `activation`,
+    "quickgelu" or "gelu", is needed if it is neither OpenAI's nor of a known name. `exact` keeps the plain network, bit
+    for bit. `image_statistics`: "imagenet", as in the paper, or "clip", which CLIP was trained with. `preset`: "paper",
+    or "auty" or "log" for KITTI; `reading` replaces fields of its `monoclip.Reading`: `bin_list`, `temperature`, ...
 
     Raises clip.CheckpointError; ValueError: no depth by these values; clip.tokenizer.TooLongError.
     """
     for kind, value, known in (("image_statistics", image_statistics, IMAGE_STATISTICS), ("preset", preset, READINGS)):
-        if not isinstance(value, str) or value not in known:
+        if value not in list(known):
             raise ValueError(f"{kind} {value!r}: there are {', '.join(known)}")
     chosen = checked_reading(reading, with_statistics(READINGS[preset], image_statistics))
     device = device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
@@ -65,5 +60,5 @@ def monoclip(
 
 
 def monoclip_demo(device: str | None = None, exact: bool = False, **reading: Any) -> MonoCLIP:
-    """MonoCLIP with the small CLIP of `demo/`, which was taught distance on rendered rooms: to try things out with."""
+    """MonoCLIP with the small CLIP of `demo/`, which was taught distance on rendered rooms."""
     return monoclip(HERE / "demo" / "rooms_clip.pt", device, exact, **reading)

@@ -25,11 +25,9 @@ WITHIN, CEILING = "ceiling, within the bins", "ceiling, true patches"
 RUNGS = (UNIFORM, BEST, ANSWERS_AT, TRUTH_AT, THIS_RUN, FITTED, PROBE, WITHIN, CEILING)  # of the ladder
 
 TABLE_1 = "Table 1: methods"
-PROMPTS = "Prompt ablation (original bins)"
-BINS = "Depth-bin ablation (original prompts)"
+PROMPTS, BINS = "Prompt ablation (original bins)", "Depth-bin ablation (original prompts)"
 # The paper has no row on KITTI, and its bins for KITTI are published nowhere; these are zero-shot rows of later papers.
-# MfH, table 1, does not say whose bins and protocol. Auty and Mikolajczyk, ICCV-W 2023, table 3, untrained: ground
-# truth cropped to the window first, as AdaBins does. Their "RMSE log" is no root, and left out.
+# Auty and Mikolajczyk, ICCV-W 2023, crop the ground truth first, as AdaBins does; their "RMSE log" is no root.
 KITTI_ROWS = "KITTI, Eigen test split: zero-shot rows of other papers"
 
 
@@ -43,20 +41,13 @@ def cell_of(value: float | tuple[float, float] | None, form: str = "+.3f") -> st
 def table(lines: Mapping[str, Mapping[str, Any]]) -> str:
     """Metrics by the name of their line, in the paper's columns."""
     width = max(29, *(len(name) + 2 for name in lines))
-    text = [" " * width + "".join(f"{column:>9}" for column in COLUMNS)]
-    for name, line in lines.items():
-        text.append(f"{name:<{width}}" + "".join(f"{cell_of(line[column], '.3f'):>9}" for column in COLUMNS))
-    return "\n".join(text)
+    cells = {"": COLUMNS} | {name: [cell_of(line[column], ".3f") for column in COLUMNS] for name, line in lines.items()}
+    return "\n".join(f"{name:<{width}}" + "".join(f"{cell:>9}" for cell in each) for name, each in cells.items())
 
 
-def named_by(name: str, label: str) -> str:
-    """A row's name with its protocol's label, if any, in brackets."""
-    return f"{name} ({label})" if label else name
-
-
-def label_of(protocol: str) -> str:
-    """What names a protocol in tables: "KITTI, BTS" as it is; nothing where a data set has one protocol only."""
-    return protocol if "," in protocol else ""
+def named_by(name: str, protocol: str) -> str:
+    """A row's name, with its protocol in brackets where a data set has several: "KITTI, BTS"."""
+    return f"{name} ({protocol})" if "," in protocol else name
 
 
 class Published(NamedTuple):
@@ -85,8 +76,6 @@ BINS_BY_NAME = {
 PROMPT_SETS = {"original": PAPER}
 PROMPT_SETS |= {k: replace(PAPER, depth_classes=tuple(words.split(", "))) for k, words in PROMPTS_BY_NAME.items()}
 BIN_SETS = {"original": PAPER} | {name: replace(PAPER, bin_list=bins) for name, bins in BINS_BY_NAME.items()}
-READINGS = PROMPT_SETS | BIN_SETS | {"auty": AUTY}
-# Outdoors: published words and bins, and ours.
 OUTDOORS = {"Auty's words and bins": AUTY, "the paper's words, bins in log depth (ours)": LOG_BINS}
 
 # The paper's drawing "semantic bin response": prompt 3 with class-dependent bins 1.
@@ -95,25 +84,18 @@ BIN_RESPONSE_DEPTHS = ((3.117, 3.567), (1.502, 1.328))  # [m] predicted and true
 
 
 @cache
-def published_rows() -> tuple[Published, ...]:
-    """The rows of published.csv: every table of the paper, then rows of other papers."""
-    rows = []
-    with Path(__file__).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+def published_rows(over: str = "") -> list[Published]:
+    """The rows of published.csv, of the paper first, or those `over` the data set of a protocol, by any protocol."""
+    readings, rows = PROMPT_SETS | BIN_SETS | {"auty": AUTY}, []
+    for row in csv.DictReader(Path(__file__).with_suffix(".csv").read_text("utf-8").splitlines()):
+        if over.partition(",")[0] in ("", row["protocol"].partition(",")[0]):
             metrics = {column: float(row[column]) if row[column] else None for column in COLUMNS}
-            reading, scene = READINGS.get(row["reading"]), row["scene"] or None
+            reading, scene = readings.get(row["reading"]), row["scene"] or None
             rows.append(Published(row["table"], row["name"], metrics, reading, scene, row["note"], row["protocol"]))
-    return tuple(rows)
-
-
-def published_over(protocol: str) -> list[Published]:
-    """What is published over the data set of a protocol, by any protocol."""
-    return [row for row in published_rows() if row.protocol.partition(",")[0] == protocol.partition(",")[0]]
+    return rows
 
 
 def beside(protocol: str) -> dict[str, Mapping[str, float | None]]:
     """What stands beside a run over a whole split: of NYU the paper's row, else all rows, name -> metric -> value."""
-    rows = published_over(protocol)
-    if protocol == "NYU":
-        return {PAPER_ROW: next(row.metrics for row in rows if row.name == "DepthCLIP")}
-    return {named_by(row.name, label_of(row.protocol)): row.metrics for row in rows}
+    rows = {named_by(row.name, row.protocol): row.metrics for row in published_rows(protocol)}
+    return {PAPER_ROW: rows["DepthCLIP"]} if protocol == "NYU" else rows

@@ -1,11 +1,9 @@
 """Which patch features, which CLIP: the same words by every read-out of every backbone, in one table and figure.
 
     python -m experiments.readouts --clip_path RN50 RN101 RN50x4 ViT-B/16 --output results_readouts
-    torchrun --nproc_per_node 8 -m experiments.readouts ...                    images shared by 8 GPUs
 
-Each backbone encodes the images with both image statistics. What the store has is not encoded again, and all read-outs
-are read from there, at two temperatures: the release's .1 was tuned for `raw`. Rows stand beside uniform weights over
-the same bins, image by image, and beside all assignments of the bins to the words. Exit codes are those of eval.py.
+Each backbone encodes the images with both image statistics; all read-outs are read from the store, at two
+temperatures, as the release's .1 was tuned for `raw`. torchrun and exit codes are as for `python -m experiments`.
 """
 
 import argparse
@@ -14,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import datasets.packages  # noqa: F401  # first
@@ -47,10 +46,9 @@ FILES = {kind: f"readouts.{kind}" for kind in ("csv", "md", "png", "json")}
 LESS = ("less uniform", "95 %")
 COLUMNS = ("delta1", *LESS, "abs_rel", *LESS, "spearman", "aurg", "p delta1", "p abs_rel")
 MEANING = (
-    "The same words and bins by each read-out, at temperatures .1 (cosine times 1000) and 1 (times 100), with image "
-    "statistics of ImageNet and of CLIP (docs/readouts.md). less uniform: minus uniform weights over the same bins, by "
-    "image. linear probe: the read-out's features, fitted to depth on other clusters (none if these have no measured "
-    "patch): what they hold without words. spearman (rank correlation), aurg (what certainty knows of error) and p are "
+    "The same words and bins by each read-out (docs/readouts.md), at temperatures .1 (cosine times 1000) and 1 (times "
+    "100). less uniform: minus uniform weights over the same bins, by image. linear probe: the read-out's features, "
+    "fitted to depth on other clusters. spearman (rank correlation), aurg (what certainty knows of error) and p are "
     "over patches, whose size differs. Of many rows, some are good by chance."
 )
 
@@ -65,25 +63,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def setups_by_name(args: argparse.Namespace, setup: options.Setup) -> dict[str, options.Setup]:
-    """The setup with each checkpoint and its activation, by the checkpoint's name or its file's. Raises UsageError."""
-    paths, activations = args.clip_path, args.activation
-    names = [path if path in clip.available_models() else Path(path).name for path in paths]
-    if len(set(names)) < len(names):
-        raise options.UsageError("--clip_path: two checkpoints have one name; give each its own")
-    if len(activations) not in (1, len(names)):
-        raise options.UsageError("--activation: give one for all checkpoints, or one for each (auto where it tells)")
-    each = zip(names, paths, activations * (len(names) if len(activations) == 1 else 1), strict=True)
-    return {name: replace(setup, clip_path=path, activation=activation) for name, path, activation in each}
-
-
 def cases_of(name: str, clip_model: CLIP, statistics: str, reading: Reading, rn50: bool = False) -> dict[Case, Reading]:
     """Every read-out of a backbone at every temperature; the release's is one of them if it is OpenAI's RN50."""
     found = {}
-    for readout in readouts_of(clip_model.visual):
-        for temperature in (PAPER.temperature, 10 * PAPER.temperature):  # the second is CLIP's own softmax
-            own = replace(reading, readout=readout, temperature=temperature)
-            found[Case(name, statistics, readout, temperature, rn50 and own == PAPER)] = own
+    temperatures = PAPER.temperature, 10 * PAPER.temperature  # the second is CLIP's own softmax
+    for readout, temperature in product(readouts_of(clip_model.visual), temperatures):
+        own = replace(reading, readout=readout, temperature=temperature)
+        found[Case(name, statistics, readout, temperature, rn50 and own == PAPER)] = own
     return found
 
 
@@ -91,14 +77,11 @@ def cases_of(name: str, clip_model: CLIP, statistics: str, reading: Reading, rn5
 def score_cases(
     clip_model: CLIP, store: FeatureStore, cases: Mapping[Case, Reading], folds: Sequence[int], scope: Protocol
 ) -> tuple[list[dict[str, dict[str, float]]], dict[Case, np.ndarray | None]]:
-    """Score the cases that are read out of a store, a linear probe of each read-out, and uniform weights.
-
-    Returns for each image by row its metrics, and by case `mean_permuted`; None for a probe.
-    """
+    """Metrics of each image by row, and by case `mean_permuted`, None for the linear probe of each read-out."""
     settings = tuple(Setting(case.name, reading) for case, reading in cases.items())
     bins = assignments(settings[0].reading.bin_list)[0]
     reader = SettingsReader(store.model, partial(zeroshot_classifier, clip_model), settings, asked=len(settings))
-    fitted = [replace(case, temperature=None, released=False) for case in cases]  # one for all temperatures
+    fitted = dict.fromkeys(replace(case, temperature=None, released=False) for case in cases)  # for all temperatures
     probes = {case: Probe(store.model, case.readout, max(folds) + 1) for case in fitted}
 
     def probed(item: int, trunk: Trunk, *_: object) -> dict[str, Tensor]:
@@ -116,8 +99,7 @@ def score_cases(
         probe.solve()
     done = scorer.score_images(store.get)
     permuted = {case: mean_permuted(done, place) for place, case in enumerate(cases)}
-    permuted |= {case: None for case in probes if case.name in done[0].errors}
-    return [image.errors for image in done], permuted
+    return [image.errors for image in done], permuted | {case: None for case in probes if case.name in done[0].errors}
 
 
 def readout_table(results: Results, contrasts: Mapping[Case, Sequence[Contrast]], bins: tuple[float, ...]) -> Table:
@@ -143,9 +125,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         options.check_output(args.output)
         setup, rank, count = options.setup_of(args)
-        setups = setups_by_name(args, setup)
-        reading, device = setup.reading, setup.device
-        sizes = args.batch_size or options.BATCH_SIZE[device.type], args.workers or options.WORKERS[device.type]
+        names = [path if path in clip.available_models() else Path(path).name for path in args.clip_path]
+        activations = args.activation * (len(names) if len(args.activation) == 1 else 1)
+        if len(set(names)) < len(names):
+            raise options.UsageError("--clip_path: two checkpoints have one name; give each its own")
+        if len(activations) != len(names):
+            raise options.UsageError("--activation: give one for all checkpoints, or one for each")
+        each = zip(names, args.clip_path, activations, strict=True)
+        setups = {name: replace(setup, clip_path=path, activation=activation) for name, path, activation in each}
+        kind = setup.device.type
+        sizes = args.batch_size or options.BATCH_SIZE[kind], args.workers or options.WORKERS[kind]
         dataset, protocol = options.open_data(args)
         images = Images(dataset.names, dataset.scenes, dataset.clusters, dataset.indices, dataset.clustered_by)
         say = terminal.say if rank == 0 else lambda *lines: None
@@ -153,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for other in list(setups.values())[1:]:  # so that none is refused when others have taken hours
             options.load_model(other)
         start, made_with, warnings = time.perf_counter(), {}, notes.caveats(dataset.official, protocol)
-        errors: list[dict[str, dict[str, float]]] = [{} for _ in range(len(images))]
+        errors: list[dict[str, dict[str, float]]] = [{} for _ in dataset.names]
         permuted: dict[Case, np.ndarray | None] = {}
         for name, own_setup in setups.items():
             clip_model, model, made = options.load_model(own_setup)
@@ -163,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rn50 = name == "RN50" or CHECKPOINTS["RN50"].matches(sha256)
             for statistics in IMAGE_STATISTICS:
                 say(f"{name}, image statistics of {statistics}:")
-                cases = cases_of(name, clip_model, statistics, with_statistics(reading, statistics), rn50)
+                cases = cases_of(name, clip_model, statistics, with_statistics(setup.reading, statistics), rn50)
                 model = MonoCLIP(clip_model, next(iter(cases.values())))
                 store = FeatureStore(args.store or args.output / "features", model, dataset, made)
                 store.fill(*sizes, rank, count)
@@ -174,18 +163,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return
         results = Results(images, errors, {case.name: UNIFORM for case in permuted})
         contrasts = {case: primary_contrasts(results, case.name, means) for case, means in permuted.items()}
-        table = readout_table(results, contrasts, reading.bin_list)
-        caption, short = (make(dataset.title, warnings) for make in (notes.caption, notes.short_caption))
+        table = readout_table(results, contrasts, setup.reading.bin_list)
         about = notes.identified(protocol) | {"data": dataset.title, "warnings": warnings, "made_with": made_with}
-        about["words"] = {name: list(getattr(reading, name)) for name in options.WORD_FLAGS}
-        about["seconds"] = round(time.perf_counter() - start, 3)
-        rows = []
-        for case, each in contrasts.items():
-            less = list(map(asdict, each))
-            rows.append({**asdict(case), "metrics": results.mean(case.name), "less_uniform": less})
-        about |= {"readouts": rows, UNIFORM: results.mean(UNIFORM), "images": len(images)}
+        about |= {"words": {name: list(getattr(setup.reading, name)) for name in options.WORD_FLAGS}}
+        about |= {"seconds": round(time.perf_counter() - start, 3), "readouts": []}
+        for case, primary in contrasts.items():
+            less = list(map(asdict, primary))
+            about["readouts"].append(asdict(case) | {"metrics": results.mean(case.name), "less_uniform": less})
+        about |= {UNIFORM: results.mean(UNIFORM), "images": len(images)}
         about |= {"intervals": results.interval_note, "clustered_by": images.clustered_by}
         groups = {case.name: case.backbone for case in contrasts} | {UNIFORM: UNIFORM}
+        caption, short = (make(dataset.title, warnings) for make in (notes.caption, notes.short_caption))
         with new_results(args.output, list(FILES.values())) as folder:
             write_text(folder / FILES["csv"], tables.as_csv(results, protocol.name, groups))
             write_text(folder / FILES["md"], tables.as_markdown([table], f"MonoCLIP on {dataset.title}", caption))

@@ -1,7 +1,4 @@
-"""Step 3 of the experiments, in words and numbers: tables for the terminal and Markdown, CSV and JSON.
-
-Every number is a view on `statistics.Results`. Tables are built once, as `Table`s, and written in both forms.
-"""
+"""Step 3 of the experiments, in words and numbers: tables for the terminal and Markdown, CSV and JSON."""
 
 import csv
 import io
@@ -19,7 +16,7 @@ import torch
 from calculate_error import Protocol
 from datasets import counted, csv_text, printable
 from experiments import published
-from experiments.published import BEST, CEILING, COLUMNS, RUNGS, THIS_RUN, UNIFORM, beside, cell_of, label_of, named_by
+from experiments.published import BEST, COLUMNS, PROBE, RUNGS, THIS_RUN, TRUTH_AT, UNIFORM, beside, cell_of, named_by
 from experiments.score import EXTRA_METRICS, SHARES, Rows, gain_over_random
 from experiments.statistics import COUNTS, HIGHER, PRIMARY, Contrast, Findings, Results, p_value
 
@@ -30,25 +27,20 @@ EXPLORATORY, SMALL_P = "Exploratory, unadjusted.", 0.05
 QUESTION, LADDER = "Does language see depth here?", "How far does language get?"
 P_NOTE = "p: (1 + k) / (1 + n), k of {} n = {:,} other assignments of the bins to the words are as good"
 BESIDE = f"Beside each metric: minus {THIS_RUN}, image by image, with its 95 % interval."
+WAYS = {THIS_RUN: "words take", TRUTH_AT: "position alone", PROBE: "a linear probe of the same features"}
 CERTAIN, EXTRA = "Does CLIP know when it is wrong?", "What a constant cannot fake"
 NOTES = {  # by title
-    published.TABLE_1: "Lower Bound: the paper's is random within 0-10 m in each pixel, for which its rmse 2.934 is "
-    "hardly possible (docs/questions.md). Zhang et al.'s log10 .529 does not go with its other metrics. The mean "
-    f"training depth image is over another crop and filled ground truth. {EXPLORATORY}",
-    published.KITTI_ROWS: "MfH does not say whose bins and protocol; Auty and Mikolajczyk crop the ground truth to the "
-    f"window first, as AdaBins does. {EXPLORATORY}",
+    published.TABLE_1: "Values of the Lower Bound and of Zhang et al. are doubtful; the mean training depth image is "
+    f"over another crop and filled ground truth (docs/report.md). {EXPLORATORY}",
     QUESTION: "A yes needs both metrics to be better beyond their intervals, against the best constant as well, and a "
-    "small p (docs/statistics.md). All else is exploratory, unadjusted. wins: images for which the first of the two "
-    "rows is better. dz: mean difference / its standard deviation over images. spearman: minus 0, as a constant has no "
-    "order.",
+    "small p. All else is exploratory, unadjusted. docs/statistics.md explains wins (of the first of the two rows), dz "
+    "and p. spearman: minus 0, as a constant has no order.",
     LADDER: f"From knowing nothing to the most that patches of this size can say (docs/ladder.md). {BESIDE} What is "
     "fitted is fitted on other clusters; a best constant of other images of the same data is not independent of them.",
-    EXTRA: "spearman: rank correlation over each image's measured patches, - for maps that span less than 1 cm. "
-    "ordinal: share of pairs of patches in the wrong order, of those whose true depths differ by more than a factor "
-    "1.25. aurg: what sigma, the spread of the answers, knows of abs_rel (docs/readouts.md), 0 for constants. silog: "
-    "scale-invariant log error, not times 100. scaled: after multiplying each prediction by the ratio of medians. "
-    "aligned: after a pred + b by least squares, as relative methods report. Uniform weights stand for all constants. "
-    f"{EXPLORATORY}",
+    EXTRA: "docs/ladder.md explains each. spearman: - for maps that span less than 1 cm. ordinal: share of pairs of "
+    "patches in the wrong order. aurg: what certainty knows of abs_rel, 0 for constants. silog: not times 100. scaled, "
+    "aligned: after the ratio of medians, and after a pred + b by least squares, as relative methods report. Uniform "
+    f"weights stand for all constants. {EXPLORATORY}",
     CERTAIN: "abs_rel of the most certain share of each image's patches, by sigma, the spread of the answers; mean "
     f"over images. aurg: area between this curve and a random order's; above 0 if it knows. {EXPLORATORY}",
 }
@@ -92,20 +84,19 @@ class Report:
         """Why there is no p."""
         if not self.groups:
             return "no other assignment of the bins was asked (--controls)"
-        few = self.assignments == 1
-        return "there is no other assignment of the bins" if few else "no patch is measured, so there is no p"
+        alone = self.assignments == 1
+        return "there is no other assignment of the bins" if alone else "no patch is measured, so there is no p"
 
     @property
     def verdict(self) -> str:
         """Yes, no, or cannot tell, and why not."""
         asked = [*self.primary, *(c for c in self.exploratory if c.minus == BEST)]
-        intervals = [c.interval_95 for c in asked if c.interval_95]
-        if len(intervals) < len(asked):
+        gains = [i if c.metric in HIGHER else (-i[1], -i[0]) for c in asked if (i := c.interval_95)]
+        if len(gains) < len(asked):
             return "cannot tell: too few clusters for intervals"
         if self.findings.permuted is None:
             return f"cannot tell: {self.no_p}"
         enough = len(self.findings.permuted) * SMALL_P >= 1  # assignments for a small p
-        gains = [(a, b) if c.metric in HIGHER else (-b, -a) for c, (a, b) in zip(asked, intervals, strict=True)]
         if any(high < 0 for _, high in gains) or (enough and any((c.p or 0) > SMALL_P for c in self.primary)):
             return "no"
         if not enough:
@@ -138,81 +129,79 @@ class Table:
 
 def all_tables(report: Report) -> list[Table]:
     """All tables, for Markdown."""
-    results, curve = report.results, report.findings.curve
+    results, curve, randoms = report.results, report.findings.curve, report.rows.randoms
     tables = [question_table(report), *([ladder_table(report)] if report.groups else []), main_table(report)]
     tables += paper_tables(report)
-    more: list[tuple[str, list[str], Sequence[str]]]
-    more = [(title, [THIS_RUN, *rows], (*COLUMNS, "spearman")) for title, rows in report.groups.items()]
-    more += [("Is it better than chance?", [THIS_RUN, *report.rows.randoms], COLUMNS)] if report.rows.randoms else []
-    more += [("Every row", list(results.metrics), COLUMNS), (EXTRA, list(results.metrics), EXTRA_METRICS)]
+    more = [(title, [THIS_RUN, *rows], [*COLUMNS, "spearman"]) for title, rows in report.groups.items()]
+    more += [("Is it better than chance?", [THIS_RUN, *randoms], [*COLUMNS])] if randoms else []
+    more += [("Every row", [*results.metrics], [*COLUMNS]), (EXTRA, [*results.metrics], [*EXTRA_METRICS])]
     for title, rows, columns in more:
         tables.append(Table(title, NOTES.get(title, EXPLORATORY), columns))
         for row in rows:
             tables[-1].add(row, OURS, results.mean(row))
-    tables += [certainty_table(curve)] if curve is not None else []
-    return [*tables, interval_table(results)] if results.has_intervals else tables
+    if curve is not None:
+        shares = {f"{100 * share // SHARES} %": curve[share - 1] for share in (1, 2, 5, 10, 15, SHARES)}
+        tables.append(Table(CERTAIN, NOTES[CERTAIN], (*shares, "aurg")))
+        tables[-1].add(THIS_RUN, OURS, shares | {"aurg": float(gain_over_random(torch.from_numpy(curve)))})
+        tables[-1].add("in a random order", "", dict.fromkeys(shares, curve[-1]) | {"aurg": 0.0})
+    if results.has_intervals:
+        tables.append(Table("Intervals", f"{results.interval_note} {EXPLORATORY}", COLUMNS))
+        for row in results.metrics:
+            own, less = results.intervals(row)
+            tables[-1].add(row, OURS, results.mean(row))
+            tables[-1].add("", "interval", own)
+            if row != results.baseline(row):
+                tables[-1].add("", f"less {results.baseline(row)}", results.difference(row), "+.3f")
+                tables[-1].add("", "interval", less, "+.3f")
+    return tables
 
 
 def question_table(report: Report) -> Table:
     """The primary contrast, what it must be read with, and where this run is among the assignments of its bins."""
-    permuted, depth = report.findings.permuted, report.rows.constants[UNIFORM]
-    caption = f"{report.verdict.capitalize()}. Primary contrast: {THIS_RUN} minus {UNIFORM}, the mean {depth:.3f} m of "
-    caption += f"its bins, image by image. {NOTES[QUESTION]} {report.results.interval_note} "
-    table = Table(QUESTION, caption, ("difference", "95 % interval", "wins", "dz", "p"))
+    permuted, depth, note = report.findings.permuted, report.rows.constants[UNIFORM], f"p: {report.no_p}"
+    lines: list[tuple[str, ...]] = []
     for c in (*report.primary, *report.exploratory):
         cells = (cell_of(c.difference), cell_of(c.interval_95), f"{c.wins} of {c.images}", cell_of(c.dz, "+.2f"), "-")
-        table.lines.append((f"{c.row} minus {c.minus}", c.metric, *cells))
-    if permuted is None:
-        table.caption += f"p: {report.no_p}."
-        return table
-    n, which = len(permuted) - 1, "all" if report.complete else "the random"
-    table.caption += f"{P_NOTE.format(which, n)}, over patches with the mean of each one's ground truth."
-    for contrast, less in zip(report.primary, permuted[0] - permuted[1:].mean(axis=0), strict=True):
-        name = f"{THIS_RUN} minus the mean of {n:,} other assignments, over patches"
-        table.lines.append((name, contrast.metric, cell_of(less), "-", "-", "-", cell_of(contrast.p, ".4f")))
-    return table
+        lines.append((f"{c.row} minus {c.minus}", c.metric, *cells))
+    if permuted is not None:
+        note = P_NOTE.format("all" if report.complete else "the random", len(permuted) - 1)
+        note += ", over patches with the mean of each one's ground truth"
+        name = f"{THIS_RUN} minus the mean of {len(permuted) - 1:,} other assignments, over patches"
+        for c, less in zip(report.primary, permuted[0] - permuted[1:].mean(axis=0), strict=True):
+            lines.append((name, c.metric, cell_of(less), "-", "-", "-", cell_of(c.p, ".4f")))
+    caption = f"{report.verdict.capitalize()}. Primary contrast: {THIS_RUN} minus {UNIFORM}, the mean {depth:.3f} m of "
+    caption += f"its bins, image by image. {NOTES[QUESTION]} {report.results.interval_note} {note}."
+    return Table(QUESTION, caption, ("difference", "95 % interval", "wins", "dz", "p"), lines)
 
 
 def ladder_table(report: Report) -> Table:
     """Each rung with its difference to this run."""
-    results, columns = report.results, ("delta1", "minus", "95 %", "abs_rel", "minus", "95 %")
-    caption = f"{NOTES[LADDER]} {distance(report)}{EXPLORATORY}"
-    table = Table(LADDER, caption, (*columns, "aligned_delta1", "ordinal"))
+    results, last, lines = report.results, ("aligned_delta1", "ordinal"), []
     for row in (row for row in RUNGS if row in results.metrics):
-        cells, mean = [], results.mean(row)
+        cells, mean = [row, ""], results.mean(row)
         for c in (results.contrast(row, THIS_RUN, metric) for metric in PRIMARY):
             less = ("", "") if row == THIS_RUN else (cell_of(c.difference), cell_of(c.interval_95))
             cells += [cell_of(mean[c.metric], ".3f"), *less]
-        table.lines.append((row, "", *cells, *(cell_of(mean[column], ".3f") for column in table.columns[6:])))
-    return table
+        lines.append((*cells, *(cell_of(mean[column], ".3f") for column in last)))
+    columns = ("delta1", "minus", "95 %", "abs_rel", "minus", "95 %", *last)
+    return Table(LADDER, f"{NOTES[LADDER]} {distance(report)}{EXPLORATORY}", columns, lines)
 
 
 def distance(report: Report) -> str:
     """How far words, position and a probe get from a constant to the ceiling, if it is a way, and what is left out."""
-    values = {row: report.results.mean(row)["delta1"] or 0.0 for row in RUNGS if row in report.results.metrics}
-    start, way, said = values.get(BEST, 0.0), values.get(CEILING, 0.0) - values.get(BEST, math.inf), []
+    values = {row: report.results.mean(row)["delta1"] or 0.0 for row in report.results.metrics}
+    start, way, said = values.get(BEST, 0.0), values.get(published.CEILING, 0.0) - values.get(BEST, math.inf), []
     if way >= CLOSE:
-        names = {THIS_RUN: "words take", published.TRUTH_AT: "position alone"}
-        names[published.PROBE] = "a linear probe of the same features"
-        known = {name: values[row] for row, name in names.items() if row in values}
-        parts = ", ".join(f"{name} {100 * (v - start) / way:.0f} % ({v:.3f})" for name, v in known.items())
+        known = [(name, values[row]) for row, name in WAYS.items() if row in values]
+        parts = ", ".join(f"{name} {100 * (value - start) / way:.0f} % ({value:.3f})" for name, value in known)
         said = [f"Of the way from the best constant (delta1 {start:.3f}) to the ceiling ({start + way:.3f}), {parts}."]
     return "".join(f"{sentence} " for sentence in (*said, *report.findings.missing))
-
-
-def certainty_table(curve: np.ndarray) -> Table:
-    """Mean error of the most certain patches; `curve` as in `Findings`."""
-    shares = {f"{100 * share // SHARES} %": curve[share - 1] for share in (1, 2, 5, 10, 15, SHARES)}
-    table = Table(CERTAIN, NOTES[CERTAIN], (*shares, "aurg"))
-    table.add(THIS_RUN, OURS, shares | {"aurg": float(gain_over_random(torch.from_numpy(curve)))})
-    table.add("in a random order", "", dict.fromkeys(shares, curve[-1]) | {"aurg": 0.0})
-    return table
 
 
 def main_table(report: Report) -> Table:
     """This run and one's own readings between published rows and what says nothing."""
     name, results = report.protocol.name, report.results
-    table = Table(named_by("This run", label_of(name)), "", COLUMNS)
+    table = Table(named_by("This run", name), "", COLUMNS)
     table.add(THIS_RUN, OURS, results.mean(THIS_RUN))
     for theirs, values in beside(name).items() if report.official else ():
         table.add(theirs, "", values)
@@ -228,38 +217,26 @@ def paper_tables(report: Report) -> list[Table]:
     tables: dict[str, Table] = {}
     name, results = report.protocol.name, report.results
     wanted = report.official and len(report.rows.settings) > 1 + len(report.own)
-    for row in published.published_over(name) if wanted else ():
+    for row in published.published_rows(name) if wanted else ():
         title, caption, images = row.table, NOTES.get(row.table, EXPLORATORY), int(results.over(row.scene).sum())
         if row.scene:
-            title = f"{row.table}, {row.scene}"
+            title += f", {row.scene}"
             caption = f"Of these, only {row.scene}: {counted(images)}. A scene is a room type."
         table = tables.setdefault(title, Table(title, caption, COLUMNS))
         read = report.rows.row_of(row.reading) if row.reading else None
         rows = [own for own in (report.rows.randoms if row.name == "Lower Bound" else [read]) if own and images]
         if not rows:
-            table.add(named_by(named_by(row.name, label_of(row.protocol)), row.note), THEIRS, row.metrics)
+            note = f" ({row.note})" if row.note else ""
+            table.add(named_by(row.name, row.protocol) + note, THEIRS, row.metrics)
         for own in rows:
             mean = results.mean(own, row.scene)
-            table.add(named_by(row.name if row.reading else f"{row.name}: {own}", label_of(name)), OURS, mean)
-            table.add(label_of(row.protocol), THEIRS, row.metrics)
+            table.add(named_by(row.name if row.reading else f"{row.name}: {own}", name), OURS, mean)
+            table.add(row.protocol if "," in row.protocol else "", THEIRS, row.metrics)
             if row.protocol == name:
                 off = {c: (mean[c] or 0.0) - value for c, value in row.metrics.items() if value is not None}
                 close = report.as_released and all(round(abs(value), 9) <= CLOSE for value in off.values())
                 table.add("", REPRODUCED if close else DIFFERENCE, off, "+.3f")
     return list(tables.values())
-
-
-def interval_table(results: Results) -> Table:
-    """Each row with the intervals of its metrics and of their differences to uniform weights over its own bins."""
-    table = Table("Intervals", f"{results.interval_note} {EXPLORATORY}", COLUMNS)
-    for row in results.metrics:
-        own, difference = results.intervals(row)
-        table.add(row, OURS, results.mean(row))
-        table.add("", "interval", own)
-        if row != results.baseline(row):
-            table.add("", f"less {results.baseline(row)}", results.difference(row), "+.3f")
-            table.add("", "interval", difference, "+.3f")
-    return table
 
 
 def as_text(table: Table, columns: int | None = None, names: int = 33) -> str:
@@ -275,13 +252,13 @@ def as_text(table: Table, columns: int | None = None, names: int = 33) -> str:
 
 def summary(report: Report, tables: Sequence[Table], where: str) -> str:
     """What the terminal shows: the answer, the ladder, this run or Table 1, and `where` the rest is."""
-    shown, answer = {table.title: table for table in tables}, [f"{QUESTION} {report.verdict.capitalize()}."]
+    shown, answer = {table.title: table for table in tables}, f"{QUESTION} {report.verdict.capitalize()}."
     for c in report.primary:
         own, other = (cell_of(report.results.mean(row)[c.metric], ".3f") for row in (THIS_RUN, UNIFORM))
         better, p = "higher" if c.metric in HIGHER else "lower", "" if c.p is None else f", p = {c.p:.4f}"
-        less = f"{cell_of(c.difference)} {cell_of(c.interval_95)}{p}"
-        answer.append(f"{c.metric} ({better} is better): {own}, uniform weights {other}: {less}")
-    parts = [paragraph(report.caption), "\n".join(answer)]
+        answer += f"\n{c.metric} ({better} is better): {own}, uniform weights {other}: "
+        answer += f"{cell_of(c.difference)} {cell_of(c.interval_95)}{p}"
+    parts = [paragraph(report.caption), answer]
     if LADDER in shown:
         parts += [as_text(shown[LADDER], columns=6), paragraph(f"{BESIDE} {distance(report)}")]
     parts += [as_text(shown.get(published.TABLE_1, tables[2 if LADDER in shown else 1])), paragraph(where)]
@@ -334,28 +311,19 @@ def as_csv(results: Results, protocol: str, groups: Mapping[str, str]) -> str:
 def as_json(report: Report) -> dict[str, Any]:
     """The question and its answer; the metrics of every row, with intervals; the ladder."""
     results, permuted, rows = report.results, report.findings.permuted, {}
-    for name in results.metrics:
-        own, difference = results.intervals(name)
-        values = {"metrics": results.mean(name), "baseline": results.baseline(name)}
-        values |= {"less_baseline": results.difference(name), "interval_95": own}
-        values |= {"less_baseline_interval_95": difference}
-        rows[name] = values | dict(zip(COUNTS, results.counts[name].sum(0).tolist(), strict=True))
+    for row, counts in results.counts.items():
+        own, less = results.intervals(row)
+        rows[row] = {"metrics": results.mean(row), "baseline": results.baseline(row)}
+        rows[row] |= {"less_baseline": results.difference(row), "interval_95": own, "less_baseline_interval_95": less}
+        rows[row] |= zip(COUNTS, counts.sum(0).tolist(), strict=True)
     rungs = [row for row in RUNGS if report.groups and row in results.metrics and row != THIS_RUN]
     contrasts = [asdict(results.contrast(row, THIS_RUN, metric)) for row in rungs for metric in PRIMARY]
-    return {
-        "question": {
-            "asked": QUESTION,
-            "answer": report.verdict,
-            "primary": list(map(asdict, report.primary)),
-            "exploratory": list(map(asdict, report.exploratory)),
-            "other_assignments": 0 if permuted is None else len(permuted) - 1,
-            "all_assignments": None if permuted is None else report.complete,
-        },
-        "ladder": {"minus_this_run": contrasts, "left_out": report.findings.missing},
-        "own_readings": list(report.own),
-        "clustered_by": results.images.clustered_by,
-        "intervals": results.interval_note,
-        "rows": rows,
-        "published": beside(report.protocol.name) if report.official else {},
-        "images": len(results.images),
-    }
+    question: dict[str, Any] = {"asked": QUESTION, "answer": report.verdict}
+    question |= {name: list(map(asdict, getattr(report, name))) for name in ("primary", "exploratory")}
+    question |= {"other_assignments": 0 if permuted is None else len(permuted) - 1}
+    question |= {"all_assignments": None if permuted is None else report.complete}
+    ladder = {"minus_this_run": contrasts, "left_out": report.findings.missing}
+    told = {"question": question, "ladder": ladder, "own_readings": list(report.own)}
+    told |= {"clustered_by": results.images.clustered_by, "intervals": results.interval_note, "rows": rows}
+    theirs = beside(report.protocol.name) if report.official else {}
+    return told | {"published": theirs, "images": len(results.images)}

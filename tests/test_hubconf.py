@@ -1,8 +1,5 @@
 """hubconf: MonoCLIP through torch.hub, from a folder."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +7,7 @@ import torch
 import clip
 from datasets.readings import READINGS
 from monoclip import PAPER, MonoCLIP
-from tests.conftest import ROOT, TEN_MINUTES
+from tests.conftest import ROOT, child
 
 
 def load(entry: str, **options: object) -> MonoCLIP:
@@ -32,17 +29,15 @@ def test_the_hubs_model_is_the_methods(tiny_checkpoint, tiny_clip):
     assert (model.reading.depth_classes, model.reading.bin_list) == (("near", "far"), (1.0, 5.0))
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
+def test_what_makes_no_depth_is_refused_before_anything_is_read():
+    for fields, message in (
         ({"readout": "nonsense"}, "read-out 'nonsense': there is none of this name"),
         ({"preset": "outdoors"}, "preset 'outdoors': there are paper, auty, log"),
+        ({"image_statistics": ["clip"]}, r"image_statistics \['clip'\]: there are imagenet, clip"),
         ({}, r"nowhere\.pt: there is no such file"),
-    ],
-)
-def test_what_makes_no_depth_is_refused_before_anything_is_read(fields, message):
-    with pytest.raises((ValueError, clip.CheckpointError), match=message):
-        load("monoclip", clip_path="nowhere.pt", **fields)
+    ):
+        with pytest.raises((ValueError, clip.CheckpointError), match=message):
+            load("monoclip", clip_path="nowhere.pt", **fields)
 
 
 def test_the_demo_is_loaded():
@@ -56,6 +51,5 @@ def test_the_demo_is_loaded():
 def test_another_module_of_that_name_is_one_sentence(tmp_path, name, namespace):
     (tmp_path / name).mkdir() if namespace else (tmp_path / f"{name}.py").touch()
     code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import {name}; sys.path[0] = {str(ROOT)!r}; import hubconf"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TEN_MINUTES, cwd=tmp_path)
+    done = child("-c", code, cwd=tmp_path, env=None)
     assert done.stderr.splitlines()[-1].startswith(f"ImportError: another module '{name}' is imported already")

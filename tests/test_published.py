@@ -8,7 +8,7 @@ import pytest
 
 from datasets.readings import READINGS
 from experiments import published
-from experiments.published import AUTY, COLUMNS, LOG_BINS
+from experiments.published import AUTY, COLUMNS, KITTI_ROWS, LOG_BINS
 from monoclip import PAPER
 
 METHODS = """
@@ -28,37 +28,14 @@ prompt 1: extremely close, close, middle, a little far, far, quite far, unseen: 
 prompt 2: extremely close, very close, close, a little close, a little far, far, unseen: .377 .667 .845 .385 .161 1.196
 prompt 3: giant, close, a little close, not in distance, a bit remote, far, unseen: .380 .670 .846 .375 .160 1.196
 """
+SCENES = (None, "bathroom", "classroom")
 BINS = """
-original: 1.00 1.50 2.00 2.25 2.50 2.75 3.00: all: .394 .683 .851 .388 .156 1.167
-class-dependent 1: 1.00 2.00 2.25 2.50 2.75 3.00 4.00: all: .373 .653 .828 .467 .166 1.228
-class-dependent 2: 1.00 1.50 2.00 2.50 3.00 3.50 4.00: all: .366 .641 .819 .496 .170 1.248
-class-dependent 3: 1.00 1.25 1.50 1.75 2.00 2.25 2.50: all: .333 .621 .818 .353 .176 1.290
-class-dependent 4: 2.00 2.50 3.00 3.25 3.50 3.75 4.00: all: .288 .548 .752 .663 .201 1.439
-original: 1.00 1.50 2.00 2.25 2.50 2.75 3.00: bathroom: .333 .631 .814 .549 .175 .922
-class-dependent 1: 1.00 2.00 2.25 2.50 2.75 3.00 4.00: bathroom: .248 .490 .699 .754 .219 1.237
-class-dependent 2: 1.00 1.50 2.00 2.50 3.00 3.50 4.00: bathroom: .236 .460 .675 .801 .229 1.308
-class-dependent 3: 1.00 1.25 1.50 1.75 2.00 2.25 2.50: bathroom: .425 .723 .893 .373 .141 .745
-class-dependent 4: 2.00 2.50 3.00 3.25 3.50 3.75 4.00: bathroom: .129 .302 .535 1.072 .287 1.682
-original: 1.00 1.50 2.00 2.25 2.50 2.75 3.00: classroom: .308 .533 .742 .372 .193 1.826
-class-dependent 1: 1.00 2.00 2.25 2.50 2.75 3.00 4.00: classroom: .312 .565 .820 .383 .179 1.694
-class-dependent 2: 1.00 1.50 2.00 2.50 3.00 3.50 4.00: classroom: .310 .583 .830 .397 .175 1.636
-class-dependent 3: 1.00 1.25 1.50 1.75 2.00 2.25 2.50: classroom: .231 .452 .600 .407 .246 2.138
-class-dependent 4: 2.00 2.50 3.00 3.25 3.50 3.75 4.00: classroom: .276 .637 .844 .461 .173 1.544
-"""
-LATER = """
-DepthCLIP, run by MoA-DepthCLIP: .390 .680 .848 .393 .158 1.176
-mean training depth image: .418 .711 .874 .408 - 1.244
-Hu et al., one training image of each scene: .428 .732 .898 .347 - 1.049
-"""
-KITTI = """
-DepthCLIP, as run in MfH: .281 - - .473 - 12.96
-Hu et al., one training image of each scene: .312 - - .384 - 12.29
-Auty, depth words: .094 .193 .297 2.353 .454 25.518
-Auty, size words: .048 .103 .171 3.363 .568 33.978
-Auty, colour words: .077 .163 .267 2.177 .446 23.470
-Auty, random words: .119 .251 .400 1.664 .370 19.279
-Auty, random text vectors: .046 .098 .161 2.887 .535 29.553
-"""
+1 1.5 2 2.25 2.5 2.75 3: 394 683 851 388 156 1167: 333 631 814 549 175 922: 308 533 742 372 193 1826
+1 2 2.25 2.5 2.75 3 4: 373 653 828 467 166 1228: 248 490 699 754 219 1237: 312 565 820 383 179 1694
+1 1.5 2 2.5 3 3.5 4: 366 641 819 496 170 1248: 236 460 675 801 229 1308: 310 583 830 397 175 1636
+1 1.25 1.5 1.75 2 2.25 2.5: 333 621 818 353 176 1290: 425 723 893 373 141 745: 231 452 600 407 246 2138
+2 2.5 3 3.25 3.5 3.75 4: 288 548 752 663 201 1439: 129 302 535 1072 287 1682: 276 637 844 461 173 1544
+"""  # of which each line has the bins, and metrics in thousandths over all images and two scenes
 
 
 def lines(text: str) -> list[list[str]]:
@@ -69,38 +46,42 @@ def metrics(text: str) -> dict[str, float | None]:
     return dict(zip(COLUMNS, (None if cell == "-" else float(cell) for cell in text.split()), strict=True))
 
 
-def test_every_number_and_reading():
+def test_every_number_and_reading_of_the_paper():
     found: dict[str, list[published.Published]] = {}
     for row in published.published_rows():
         found.setdefault("later" if "not in the paper" in row.note else row.table, []).append(row)
-    tables = {published.TABLE_1: METHODS, published.PROMPTS: PROMPTS, published.BINS: BINS}
-    tables |= {published.KITTI_ROWS: KITTI, "later": LATER}
-    assert found.keys() == tables.keys()
-    for title, text in tables.items():
+        known = [value for metric, value in row.metrics.items() if metric.startswith("delta") and value]
+        assert known == sorted(known)
+    assert (len(found["later"]), len(found[KITTI_ROWS])) == (3, 7)
+    for title, text in ((published.TABLE_1, METHODS), (published.PROMPTS, PROMPTS)):
         assert [(row.name, row.metrics) for row in found[title]] == [(n, metrics(m)) for n, *_, m in lines(text)]
     for row, (_, words, _) in zip(found[published.PROMPTS], lines(PROMPTS), strict=True):
         assert row.reading == replace(PAPER, depth_classes=tuple(words.split(", ")))
-    for row, (_, bins, scene, _) in zip(found[published.BINS], lines(BINS), strict=True):
-        assert row.reading == replace(PAPER, bin_list=tuple(map(float, bins.split())))
-        assert row.scene == (None if scene == "all" else scene)
-    for title, *readings in (
-        (published.TABLE_1, ("DepthCLIP", PAPER)),
-        (published.KITTI_ROWS, ("Auty, depth words", AUTY)),
-    ):
-        assert [(row.name, row.reading) for row in found[title] if row.reading] == readings
+    expected = []
+    for i, (bins, *each) in enumerate(lines(BINS)):
+        reading = replace(PAPER, bin_list=tuple(map(float, bins.split())))
+        name = f"class-dependent {i}" if i else "original"
+        for scene, text in zip(SCENES, each, strict=True):
+            values = dict(zip(COLUMNS, (int(cell) / 1000 for cell in text.split()), strict=True))
+            expected.append(published.Published(published.BINS, name, values, reading, scene, "", "NYU"))
+    assert found[published.BINS] == sorted(expected, key=lambda row: SCENES.index(row.scene))
+    others = {row.name: row.reading for title in (published.TABLE_1, KITTI_ROWS) for row in found[title] if row.reading}
+    assert others == {"DepthCLIP": PAPER, "Auty, depth words": AUTY}
     prompt_3, bins_1 = found[published.PROMPTS][3].reading, found[published.BINS][1].reading
     assert replace(prompt_3, bin_list=bins_1.bin_list) == published.BIN_RESPONSE
     assert published.BIN_RESPONSE_DEPTHS == ((3.117, 3.567), (1.502, 1.328))
 
 
 def test_rows_beside_a_run():
-    by = {"Auty": "KITTI, AdaBins"}
-    expected = [(f"{n} ({by.get(n[:4], 'KITTI, protocol not said')})", metrics(text)) for n, text in lines(KITTI)]
-    for protocol in ("KITTI, BTS", "KITTI, AdaBins"):
-        assert list(published.beside(protocol).items()) == expected
+    adabins, bts = (published.beside(f"KITTI, {name}") for name in ("AdaBins", "BTS"))
+    assert adabins == bts
+    assert len(bts) == 7
+    assert bts["Auty, size words (KITTI, AdaBins)"] == metrics(".048 .103 .171 3.363 .568 33.978")
+    assert bts["DepthCLIP, as run in MfH (KITTI, protocol not said)"] == metrics(".281 - - .473 - 12.96")
     assert published.beside("NYU") == {"paper, DepthCLIP": metrics(".394 .683 .851 .388 .156 1.167")}
     assert published.beside("own pairs") == {}
-    assert [published.label_of(name) for name in ("NYU", "KITTI, BTS", "own pairs")] == ["", "KITTI, BTS", ""]
+    named = [published.named_by("a", protocol) for protocol in ("NYU", "KITTI, BTS", "own pairs")]
+    assert named == ["a", "a (KITTI, BTS)", "a"]
     assert published.table({"a": dict.fromkeys(COLUMNS), "b": dict.fromkeys(COLUMNS, 12.96)}).count("12.960") == 6
 
 

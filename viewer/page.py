@@ -24,7 +24,7 @@ from PIL import Image
 from calculate_error import MIN_DEPTH, NYU, Protocol
 from clip.tokenizer import tokenize
 from datasets import DataError, printable, text_of
-from datasets.readings import READINGS
+from datasets.presets import PRESETS
 from monoclip import PAPER, Reading, prompt
 from viewer.colour import COLOUR_MAP, LARGEST_MM, NO_DEPTH_MAP, colour_table, to_millimetres
 
@@ -62,7 +62,8 @@ def subset_note(shown: int, total: int) -> str:
 def presets_for(reading: Reading, protocol: Protocol) -> dict[str, Reading]:
     """Return the readings offered as buttons: those with bins within what the run's go to, or the protocol."""
     largest = max(*reading.bin_list, protocol.cap)
-    return {name: known for name, known in READINGS.items() if max(known.bin_list) <= largest}
+    readings = {"paper": PAPER} | {name: replace(PAPER, **fields) for name, fields in PRESETS.items()}
+    return {name: known for name, known in readings.items() if max(known.bin_list) <= largest}
 
 
 def phrases_for(

@@ -13,10 +13,6 @@ import numpy as np
 from download import write_whole
 from viewer.colour import COLOUR_MAP
 
-WIDTH = 8  # inches: at 800 px, letters have their size in points
-LARGEST_ERROR = 50  # % of the true depth, where the colours of the error map end
-TALLEST = 1.5  # heights of a row for its width
-
 
 @dataclass(frozen=True)
 class Example:
@@ -38,23 +34,19 @@ def example_images(scenes: Sequence[str], count: int = 4) -> list[int]:
 
 def colour_range(examples: Sequence[Example]) -> tuple[float, float]:
     """Between which depths [m] the colours run: all predictions, and each truth's 2nd to 98th percentile."""
-    depths = [example.depth for example in examples]
-    measured = [example.truth[example.truth > 0] for example in examples]
-    bounds = depths + [np.percentile(depth, (2, 98)) for depth in measured if depth.size]
-    return min(float(depth.min()) for depth in bounds), max(float(depth.max()) for depth in bounds)
+    bounds = [np.percentile(true, (2, 98)) for one in examples if len(true := one.truth[one.truth > 0])]
+    every = np.concatenate([*bounds, *(example.depth.flat for example in examples)])
+    return float(every.min()), float(every.max())
 
 
 @contextmanager
 def drawing(path: Path, title: str, caption: str, height: float) -> Iterator[Any]:
-    """A figure of this height [inches] with its message and its caveat, whatever a person's matplotlibrc says.
-
-    It is written as PNG at the end, whole or not at all. Raises OSError: it cannot be written.
-    """
+    """A figure of this height [inches], whatever a person's matplotlibrc says; a PNG at the end. Raises OSError."""
     import matplotlib.figure  # here, so that a command which draws nothing does not wait for it
 
     matplotlib.rcdefaults()
     matplotlib.rcParams.update({"font.size": 9, "axes.titlesize": 9.5})
-    figure = matplotlib.figure.Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(8, height), layout="constrained")  # letters have their size at 800 px
     figure.suptitle(fill(title, 85), fontsize=12, parse_math=False)
     figure.supxlabel(fill(caption, 110), fontsize=9, color="0.4", parse_math=False)
     yield figure
@@ -66,9 +58,9 @@ def drawing(path: Path, title: str, caption: str, height: float) -> Iterator[Any
 def draw_strip(path: Path, examples: Sequence[Example], caption: str) -> None:
     """Writes a PNG with a row for each example: input, ground truth, prediction and error. Raises OSError."""
     near, far = colour_range(examples)
-    heights = [0.25 + 1.8 * min(one.depth.shape[0] / one.depth.shape[1], TALLEST) for one in examples]  # inches
+    heights = [0.25 + 1.8 * min(one.depth.shape[0] / one.depth.shape[1], 1.5) for one in examples]  # inches
     with drawing(path, "What this run sees, and where it is wrong", caption, sum(heights) + 1.5) as figure:
-        style: dict[str, Any] = {"xticks": [], "yticks": [], "facecolor": "0.75"}
+        style = {"xticks": [], "yticks": [], "facecolor": "0.75"}
         axes = figure.subplots(len(examples), 4, squeeze=False, height_ratios=heights, subplot_kw=style)
         for row, example in zip(axes, examples, strict=True):
             truth = np.ma.masked_less_equal(example.truth, 0)
@@ -76,8 +68,8 @@ def draw_strip(path: Path, examples: Sequence[Example], caption: str) -> None:
             row[0].set_xlabel(example.name[-26:], parse_math=False)
             for axis, depth in zip(row[1:], (truth, example.depth), strict=False):
                 depths = axis.imshow(depth, cmap=COLOUR_MAP, vmin=near, vmax=far, interpolation="nearest")
-            errors = row[3].imshow(100 * example.depth / truth - 100, cmap="RdBu_r", interpolation="nearest")
-            errors.set_clim(-LARGEST_ERROR, LARGEST_ERROR)
+            error = 100 * example.depth / truth - 100  # %
+            errors = row[3].imshow(error, cmap="RdBu_r", vmin=-50, vmax=50, interpolation="nearest")
             if example.delta1 is not None:
                 row[3].set_xlabel(f"delta1 {example.delta1:.3f}")
         for axis, title in zip(axes[0], ("input", "true depth (grey: none)", "this run", "error"), strict=True):
