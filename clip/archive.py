@@ -1,10 +1,9 @@
 """Reads the weights in a checkpoint file into CPU tensors, and runs nothing that is in the file.
 
-Its first bytes tell the kind of a file. Zips are OpenAI's TorchScript archives and what torch.save writes: both hold
-`{name}/data.pkl` and, for each storage, `{name}/data/{i}`. Bare pickles, of torch before 1.6, have the storages behind
-them. torch.jit would run the code in an archive, and torch.load refuses what training scripts keep beside weights; here
-one unpickler knows tensors and modules' attributes and nothing else. zipfile compares checksums. Bare pickles and
-`.safetensors` have none: the caller's check of names, shapes and values is all that stands against damage of them.
+Zips are OpenAI's TorchScript archives and what torch.save writes: `{name}/data.pkl` and, for each storage,
+`{name}/data/{i}`, with checksums. Bare pickles, of torch before 1.6, have the storages behind them and no checksum, as
+`.safetensors`. torch.jit would run the code in an archive, and torch.load refuses what training scripts keep beside
+weights; the unpickler here knows tensors and modules' attributes, and nothing else.
 """
 
 import io
@@ -65,9 +64,8 @@ def require_file(path: Path, hint: str = "") -> None:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file on the CPU, by OpenAI's names, in the dtypes of the file.
+    """The tensors of a checkpoint file on the CPU, by OpenAI's names, without `WRAPPINGS` and `PREFIXES`.
 
-    They may lie under one or two of `WRAPPINGS`, and all names may begin with one or two of `PREFIXES`.
     Raises CheckpointError: the file is missing, damaged, of another format, or holds no tensors.
     """
     path = Path(path)
@@ -77,9 +75,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     except OSError as error:
         raise CheckpointError(path, f"it cannot be read: {error.strerror or error}") from error
     except Exception as error:  # damaged bytes can raise nearly anything in a reader of zips or pickles
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        damaged = f"it is truncated, damaged or was not written by torch ({what}); fetch it again"
-        reason = str(error) if isinstance(error, _FormatError) else damaged
+        reason = " ".join(str(error).split())
+        if not isinstance(error, _FormatError):
+            reason = f"it is damaged or not written by torch ({type(error).__name__}: {reason}); fetch it again"
         raise CheckpointError(path, reason, file_sha256(path)) from error
 
 
@@ -92,7 +90,6 @@ def is_torchscript(path: Path) -> bool:
 
 
 def _read(path: Path) -> object:
-    """What is in a file, as the reader gives it that its first bytes tell."""
     with path.open("rb") as file:
         start = file.read(1024)
         if start.startswith(b"PK\x03\x04"):

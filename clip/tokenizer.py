@@ -1,8 +1,7 @@
 """CLIP's tokenizer: byte-level byte-pair encoding of lower-cased text.
 
-Text is repaired (ftfy), its HTML entities are resolved, runs of white space become one space, and it is lower-cased.
-A pattern cuts it into words, numbers' digits and runs of other characters; the UTF-8 bytes of each piece are merged in
-the order of `bpe_simple_vocab_16e6.txt.gz` (MIT, Copyright (c) 2021 OpenAI; see NOTICE).
+A pattern cuts the text into words, digits and runs of other characters; the UTF-8 bytes of each piece are merged in the
+order of `bpe_simple_vocab_16e6.txt.gz` (MIT, Copyright (c) 2021 OpenAI; see NOTICE).
 """
 
 import gzip
@@ -32,8 +31,7 @@ BYTE_ENCODER = {byte: chr(byte) for byte in PRINTABLE} | {byte: chr(256 + i) for
 
 def clean(text: str) -> str:
     """`text` repaired, unescaped (twice: entities are often escaped themselves), on one line and in lower case."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-    return regex.sub(r"\s+", " ", text).strip().lower()
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 
 class TooLongError(RuntimeError):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import clip
 import download
 from clip.archive import CheckpointError, is_torchscript, read_state_dict
-from clip.checkpoint import CHECKPOINTS, Checkpoint, activation_of, locate_checkpoint
+from clip.checkpoint import CHECKPOINTS, Weights, activation_of, locate_checkpoint
 from download import file_sha256
 from tests.conftest import CONTENT, FLIPPED, PAPER_MODELS, SHA256, SIZE, TINY, child, random_clip
 
@@ -95,7 +95,7 @@ def test_every_kind_of_file_gives_what_was_saved_and_a_cut_one_an_error(tmp_path
     model, _ = clip.load(path, device="cpu", activation="quickgelu")
     assert_same(model.state_dict(), {k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     torch.save(weights | {"extra": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match=r"anything\.bin: 1 entries are unexpected: extra") as caught:
+    with pytest.raises(CheckpointError, match=r'anything\.bin: Unexpected .*"extra" \(the file') as caught:
         clip.load(path, device="cpu", activation="quickgelu")
     assert caught.value.sha256 == file_sha256(path)
     for share in (0.001, 0.5, 0.99):
@@ -240,18 +240,18 @@ def test_what_tells_the_activation(tmp_path: Path, archive: Path, weights, monke
     for text in ("--activation quickgelu (OpenAI's, ", "or gelu (LAION-2B, ", 'in Python, activation="quickgelu"'):
         assert text in caught.value.reason
     assert activation_of(archive, archive, "gelu") == activation_of(path, path, "gelu") == "gelu"
-    known = {"A": Checkpoint("a.pt", file_sha256(path)), "B": Checkpoint("b.pt", file_sha256(path)[:8])}
+    known = {"A": Weights("a.pt", file_sha256(path)), "B": Weights("b.pt", file_sha256(path)[:8])}
     for name, checkpoint in known.items():  # a known name or hash decides, and is not contradicted
-        monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"Z": Checkpoint("z.pt", "0" * 64), name: checkpoint})
+        monkeypatch.setattr(clip.checkpoint, "CHECKPOINTS", {"Z": Weights("z.pt", "0" * 64), name: checkpoint})
         assert activation_of(path, path) == activation_of(path, path, "quickgelu") == "quickgelu"
-        for given, whose in ((path, name), ("Z", "Z")):  # the hub's copy of RN50 has another SHA-256
-            with pytest.raises(CheckpointError, match=f"{whose} was trained with QuickGELU; use --activation auto"):
+        for given in (path, "Z"):  # the hub's copy of RN50 has another SHA-256
+            with pytest.raises(CheckpointError, match="these weights were trained with QuickGELU"):
                 activation_of(given, path, "gelu")
     assert activation_of("Z", path) == "quickgelu"
 
 
 HUB = "https://hub.example/w"
-W, H, DIGITS = Checkpoint("w.pt", SHA256, SIZE), Checkpoint("h.pt", "0" * 64, None, HUB), Checkpoint("w.pt", SHA256[:8])
+W, H, DIGITS = Weights("w.pt", SHA256, SIZE), Weights("h.pt", "0" * 64, None, HUB), Weights("w.pt", SHA256[:8])
 
 
 @pytest.fixture
