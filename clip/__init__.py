@@ -33,7 +33,7 @@ def load(
     Args:
         name_or_path: one of `available_models()`, or a local file: an OpenAI archive or a state dict.
         device: where the model goes; None takes the GPU if there is one.
-        jit: only False is possible, because torch.jit runs code from the file.
+        jit: only False.
         download_root: folder of the checkpoints; None takes `$CLIP_CACHE`, else `~/.cache/clip`.
         activation: "quickgelu" or "gelu", as in training; None for `available_models()` and OpenAI's archives.
 

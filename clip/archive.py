@@ -1,9 +1,8 @@
 """Reads the weights in a checkpoint file into CPU tensors, and runs nothing that is in the file.
 
-Zips are OpenAI's TorchScript archives and what torch.save writes: `{name}/data.pkl` and, for each storage,
-`{name}/data/{i}`, with checksums. Bare pickles, of torch before 1.6, have the storages behind them and no checksum, as
-`.safetensors`. torch.jit would run the code in an archive, and torch.load refuses what training scripts keep beside
-weights; the unpickler here knows tensors and modules' attributes, and nothing else.
+Zips are OpenAI's TorchScript archives and what torch.save writes: `{name}/data.pkl` and a `{name}/data/{i}` for each
+storage, with checksums. Bare pickles, of torch before 1.6, have the storages behind them, without any. torch.jit would
+run the code in an archive, and torch.load refuses what training scripts keep beside weights.
 """
 
 import io
@@ -74,6 +73,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         return _state_dict(_read(path))
     except OSError as error:
         raise CheckpointError(path, f"it cannot be read: {error.strerror or error}") from error
+    except ImportError as error:
+        raise CheckpointError(path, "it is a .safetensors file, which needs: pip install safetensors") from error
     except Exception as error:  # damaged bytes can raise nearly anything in a reader of zips or pickles
         reason = " ".join(str(error).split())
         if not isinstance(error, _FormatError):
@@ -98,10 +99,8 @@ def _read(path: Path) -> object:
             file.seek(0)
             return _read_bare_pickle(file)
     if start[8:9] == b"{":
-        try:
-            from safetensors.torch import load_file  # torch.hub does not install it
-        except ImportError as error:
-            raise _FormatError("it is a .safetensors file, which needs a package: pip install safetensors") from error
+        from safetensors.torch import load_file  # here, because torch.hub does not install it
+
         return load_file(path)
     if start.lstrip()[:1] == b"<":
         raise _FormatError("it is a web page, not weights; fetch the file itself")
@@ -137,13 +136,14 @@ def _read_bare_pickle(file: BinaryIO) -> object:
 
 def _state_dict(loaded: object) -> dict[str, Tensor]:
     """The flat mapping in `loaded` from names to tensors, without the wrappings of training scripts."""
-    modules = dict(_tensors(loaded)) if isinstance(loaded, SimpleNamespace) else loaded
-    found: dict[str, Tensor] = max(_mappings(modules), key=len, default={})
+    levels = [loaded]
+    for _ in range(2):  # a wrapping may be in another
+        levels += [level[key] for level in levels if isinstance(level, dict) for key in WRAPPINGS if key in level]
+    found = max((dict(_tensors(level)) for level in levels), key=len)
     if not found:
-        name, value = next(iter(loaded.items())) if isinstance(loaded, dict) and loaded else ("", loaded)
-        kind = type(value).__name__
-        what = f"asks to run {value.__name__} (nothing was run)" if isinstance(value, _Ignored) else f"holds a {kind}"
-        raise _FormatError(f"it {what}{name and f' under {name!r}'}, so it is not a state dict")
+        value = next(iter(loaded.values()), loaded) if isinstance(loaded, dict) else loaded
+        asks = f"asks to run {value.__name__} (nothing was run)" if isinstance(value, _Ignored) else ""
+        raise _FormatError(f"it {asks or f'holds a {type(value).__name__}'}, so it is not a state dict")
     for _ in range(2):
         prefix = next((each for each in PREFIXES if all(name.startswith(each) for name in found)), "")
         found = {name.removeprefix(prefix): value for name, value in found.items()}
@@ -153,20 +153,13 @@ def _state_dict(loaded: object) -> dict[str, Tensor]:
     return {name: value for name, value in found.items() if name.rpartition(".")[2] not in NO_WEIGHTS}
 
 
-def _mappings(loaded: object, depth: int = 2) -> Iterator[dict[str, Tensor]]:
-    """The tensors in `loaded` by name, then those under its `WRAPPINGS`, and under those of these."""
-    if isinstance(loaded, dict):
-        yield {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
-        for wrapping in WRAPPINGS if depth else ():
-            yield from _mappings(loaded.get(wrapping), depth - 1)
-
-
-def _tensors(module: SimpleNamespace, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors among the attributes of modules: parameters, buffers, and others that no CLIP has."""
-    for name, value in vars(module).items():
+def _tensors(loaded: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors in a dict, or among the attributes of modules: parameters, buffers, and others."""
+    entries = vars(loaded) if isinstance(loaded, SimpleNamespace) else loaded
+    for name, value in entries.items() if isinstance(entries, dict) else ():
         if isinstance(value, SimpleNamespace):
             yield from _tensors(value, f"{prefix}{name}.")
-        elif isinstance(value, Tensor):
+        elif isinstance(value, Tensor) and isinstance(name, str):
             yield f"{prefix}{name}", value
 
 

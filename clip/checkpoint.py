@@ -69,12 +69,12 @@ CHECKPOINTS = {
 def locate_checkpoint(name_or_path: str | Path, download_root: str | Path | None = None) -> Path:
     """A local file as it is, or a known model's, fetched into the cache if need be. Raises CheckpointError: neither."""
     checkpoint = CHECKPOINTS.get(str(name_or_path))
-    cache = download_root or os.environ.get("CLIP_CACHE") or "~/.cache/clip"
-    place = Path(os.path.expanduser(cache if checkpoint else name_or_path))
     if checkpoint is None:
-        require_file(place, f" (nor is it one of the available models, {', '.join(CHECKPOINTS)})")
-        return place
-    target, found = place / checkpoint.file, None
+        path = Path(os.path.expanduser(name_or_path))
+        require_file(path, f" (nor is it one of the available models, {', '.join(CHECKPOINTS)})")
+        return path
+    cache = download_root or os.environ.get("CLIP_CACHE") or "~/.cache/clip"
+    target, found = Path(os.path.expanduser(cache), checkpoint.file), None
     hub_target = target.with_suffix(".safetensors")
     bring = f"bring {checkpoint.file} there (docs/data.md), name yours with --clip_path, or see it work now with --demo"
     try:
@@ -91,8 +91,8 @@ def locate_checkpoint(name_or_path: str | Path, download_root: str | Path | None
     except DownloadError as error:
         raise CheckpointError(target, f"{error}; {bring}", found) from error
     except OSError as error:
-        how = "make room there or choose another folder with $CLIP_CACHE"
-        raise CheckpointError(target, f"it cannot be read or stored ({error.strerror}); {how}, or {bring}") from error
+        how = f"make room, choose another folder with $CLIP_CACHE, or {bring}"
+        raise CheckpointError(target, f"it cannot be read or stored ({error.strerror}); {how}") from error
 
 
 def _fetch(checkpoint: Weights, target: Path, hub_target: Path) -> Path:

@@ -106,9 +106,7 @@ class AttentionPool2d(nn.Module):
     def __init__(self, grid: int, width: int, output_dim: int) -> None:
         super().__init__()
         self.positional_embedding = nn.Parameter(drawn(grid**2 + 1, width, std=width**-0.5))
-        self.k_proj = nn.Linear(width, width)
-        self.q_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
+        self.k_proj, self.q_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
         self.c_proj = nn.Linear(width, output_dim)
 
     def forward(self, trunk: Trunk, to_queries: bool = False) -> Tensor:
@@ -295,8 +293,7 @@ def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
     def shape(key: str, rank: int) -> tuple[int, ...]:
         found = tuple(state_dict[key].shape) if key in state_dict else ()
         if len(found) != rank or 0 in found:
-            what = f"{key} has shape {found}, not rank {rank}" if found else f"it has no entry {key}"
-            raise ValueError(f"not a CLIP checkpoint: {what}")
+            raise ValueError(f"not a CLIP checkpoint: it has no entry {key} of rank {rank}, or an empty one")
         return found
 
     def blocks(prefix: str) -> int:

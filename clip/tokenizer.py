@@ -80,9 +80,8 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
     for row, text in zip(result, texts, strict=True):
         ids = [start, *encode(text)]
         if len(ids) >= context_length and not truncate:
-            shown = text if len(text) <= 60 else text[:57] + "..."
             tokens = f"{len(ids) + 1} tokens with start and end, more than the context length of {context_length}"
-            raise TooLongError(f"text {shown!r} has {tokens}: shorten it")
+            raise TooLongError(f"text {text[:60]!r} has {tokens}: shorten it")
         ids = [*ids[: context_length - 1], end]
         row[: len(ids)] = torch.tensor(ids, dtype=torch.int32)
     return result
