@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 TIMEOUT = 30.0  # [s] to connect, and for every read
 RETRIES = 3  # more tries of one address, after 1, 2 and 4 s, as long as none of them brings the file further
-Check = Callable[[Path], None]
+Check = Callable[[Path], None] | None
 
 
 class DownloadError(Exception):
@@ -90,14 +90,12 @@ def new_results(folder: Path, names: Sequence[str]) -> Iterator[Path]:
             fresh.rmdir()
 
 
-def download(
-    urls: Sequence[str], target: Path, sha256: str | None, size: int | None = None, check: Check | None = None
-) -> Path:
+def download(urls: Sequence[str], target: Path, sha256: str, size: int | None = None, check: Check = None) -> Path:
     """`target`, fetched from the first http or https address that gives the right bytes.
 
-    They are received under another name in its folder, verified, and only then renamed. What has arrived when a call
-    fails is kept as `<target>.part`, where the next call goes on, but not without `sha256` (hexadecimal, or its first
-    digits). `size` is in bytes. `check` raises ValueError, with the reason, if the file it is given cannot be used.
+    They are received under another name in its folder, verified, and only then renamed. `sha256` is the first digits or
+    all, in hexadecimal; with it, what has arrived when a call fails is kept as `<target>.part`, where the next goes on.
+    `size` is in bytes. `check` raises ValueError, with the reason, if the file that it is given cannot be used.
 
     Raises DownloadError: no address gave the file; OSError: it cannot be stored, and the error names `target`.
     """
@@ -144,7 +142,7 @@ def take_over(target: Path, received: Path) -> None:
             part.replace(received)
 
 
-def _fetch(url: str, received: Path, sha256: str | None, size: int | None, check: Check | None) -> None:
+def _fetch(url: str, received: Path, sha256: str, size: int | None, check: Check) -> None:
     """Completes and verifies `received` from one address, over as many requests as it takes.
 
     Wrong bytes are dropped, and if some were there before, the address is asked once more, for all of them.
@@ -178,8 +176,7 @@ def _fetch(url: str, received: Path, sha256: str | None, size: int | None, check
 def _blocks(url: str, received: Path, start: int, size: int | None) -> Iterator[bytes]:
     """Yields the bytes from `start` on, from one request. A server without ranges sends all: `received` is emptied.
 
-    Raises ConnectionError: another try may go on from there; _RefusedError: it would not help; ValueError: `received`
-    is longer than the file.
+    Raises ConnectionError: try again; _RefusedError: do not; ValueError: `received` is longer than the file.
     """
     if not url.startswith(("http://", "https://")):
         raise _RefusedError("is not an http or https address")

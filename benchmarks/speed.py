@@ -61,8 +61,8 @@ def seconds_of(command: Sequence[str], output: Path) -> float:
     took = time.perf_counter() - start
     shutil.rmtree(output, ignore_errors=True)
     if run.returncode:
-        said = run.stderr.strip().splitlines() or [f"exit code {run.returncode}"]
-        raise options.WorkError(f"{' '.join(command)} failed: {said[-1]}")
+        said = run.stderr.strip().rpartition("\n")[2]
+        raise options.WorkError(f"{' '.join(command)} failed: {said}")
     return took
 
 

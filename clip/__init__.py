@@ -30,12 +30,9 @@ def load(
 ) -> tuple[CLIP, Callable[[Image.Image], Tensor]]:
     """A CLIP in evaluation mode, fp32 on a CPU and fp16 elsewhere, and its preprocessing: PIL image -> (3, R, R).
 
-    Args:
-        name_or_path: one of `available_models()`, or a local file: an OpenAI archive or a state dict.
-        device: where the model goes; None takes the GPU if there is one.
-        jit: only False.
-        download_root: folder of the checkpoints; None takes `$CLIP_CACHE`, else `~/.cache/clip`.
-        activation: "quickgelu" or "gelu", as in training; None for `available_models()` and OpenAI's archives.
+    `name_or_path` is one of `available_models()`, or a file: an OpenAI archive or a state dict. A `device` of None is
+    the GPU if there is one, a `download_root` of None `$CLIP_CACHE`, else `~/.cache/clip`. `activation` is "quickgelu"
+    or "gelu", as in training; None will do for `available_models()` and OpenAI's archives.
 
     Raises CheckpointError: the file cannot be used, or `activation` is lacking or wrong; ValueError: other arguments.
     """

@@ -62,12 +62,11 @@ def require_file(path: Path, hint: str = "") -> None:
     raise CheckpointError(path, reason + hint)
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint file on the CPU, by OpenAI's names, without `WRAPPINGS` and `PREFIXES`.
 
     Raises CheckpointError: the file is missing, damaged, of another format, or holds no tensors.
     """
-    path = Path(path)
     require_file(path)
     try:
         return _state_dict(_read(path))

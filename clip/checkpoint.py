@@ -85,8 +85,8 @@ def locate_checkpoint(name_or_path: str | Path, download_root: str | Path | None
         if checkpoint.hub and hub_target.exists():
             return hub_target
         if os.environ.get("CLIP_OFFLINE", "0") not in ("", "0"):
-            state = "the file there has other bytes" if found else "it is not there"
-            raise CheckpointError(target, f"{state}, and CLIP_OFFLINE forbids fetching it; {bring}", found)
+            state = f"{'it has other bytes' if found else 'it is not there'}, and CLIP_OFFLINE forbids fetching it"
+            raise CheckpointError(target, f"{state}; {bring}", found)
         return _fetch(checkpoint, target, hub_target)
     except DownloadError as error:
         raise CheckpointError(target, f"{error}; {bring}", found) from error
@@ -105,7 +105,7 @@ def _fetch(checkpoint: Weights, target: Path, hub_target: Path) -> Path:
         if checkpoint.hub is None:
             raise
         try:
-            return download([checkpoint.hub], hub_target, None, check=check_rn50)
+            return download([checkpoint.hub], hub_target, "", check=check_rn50)
         except DownloadError as last:
             raise DownloadError([*error.failures, *last.failures]) from last
 

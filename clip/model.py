@@ -221,8 +221,7 @@ class VisionTransformer(nn.Module):
         """Input of the last block: (B, 3, H, W), H and W divisible by the patch size P -> patches (B, C, H/P, W/P)."""
         x = self.conv1(checked(image, self))  # (B, C, h, w)
         h, w = x.shape[2:]
-        x = x.flatten(2).transpose(1, 2)  # (B, h w, C)
-        x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        x = Trunk(x, self.class_embedding.to(x.dtype).expand(len(x), -1)).tokens()  # (B, 1 + h w, C)
         x = self.ln_pre(x + resized_positions(self.positional_embedding, h, w).to(x.dtype))
         x = self.transformer.resblocks[:-1](x)
         return Trunk(x[:, 1:].transpose(1, 2).unflatten(2, (h, w)), x[:, 0])
@@ -326,20 +325,18 @@ def convert_weights(model: nn.Module, dtype: torch.dtype) -> None:
                 tensor.data = tensor.data.to(dtype if half else torch.float32)
 
 
-def build_model(
-    state_dict: Mapping[str, Tensor], dtype: torch.dtype = torch.float32, activation: str = "quickgelu"
-) -> CLIP:
+def build_model(state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32, activation: str = "quickgelu") -> CLIP:
     """The CLIP of these weights in evaluation mode. Raises ValueError: they are not exactly a CLIP's, or not usable."""
     with torch.device("meta"):  # without storage: the tensors of the state dict are taken over
-        model = CLIP(infer_architecture(state_dict), activation)
+        model = CLIP(infer_architecture(state), activation)
     try:
-        model.load_state_dict(state_dict, assign=True)
+        model.load_state_dict(state, assign=True)
     except RuntimeError as error:  # in torch's words, which may fill pages
         raise ValueError(shorten(str(error).partition("CLIP:")[2], 300).rstrip(".")) from error
     for key, value in model.state_dict().items():
         if value.dtype not in FLOATS and not key.endswith("num_batches_tracked"):
             raise ValueError(f"{key} has dtype {value.dtype}, expected float32, float16 or bfloat16")
-    del state_dict  # if the caller kept no reference, each tensor is freed as soon as it is converted
+    del state  # if the caller kept no reference, each tensor is freed as soon as it is converted
     # Official quirk: OpenAI's package rounds these weights to fp16 whatever the file holds, then computes in fp32 on a
     # CPU. Its own files hold fp16, so only an fp32 file shows it; the usual thing would be to use the file's values.
     convert_weights(model, torch.float16)
