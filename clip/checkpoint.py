@@ -78,10 +78,9 @@ def locate_checkpoint(name_or_path: str | Path, download_root: str | Path | None
     hub_target = target.with_suffix(".safetensors")
     bring = f"bring {checkpoint.file} there (docs/data.md), name yours with --clip_path, or see it work now with --demo"
     try:
-        if target.exists() and target.stat().st_size:  # an empty one is fetched like a missing one
-            require_file(target)
-            if checkpoint.matches(found := file_sha256(target)):
-                return target
+        # An empty file is fetched like a missing one.
+        if target.is_file() and target.stat().st_size and checkpoint.matches(found := file_sha256(target)):
+            return target
         if checkpoint.hub and hub_target.exists():
             return hub_target
         if os.environ.get("CLIP_OFFLINE", "0") not in ("", "0"):

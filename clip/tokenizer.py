@@ -64,8 +64,7 @@ def encode(text: str) -> list[int]:
     """Ids of `text`, all below 49,408, without start and end token."""
     tokens: list[str] = []
     for piece in PIECES.findall(clean(text)):
-        characters = "".join(BYTE_ENCODER[byte] for byte in piece.encode())
-        tokens += [piece] if piece in (START, END) else merge(characters)
+        tokens += [piece] if piece in (START, END) else merge("".join(BYTE_ENCODER[byte] for byte in piece.encode()))
     return [vocabulary()[0][token] for token in tokens]
 
 

@@ -118,14 +118,13 @@ BOMB = Bomb("touch executed")
 def test_wrappings_and_foreign_objects_of_training_scripts(tmp_path, weights, kind, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"betas": (0.9, 0.98)}]}
-    wrapped = {"epoch": 3, "name": "a run", "optimizer": optimizer, "scaler": {"scale": 65536.0}}
-    wrapped["state_dict"] = {f"module.{name}": tensor for name, tensor in weights.items()}
+    module = {f"module.{name}": tensor for name, tensor in weights.items()}
     named = {f"model._orig_mod.{name}": tensor for name, tensor in weights.items()}
     beside = {"best": np.float64(0.5), "args": argparse.Namespace(lr=1), "steps": Counter("ab"), "set": {1}}
     beside |= {"state": Bomb.State.DONE, "lists": defaultdict(list, {1: [2]}), "bomb": BOMB}
     beside |= {"net": nn.Linear(2, 3), "sparse": torch.eye(2).to_sparse(), "mask": torch.ones(2, dtype=torch.complex64)}
     for content in (
-        wrapped,
+        {"epoch": 3, "name": "a run", "optimizer": optimizer, "state_dict": module},
         weights | {name: torch.tensor(value) for name, value in SIZES.items()},
         {"model": {"clip": named}},  # nested once, two prefixes
         {"model_state_dict": weights | {"attn_mask": torch.zeros(7, 7), "text.position_ids": torch.zeros(7)}},
@@ -304,11 +303,11 @@ def test_a_damaged_file_is_not_used_and_offline_nothing_is_asked_for(network, tm
 def test_the_hubs_file_is_the_last_source_and_has_its_own_name(network, tmp_path, weights, monkeypatch) -> None:
     good, cache = save(weights), tmp_path / "cache"
     nan = weights["text_projection"] * torch.nan
-    for content, reason in (
-        (save(weights | {"token_embedding.weight": torch.zeros(65, 32)}), "weights of another model: .*vocab_size=65"),
-        (save(weights | {"text_projection": nan}), "text_projection holds values that are not finite"),
-        (good[:-4], "sent a file that cannot be used: "),
-    ):
+    for reason, content in {
+        "weights of another model: .*vocab_size=65": save(weights | {"token_embedding.weight": torch.zeros(65, 32)}),
+        "text_projection holds values that are not finite": save(weights | {"text_projection": nan}),
+        "sent a file that cannot be used: ": good[:-4],
+    }.items():
         network.files[HUB] = content
         with pytest.raises(CheckpointError, match=reason):
             locate_checkpoint("H", cache)

@@ -12,7 +12,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -222,12 +222,11 @@ def test_too_little_space_is_found_before_the_first_request(server, fetch, targe
 def test_a_disk_that_fills_up_ends_it_and_keeps_what_arrived(server: Server, target: Path) -> None:
     urls = [server.url("good"), server.url("no_length")]  # a second address would not help
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, limit[1]))
-    try:
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, limit)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, limit[1]))
         with pytest.raises(OSError, match="File too large") as caught:
             download(urls, target, SHA256)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert (caught.value.filename, server.hits) == (str(target), [("good", 0)])
     assert CONTENT.startswith(files_in(target.parent).pop("w.bin.part"))
 
