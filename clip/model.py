@@ -303,9 +303,7 @@ def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
         vision_layers: Any = blocks("visual.transformer.resblocks.")
         positions, stride = shape("visual.positional_embedding", 2)[0], patch_size
         if vision_width > 1024:  # ViT-L's
-            raise ValueError(
-                f"it is a ViT {vision_width} wide, with heads of more than 64 channels; use ViT-B or ViT-L"
-            )
+            raise ValueError(f"it is a ViT {vision_width} wide, so its heads have over 64 channels; use ViT-B or -L")
     else:
         vision_width, patch_size = shape("visual.layer1.0.conv1.weight", 4)[0], None
         vision_layers = tuple(blocks(f"visual.layer{i}.") for i in (1, 2, 3, 4))

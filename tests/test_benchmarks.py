@@ -20,8 +20,7 @@ CPU = torch.device("cpu")
 def test_plain_implementation_predicts_what_the_method_predicts(tiny_clip, golden_inputs):
     image = golden_inputs["x"][:1]
     with torch.inference_mode():
-        text_features = plain.words(tiny_clip)
-        model = MonoCLIP(tiny_clip)
+        text_features, model = plain.words(tiny_clip), MonoCLIP(tiny_clip)
         assert_close(text_features, model.text_features, rtol=0, atol=1e-5)
         assert_close(plain.predict(tiny_clip, text_features, image), model.predict(image), rtol=0, atol=1e-4)
 

@@ -328,8 +328,8 @@ def test_table_of_checkpoints_is_complete() -> None:
         checkpoint, address = CHECKPOINTS[f"RN50-{name}"], open_clip.get_pretrained_url("RN50", name)
         assert checkpoint.file == f"rn50-quickgelu-{name}-{checkpoint.sha256}.pt" == Path(address).name
         assert address in checkpoint.urls
-    sha256 = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
-    assert CHECKPOINTS["RN50"].urls[0] == f"https://openaipublic.azureedge.net/clip/models/{sha256}/RN50.pt"
+    address = f"https://openaipublic.azureedge.net/clip/models/{CHECKPOINTS['RN50'].sha256}/RN50.pt"
+    assert CHECKPOINTS["RN50"].urls[0] == address == open_clip.get_pretrained_url("RN50", "openai")
     assert PAPER_MODELS["RN50"] == clip.checkpoint.RN50  # which the hub's copy is compared with
 
 

@@ -3,7 +3,7 @@
 import copy
 import math
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product
 
 import pytest
 import torch
@@ -30,10 +30,9 @@ def clips() -> dict[str, CLIP]:
     """By kind; their biases and norms are no longer those of a new network, or a forgotten one would not show."""
     models = {kind: random_clip(architecture, seed=1) for kind, architecture in KINDS.items()}
     generator = torch.Generator().manual_seed(0)
-    for model in models.values():
-        for parameter in model.visual.parameters():
-            if parameter.ndim == 1:
-                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    for parameter in chain(*(model.visual.parameters() for model in models.values())):
+        if parameter.ndim == 1:
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
     return models
 
 
@@ -154,10 +153,10 @@ def test_batches_mirrors_and_half_precision(clips, kind, readout):
 
 def test_what_an_encoder_does_not_have_is_refused(clips):
     odd = random_clip(replace(TINY, embed_dim=48)).visual
-    trunk, nothing = Trunk(torch.ones(1, 128, 2, 2), torch.ones(1, 128)), "there is none of this name; there are raw, "
+    trunk = Trunk(torch.ones(1, 128, 2, 2), torch.ones(1, 128))
     for visual, readout, message in (
         (clips["vit"].visual, "attnpool", "no attention pool; there are raw, maskclip, clearclip$"),
-        (clips["resnet"].visual, "nonsense", nothing),
+        (clips["resnet"].visual, "nonsense", "there is none of this name; there are raw, "),
         (odd, "raw", "128 patch channels cannot be thinned evenly to 48 joint dimensions"),
     ):
         with pytest.raises(ValueError, match=f"^read-out '{readout}': .*{message}"):

@@ -26,8 +26,7 @@ def noise(*size: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 96)])
 def test_features_of_a_tiny_resnet_at_any_size(tiny_clip, size):
-    image = noise(*size)
-    before, fast = image.clone(), optimised(tiny_clip)
+    image, before, fast = noise(*size), noise(*size), optimised(tiny_clip)
     with torch.inference_mode():
         expected, patches = (model.visual.forward_trunk(image).patches for model in (tiny_clip, fast))
         singles = torch.cat([fast.visual.forward_trunk(one[None]).patches for one in image])
