@@ -1,8 +1,4 @@
-"""A file from a list of addresses, and files that are there whole or not at all.
-
-Proxies and certificates are those of the environment (urllib's defaults). No lock: any number of processes may fetch
-one file at once, and the worst case is wasted bandwidth.
-"""
+"""Downloads, and files that are there whole or not at all; any number of processes may fetch one file at once."""
 
 import errno
 import hashlib
@@ -25,11 +21,11 @@ from tqdm import tqdm
 
 TIMEOUT = 30.0  # [s] to connect, and for every read
 RETRIES = 3  # more tries of one address, after 1, 2 and 4 s, as long as none of them brings the file further
-Check = Callable[[Path], None]
+Check = Callable[[Path], None] | None
 
 
 class DownloadError(Exception):
-    """No address gave the file; the message says why, `failures` of each in order, "address: what it did"."""
+    """No address gave the file; `failures` says of each, in order, "address: what it did"."""
 
     def __init__(self, failures: list[str]) -> None:
         self.failures = failures
@@ -42,16 +38,13 @@ class _RefusedError(Exception):
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal (0.16 s for RN50's 256 MB). Raises OSError: it cannot be read."""
+    """The SHA-256 of a file's bytes, in hexadecimal. Raises OSError: it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Calls `write(file)` on a file of a random name, which becomes `path` when all of it is on the disk.
-
-    Raises OSError: it cannot be written; the error names `path`, which is as it was.
-    """
+    """Makes `path` of what `write(file)` writes, when all of it is on the disk. Raises OSError: `path` is as it was."""
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with temporary.open("xb") as file:
@@ -67,12 +60,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all. Raises OSError: it cannot be written."""
+    """Writes a text file, whole or not at all."""
     write_whole(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as JSON, whole or not at all. Raises OSError: it cannot be written."""
+    """Writes `value` as JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
@@ -81,7 +74,6 @@ def new_results(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     """A folder for a run's files, which take the place of an earlier run's together, the last of `names` at the end.
 
     If the run fails, what it wrote stays there, in unfinished-PID, and the earlier run's files as they were.
-    Raises OSError: a file cannot be moved.
     """
     fresh = folder / f"unfinished-{os.getpid()}"
     fresh.mkdir(parents=True, exist_ok=True)
@@ -98,15 +90,12 @@ def new_results(folder: Path, names: Sequence[str]) -> Iterator[Path]:
             fresh.rmdir()
 
 
-def download(
-    urls: Sequence[str], target: Path, sha256: str | None, size: int | None = None, check: Check | None = None
-) -> Path:
+def download(urls: Sequence[str], target: Path, sha256: str, size: int | None = None, check: Check = None) -> Path:
     """`target`, fetched from the first http or https address that gives the right bytes.
 
-    They are received under another name in its folder, verified, and only then renamed. What has arrived when a call
-    fails is kept as `<target>.part`, where the next call goes on, unless there is no `sha256` (of the whole file, in
-    hexadecimal, or its first digits). `size` is in bytes, if known. `check` raises ValueError, with the reason, if the
-    file that it is given cannot be used. An https address never leads to an http one.
+    They are received under another name in its folder, verified, and only then renamed. `sha256` is the first digits or
+    all, in hexadecimal; with it, what has arrived when a call fails is kept as `<target>.part`, where the next goes on.
+    `size` is in bytes. `check` raises ValueError, with the reason, if the file that it is given cannot be used.
 
     Raises DownloadError: no address gave the file; OSError: it cannot be stored, and the error names `target`.
     """
@@ -142,21 +131,21 @@ def take_over(target: Path, received: Path) -> None:
     """Renames to `received` the most that calls that failed, or were killed on this machine, left; the rest goes."""
     left = [*target.parent.glob(f"{target.name}.part")]
     for part in target.parent.glob(f"{target.name}.*-*.part"):
-        with suppress(PermissionError, ValueError):  # another person's process writes it; not ours
-            try:
-                os.kill(int(part.suffixes[-2][1:].partition("-")[0]), 0)
-            except ProcessLookupError:
-                left.append(part)
+        try:
+            os.kill(int(part.suffixes[-2][1:].partition("-")[0]), 0)
+        except ProcessLookupError:
+            left.append(part)
+        except (PermissionError, ValueError):  # another person's process writes it; not ours
+            pass
     with suppress(FileNotFoundError):  # another process takes it over
         for part in sorted(left, key=os.path.getsize):
             part.replace(received)
 
 
-def _fetch(url: str, received: Path, sha256: str | None, size: int | None, check: Check | None) -> None:
+def _fetch(url: str, received: Path, sha256: str, size: int | None, check: Check) -> None:
     """Completes and verifies `received` from one address, over as many requests as it takes.
 
     Wrong bytes are dropped, and if some were there before, the address is asked once more, for all of them.
-    Raises _RefusedError: it does not give the file, for good or after `RETRIES` more tries; OSError: of the disk.
     """
     failed, again = 0, True
     while True:
@@ -164,8 +153,7 @@ def _fetch(url: str, received: Path, sha256: str | None, size: int | None, check
         try:
             if start != size:
                 with received.open("ab") as file:
-                    for block in _blocks(url, received, start, size):
-                        file.write(block)
+                    file.writelines(_blocks(url, received, start, size))
                     file.flush()
                     os.fsync(file.fileno())
             if sha256 and not (found := file_sha256(received)).startswith(sha256):
@@ -188,8 +176,7 @@ def _fetch(url: str, received: Path, sha256: str | None, size: int | None, check
 def _blocks(url: str, received: Path, start: int, size: int | None) -> Iterator[bytes]:
     """Yields the bytes from `start` on, from one request. A server without ranges sends all: `received` is emptied.
 
-    Raises ConnectionError: another try may go on from there; ValueError: what is here is too long to go on from;
-    _RefusedError: another try would not help.
+    Raises ConnectionError: try again; _RefusedError: do not; ValueError: `received` is longer than the file.
     """
     if not url.startswith(("http://", "https://")):
         raise _RefusedError("is not an http or https address")
@@ -199,13 +186,13 @@ def _blocks(url: str, received: Path, start: int, size: int | None) -> Iterator[
         with opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
             if response.headers.get_content_type() == "text/html":
                 raise _RefusedError("sent a web page")
-            offered, sent = (response.headers.get(f"Content-{name}", "nothing") for name in ("Length", "Range"))
+            sent = response.headers.get("Content-Range", "")
             if response.status != 206:
                 os.truncate(received, start := 0)
-            elif sent.startswith(f"bytes {start}-"):
-                offered = sent.rpartition("/")[2]
-            else:
+                sent = response.headers.get("Content-Length", "")
+            elif not sent.startswith(f"bytes {start}-"):
                 raise _RefusedError(f"was asked for the bytes from {start} on and sent others ({sent})")
+            offered = sent.rpartition("/")[2]
             total = int(offered) if offered.isdecimal() else size
             if size and total != size:
                 raise _RefusedError(f"offers {total:,} bytes, expected {size:,}")
@@ -219,10 +206,9 @@ def _blocks(url: str, received: Path, start: int, size: int | None) -> Iterator[
                     bar.update(len(block))
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416 and start:  # the file there is not longer than what is here
-            raise ValueError("HTTP 416") from error
         passing = error.code in (408, 425, 429) or error.code >= 500
-        raise (ConnectionError if passing else _RefusedError)(f"HTTP {error.code} {error.reason}") from error
+        kind = ValueError if error.code == 416 and start else ConnectionError if passing else _RefusedError
+        raise kind(f"HTTP {error.code} {error.reason}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)  # what is inside a URLError
         # What is no address, does not resolve or has no trusted certificate (a ValueError) stays so.

@@ -2,9 +2,8 @@
 
     python -m benchmarks.plain --data_path NYU --clip_path WEIGHTS.pt --limit 8 --device cuda
 
-The one other place in Python of the formulas of monoclip.py, on purpose without its speed: prompts are encoded one by
-one, an image and its mirror are two batches of one, and the next file is read when the last one's metrics are there.
-Words, bins, encoders and metrics are the suite's.
+The formulas of monoclip.py, on purpose without its speed: prompts are encoded one by one, an image and its mirror are
+two batches of one, and the next file is read when the last one's metrics are there.
 """
 
 import argparse
@@ -15,13 +14,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision import transforms
+from torchvision.transforms import functional
 
 import clip
 from calculate_error import compute_errors_NYU
 from monoclip import PAPER
-
-RGB_CROP = (slice(56, 472), slice(60, 604))
 
 
 def words(model: clip.CLIP) -> Tensor:
@@ -48,9 +45,9 @@ def predict(model: clip.CLIP, text_features: Tensor, image: Tensor) -> Tensor:
 def evaluate(model: clip.CLIP, data_path: Path, limit: int | None = None) -> dict[str, float]:
     """Mean metrics over the first images of a folder in NYU's layout."""
     text_features, rows = words(model), []
-    to_tensor, normalise = transforms.ToTensor(), transforms.Normalize(PAPER.image_mean, PAPER.image_std)
     for path in sorted(data_path.glob("official_splits/test/*/rgb_*.jpg"))[:limit]:
-        image = normalise(to_tensor(np.array(Image.open(path))[RGB_CROP]))  # (3, 416, 544)
+        image = functional.to_tensor(np.array(Image.open(path))[56:472, 60:604])  # (3, 416, 544)
+        image = functional.normalize(image, PAPER.image_mean, PAPER.image_std)
         millimetres = np.asarray(Image.open(path.with_name(f"sync_depth_{path.stem[-5:]}.png")))
         gt = torch.from_numpy(millimetres.astype(np.float32) / 1000)[None, None]  # (1, 1, 480, 640) [m]
         depth = predict(model, text_features, image[None].to(text_features.device))

@@ -11,8 +11,7 @@ from torch import Tensor
 from clip.archive import CheckpointError, read_state_dict
 from clip.checkpoint import CHECKPOINTS, activation_of, locate_checkpoint
 from clip.inference import optimize_for_inference as optimize_for_inference
-from clip.model import ACTIVATIONS as ACTIVATIONS
-from clip.model import CLIP, CLIP_MEAN, CLIP_STD, build_model, check_activation
+from clip.model import ACTIVATIONS, CLIP, CLIP_MEAN, CLIP_STD, build_model
 from clip.tokenizer import tokenize as tokenize
 from download import file_sha256
 
@@ -31,19 +30,16 @@ def load(
 ) -> tuple[CLIP, Callable[[Image.Image], Tensor]]:
     """A CLIP in evaluation mode, fp32 on a CPU and fp16 elsewhere, and its preprocessing: PIL image -> (3, R, R).
 
-    Args:
-        name_or_path: one of `available_models()`, or a local file: an OpenAI archive or a state dict.
-        device: where the model goes; None takes the GPU if there is one.
-        jit: only False is possible, because torch.jit runs code from the file.
-        download_root: folder of the checkpoints; None takes `$CLIP_CACHE`, else `~/.cache/clip`.
-        activation: "quickgelu" or "gelu", as in training; None for `available_models()` and OpenAI's archives.
+    `name_or_path` is one of `available_models()`, or a file: an OpenAI archive or a state dict. A `device` of None is
+    the GPU if there is one, a `download_root` of None `$CLIP_CACHE`, else `~/.cache/clip`. `activation` is "quickgelu"
+    or "gelu", as in training; None will do for `available_models()` and OpenAI's archives.
 
     Raises CheckpointError: the file cannot be used, or `activation` is lacking or wrong; ValueError: other arguments.
     """
     if jit:
         raise ValueError("clip.load(jit=True) is not supported: torch.jit runs code from the file; pass jit=False")
-    if activation is not None:
-        check_activation(activation)
+    if activation not in (None, *ACTIVATIONS):
+        raise ValueError(f"expected the activation {' or '.join(ACTIVATIONS)}, got {activation!r}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path = locate_checkpoint(name_or_path, download_root)
     dtype = torch.float32 if device.type == "cpu" else torch.float16
@@ -57,8 +53,8 @@ def load(
 
 def _preprocess(image: Image.Image, resolution: int) -> Tensor:
     """CLIP's own preprocessing: PIL image of any size and mode -> (3, R, R) float32, normalised."""
-    from torchvision import transforms  # here, because the import takes 1.3 s that depth does not need
+    from torchvision.transforms import functional  # here, because the import takes 1.3 s that depth does not need
 
-    resized = transforms.Resize(resolution, interpolation=transforms.InterpolationMode.BICUBIC)(image)
-    cropped = transforms.CenterCrop(resolution)(resized).convert("RGB")
-    return transforms.Normalize(CLIP_MEAN, CLIP_STD)(transforms.ToTensor()(cropped))
+    resized = functional.resize(image, [resolution], functional.InterpolationMode.BICUBIC)
+    cropped = functional.center_crop(resized, [resolution]).convert("RGB")
+    return functional.normalize(functional.to_tensor(cropped), CLIP_MEAN, CLIP_STD)

@@ -1,10 +1,8 @@
 """Reads the weights in a checkpoint file into CPU tensors, and runs nothing that is in the file.
 
-Its first bytes tell the kind of a file. Zips are OpenAI's TorchScript archives and what torch.save writes: both hold
-`{name}/data.pkl` and, for each storage, `{name}/data/{i}`. Bare pickles, of torch before 1.6, have the storages behind
-them. torch.jit would run the code in an archive, and torch.load refuses what training scripts keep beside weights; here
-one unpickler knows tensors and modules' attributes and nothing else. zipfile compares checksums. Bare pickles and
-`.safetensors` have none: the caller's check of names, shapes and values is all that stands against damage of them.
+Zips are OpenAI's TorchScript archives and what torch.save writes: `{name}/data.pkl` and a `{name}/data/{i}` for each
+storage, with checksums. Bare pickles, of torch before 1.6, have the storages behind them, without any. torch.jit would
+run the code in an archive, and torch.load refuses what training scripts keep beside weights.
 """
 
 import io
@@ -64,22 +62,22 @@ def require_file(path: Path, hint: str = "") -> None:
     raise CheckpointError(path, reason + hint)
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file on the CPU, by OpenAI's names, in the dtypes of the file.
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file on the CPU, by OpenAI's names, without `WRAPPINGS` and `PREFIXES`.
 
-    They may lie under one or two of `WRAPPINGS`, and all names may begin with one or two of `PREFIXES`.
     Raises CheckpointError: the file is missing, damaged, of another format, or holds no tensors.
     """
-    path = Path(path)
     require_file(path)
     try:
         return _state_dict(_read(path))
     except OSError as error:
         raise CheckpointError(path, f"it cannot be read: {error.strerror or error}") from error
+    except ImportError as error:
+        raise CheckpointError(path, "it is a .safetensors file, which needs: pip install safetensors") from error
     except Exception as error:  # damaged bytes can raise nearly anything in a reader of zips or pickles
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        damaged = f"it is truncated, damaged or was not written by torch ({what}); fetch it again"
-        reason = str(error) if isinstance(error, _FormatError) else damaged
+        reason = " ".join(str(error).split())
+        if not isinstance(error, _FormatError):
+            reason = f"it is damaged or not written by torch ({type(error).__name__}: {reason}); fetch it again"
         raise CheckpointError(path, reason, file_sha256(path)) from error
 
 
@@ -92,7 +90,6 @@ def is_torchscript(path: Path) -> bool:
 
 
 def _read(path: Path) -> object:
-    """What is in a file, as the reader gives it that its first bytes tell."""
     with path.open("rb") as file:
         start = file.read(1024)
         if start.startswith(b"PK\x03\x04"):
@@ -101,10 +98,8 @@ def _read(path: Path) -> object:
             file.seek(0)
             return _read_bare_pickle(file)
     if start[8:9] == b"{":
-        try:
-            from safetensors.torch import load_file  # torch.hub does not install it
-        except ImportError as error:
-            raise _FormatError("it is a .safetensors file, which needs a package: pip install safetensors") from error
+        from safetensors.torch import load_file  # here, because torch.hub does not install it
+
         return load_file(path)
     if start.lstrip()[:1] == b"<":
         raise _FormatError("it is a web page, not weights; fetch the file itself")
@@ -140,13 +135,14 @@ def _read_bare_pickle(file: BinaryIO) -> object:
 
 def _state_dict(loaded: object) -> dict[str, Tensor]:
     """The flat mapping in `loaded` from names to tensors, without the wrappings of training scripts."""
-    modules = dict(_tensors(loaded)) if isinstance(loaded, SimpleNamespace) else loaded
-    found: dict[str, Tensor] = max(_mappings(modules), key=len, default={})
+    levels = [loaded]
+    for _ in range(2):  # a wrapping may be in another
+        levels += [level[key] for level in levels if isinstance(level, dict) for key in WRAPPINGS if key in level]
+    found = max((dict(_tensors(level)) for level in levels), key=len)
     if not found:
-        name, value = next(iter(loaded.items())) if isinstance(loaded, dict) and loaded else ("", loaded)
-        kind = type(value).__name__
-        what = f"asks to run {value.__name__} (nothing was run)" if isinstance(value, _Ignored) else f"holds a {kind}"
-        raise _FormatError(f"it {what}{name and f' under {name!r}'}, so it is not a state dict")
+        value = next(iter(loaded.values()), loaded) if isinstance(loaded, dict) else loaded
+        asks = f"asks to run {value.__name__} (nothing was run)" if isinstance(value, _Ignored) else ""
+        raise _FormatError(f"it {asks or f'holds a {type(value).__name__}'}, so it is not a state dict")
     for _ in range(2):
         prefix = next((each for each in PREFIXES if all(name.startswith(each) for name in found)), "")
         found = {name.removeprefix(prefix): value for name, value in found.items()}
@@ -156,20 +152,13 @@ def _state_dict(loaded: object) -> dict[str, Tensor]:
     return {name: value for name, value in found.items() if name.rpartition(".")[2] not in NO_WEIGHTS}
 
 
-def _mappings(loaded: object, depth: int = 2) -> Iterator[dict[str, Tensor]]:
-    """The tensors in `loaded` by name, then those under its `WRAPPINGS`, and under those of these."""
-    if isinstance(loaded, dict):
-        yield {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
-        for wrapping in WRAPPINGS if depth else ():
-            yield from _mappings(loaded.get(wrapping), depth - 1)
-
-
-def _tensors(module: SimpleNamespace, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors among the attributes of modules: parameters, buffers, and others that no CLIP has."""
-    for name, value in vars(module).items():
+def _tensors(loaded: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors in a dict, or among the attributes of modules: parameters, buffers, and others."""
+    entries = vars(loaded) if isinstance(loaded, SimpleNamespace) else loaded
+    for name, value in entries.items() if isinstance(entries, dict) else ():
         if isinstance(value, SimpleNamespace):
             yield from _tensors(value, f"{prefix}{name}.")
-        elif isinstance(value, Tensor):
+        elif isinstance(value, Tensor) and isinstance(name, str):
             yield f"{prefix}{name}", value
 
 

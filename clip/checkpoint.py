@@ -1,13 +1,11 @@
 """Where CLIP's weights come from, and which activation they were trained with: names, hashes, the cache, addresses.
 
-The models are OpenAI's nine and two RN50s that open_clip trained, on CC12M and on YFCC15M. A file has its final name in
-the cache only after its SHA-256 was compared with the one pinned here (`download.py`), so a mirror needs no trust; a
-cached file is hashed whenever it is used. Two exceptions: of open_clip's files only the first 8 digits are known, from
-their names, which is no help against an attack. Of the last source of RN50, the hub's copy in fp32, none is: https
-vouches for it, and a check that its entries are exactly RN50's in name and shape, and finite.
+A file gets its final name in the cache only after its SHA-256 was compared with the one pinned here, so a mirror needs
+no trust; it is hashed whenever it is used. Of open_clip's two RN50s, on CC12M and YFCC15M, only the first 8 digits are
+known, from their names, which is no help against an attack. Of the last source of RN50, the hub's copy in fp32, none
+is: https vouches for it, and a check that its entries are exactly RN50's in name and shape, and finite.
 
-Environment: `CLIP_CACHE` (folder), `CLIP_MIRRORS` (addresses separated by spaces, tried first), `CLIP_OFFLINE=1` (open
-no connection), and urllib's own `https_proxy`, `no_proxy` and `SSL_CERT_FILE`. How a file is read: `archive.py`.
+Environment: `CLIP_CACHE` (folder), `CLIP_MIRRORS` (addresses separated by spaces, tried first), `CLIP_OFFLINE=1`.
 """
 
 import os
@@ -30,12 +28,11 @@ OPEN_CLIP = (
 QUICKGELU = "OpenAI's, MetaCLIP, DFN, RN50 and RN101 yfcc15m, RN50 cc12m, ViT-B/32 laion400m"
 GELU = "LAION-2B, DataComp, ViT-B/16 laion400m"
 TOY_SHA256 = "0f6d7a2a248e261456810795eee073429167ae6d83379d2ef26e1c4756a4c344"  # of demo/rooms_clip.pt: QuickGELU
-RN50_SIZE = 255_827_503  # bytes
 RN50 = Architecture(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 12)  # what the hub's copy has to be
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Weights:
     """A file of weights, all of them trained with QuickGELU."""
 
     file: str  # its name
@@ -55,61 +52,49 @@ class Checkpoint:
 
 
 CHECKPOINTS = {
-    "RN50": Checkpoint("RN50.pt", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", RN50_SIZE, HUB),
-    "RN101": Checkpoint("RN101.pt", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
-    "RN50x4": Checkpoint("RN50x4.pt", "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd"),
-    "RN50x16": Checkpoint("RN50x16.pt", "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa"),
-    "RN50x64": Checkpoint("RN50x64.pt", "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c"),
-    "ViT-B/32": Checkpoint("ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
-    "ViT-B/16": Checkpoint("ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
-    "ViT-L/14": Checkpoint("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
-    "ViT-L/14@336px": Checkpoint(
-        "ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"
-    ),
-    "RN50-cc12m": Checkpoint("rn50-quickgelu-cc12m-f000538c.pt", "f000538c", addresses=OPEN_CLIP),
-    "RN50-yfcc15m": Checkpoint("rn50-quickgelu-yfcc15m-455df137.pt", "455df137", addresses=OPEN_CLIP),
+    "RN50": Weights("RN50.pt", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", 255827503, HUB),
+    "RN101": Weights("RN101.pt", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
+    "RN50x4": Weights("RN50x4.pt", "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd"),
+    "RN50x16": Weights("RN50x16.pt", "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa"),
+    "RN50x64": Weights("RN50x64.pt", "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c"),
+    "ViT-B/32": Weights("ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
+    "ViT-B/16": Weights("ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+    "ViT-L/14": Weights("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+    "ViT-L/14@336px": Weights("ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
+    "RN50-cc12m": Weights("rn50-quickgelu-cc12m-f000538c.pt", "f000538c", addresses=OPEN_CLIP),
+    "RN50-yfcc15m": Weights("rn50-quickgelu-yfcc15m-455df137.pt", "455df137", addresses=OPEN_CLIP),
 }
 
 
 def locate_checkpoint(name_or_path: str | Path, download_root: str | Path | None = None) -> Path:
-    """The file of a checkpoint: a local file as it is, or that of a known model, fetched into the cache if need be.
-
-    Raises CheckpointError: no such file and no such model, or it could not be fetched; the message says what to do.
-    """
+    """A local file as it is, or a known model's, fetched into the cache if need be. Raises CheckpointError: neither."""
     checkpoint = CHECKPOINTS.get(str(name_or_path))
-    cache = download_root or os.environ.get("CLIP_CACHE") or "~/.cache/clip"
-    place = Path(cache if checkpoint else name_or_path)
-    try:
-        place = place.expanduser()
-    except RuntimeError as error:  # in a container, say
-        how = "set $CLIP_CACHE to a folder, or name a file with --clip_path"
-        raise CheckpointError(place, f"the home folder is not known, as $HOME is not set; {how}") from error
     if checkpoint is None:
-        require_file(place, f" (nor is it one of the available models, {', '.join(CHECKPOINTS)})")
-        return place
-    target, found = place / checkpoint.file, None
+        path = Path(os.path.expanduser(name_or_path))
+        require_file(path, f" (nor is it one of the available models, {', '.join(CHECKPOINTS)})")
+        return path
+    cache = download_root or os.environ.get("CLIP_CACHE") or "~/.cache/clip"
+    target, found = Path(os.path.expanduser(cache), checkpoint.file), None
     hub_target = target.with_suffix(".safetensors")
-    bring = f"bring {checkpoint.file} there (docs/data.md), name yours with --clip_path"
-    bring += ", or see it work now with --demo (test.sh, predict.py)"
+    bring = f"bring {checkpoint.file} there (docs/data.md), name yours with --clip_path, or see it work now with --demo"
     try:
-        if target.exists() and target.stat().st_size:  # an empty one is fetched like a missing one
-            require_file(target)
-            if checkpoint.matches(found := file_sha256(target)):
-                return target
+        # An empty file is fetched like a missing one.
+        if target.is_file() and target.stat().st_size and checkpoint.matches(found := file_sha256(target)):
+            return target
         if checkpoint.hub and hub_target.exists():
             return hub_target
         if os.environ.get("CLIP_OFFLINE", "0") not in ("", "0"):
-            state = "the file there has other bytes" if found else "it is not there"
-            raise CheckpointError(target, f"{state}, and CLIP_OFFLINE forbids fetching it; {bring}", found)
+            state = f"{'it has other bytes' if found else 'it is not there'}, and CLIP_OFFLINE forbids fetching it"
+            raise CheckpointError(target, f"{state}; {bring}", found)
         return _fetch(checkpoint, target, hub_target)
     except DownloadError as error:
         raise CheckpointError(target, f"{error}; {bring}", found) from error
     except OSError as error:
-        how = "make room there or choose another folder with $CLIP_CACHE"
-        raise CheckpointError(target, f"it cannot be read or stored ({error.strerror}); {how}, or {bring}") from error
+        how = f"make room, choose another folder with $CLIP_CACHE, or {bring}"
+        raise CheckpointError(target, f"it cannot be read or stored ({error.strerror}); {how}") from error
 
 
-def _fetch(checkpoint: Checkpoint, target: Path, hub_target: Path) -> Path:
+def _fetch(checkpoint: Weights, target: Path, hub_target: Path) -> Path:
     """The new file, from the first that has it: mirrors, its own addresses, the hub. Raises DownloadError, OSError."""
     file = "/" + checkpoint.file
     mirrors = [url.removesuffix(file).rstrip("/") + file for url in os.environ.get("CLIP_MIRRORS", "").split()]
@@ -119,7 +104,7 @@ def _fetch(checkpoint: Checkpoint, target: Path, hub_target: Path) -> Path:
         if checkpoint.hub is None:
             raise
         try:
-            return download([checkpoint.hub], hub_target, None, check=check_rn50)
+            return download([checkpoint.hub], hub_target, "", check=check_rn50)
         except DownloadError as last:
             raise DownloadError([*error.failures, *last.failures]) from last
 
@@ -136,17 +121,16 @@ def check_rn50(path: Path) -> None:
 
 
 def activation_of(name_or_path: str | Path, path: Path, given: str | None = None) -> str:
-    """The activation that a checkpoint, the file `path`, was trained with, a key of `clip.model.ACTIVATIONS`.
+    """The activation that the checkpoint in the file `path` was trained with, a key of `clip.model.ACTIVATIONS`.
 
     A known name or SHA-256 tells it; else the user's word, `given`; else a TorchScript archive is taken for OpenAI's.
-    Raises CheckpointError: nothing tells it, or `given` contradicts what is known of the file.
+    Raises CheckpointError: nothing tells it, or `given` contradicts what is known.
     """
-    name = str(name_or_path)
-    sha256 = "" if name in CHECKPOINTS else file_sha256(path)
-    names = (each for each, checkpoint in CHECKPOINTS.items() if each == name or checkpoint.matches(sha256))
-    known = next(names, "the demo's CLIP" if sha256 == TOY_SHA256 else "")
+    named = str(name_or_path) in CHECKPOINTS  # the hub's copy has another hash
+    sha256 = "" if named else file_sha256(path)
+    known = named or sha256 == TOY_SHA256 or any(each.matches(sha256) for each in CHECKPOINTS.values())
     if known and given == "gelu":
-        raise CheckpointError(path, f"{known} was trained with QuickGELU; use --activation auto for it")
+        raise CheckpointError(path, "these weights were trained with QuickGELU; use --activation auto")
     if given or known or is_torchscript(path):
         return given or "quickgelu"
     why = "a state dict does not tell QuickGELU from GELU, and this file is not OpenAI's by its hash or its form"

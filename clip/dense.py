@@ -34,12 +34,7 @@ def fitted_size(height: int, width: int, patch_size: int) -> tuple[int, int]:
 
 
 def encode(visual: ImageEncoder, image: Tensor) -> Trunk:
-    """What all read-outs read from: (B, 3, H, W), normalised, resized to the nearest multiple of a patch -> float32.
-
-    Raises ValueError: another shape.
-    """
-    if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape[2:]:
-        raise ValueError(f"expected (B, 3, H, W), got {tuple(image.shape)}")
+    """What all read-outs read from: (B, 3, H, W), normalised, resized to the nearest multiple of a patch -> float32."""
     height, width = image.shape[2:]
     if (size := fitted_size(height, width, visual.patch_size)) != (height, width):
         image = F.interpolate(image, size, mode="bicubic", antialias=True)
@@ -58,9 +53,8 @@ def check_readout(visual: ImageEncoder, readout: str) -> None:
 
 def readouts_of(visual: ImageEncoder) -> list[str]:
     """The names of the read-outs that an encoder has."""
-    lacking = (
-        "attnpool" if isinstance(visual, VisionTransformer) else "raw" if visual.patch_dim % visual.joint_dim else ""
-    )
+    uneven = visual.patch_dim % visual.joint_dim
+    lacking = "attnpool" if isinstance(visual, VisionTransformer) else "raw" if uneven else ""
     return [name for name in READOUTS if name != lacking]
 
 
@@ -86,7 +80,7 @@ def _read_transformer(visual: Any, trunk: Trunk, readout: str) -> Tensor:
     block, x = visual.transformer.resblocks[-1], trunk.tokens()  # (B, 1 + h w, C)
     attn = block.attn
     if readout == "raw":
-        x = block(x, None)
+        x = block(x)
     else:
         query, _, value = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
         if readout == "clearclip":

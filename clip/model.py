@@ -1,8 +1,7 @@
 """CLIP: an image encoder and a text encoder with one joint space (Radford et al., ICML 2021, arXiv 2103.00020).
 
-All five ModifiedResNets and four vision transformers of the paper, under the state-dict keys of OpenAI's checkpoints,
-from which every size is inferred. Each image encoder has its pooled embedding and `forward_trunk`: what it has of each
-patch before its last layer. Left out: training.
+The paper's ModifiedResNets and vision transformers, under the keys of OpenAI's state dicts, which tell every size. An
+image encoder gives its pooled embedding or, by `forward_trunk`, what it has of each patch. Left out: training.
 
 Shapes: B images or texts, H x W pixels, h x w patches, C channels of the trunk, D joint dimension, L text tokens.
 """
@@ -11,6 +10,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 HEAD_WIDTH = 64  # every transformer of the paper has heads of 64 channels, so that a state dict tells their number
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # what a checkpoint may hold
-MAX_VIT_WIDTH = 1024  # ViT-L's; wider ones (ViT-H, -g, -G) have heads of 80 channels or more
 RESNET_STRIDE = 32  # pixels from one cell of layer4's map to the next: stem 4, layers 2, 3 and 4 two each
 # Statistics of CLIP's training images, RGB in [0, 1] (Radford et al. 2021, released preprocessing).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -42,10 +41,10 @@ class Architecture:
 
 
 class Trunk(NamedTuple):
-    """What an image encoder has of B images before its last layer."""
+    """What an image encoder has of B images: a ResNet's layer4, or the input of a vision transformer's last block."""
 
-    patches: Tensor  # (B, C, h, w): output of layer4; of a vision transformer, input of the last block
-    cls: Tensor  # (B, C), the token of the whole image: mean of the patches; of a vision transformer, its class token
+    patches: Tensor  # (B, C, h, w)
+    cls: Tensor  # (B, C), the token of the whole image: the mean of the patches, or the class token
 
     def tokens(self) -> Tensor:
         """As a sequence, the image's token first: (B, 1 + h w, C)."""
@@ -75,30 +74,30 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
 
 
+def conv_bn(inputs: int, outputs: int, size: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    """A convolution that loses no pixels at the edges, and its batch norm."""
+    return nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs)
+
+
 class Bottleneck(nn.Module):
     """Residual block of a ModifiedResNet: 1x1, 3x3, 1x1 convolutions; strides are average pools (anti-aliased)."""
 
     def __init__(self, inplanes: int, planes: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inplanes, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv1, self.bn1 = conv_bn(inplanes, planes, 1)
+        self.conv2, self.bn2 = conv_bn(planes, planes, 3)
         self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
-        self.conv3 = nn.Conv2d(planes, planes * 4, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(planes * 4)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Sequential | None = None
+        self.conv3, self.bn3 = conv_bn(planes, planes * 4, 1)
+        self.downsample = nn.Sequential()  # the identity
         if stride > 1 or inplanes != planes * 4:
-            pool, conv = nn.AvgPool2d(stride), nn.Conv2d(inplanes, planes * 4, 1, bias=False)
-            self.downsample = nn.Sequential(OrderedDict({"-1": pool, "0": conv, "1": nn.BatchNorm2d(planes * 4)}))
+            conv, bn = conv_bn(inplanes, planes * 4, 1)
+            self.downsample = nn.Sequential(OrderedDict({"-1": nn.AvgPool2d(stride), "0": conv, "1": bn}))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inplanes, H, W) -> (B, 4 planes, H/stride, W/stride)."""
-        identity = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        return self.relu(self.bn3(self.conv3(self.avgpool(out))) + identity)
+        out = F.relu_(self.bn1(self.conv1(x)))
+        out = F.relu_(self.bn2(self.conv2(out)))
+        return F.relu_(self.bn3(self.conv3(self.avgpool(out))) + self.downsample(x))
 
 
 class AttentionPool2d(nn.Module):
@@ -107,9 +106,7 @@ class AttentionPool2d(nn.Module):
     def __init__(self, grid: int, width: int, output_dim: int) -> None:
         super().__init__()
         self.positional_embedding = nn.Parameter(drawn(grid**2 + 1, width, std=width**-0.5))
-        self.k_proj = nn.Linear(width, width)
-        self.q_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
+        self.k_proj, self.q_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
         self.c_proj = nn.Linear(width, output_dim)
 
     def forward(self, trunk: Trunk, to_queries: bool = False) -> Tensor:
@@ -129,14 +126,9 @@ class ModifiedResNet(nn.Module):
         width, layers = a.vision_width, a.vision_layers
         self.input_resolution, self.patch_size = a.image_resolution, RESNET_STRIDE  # [px]
         self.patch_dim, self.joint_dim = width * 32, a.embed_dim  # C, D
-        self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width // 2)
-        self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width // 2)
-        self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.avgpool = nn.AvgPool2d(2)
+        self.conv1, self.bn1 = conv_bn(3, width // 2, 3, stride=2)
+        self.conv2, self.bn2 = conv_bn(width // 2, width // 2, 3)
+        self.conv3, self.bn3 = conv_bn(width // 2, width, 3)
 
         def layer(inplanes: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
             rest = [Bottleneck(planes * 4, planes) for _ in range(blocks - 1)]
@@ -150,10 +142,9 @@ class ModifiedResNet(nn.Module):
 
     def forward_trunk(self, image: Tensor) -> Trunk:
         """Output of layer4, so NOT in the joint space: (B, 3, H, W), divisible by 32 -> patches (B, C, H/32, W/32)."""
-        x = checked(image, self)
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        x = self.avgpool(self.relu(self.bn3(self.conv3(x))))  # (B, width, H/4, W/4)
+        x = F.relu_(self.bn1(self.conv1(checked(image, self))))
+        x = F.relu_(self.bn2(self.conv2(x)))
+        x = F.avg_pool2d(F.relu_(self.bn3(self.conv3(x))), 2)  # (B, width, H/4, W/4)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, C, H/32, W/32)
         return Trunk(x, x.mean(dim=(2, 3)))
 
@@ -182,35 +173,31 @@ ACTIVATIONS = {"quickgelu": QuickGELU, "gelu": nn.GELU}  # in transformers; a st
 
 
 class ResidualAttentionBlock(nn.Module):
-    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Pre-norm transformer block: x + attention(norm(x)), to no later token if `causal`, then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, activation: str) -> None:
+    def __init__(self, width: int, activation: str, causal: bool) -> None:
         super().__init__()
+        self.causal = causal
         self.attn = nn.MultiheadAttention(width, max(1, width // HEAD_WIDTH), batch_first=True)
         self.ln_1 = LayerNorm(width)
         c_fc, c_proj = nn.Linear(width, width * 4), nn.Linear(width * 4, width)
         self.mlp = nn.Sequential(OrderedDict(c_fc=c_fc, gelu=ACTIVATIONS[activation](), c_proj=c_proj))
         self.ln_2 = LayerNorm(width)
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None) -> Tensor:
-        """(B, L, width) -> (B, L, width); `attn_mask` (L, L) is added to the attention logits."""
-        y = self.ln_1(x)
-        x = x + self.attn(y, y, y, need_weights=False, attn_mask=attn_mask)[0]
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, width) -> (B, L, width)."""
+        y, length = self.ln_1(x), x.shape[1]
+        mask = x.new_full((length, length), -math.inf).triu(1) if self.causal else None
+        x = x + self.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
     """A stack of residual attention blocks."""
 
-    def __init__(self, width: int, layers: int, activation: str) -> None:
+    def __init__(self, width: int, layers: int, activation: str, causal: bool = False) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, activation) for _ in range(layers))
-
-    def forward(self, x: Tensor, attn_mask: Tensor) -> Tensor:
-        """(B, L, width), (L, L) -> (B, L, width)."""
-        for block in self.resblocks:
-            x = block(x, attn_mask)
-        return x
+        self.resblocks = nn.Sequential(*(ResidualAttentionBlock(width, activation, causal) for _ in range(layers)))
 
 
 class VisionTransformer(nn.Module):
@@ -234,16 +221,14 @@ class VisionTransformer(nn.Module):
         """Input of the last block: (B, 3, H, W), H and W divisible by the patch size P -> patches (B, C, H/P, W/P)."""
         x = self.conv1(checked(image, self))  # (B, C, h, w)
         h, w = x.shape[2:]
-        x = x.flatten(2).transpose(1, 2)  # (B, h w, C)
-        x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        x = Trunk(x, self.class_embedding.to(x.dtype).expand(len(x), -1)).tokens()  # (B, 1 + h w, C)
         x = self.ln_pre(x + resized_positions(self.positional_embedding, h, w).to(x.dtype))
-        for block in self.transformer.resblocks[:-1]:
-            x = block(x, None)
+        x = self.transformer.resblocks[:-1](x)
         return Trunk(x[:, 1:].transpose(1, 2).unflatten(2, (h, w)), x[:, 0])
 
     def forward(self, image: Tensor) -> Tensor:
         """The projected class token: (B, 3, R, R) of the model's own resolution R -> (B, D)."""
-        x = self.transformer.resblocks[-1](self.forward_trunk(image).tokens(), None)
+        x = self.transformer.resblocks[-1](self.forward_trunk(image).tokens())
         return self.ln_post(x[:, 0]) @ self.proj
 
 
@@ -252,11 +237,10 @@ class CLIP(nn.Module):
 
     def __init__(self, architecture: Architecture, activation: str = "quickgelu") -> None:
         super().__init__()
-        check_activation(activation)
         a, width = architecture, architecture.transformer_width
         self.activation, self.context_length = activation, a.context_length
         self.visual = VisionTransformer(a, activation) if a.vision_patch_size else ModifiedResNet(a)
-        self.transformer = Transformer(width, a.transformer_layers, activation)
+        self.transformer = Transformer(width, a.transformer_layers, activation, causal=True)
         self.token_embedding = nn.Embedding.from_pretrained(drawn(a.vocab_size, width, std=0.02), freeze=False)
         self.positional_embedding = nn.Parameter(drawn(a.context_length, width, std=0.01))
         self.ln_final = LayerNorm(width)
@@ -281,10 +265,9 @@ class CLIP(nn.Module):
             raise ValueError(f"expected tokens of shape (B, {self.context_length}), got {tuple(text.shape)}")
         if text.numel() and int(text.max()) >= (known := self.token_embedding.num_embeddings):
             raise ValueError(f"a text encoder of {known} tokens, where CLIP's tokenizer has more")
-        length, dtype = self.context_length, self.text_projection.dtype
-        causal = torch.full((length, length), float("-inf"), dtype=dtype, device=text.device).triu(1)
+        dtype = self.text_projection.dtype
         x = self.token_embedding(text).to(dtype) + self.positional_embedding.to(dtype)  # (B, L, width)
-        x = self.ln_final(self.transformer(x, causal))
+        x = self.ln_final(self.transformer.resblocks(x))
         return x[torch.arange(len(x), device=x.device), text.argmax(dim=-1)] @ self.text_projection
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -303,20 +286,13 @@ def checked(image: Tensor, visual: Any) -> Tensor:
     return image.to(visual.conv1.weight.dtype)
 
 
-def check_activation(activation: str) -> None:
-    """Raises ValueError unless `activation` is a key of `ACTIVATIONS`."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"expected the activation {' or '.join(ACTIVATIONS)}, got {activation!r}")
-
-
 def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
     """The sizes of the CLIP whose state dict this is. Raises ValueError: it is none, or wider than ViT-L."""
 
     def shape(key: str, rank: int) -> tuple[int, ...]:
         found = tuple(state_dict[key].shape) if key in state_dict else ()
         if len(found) != rank or 0 in found:
-            what = f"{key} has shape {found}, not rank {rank}" if found else f"it has no entry {key}"
-            raise ValueError(f"not a CLIP checkpoint: {what}")
+            raise ValueError(f"not a CLIP checkpoint: it has no entry {key} of rank {rank}, or an empty one")
         return found
 
     def blocks(prefix: str) -> int:
@@ -326,9 +302,8 @@ def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
         vision_width, _, _, patch_size = shape("visual.conv1.weight", 4)
         vision_layers: Any = blocks("visual.transformer.resblocks.")
         positions, stride = shape("visual.positional_embedding", 2)[0], patch_size
-        if vision_width > MAX_VIT_WIDTH:
-            why = f"ViT-H, -g and -G have heads of 80 channels or more, not {HEAD_WIDTH}, which no state dict tells"
-            raise ValueError(f"its vision transformer is {vision_width} wide, and {why}; use a ViT-B or ViT-L")
+        if vision_width > 1024:  # ViT-L's
+            raise ValueError(f"it is a ViT {vision_width} wide, so its heads have over 64 channels; use ViT-B or -L")
     else:
         vision_width, patch_size = shape("visual.layer1.0.conv1.weight", 4)[0], None
         vision_layers = tuple(blocks(f"visual.layer{i}.") for i in (1, 2, 3, 4))
@@ -349,18 +324,18 @@ def convert_weights(model: nn.Module, dtype: torch.dtype) -> None:
                 tensor.data = tensor.data.to(dtype if half else torch.float32)
 
 
-def build_model(
-    state_dict: Mapping[str, Tensor], dtype: torch.dtype = torch.float32, activation: str = "quickgelu"
-) -> CLIP:
-    """The CLIP in evaluation mode whose weights are these, in `dtype` (see `convert_weights`).
-
-    Raises ValueError: the entries are not exactly those of a CLIP, or not usable, or there is no such activation.
-    """
+def build_model(state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32, activation: str = "quickgelu") -> CLIP:
+    """The CLIP of these weights in evaluation mode. Raises ValueError: they are not exactly a CLIP's, or not usable."""
     with torch.device("meta"):  # without storage: the tensors of the state dict are taken over
-        model = CLIP(infer_architecture(state_dict), activation)
-    check_state_dict(state_dict, model.state_dict())
-    model.load_state_dict(state_dict, assign=True)
-    del state_dict  # if the caller kept no reference, each tensor is freed as soon as it is converted
+        model = CLIP(infer_architecture(state), activation)
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:  # in torch's words, which may fill pages
+        raise ValueError(shorten(str(error).partition("CLIP:")[2], 300).rstrip(".")) from error
+    for key, value in model.state_dict().items():
+        if value.dtype not in FLOATS and not key.endswith("num_batches_tracked"):
+            raise ValueError(f"{key} has dtype {value.dtype}, expected float32, float16 or bfloat16")
+    del state  # if the caller kept no reference, each tensor is freed as soon as it is converted
     # Official quirk: OpenAI's package rounds these weights to fp16 whatever the file holds, then computes in fp32 on a
     # CPU. Its own files hold fp16, so only an fp32 file shows it; the usual thing would be to use the file's values.
     convert_weights(model, torch.float16)
@@ -371,18 +346,3 @@ def build_model(
             raise ValueError(f"{key} holds negative variances")
     convert_weights(model, dtype)
     return model.eval().requires_grad_(False)
-
-
-def check_state_dict(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises ValueError unless `state_dict` has exactly the keys, shapes and kinds of numbers of `expected`."""
-    missing, unexpected = expected.keys() - state_dict.keys(), state_dict.keys() - expected.keys()
-    for problem, keys in (("missing", missing), ("unexpected", unexpected)):
-        if keys:
-            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-            raise ValueError(f"{len(keys)} entries are {problem}: {', '.join(sorted(keys)[:5])}{more}")
-    for key, want in expected.items():
-        shape, dtype = state_dict[key].shape, state_dict[key].dtype
-        if shape != want.shape:
-            raise ValueError(f"{key} has shape {tuple(shape)}, expected {tuple(want.shape)}")
-        if dtype not in (FLOATS if want.dtype in FLOATS else (want.dtype,)):
-            raise ValueError(f"{key} has dtype {dtype}, expected {want.dtype}, or half of its size")

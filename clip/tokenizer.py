@@ -1,8 +1,7 @@
 """CLIP's tokenizer: byte-level byte-pair encoding of lower-cased text.
 
-Text is repaired (ftfy), its HTML entities are resolved, runs of white space become one space, and it is lower-cased.
-A pattern cuts it into words, numbers' digits and runs of other characters; the UTF-8 bytes of each piece are merged in
-the order of `bpe_simple_vocab_16e6.txt.gz` (MIT, Copyright (c) 2021 OpenAI; see NOTICE).
+A pattern cuts the text into words, digits and runs of other characters; the UTF-8 bytes of each piece are merged in the
+order of `bpe_simple_vocab_16e6.txt.gz` (MIT, Copyright (c) 2021 OpenAI; see NOTICE).
 """
 
 import gzip
@@ -32,8 +31,7 @@ BYTE_ENCODER = {byte: chr(byte) for byte in PRINTABLE} | {byte: chr(256 + i) for
 
 def clean(text: str) -> str:
     """`text` repaired, unescaped (twice: entities are often escaped themselves), on one line and in lower case."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-    return regex.sub(r"\s+", " ", text).strip().lower()
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 
 class TooLongError(RuntimeError):
@@ -66,8 +64,7 @@ def encode(text: str) -> list[int]:
     """Ids of `text`, all below 49,408, without start and end token."""
     tokens: list[str] = []
     for piece in PIECES.findall(clean(text)):
-        characters = "".join(BYTE_ENCODER[byte] for byte in piece.encode())
-        tokens += [piece] if piece in (START, END) else merge(characters)
+        tokens += [piece] if piece in (START, END) else merge("".join(BYTE_ENCODER[byte] for byte in piece.encode()))
     return [vocabulary()[0][token] for token in tokens]
 
 
@@ -82,9 +79,8 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
     for row, text in zip(result, texts, strict=True):
         ids = [start, *encode(text)]
         if len(ids) >= context_length and not truncate:
-            shown = text if len(text) <= 60 else text[:57] + "..."
             tokens = f"{len(ids) + 1} tokens with start and end, more than the context length of {context_length}"
-            raise TooLongError(f"text {shown!r} has {tokens}: shorten it")
+            raise TooLongError(f"text {text[:60]!r} has {tokens}: shorten it")
         ids = [*ids[: context_length - 1], end]
         row[: len(ids)] = torch.tensor(ids, dtype=torch.int32)
     return result

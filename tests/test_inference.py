@@ -12,7 +12,7 @@ import clip
 from clip.inference import keep_freed_memory
 from clip.model import CLIP
 from monoclip import MonoCLIP
-from tests.conftest import TINY_VIT, random_clip
+from tests.conftest import TINY, TINY_VIT, random_clip
 
 
 def optimised(model: CLIP, dtype: torch.dtype | None = None) -> CLIP:
@@ -26,8 +26,7 @@ def noise(*size: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 96)])
 def test_features_of_a_tiny_resnet_at_any_size(tiny_clip, size):
-    image = noise(*size)
-    before, fast = image.clone(), optimised(tiny_clip)
+    image, before, fast = noise(*size), noise(*size), optimised(tiny_clip)
     with torch.inference_mode():
         expected, patches = (model.visual.forward_trunk(image).patches for model in (tiny_clip, fast))
         singles = torch.cat([fast.visual.forward_trunk(one[None]).patches for one in image])
@@ -48,21 +47,16 @@ def test_depth_of_rn50_is_that_of_the_plain_network(rn50, golden_inputs, golden_
     assert_close(depth, golden_prediction, rtol=0, atol=1e-4)  # at a scale of 1000
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.03), (torch.float16, 0.003)])
-def test_half_precision_stays_close_and_leaves_the_text_alone(tiny_clip, dtype, tolerance):
-    model, image = optimised(tiny_clip, dtype), noise(96, 64)
-    tokens = clip.tokenize(["This object is close", "This object is far"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.03), (torch.float16, 0.003), (None, 1e-5)])
+@pytest.mark.parametrize("architecture", [TINY, TINY_VIT], ids=["resnet", "vit"])
+def test_half_precision_stays_close_and_leaves_the_text_alone(architecture, dtype, tolerance):
+    plain, image, tokens = random_clip(architecture), noise(96, 64), clip.tokenize(["This object is close", "far"])
+    model = optimised(plain, dtype)
     with torch.inference_mode():
-        expected, patches = (each.visual.forward_trunk(image).patches for each in (tiny_clip, model))
-        assert torch.equal(model.encode_text(tokens), tiny_clip.encode_text(tokens))
-    assert patches.dtype == model.dtype == dtype
-    assert 0 < (patches.float() - expected).abs().max() <= tolerance * expected.abs().max()
-
-
-def test_a_vision_transformer_keeps_its_features():
-    model, image = random_clip(TINY_VIT), noise(96, 64)
-    with torch.inference_mode():
-        assert torch.equal(*(each.visual.forward_trunk(image).tokens() for each in (optimised(model), model)))
+        expected, patches = (each.visual.forward_trunk(image).patches for each in (plain, model))
+        assert torch.equal(model.encode_text(tokens), plain.encode_text(tokens))
+    assert patches.dtype == model.dtype == (dtype or torch.float32)
+    assert_close(patches.float(), expected, rtol=0, atol=tolerance * expected.abs().max().item())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc")

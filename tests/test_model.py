@@ -8,7 +8,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import clip
-from clip.model import ACTIVATIONS, CLIP, build_model, infer_architecture
+from clip.model import CLIP, build_model, infer_architecture
 from tests.conftest import PAPER_MODELS, TINY, TINY_VIT, child, random_clip
 
 
@@ -20,13 +20,6 @@ def test_architecture_is_inferred_from_the_state_dict(name):
     assert infer_architecture(model.state_dict()) == PAPER_MODELS[name]
 
 
-def test_a_vision_transformer_wider_than_vit_l_is_refused():
-    state_dict = {"visual.proj": torch.empty(0), "visual.conv1.weight": torch.empty(1280, 3, 14, 14, device="meta")}
-    state_dict["visual.positional_embedding"] = torch.empty(257, 1280, device="meta")
-    with pytest.raises(ValueError, match=r"vision transformer is 1280 wide.*80 channels or more, not 64"):
-        infer_architecture(state_dict)
-
-
 @pytest.mark.parametrize("name", ["RN50-quickgelu", "ViT-B-32-quickgelu", "ViT-B-32"])
 def test_embeddings_agree_with_open_clip(name, seed0):
     state_dict = seed0 if "RN50" in name else random_clip(PAPER_MODELS["ViT-B/32"]).state_dict()
@@ -36,19 +29,11 @@ def test_embeddings_agree_with_open_clip(name, seed0):
     image = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     text = clip.tokenize(["This object is giant", "a photo of a far, far away planet 🪐"])
     with torch.inference_mode():
-        for ours, theirs in (
-            (model.encode_image(image), twin.encode_image(image)),
-            (model.encode_text(text), twin.encode_text(text)),
-        ):
-            assert_close(ours, theirs, atol=1e-5 * theirs.abs().max().item(), rtol=0)
+        ours, theirs = ([each.encode_image(image), each.encode_text(text)] for each in (model, twin))
+        for one, other in zip(ours, theirs, strict=True):
+            assert_close(one, other, atol=1e-5 * other.abs().max().item(), rtol=0)
         for ours, theirs in zip(model(image, text), twin.get_logits(image, text), strict=True):
             assert_close(ours, theirs, atol=1e-3, rtol=0)
-
-
-def test_activations_by_hand():
-    x = torch.linspace(-4, 4, 17, dtype=torch.double)
-    assert_close(ACTIVATIONS["quickgelu"]()(x), x / (1 + (-1.702 * x).exp()))
-    assert_close(ACTIVATIONS["gelu"]()(x), x * (1 + torch.erf(x / 2**0.5)) / 2)
 
 
 def test_weights_are_rounded_to_fp16_as_by_openais_package(tiny_clip):
@@ -69,8 +54,7 @@ def test_build_model_equals_the_model_built_the_usual_way(architecture, dtype):
     usual = random_clip(architecture)
     built = build_model(usual.state_dict(), dtype)
     assert not any(t.is_meta for t in [*built.parameters(), *built.buffers()])
-    assert not built.training
-    assert built.dtype == dtype
+    assert (built.dtype, built.training) == (dtype, False)
     image, text = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), clip.tokenize(["a", "b c"])
     tolerance = 0 if dtype == torch.float32 else 0.05
     with torch.inference_mode():
@@ -91,16 +75,18 @@ def test_build_model_equals_the_model_built_the_usual_way(architecture, dtype):
 
 
 def test_every_defect_of_a_state_dict_has_its_own_error(tiny_clip):
-    good = tiny_clip.state_dict()
-    key, norm = "visual.conv2.weight", "visual.bn1.running_var"
-    nan = good[key].clone()
-    nan[0, 0, 0, 0] = float("nan")
+    good, key, norm = tiny_clip.state_dict(), "visual.conv2.weight", "visual.bn1.running_var"
+    nan = good[key] * torch.nan
+    wide = {"visual.conv1.weight": torch.zeros(1280, 3, 1, 1), "visual.positional_embedding": nan[0, 0]}
     for bad, message in (
         ({}, "not a CLIP checkpoint: it has no entry"),
-        ({"visual.proj": nan, "visual.conv1.weight": torch.zeros(3)}, r"not a CLIP .* shape \(3,\), not rank 4"),
-        ({k: v for k, v in good.items() if k != key}, f"1 entries are missing: {key}"),
-        ({**good, "more": good[key]}, "1 entries are unexpected: more"),
-        ({**good, "visual.conv3.weight": good["visual.conv3.weight"].transpose(0, 1)}, "has shape"),
+        ({"visual.proj": nan, "visual.conv1.weight": torch.zeros(3)}, "no entry visual.conv1.weight of rank 4"),
+        ({"visual.proj": nan, **wide}, "it is a ViT 1280 wide"),
+        ({k: v for k, v in good.items() if k != key}, f'^Missing key.*: "{key}"$'),
+        ({k: v for k, v in good.items() if "bn" not in k}, r"^Missing key.{,290}\[\.\.\.\]$"),
+        ({**good, "more": good[key]}, '^Unexpected key.*: "more"$'),
+        ({**good, key: good[key][:1]}, f"size mismatch for {key}"),
+        ({**good, key: good[key].int()}, f"{key}.* floating point"),
         ({**good, key: nan}, f"{key} holds values that are not finite"),
         ({**good, key: good[key] + 70_000}, f"{key} holds values that are not finite, or not in fp16"),
         ({**good, key: good[key].double()}, "dtype torch.float64"),
@@ -116,9 +102,7 @@ def test_every_defect_of_a_state_dict_has_its_own_error(tiny_clip):
 def test_load_gives_the_model_and_its_preprocessing(tiny_checkpoint, tiny_clip):
     path = str(tiny_checkpoint)
     model, preprocess = clip.load(path, device="cpu", jit=False, download_root=None, activation="quickgelu")
-    assert model.visual.input_resolution == 64
-    assert model.dtype == torch.float32
-    assert not model.training
+    assert (model.visual.input_resolution, model.dtype, model.training) == (64, torch.float32, False)
     image = preprocess(Image.effect_noise((120, 90), 60))[None]
     text = clip.tokenize(["a room", "a face"])
     gelu, _ = clip.load(tiny_checkpoint, device="cpu", activation="gelu")
@@ -129,12 +113,12 @@ def test_load_gives_the_model_and_its_preprocessing(tiny_checkpoint, tiny_clip):
         per_image, per_text = model(image, text)
     assert per_image.shape == (1, 2)
     assert_close(per_text, per_image.T)
-    for problem, arguments in (
-        ("jit=True", {"jit": True}),
-        (r"tiny\.pt: a state dict does not tell QuickGELU from GELU", {}),
-        ("expected the activation quickgelu or gelu, got 'relu'", {"activation": "relu"}),
+    for error, problem, arguments in (
+        (ValueError, "jit=True", {"jit": True}),
+        (clip.CheckpointError, r"tiny\.pt: a state dict does not tell QuickGELU from GELU", {}),
+        (ValueError, "expected the activation quickgelu or gelu, got 'relu'", {"activation": "relu"}),
     ):
-        with pytest.raises((ValueError, clip.CheckpointError), match=problem):
+        with pytest.raises(error, match=problem):
             clip.load(tiny_checkpoint, device="cpu", **arguments)
 
 
@@ -144,8 +128,7 @@ def test_preprocessing_by_hand(tiny_checkpoint):
     pixels = np.zeros((96, 128, 4), dtype=np.uint8)
     pixels[:, :64, 0] = pixels[:, 64:, 2] = pixels[..., 3] = 255
     image = preprocess(Image.fromarray(pixels))
-    assert image.shape == (3, 64, 64)
-    assert image.dtype == torch.float32
+    assert (image.shape, image.dtype) == ((3, 64, 64), torch.float32)
     mean, std = torch.tensor(clip.CLIP_MEAN), torch.tensor(clip.CLIP_STD)
     for part, colour in ((image[:, :, :28], (1, 0, 0)), (image[:, :, 36:], (0, 0, 1))):
         assert_close(part, ((torch.tensor(colour) - mean) / std).view(3, 1, 1).expand(3, 64, 28))
@@ -153,6 +136,5 @@ def test_preprocessing_by_hand(tiny_checkpoint):
 
 def test_torchvision_is_imported_only_to_preprocess(tiny_checkpoint):
     code = "import sys, clip; clip.load(sys.argv[1], 'cpu', activation='quickgelu'); print(*sys.modules)"
-    done = child("-c", code, tiny_checkpoint)
-    assert done.returncode == 0, done.stderr
-    assert not {"torchvision", "safetensors"} & set(done.stdout.split())
+    modules = child("-c", code, tiny_checkpoint).stdout.split()
+    assert {"clip", "torchvision", "safetensors"}.intersection(modules) == {"clip"}

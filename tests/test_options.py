@@ -44,7 +44,7 @@ def test_the_demos_checkpoint_needs_no_activation_whatever_its_name(tmp_path, ti
     for path, flag, said in (
         (copy, "auto", "quickgelu"),
         (tiny_checkpoint, "gelu", "gelu"),
-        (copy, "gelu", "the demo's CLIP was trained with QuickGELU"),
+        (copy, "gelu", "these weights were trained with QuickGELU"),
         (tiny_checkpoint, "auto", "does not tell QuickGELU from GELU"),
     ):
         with pytest.raises(CheckpointError, match=said) if " " in said else nullcontext():

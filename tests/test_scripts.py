@@ -33,12 +33,12 @@ def run(tmp_path):
         (copy / path.name).symlink_to(path) if path.is_dir() else shutil.copy(path, copy)
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(fake), "PIP_NO_INDEX": "1"}
     env |= {"HOME": str(tmp_path), "CLIP_CACHE": f"{copy}/cache", "OMP_NUM_THREADS": "1"}
-    options = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "timeout": TEN_MINUTES}
 
     def shell(line: str, python: str = TELLS) -> subprocess.CompletedProcess[str]:
         fake.write_text(f"#!/bin/sh\n{python}\n")
         fake.chmod(0o755)
-        done = subprocess.run(["sh", "-c", line.replace("@", shlex.quote(str(copy)))], **options)
+        command = ["sh", "-c", line.replace("@", shlex.quote(str(copy)))]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=TEN_MINUTES)
         done.stdout, done.stderr = (text.replace(str(copy), "@") for text in (done.stdout, done.stderr))
         done.calls = [line.split("|")[:-1] for line in done.stdout.splitlines() if "|" in line]
         return done

@@ -13,9 +13,8 @@ from monoclip import PAPER
 
 
 def test_vocabulary_is_openais():
-    assert hashlib.sha256(VOCABULARY.read_bytes()).hexdigest() == (
-        "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
-    )
+    sha256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
+    assert hashlib.sha256(VOCABULARY.read_bytes()).hexdigest() == sha256
 
 
 def test_tokens_are_the_released_ones(golden):
@@ -48,9 +47,7 @@ def test_length_limit():
     assert clip.tokenize("a A")[0, :5].tolist() == [49406, 320, 320, 49407, 0]
     fits, too_long = "close " * 75, "close " * 76
     assert clip.tokenize(fits)[0, 76] == 49407
-    with pytest.raises(RuntimeError, match=r"'close close .*\.\.\.' has 78 tokens .* context length of 77: shorten it"):
+    with pytest.raises(RuntimeError, match=r"'close close .*' has 78 tokens .* context length of 77: shorten it"):
         clip.tokenize(["fine", too_long])
-    cut = clip.tokenize(too_long, truncate=True)
-    assert torch.equal(cut, clip.tokenize(fits))
-    short = clip.tokenize("a a a", context_length=4, truncate=True)
-    assert short.tolist() == [[49406, 320, 320, 49407]]
+    assert torch.equal(clip.tokenize(too_long, truncate=True), clip.tokenize(fits))
+    assert clip.tokenize("a a a", context_length=4, truncate=True).tolist() == [[49406, 320, 320, 49407]]
