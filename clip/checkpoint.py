@@ -78,6 +78,8 @@ def locate_checkpoint(name_or_path: str | Path, download_root: str | Path | None
     hub_target = target.with_suffix(".safetensors")
     bring = f"bring {checkpoint.file} there (docs/data.md), name yours with --clip_path, or see it work now with --demo"
     try:
+        if target.parts[0] == "~":
+            raise OSError(0, "the home folder is not known, as $HOME is not set")
         # An empty file is fetched like a missing one.
         if target.is_file() and target.stat().st_size and checkpoint.matches(found := file_sha256(target)):
             return target

@@ -265,10 +265,11 @@ class CLIP(nn.Module):
             raise ValueError(f"expected tokens of shape (B, {self.context_length}), got {tuple(text.shape)}")
         if text.numel() and int(text.max()) >= (known := self.token_embedding.num_embeddings):
             raise ValueError(f"a text encoder of {known} tokens, where CLIP's tokenizer has more")
-        dtype = self.text_projection.dtype
-        x = self.token_embedding(text).to(dtype) + self.positional_embedding.to(dtype)  # (B, L, width)
+        dtype, ends = self.text_projection.dtype, text.argmax(dim=-1)
+        text = text[:, : int(ends.max()) + 1]  # nothing behind the ends is looked at
+        x = self.token_embedding(text).to(dtype) + self.positional_embedding[: text.shape[1]].to(dtype)  # (B, l, width)
         x = self.ln_final(self.transformer.resblocks(x))
-        return x[torch.arange(len(x), device=x.device), text.argmax(dim=-1)] @ self.text_projection
+        return x[torch.arange(len(x), device=x.device), ends] @ self.text_projection
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled cosine similarities: `(logits_per_image (B_image, B_text), logits_per_text (B_text, B_image))`."""
