@@ -180,11 +180,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             means = {name: mean(part) for name, part in ((THIS_RUN, rows), (UNIFORM, uniform)) if part}
             theirs = beside(protocol.name) if dataset.official else {}
             if folder:
-                about = {"images": len(dataset), "data": dataset.title, "warnings": caveats}
-                about["seconds"] = round(seconds, 3)
+                about = notes.identified(dataset, protocol) | {"warnings": caveats, "seconds": round(seconds, 3)}
                 about |= {"rows": {name: {"metrics": metrics} for name, metrics in means.items()}}
                 about |= {"published": theirs, "made_with": made}
-                write_json(folder / RESULTS_FILE, notes.identified(protocol) | about)
+                write_json(folder / RESULTS_FILE, about)
             if args.figures and folder:
                 shown = example_images(dataset.scenes)
                 examples = [example(predict, dataset, item, prepare, rows[item]["delta1"]) for item in shown]

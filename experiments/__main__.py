@@ -117,8 +117,7 @@ def results_json(report: Report, store: FeatureStore, made: Mapping[str, Any], s
     """All of results.json: every row, and what the run is of and how it was made."""
     curve = report.findings.curve
     return tables.as_json(report) | {
-        **notes.identified(report.protocol),
-        "data": store.dataset.title,
+        **notes.identified(store.dataset, report.protocol),
         "warnings": report.warnings,
         "seconds": seconds,
         "made_with": made,

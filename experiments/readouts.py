@@ -164,14 +164,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = Results(images, errors, {case.name: UNIFORM for case in permuted})
         contrasts = {case: primary_contrasts(results, case.name, means) for case, means in permuted.items()}
         table = readout_table(results, contrasts, setup.reading.bin_list)
-        about = notes.identified(protocol) | {"data": dataset.title, "warnings": warnings, "made_with": made_with}
+        about = notes.identified(dataset, protocol) | {"warnings": warnings, "made_with": made_with}
         about |= {"words": {name: list(getattr(setup.reading, name)) for name in options.WORD_FLAGS}}
         about |= {"seconds": round(time.perf_counter() - start, 3), "readouts": []}
         for case, primary in contrasts.items():
             less = list(map(asdict, primary))
             about["readouts"].append(asdict(case) | {"metrics": results.mean(case.name), "less_uniform": less})
-        about |= {UNIFORM: results.mean(UNIFORM), "images": len(images)}
-        about |= {"intervals": results.interval_note, "clustered_by": images.clustered_by}
+        about |= {UNIFORM: results.mean(UNIFORM), "intervals": results.interval_note}
+        about |= {"clustered_by": images.clustered_by}
         groups = {case.name: case.backbone for case in contrasts} | {UNIFORM: UNIFORM}
         caption, short = (make(dataset.title, warnings) for make in (notes.caption, notes.short_caption))
         with new_results(args.output, list(FILES.values())) as folder:

@@ -326,4 +326,4 @@ def as_json(report: Report) -> dict[str, Any]:
     told = {"question": question, "ladder": ladder, "own_readings": list(report.own)}
     told |= {"clustered_by": results.images.clustered_by, "intervals": results.interval_note, "rows": rows}
     theirs = beside(report.protocol.name) if report.official else {}
-    return told | {"published": theirs, "images": len(results.images)}
+    return told | {"published": theirs}

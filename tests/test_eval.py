@@ -177,6 +177,7 @@ def test_results_say_what_they_were_made_with_and_the_strip_shows_them(run, tiny
     assert {path.name for path in run.output.iterdir()} == {"results.json", "per_image.csv", "qualitative.png"}
     results, made = results_of(run.output), results_of(run.output)["made_with"]
     assert (results["schema"], results["protocol"], results["images"]) == (4, notes.ABOUT["NYU"], 3)
+    assert results["data_sha256"] == open_nyu(run.root, NYU, limit=3).sha256
     assert re.fullmatch("unknown|[0-9a-f]{40}(-dirty)?", results["commit"])
     assert results["published"] == {}  # three images are not the split
     assert {row["protocol"] for row in rows_of(run.output)} == {"NYU"}

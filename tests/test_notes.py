@@ -10,6 +10,8 @@ import pytest
 import clip
 from calculate_error import KITTI_BTS, NYU
 from clip.checkpoint import TOY_SHA256
+from datasets.nyu import FORM
+from datasets.pairs import DepthPairs
 from experiments.published import LOG_BINS
 from monoclip import PAPER, MonoCLIP
 from tests.conftest import TINY_VIT, random_clip
@@ -61,7 +63,7 @@ def test_results_name_the_commit_of_this_checkout_and_of_no_other(tmp_path, monk
 
     def found_in(folder: str) -> str:
         monkeypatch.setattr(notes, "__file__", str(tmp_path / folder / "viewer" / "notes.py"))
-        return notes.identified(NYU)["commit"]
+        return notes.identified(DepthPairs([], FORM, NYU, "none"), NYU)["commit"]
 
     (tmp_path / "options.py").write_text("")
     (tmp_path / "unpacked").mkdir()

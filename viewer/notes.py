@@ -11,6 +11,7 @@ from clip.checkpoint import TOY_SHA256
 from clip.dense import fitted_size
 from clip.model import VisionTransformer
 from datasets import csv_text
+from datasets.pairs import DepthPairs
 from datasets.readings import READINGS, statistics_of
 from monoclip import MonoCLIP
 
@@ -45,8 +46,8 @@ def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def identified(protocol: Protocol) -> dict[str, Any]:
-    """What a results.json is: the version of its form, the protocol, the commit, with `-dirty` if files are changed."""
+def identified(dataset: DepthPairs, protocol: Protocol) -> dict[str, Any]:
+    """What a results.json is: the version of its form, protocol, commit (`-dirty` if files are changed), and data."""
     about = ABOUT.get(protocol.name, f"every pixel that is measured, 1e-3 < gt < {protocol.cap:g} m, mean over images")
     root = Path(__file__).resolve().parents[1]
     git = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]  # not a folder's above, or the environment's
@@ -55,7 +56,8 @@ def identified(protocol: Protocol) -> dict[str, Any]:
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     except OSError:  # no git
         commit = ""
-    return {"schema": SCHEMA, "protocol": about, "protocol_name": protocol.name, "commit": commit or "unknown"}
+    code = {"schema": SCHEMA, "protocol": about, "protocol_name": protocol.name, "commit": commit or "unknown"}
+    return code | {"data": dataset.title, "data_sha256": dataset.sha256, "images": len(dataset)}
 
 
 def toy_notes(sha256: str, photographs: bool = False) -> list[str]:
