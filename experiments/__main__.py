@@ -5,7 +5,7 @@
     torchrun --nproc_per_node 8 -m experiments ...                                           images shared by 8 GPUs
 
     encode   images -> feature store (features.py); what is there already is not computed again
-    score    features x settings -> metrics of each image and row (score.py, settings.py, ladder.py)
+    score    features x settings (settings.py) -> metrics of each image and row (score.py, ladder.py)
     report   metrics -> means and intervals (statistics.py), tables (tables.py), drawings (plots.py), the page
 
 A stopped run goes on when the same command is given again, with any number of processes. Exit codes: eval.py's.
@@ -71,24 +71,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def load_readings(path: Path, default: Reading) -> dict[str, Reading]:
-    """Readings by name from JSON, what is left out being `default`'s. Raises UsageError, DataError."""
-    readings: dict[str, Reading] = {}
+    """Readings by name from JSON, what is left out being `default`'s. Raises UsageError."""
+    readings, where = dict[str, Reading](), f"{path}, as JSON"
     try:
         entries = json.loads(text_of(path))
-    except (ValueError, RecursionError) as error:
-        raise options.UsageError(f"{path}: no JSON ({error}); see --help") from error
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise options.UsageError(f'{path}: expected a list of objects like {{"name": "mine", "depth_classes": [...]}}')
-    for i, entry in enumerate(entries, 1):
-        name = entry.pop("name", None)
-        try:
+        if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError('expected a list of objects like {"name": "mine", "depth_classes": [...]}')
+        for i, entry in enumerate(entries, 1):
+            name = entry.pop("name", None)
+            where = f"{path}, entry {i} ({name!r})"
             if not isinstance(name, str) or not name or not name.isprintable() or name in readings:
                 raise ValueError('needs a printable "name" of its own')
             if unknown := sorted(entry.keys() - set(options.READING_FLAGS)):
                 raise ValueError(f"unknown field {', '.join(unknown)}; known are {', '.join(options.READING_FLAGS)}")
             readings[name] = checked_reading(entry, default)
-        except ValueError as error:
-            raise options.UsageError(f"{path}, entry {i} ({name!r}): {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise options.UsageError(f"{where}: {error}") from error
     return readings
 
 
@@ -116,15 +114,10 @@ def score_rows(store: FeatureStore, reader: SettingsReader, rows: Rows, protocol
 def results_json(report: Report, store: FeatureStore, made: Mapping[str, Any], seconds: Any) -> dict[str, Any]:
     """All of results.json: every row, and what the run is of and how it was made."""
     curve = report.findings.curve
-    return tables.as_json(report) | {
-        **notes.identified(report.protocol),
-        "data": store.dataset.title,
-        "warnings": report.warnings,
-        "seconds": seconds,
-        "made_with": made,
-        "certainty": {"most_certain_abs_rel": None if curve is None else curve.tolist()},
-        "readings": {setting.name: asdict(setting.reading) for setting in report.rows.settings},
-    }
+    about = {"data": store.dataset.title, "warnings": report.warnings, "seconds": seconds, "made_with": made}
+    about["certainty"] = {"most_certain_abs_rel": None if curve is None else curve.tolist()}
+    about["readings"] = {setting.name: asdict(setting.reading) for setting in report.rows.settings}
+    return tables.as_json(report) | notes.identified(report.protocol) | about
 
 
 @torch.inference_mode()
@@ -218,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             as_released=CHECKPOINTS["RN50"].matches(made["checkpoint_sha256"]) and read_alike(PAPER, reading) == PAPER,
             warnings=caveats,
             own=list(own),
-            groups={title: [setting.name for setting in group] for title, group in groups.items() if group},
+            groups={title: [setting.name for setting in group] for title, group in groups.items()},
             complete=complete,
             assignments=len(orders),
         )

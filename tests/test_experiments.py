@@ -238,7 +238,7 @@ def test_two_processes_encode_what_is_their_own(run, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[" * 100_000, "no JSON"),
+        ("[" * 100_000, "as JSON: "),
         ("[1]", "expected a list of objects"),
         ('[{"name": "a\\nb"}]', "entry 1 ('a\\nb'): needs a printable"),
         ('[{"name": "x"}, {"name": "x"}]', "entry 2"),

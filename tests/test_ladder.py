@@ -128,7 +128,7 @@ def test_fits_by_hand():
     alone.add(1, equations(torch.ones(3, 1), torch.ones(3)))
     assert alone.solve(least_squares) == [None, None]  # the second has no others
     held = equations(torch.tensor([[1.0, 1.0], [2.0, 1.0]]), torch.tensor([3.0, 5.0]))
-    assert least_squares(held, ridge=1e9, free=1).tolist() == pytest.approx([0, 4], abs=1e-6)  # the constant is free
+    assert least_squares(held, ridge=1e9).tolist() == pytest.approx([0, 4], abs=1e-6)  # the constant is free
 
 
 # ---- a run of the command

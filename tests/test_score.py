@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from fractions import Fraction
 from functools import partial
 from types import SimpleNamespace
 
@@ -87,20 +86,6 @@ def test_every_reading_equals_a_model_of_its_own(tiny_clip):
         assert_close(sigmas[i].double(), sigma[0], atol=1e-4, rtol=0, msg=name)
         if i < asked:
             assert_close(asked_weights[i], weights[0], atol=1e-5, rtol=0, msg=name)
-
-
-def test_each_word_is_encoded_once(tiny_clip):
-    fewer = replace(PAPER, depth_classes=("unseen", "close"), bin_list=(1.0, 2.0))
-    settings = [Setting("", fewer), Setting("", replace(fewer, depth_classes=("near", "close"), temperature=1))]
-    encoded = []
-
-    def encode(*words):
-        encoded.append(words)
-        return zeroshot_classifier(tiny_clip, *words)
-
-    reader = SettingsReader(MonoCLIP(tiny_clip), encode, settings)
-    assert encoded == [(("near",), *PAPER.words[1:])]  # the model has the paper's
-    assert_close(reader.text_features(fewer.words), zeroshot_classifier(tiny_clip, *fewer.words), atol=1e-6, rtol=0)
 
 
 def test_random_channels_equal_a_naive_computation(tiny_clip):
@@ -289,12 +274,6 @@ def test_every_row_of_an_image_has_the_metrics_of_its_own_map(tiny_clip):
     assert np.isnan(image.curve).all()
     of_patches = ("spearman", "ordinal", "aurg")
     assert all(math.isnan(errors[metric]) for errors in image.errors.values() for metric in of_patches)
-
-
-def test_no_tried_constant_has_a_ratio_on_a_threshold():
-    assert [round(depth * 1000, 9) for depth in score.sweep_of(NYU)] == [5 * k + 1.1 for k in range(2000)]
-    thresholds = [Fraction(a**i, b**i) for i in (1, 2, 3) for a, b in ((5, 4), (4, 5))]
-    assert all((Fraction(50 * k + 11, 10) * t).denominator > 1 for k in range(2000) for t in thresholds)
 
 
 # ---- does certainty know of error
