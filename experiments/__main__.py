@@ -142,8 +142,7 @@ def draw(output: Path, report: Report, store: FeatureStore, reader: SettingsRead
     if published.CEILING in results.metrics:
         plots.draw_ladder(rungs, results, caption, theirs)
     if report.findings.curve is not None:
-        gain = report.results.contrast(published.THIS_RUN, published.UNIFORM, "aurg")
-        plots.draw_certainty(certainty, report.findings.curve, gain, caption)
+        plots.draw_certainty(certainty, report.findings.curve, report.exploratory[-1], caption)
 
 
 @torch.inference_mode()
@@ -190,8 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         start = time.perf_counter()
         store = FeatureStore(args.store or args.output / "features", model, dataset, made)
-        workers = args.workers or options.WORKERS[device.type]
-        store.fill(args.batch_size or options.BATCH_SIZE[device.type], workers, rank, count)
+        sizes = args.batch_size or options.BATCH_SIZE[device.type], args.workers or options.WORKERS[device.type]
+        store.fill(*sizes, rank, count)
         if rank > 0:
             return
         encoded = time.perf_counter()

@@ -43,11 +43,10 @@ class FeatureStore:
 
     def __init__(self, root: Path, model: MonoCLIP, dataset: DepthPairs, made_with: Mapping[str, Any]) -> None:
         self.model, self.dataset, reading = model, dataset, model.reading
-        crop: Any = "all, at the working size"
-        if dataset.form.frames:
-            crop = [[side.start, side.stop] for side in dataset.scope.window(*dataset.form.frames[0])]
+        sides = dataset.scope.window(*dataset.form.frames[0]) if dataset.form.frames else ()
         about = {key: made_with.get(key) for key in STORED_WITH}
-        about |= {"image_mean": reading.image_mean, "image_std": reading.image_std, "crop": crop}
+        about |= {"image_mean": reading.image_mean, "image_std": reading.image_std}
+        about["crop"] = [[side.start, side.stop] for side in sides] or "all, at the working size"
         described = json.dumps(about, indent=1, sort_keys=True).encode()
         self.folder = root / hashlib.sha256(described).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -60,9 +59,7 @@ class FeatureStore:
 
         Raises OSError: there is no room for them, or they cannot be written; DataError: an image is damaged.
         """
-        items = range(rank, len(self.paths), count)
-        first = {self.paths[item]: item for item in reversed(items)}  # images with the same bytes have one file
-        missing = sorted(item for path, item in first.items() if not path.is_file())
+        missing = [item for item in range(rank, len(self.paths), count) if not self.paths[item].is_file()]
         encoder, seen, sizes = self.model.clip_vis, self.dataset.seen, self.dataset.sizes
         patch = encoder.patch_size
         looked = [fitted_size(*seen, patch) if seen else working_size(*sizes[item][0], patch) for item in missing]

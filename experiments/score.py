@@ -194,12 +194,9 @@ class Scorer:
             maps[row] = random_depth(row, name, truth.counts.shape if row == PIXEL else grid, cap)
         maps |= self.more(item, trunk, truth)
         maps |= {row: torch.tensor(constant) for row, constant in self.rows.constants.items()}
-        by_size: dict[Sequence[int], dict[str, Tensor]] = {}  # of patches, of pixels, or one depth
-        for row, own in maps.items():
-            by_size.setdefault(own.shape, {})[row] = own.to(truth.depth)
-        errors: dict[str, dict[str, float]] = {}
-        order = (*metrics_of(self.protocol), *COUNTS)
-        for some in by_size.values():
+        errors, order = dict[str, dict[str, float]](), (*metrics_of(self.protocol), *COUNTS)
+        for size in dict.fromkeys(own.shape for own in maps.values()):  # of patches, of pixels, or one depth
+            some = {row: own.to(truth.depth) for row, own in maps.items() if own.shape == size}
             found = errors_of(torch.stack(list(some.values())), truth, grid, self.protocol, name)
             columns = {metric: values.tolist() for metric, values in found.items()}
             columns["aurg"] = [gains.get(row, 0 * gains[names[0]]) for row in some]  # NaN where no patch is measured

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -14,6 +14,7 @@ from experiments.score import RANDOM_ROWS, Rows, Setting
 from monoclip import PAPER, Reading
 from viewer.page import COLOUR_WORDS, spread_words
 
+Groups = Mapping[str, list[Setting]]  # question -> those that answer it
 TEMPERATURES = (0.03, 0.1, 0.3, 1.0)
 # Seven words that vary in nothing, where `COLOUR_WORDS` vary as the depth classes do, but not in distance.
 UNRELATED_WORDS = ("banana", "parliament", "violin", "Tuesday", "umbrella", "arithmetic", "giraffe")
@@ -25,10 +26,7 @@ def read_alike(theirs: Reading, reading: Reading) -> Reading:
 
 
 def rows_of(
-    reading: Reading,
-    own: Mapping[str, Reading],
-    protocol: str | None = "NYU",
-    groups: Mapping[str, Sequence[Setting]] | None = None,
+    reading: Reading, own: Mapping[str, Reading], protocol: str | None = "NYU", groups: Groups | None = None
 ) -> Rows:
     """This run's reading, one's own, what is published for a protocol's data, if any, `control_groups`, and constants.
 
@@ -52,7 +50,7 @@ def rows_of(
     return Rows(tuple(settings), RANDOM_ROWS if protocol or groups else (), constants, baselines, groups or {})
 
 
-def control_groups(reading: Reading, channels: bool) -> dict[str, list[Setting]]:
+def control_groups(reading: Reading, channels: bool) -> Groups:
     """What a reading's metrics are due to, by question; `channels`: whether the encoder has some to choose from."""
     words, bins, groups = reading.depth_classes, reading.bin_list, dict[str, list[Setting]]()
 

@@ -1,7 +1,6 @@
 """experiments.ladder: every rung against a naive loop, the demo's right values, and what is left out and said."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from calculate_error import NYU_METRICS, Protocol
 from clip.model import Trunk
 from experiments import __main__ as experiments
-from experiments.ladder import Ladder, Probe, Sums, equations, least_squares
+from experiments.ladder import Ladder, Sums, equations, least_squares
 from experiments.published import ANSWERS_AT, BEST, CEILING, FITTED, PROBE, RUNGS, THIS_RUN, TRUTH_AT, UNIFORM, WITHIN
 from experiments.score import Truth, errors_of, truth_of
 from monoclip import MonoCLIP, Reading
@@ -236,30 +235,6 @@ def test_the_verdict_by_hand():
 
 
 # ---- what must hold
-
-
-def test_bins_that_are_the_best_fit_stay(model, images):
-    exact = []
-    for trunk, truth in images:
-        with torch.inference_mode():
-            depth = torch.einsum("k,khw->hw", torch.tensor(BINS), model.weights(trunk)[0]).double().flatten()
-        exact.append((trunk, truth._replace(patches=torch.arange(6), patch_depth=depth)))
-    for (_, truth), found in zip(exact, climbed(model, exact, FOLDS), strict=True):
-        torch.testing.assert_close(found[FITTED].flatten(), truth.patch_depth, rtol=1e-4, atol=0)
-        torch.testing.assert_close(found[WITHIN], found[CEILING])
-
-
-def test_a_probe_of_features_that_hold_log_depth_finds_it():
-    rng = np.random.default_rng(0)
-    log_depth, features = rng.uniform(math.log(0.5), math.log(9), (2, 300)), rng.normal(size=(2, 5, 300))
-    features[:, 2] = log_depth - 1
-    probe = Probe(SimpleNamespace(features=lambda trunk, _: torch.from_numpy(trunk)), "raw", 2)
-    both = [np.stack([f, f[..., ::-1]]).reshape(2, 5, 1, 300) for f in features]  # image and mirror
-    for fold, trunk in enumerate(both):
-        truth = SimpleNamespace(patches=torch.arange(300), patch_depth=torch.from_numpy(np.exp(log_depth[fold])))
-        probe.add(fold, trunk, truth)
-    probe.solve()
-    np.testing.assert_allclose(probe.depth(1, both[1], 10.0)[0], np.exp(log_depth[1]), rtol=2e-3)
 
 
 def test_the_ceiling_of_a_constant_room_is_perfect(model, images):
