@@ -105,10 +105,9 @@ def score_rows(store: FeatureStore, reader: SettingsReader, rows: Rows, protocol
         shares = torch.from_numpy(np.stack([image.histogram for image in done], axis=1))  # (U, I)
         swept = swept_constants(shares, protocol, data.form.units_per_metre)
         results.add_constant(published.BEST, {m: best_elsewhere(swept[m], folds, m in HIGHER) for m in swept})
-    patches = [image.patches for image in done]
     curves = [image.curve for image in done if np.isfinite(image.curve).all()]
-    curve = np.mean(curves, axis=0) if curves else None
-    return Findings(results, mean_permuted(done), patches, curve, ladder.missing if ladder else [])
+    curve, missing = np.mean(curves, axis=0) if curves else None, ladder.missing if ladder else []
+    return Findings(results, mean_permuted(done), [image.patches for image in done], curve, missing)
 
 
 def results_json(report: Report, store: FeatureStore, made: Mapping[str, Any], seconds: Any) -> dict[str, Any]:
@@ -157,10 +156,9 @@ def page_of(count: int, report: Report, store: FeatureStore, reader: SettingsRea
         name, scene, truth = dataset.names[item], dataset.scenes[item], dataset.truth(item)
         picture, counted = resized(dataset.pixels(item), truth.shape), dataset.scope.counted(dataset.depth(item)[0])
         cards.append(page.card(name, scene, picture, logits, reading, truth, shown, counted.numpy()))
-    rows: dict[str, Mapping[str, float | None]]
-    rows = {row: results.mean(row) for row in (published.THIS_RUN, published.UNIFORM)}
-    rows |= published.beside(report.protocol.name) if report.official else {}
-    table = {name: {column: row[column] for column in published.COLUMNS} for name, row in rows.items()}
+    ours = {row: results.mean(row) for row in (published.THIS_RUN, published.UNIFORM)}
+    theirs = published.beside(report.protocol.name) if report.official else {}
+    table = {row: {c: means[c] for c in published.COLUMNS} for row, means in (*ours.items(), *theirs.items())}
     said, warning = [page.subset_note(len(cards), len(dataset))], "; ".join(report.warnings)
     return page.build(report.title, cards, reading, phrases, table, said, warning, report.protocol)
 

@@ -68,7 +68,7 @@ class FeatureStore:
             room = f"the features need {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
             raise OSError(errno.ENOSPC, room, str(self.folder))
         silent = rank > 0 or not missing
-        with tqdm(total=len(missing), desc="encode", unit=" images", disable=silent, bar_format=PROGRESS) as bar:
+        with tqdm(None, "encode", len(missing), unit=" images", disable=silent, bar_format=PROGRESS) as bar:
             for trunk in self.encode(missing, batch_size, workers):
                 bar.update(len(trunk.cls) // 2)
         if count > 1:
@@ -84,12 +84,8 @@ class FeatureStore:
             trunk = Trunk(*(part.cpu() for part in self.model.trunk(batch.image.to(self.model.bin_list.device))))
             of_each = [part.unflatten(0, (2, -1)).transpose(0, 1).numpy() for part in trunk]  # (B, 2, ...)
             for item, patches, cls in zip(batch.items, *of_each, strict=True):
-                write_whole(self.paths[item], partial(np.savez, patches=patches, cls=cls, key=self.key(item)))
+                write_whole(self.paths[item], partial(np.savez, patches=patches, cls=cls))
             yield trunk
-
-    def key(self, item: int) -> str:
-        """What a file is of: the folder's hash and the image's."""
-        return f"{self.folder.name}/{self.paths[item].stem}"
 
     def get(self, item: int) -> Trunk:
         """The trunk of an image and its mirror, patches (2, C, h, w), on the CPU; computed if need be."""
@@ -101,11 +97,8 @@ class FeatureStore:
             return None
         try:
             with zipfile.ZipFile(path) as file:  # compares CRC-32s, which np.load does not if a header is damaged
-                contents = [file.read(f"{name}.npy") for name in (*Trunk._fields, "key")]
-            *arrays, key = (np.load(io.BytesIO(content), allow_pickle=False) for content in contents)
-            if str(key) != self.key(item):
-                raise ValueError("it is of another image or store")
-            return Trunk(*map(torch.from_numpy, arrays))
+                contents = [io.BytesIO(file.read(f"{name}.npy")) for name in Trunk._fields]
+            return Trunk(*(torch.from_numpy(np.load(content, allow_pickle=False)) for content in contents))
         except Exception as error:  # damaged bytes lead the readers of zip and npy to errors of many kinds
             print(f"{path}: damaged ({error}); computed again", file=sys.stderr)
             return None

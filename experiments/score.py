@@ -11,8 +11,7 @@ A row is the depth of every image by one rule. Beside the metrics of the paper, 
     scaled_*    delta1 and abs_rel after the prediction is multiplied by the ratio of (lower) medians
     aligned_*   the same after least squares a pred + b = gt over counted pixels; of a constant, b is the mean
 
-A patch is measured if half of it is counted, or a fiftieth outside NYU, as lidar is sparse. Orders compare steps of a
-65,536th of the range; equal values share their mean rank, or error.
+A patch is measured if half of it is counted, or a fiftieth outside NYU, as lidar is sparse. Ties: docs/statistics.md.
 """
 
 import math
@@ -46,7 +45,6 @@ PIXEL, GRID = "random, each pixel, seed 0", "random, each patch, seed 0"
 RANDOM_ROWS = (PIXEL, GRID, "random, each patch, mirror average, seed 0")
 
 SWEPT = 2000  # constants that are tried, from 0 to the protocol's largest depth: 5 mm apart on NYU
-SWEPT_AT_ONCE = 256  # of them, so that histograms are read a few times only
 SHARES = 20  # of the most certain predictions, at which a sparsification curve is taken
 
 
@@ -88,8 +86,7 @@ class SettingsReader:
         self, model: MonoCLIP, encode_prompts: Callable[..., Tensor], settings: Sequence[Setting], asked: int = 1
     ) -> None:
         self.model, self.settings, self.asked = model, settings, asked
-        # (D, K) of the words of a reading.
-        self.text_features = cache(lambda words: encode_prompts(*words).to(model.bin_list.device))
+        self.text_features = cache(lambda words: encode_prompts(*words).to(model.bin_list.device))  # (D, K)
         for setting in settings:
             self.text_features(setting.reading.words)
 
@@ -320,5 +317,5 @@ def swept_constants(shares: Tensor, protocol: Protocol, units_per_metre: float) 
     gt = torch.arange(len(shares)).float() / units_per_metre  # (U,)
     # On NYU 5 k + 1.1 mm, whose ratio to whole millimetres is never 1.25, 1.25^2 or 1.25^3.
     constants = (torch.arange(SWEPT).double() * protocol.cap / SWEPT + 0.0011).float()[:, None]  # (S, 1)
-    parts = [mean_errors(gt, c, protocol.cap, protocol.metrics, shares) for c in constants.split(SWEPT_AT_ONCE)]
+    parts = [mean_errors(gt, c, protocol.cap, protocol.metrics, shares) for c in constants.split(256)]
     return {metric: torch.cat([part[metric] for part in parts]).numpy() for metric in protocol.metrics}

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from calculate_error import NYU, NYU_METRICS, compute_errors_per_image
 from datasets.nyu import TEST_INDICES, open_nyu
@@ -19,7 +18,7 @@ from experiments import score, tables
 from experiments.features import FeatureStore
 from experiments.published import RUNGS
 from experiments.score import RANDOM_ROWS
-from monoclip import PAPER, MonoCLIP
+from monoclip import MonoCLIP
 from tests.conftest import METRICS, QUICKGELU, SOFT, TINY, assert_same, random_clip, torchrun, write_pair
 from viewer.notes import ABOUT, SCHEMA
 
@@ -33,11 +32,8 @@ class Command:
     def __init__(self, data: Path, weights: Path, output: Path) -> None:
         self.data, self.output = data, output
         usual = ["--data_path", data, "--clip_path", weights, "--device", "cpu", "--output", output]
-        self.usual = [*usual, *QUICKGELU, *SOFT]
+        self.usual = [*map(str, usual), *QUICKGELU, *SOFT]
         self.encoded: list[int] = []  # images of each call of `MonoCLIP.trunk`
-
-    def arguments(self, *flags: object) -> list[str]:
-        return list(map(str, [*self.usual, *flags]))
 
     def __call__(self, *flags: object) -> int:
         real = MonoCLIP.trunk
@@ -45,7 +41,7 @@ class Command:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(MonoCLIP, "trunk", lambda model, x: self.encoded.append(len(x)) or real(model, x))
             patch.setattr(score, "SWEPT", 20)
-            return experiments.main(self.arguments(*flags))
+            return experiments.main([*self.usual, *map(str, flags)])
 
     def features(self) -> list[Path]:
         return sorted(self.output.glob("features/*/*.npz"))
@@ -85,13 +81,10 @@ def whole(tiny_checkpoint, tmp_path_factory):
 
 def test_rows_are_the_papers_and_the_controls(whole):
     rows, results = metrics_of(whole.output), results_of(whole.output)
-    expected = ["=near|far_*<b>", r"50 % & $x$ #1 {a}~^\b", "the paper's words and bins", *RANDOM_ROWS, *RUNGS]
-    expected += [f"prompt {i}" for i in (1, 2, 3)] + [f"bins class-dependent {i}" for i in (1, 2, 3, 4)]
-    expected += ["prompt 3, bins class-dependent 1", *(f"without {word!r}" for word in PAPER.depth_classes)]
-    expected += [f"temperature {t:g}" for t in (0.03, 0.1, 0.3, 1)] + ["colour words", "unrelated words"]
-    expected += [f"random channels, unsorted {i}" for i in range(5)]
-    expected += [f"uniform weights, {mean} m" for mean in ("1.75", "2", "2.5", "3.14286")]  # of the bins of readings
-    assert sorted(rows) == sorted(expected)
+    readings = results["readings"].keys()  # this run, two of one's own, the paper's nine, 18 controls
+    assert len(readings) == 1 + 2 + 9 + 18
+    uniform = {f"uniform weights, {mean} m" for mean in (1.75, 2, 2.5, 3.14286)}
+    assert rows.keys() == {*readings, *RANDOM_ROWS, *RUNGS, *uniform}
     assert all(set(metrics) == set(METRICS) for metrics in rows.values())
     assert (results["schema"], results["protocol"]) == (SCHEMA, ABOUT["NYU"])
     why = "No intervals: fewer than 10 clusters (5: runs of consecutive indices of one room type)."
@@ -128,15 +121,7 @@ def test_files_hold_what_the_means_are_of(whole):
     assert markdown.startswith("# MonoCLIP on 5 images of nyu\n")
     assert "DORN" not in markdown  # nothing is ranked over other images than the paper's
     assert r"| =near\|far\_\*&lt;b> | ours |" in markdown
-
-
-def test_pictures_and_page_are_there(whole):
-    output = whole.output
     assert {path.name for path in output.iterdir()} == {*FILES, *DRAWINGS, "depth.html", "features"}
-    for name in DRAWINGS:
-        with Image.open(output / name) as image:
-            assert min(image.size) > 300
-            assert image.convert("L").getextrema()[0] < 100
     page = (output / "depth.html").read_text()
     assert '"paper, DepthCLIP"' not in page  # over other images
     assert page.count('"similarity":') == 3
@@ -210,7 +195,7 @@ def test_no_damaged_byte_gives_other_features(tiny_clip, nyu_folder, tmp_path, c
 def test_two_processes_encode_what_is_their_own(run, tmp_path):
     alone = ("--no_paper", "--batch_size", "1")
     assert run(*alone) == 0
-    done = torchrun(2, "-m", "experiments", *run.arguments(*alone, "--output", tmp_path / "two"))
+    done = torchrun(2, "-m", "experiments", *run.usual, *alone, "--output", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\nThis run\n") == 1
     rows = ("this run", "uniform weights")  # where the sweep is not shortened, the best constant is another

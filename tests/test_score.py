@@ -96,10 +96,8 @@ def test_random_channels_equal_a_naive_computation(tiny_clip):
 def test_random_depth_is_drawn_from_the_name_alone():
     rng = np.random.default_rng([0, 0x352441C2])  # the CRC-32 of "abc"
     first, second = (rng.random(PATCHES, dtype=np.float32) * 8 for _ in range(2))
-    pixel, grid, mirrored = (
-        score.random_depth(row, "abc", size, 8.0)
-        for row, size in zip(RANDOM_ROWS, (CROP, PATCHES, PATCHES), strict=True)
-    )
+    sizes = zip(RANDOM_ROWS, (CROP, PATCHES, PATCHES), strict=True)
+    pixel, grid, mirrored = (score.random_depth(row, "abc", size, 8.0) for row, size in sizes)
     np.testing.assert_array_equal(grid, first)
     np.testing.assert_array_equal(mirrored, (first + second) / 2)  # the mirror's draw is another one
     assert (pixel.mean().item(), pixel.var().item()) == pytest.approx((4, 64 / 12), rel=0.02)  # uniform
@@ -174,10 +172,8 @@ def test_all_metrics_equal_a_naive_loop():
 def test_orders_by_hand():
     less, upto = score.places(torch.tensor([[7.0, 1.0, 7.0, 2.0, 7.0]]))
     assert (less.tolist(), upto.tolist()) == ([[2, 0, 2, 1, 2]], [[5, 1, 5, 2, 5]])  # ties share their places
-    assert score.steps(torch.tensor([[1.0, 3.0, 1 + 2 / 2**16], [1.0, 1.0, 1.00002]])).tolist() == [
-        [0, 2**16, 1],
-        [0, 0, 2],
-    ]
+    steps = score.steps(torch.tensor([[1.0, 3.0, 1 + 2 / 2**16], [1.0, 1.0, 1.00002]]))
+    assert steps.tolist() == [[0, 2**16, 1], [0, 0, 2]]
     rising = torch.tensor([1.0, 2.0, 3.0])
     # ranks (2, .5, .5) - 1 with (-1, 0, 1)
     found = score.rank_correlations(torch.tensor([[1.0, 2.0, 4.0], [3.0, 2.0, 2.0]]), rising)
