@@ -71,10 +71,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def load_readings(path: Path, default: Reading) -> dict[str, Reading]:
-    """Readings by name from JSON, what is left out being `default`'s. Raises UsageError."""
-    readings, where = dict[str, Reading](), f"{path}, as JSON"
+    """Readings by name from JSON, what is left out being `default`'s. Raises UsageError, DataError."""
+    text, readings, where = text_of(path), dict[str, Reading](), f"{path}, as JSON"
     try:
-        entries = json.loads(text_of(path))
+        entries = json.loads(text)
         if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError('expected a list of objects like {"name": "mine", "depth_classes": [...]}')
         for i, entry in enumerate(entries, 1):

@@ -28,7 +28,6 @@ from experiments.statistics import folds_of
 from monoclip import MonoCLIP, depth_of, mirror_average
 
 LEAST_FITTED = 0.1  # [m]
-LEAST_RANK = 1e-9  # of squared singular values; below it are differences that fp32 makes of equal weights
 
 
 class Sums:
@@ -43,7 +42,7 @@ class Sums:
             self.sums[fold] = more.add_(self.sums.get(fold, 0))
 
     def solve(self, solution: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
-        """The solution for each fold; None for all where one has nothing in other folds."""
+        """The solution for each fold of the sum over all others; None for all where one has nothing there."""
         others = [[total for i, total in self.sums.items() if i != fold] for fold in self.folds]
         return [solution(torch.stack(some).sum(dim=0)) if all(others) else None for some in others]
 
@@ -62,7 +61,7 @@ def least_squares(total: Tensor, ridge: float = 0.0) -> Tensor:
     matrix.diagonal()[:-1] += ridge
     if ridge:
         return torch.linalg.solve(matrix, values)
-    return torch.linalg.pinv(matrix, rtol=LEAST_RANK, hermitian=True) @ values
+    return torch.linalg.pinv(matrix, rtol=1e-9, hermitian=True) @ values  # below: what fp32 makes of equal weights
 
 
 def mean_map(total: Tensor) -> Tensor:

@@ -130,8 +130,7 @@ class Truth(NamedTuple):
 
 def truth_of(frame: Tensor, grid: Sequence[int], protocol: Protocol, units_per_metre: float) -> Truth:
     """The ground truth of a frame (H, W) float32 [m], 0 = no measurement, and of the patches seen of it."""
-    counts = protocol.counted(frame)
-    depth = frame[protocol.window(*frame.shape)]
+    counts, depth = protocol.counted(frame), frame[protocol.window(*frame.shape)]
     units = (depth.double() * units_per_metre).round() * counts  # sums of whole ones are exact: equal means are equal
     share, units = pooled(torch.stack([counts.double(), units]), grid).flatten(1)
     patches = (share >= (0.5 if protocol is NYU else 0.02)).nonzero()[:, 0]
@@ -141,10 +140,9 @@ def truth_of(frame: Tensor, grid: Sequence[int], protocol: Protocol, units_per_m
 
 def pooled(maps: Tensor, grid: Sequence[int]) -> Tensor:
     """Mean of each of h x w patches: (R, H, W) -> (R, h, w). Where they do not divide H and W, borders are of both."""
-    h, w = grid
-    if maps.shape[1] % h or maps.shape[2] % w:  # else equal depths would pool to different fp32 sums
+    if maps.shape[1] % grid[0] or maps.shape[2] % grid[1]:  # equal depths would pool to different fp32 sums
         maps = maps.double()
-    return F.adaptive_avg_pool2d(maps, (h, w))
+    return F.adaptive_avg_pool2d(maps, (grid[0], grid[1]))
 
 
 class ImageScores(NamedTuple):
