@@ -149,13 +149,13 @@ def image_errors(
     Metric -> (R,), and `valid_pixels` and `dropped_pixels`: how many count and, for their prediction, do not. `errors`
     computes in place of `mean_errors`. Raises ValueError: shapes do not fit, or gt is not finite; UnscorableError.
     """
-    counts, size = protocol.counted(gt), size_of(protocol.window(*gt.shape))
+    counts, size = protocol.counted(gt), size_of(window := protocol.window(*gt.shape))
     if not counts.shape == pred.shape[1:] == size or not gt.isfinite().all():
         raise ValueError(f"{name}: expected finite gt and pred of {size} px, got pred of {tuple(pred.shape[1:])}")
     if not pred.sum().isfinite() and (bad := int((~pred.isfinite()).sum())):
         raise UnscorableError(f"{name}: {bad:,} of {pred.numel():,} predicted depths are NaN or infinite: no metrics")
-    true = gt[protocol.window(*gt.shape)][counts].float()  # (N,)
-    pred = pred.flatten(1).index_select(1, counts.flatten().nonzero()[:, 0]).float()  # (R, N)
+    where = counts.flatten().nonzero()[:, 0]  # faster than a mask
+    true, pred = (maps.flatten(-2).index_select(-1, where).float() for maps in (gt[window], pred))  # (N,), (R, N)
     if not len(true):
         raise UnscorableError(f"{name}: no valid pixel, so it has no metrics; leave the image out")
     dropped = (pred <= (MIN_DEPTH if protocol.drops_tiny else -math.inf)).count_nonzero(dim=1)  # (R,)

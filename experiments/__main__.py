@@ -5,7 +5,7 @@
     torchrun --nproc_per_node 8 -m experiments ...                                           images shared by 8 GPUs
 
     encode   images -> feature store (features.py); what is there already is not computed again
-    score    features x settings -> metrics of each image and row (score.py, settings.py, ladder.py)
+    score    features x settings (settings.py) -> metrics of each image and row (score.py, ladder.py)
     report   metrics -> means and intervals (statistics.py), tables (tables.py), drawings (plots.py), the page
 
 A stopped run goes on when the same command is given again, with any number of processes. Exit codes: eval.py's.
@@ -72,23 +72,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 def load_readings(path: Path, default: Reading) -> dict[str, Reading]:
     """Readings by name from JSON, what is left out being `default`'s. Raises UsageError, DataError."""
-    readings: dict[str, Reading] = {}
+    text, readings, where = text_of(path), dict[str, Reading](), f"{path}, as JSON"
     try:
-        entries = json.loads(text_of(path))
-    except (ValueError, RecursionError) as error:
-        raise options.UsageError(f"{path}: no JSON ({error}); see --help") from error
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise options.UsageError(f'{path}: expected a list of objects like {{"name": "mine", "depth_classes": [...]}}')
-    for i, entry in enumerate(entries, 1):
-        name = entry.pop("name", None)
-        try:
+        entries = json.loads(text)
+        if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError('expected a list of objects like {"name": "mine", "depth_classes": [...]}')
+        for i, entry in enumerate(entries, 1):
+            name = entry.pop("name", None)
+            where = f"{path}, entry {i} ({name!r})"
             if not isinstance(name, str) or not name or not name.isprintable() or name in readings:
                 raise ValueError('needs a printable "name" of its own')
             if unknown := sorted(entry.keys() - set(options.READING_FLAGS)):
                 raise ValueError(f"unknown field {', '.join(unknown)}; known are {', '.join(options.READING_FLAGS)}")
             readings[name] = checked_reading(entry, default)
-        except ValueError as error:
-            raise options.UsageError(f"{path}, entry {i} ({name!r}): {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise options.UsageError(f"{where}: {error}") from error
     return readings
 
 
@@ -107,23 +105,18 @@ def score_rows(store: FeatureStore, reader: SettingsReader, rows: Rows, protocol
         shares = torch.from_numpy(np.stack([image.histogram for image in done], axis=1))  # (U, I)
         swept = swept_constants(shares, protocol, data.form.units_per_metre)
         results.add_constant(published.BEST, {m: best_elsewhere(swept[m], folds, m in HIGHER) for m in swept})
-    patches = [image.patches for image in done]
     curves = [image.curve for image in done if np.isfinite(image.curve).all()]
-    curve = np.mean(curves, axis=0) if curves else None
-    return Findings(results, mean_permuted(done), patches, curve, ladder.missing if ladder else [])
+    curve, missing = np.mean(curves, axis=0) if curves else None, ladder.missing if ladder else []
+    return Findings(results, mean_permuted(done), [image.patches for image in done], curve, missing)
 
 
 def results_json(report: Report, store: FeatureStore, made: Mapping[str, Any], seconds: Any) -> dict[str, Any]:
     """All of results.json: every row, and what the run is of and how it was made."""
     curve = report.findings.curve
-    return tables.as_json(report) | {
-        **notes.identified(store.dataset, report.protocol),
-        "warnings": report.warnings,
-        "seconds": seconds,
-        "made_with": made,
-        "certainty": {"most_certain_abs_rel": None if curve is None else curve.tolist()},
-        "readings": {setting.name: asdict(setting.reading) for setting in report.rows.settings},
-    }
+    about = {"warnings": report.warnings, "seconds": seconds, "made_with": made}
+    about["certainty"] = {"most_certain_abs_rel": None if curve is None else curve.tolist()}
+    about["readings"] = {setting.name: asdict(setting.reading) for setting in report.rows.settings}
+    return tables.as_json(report) | notes.identified(store.dataset, report.protocol) | about
 
 
 @torch.inference_mode()
@@ -148,8 +141,7 @@ def draw(output: Path, report: Report, store: FeatureStore, reader: SettingsRead
     if published.CEILING in results.metrics:
         plots.draw_ladder(rungs, results, caption, theirs)
     if report.findings.curve is not None:
-        gain = report.results.contrast(published.THIS_RUN, published.UNIFORM, "aurg")
-        plots.draw_certainty(certainty, report.findings.curve, gain, caption)
+        plots.draw_certainty(certainty, report.findings.curve, report.exploratory[-1], caption)
 
 
 @torch.inference_mode()
@@ -164,10 +156,9 @@ def page_of(count: int, report: Report, store: FeatureStore, reader: SettingsRea
         truth, counted = dataset.truth(item), dataset.scope.counted(dataset.depth(item)[0]).numpy()
         picture = resized(dataset.pixels(item), truth.shape)
         cards.append(page.card(dataset.names[item], picture, logits, reading, shown, (truth, counted)))
-    rows: dict[str, Mapping[str, float | None]]
-    rows = {row: results.mean(row) for row in (published.THIS_RUN, published.UNIFORM)}
-    rows |= published.beside(report.protocol.name) if report.official else {}
-    table = {name: {column: row[column] for column in published.COLUMNS} for name, row in rows.items()}
+    ours = {row: results.mean(row) for row in (published.THIS_RUN, published.UNIFORM)}
+    theirs = published.beside(report.protocol.name) if report.official else {}
+    table = {row: {c: means[c] for c in published.COLUMNS} for row, means in (*ours.items(), *theirs.items())}
     said = {"notes": page.subset_note(len(cards), len(dataset)), "warning": "; ".join(report.warnings)}
     return page.build(cards, reading, phrases, table, report.protocol, title=report.title, **said)
 
@@ -196,8 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         start = time.perf_counter()
         store = FeatureStore(args.store or args.output / "features", model, dataset, made)
-        workers = args.workers or options.WORKERS[device.type]
-        store.fill(args.batch_size or options.BATCH_SIZE[device.type], workers, rank, count)
+        sizes = args.batch_size or options.BATCH_SIZE[device.type], args.workers or options.WORKERS[device.type]
+        store.fill(*sizes, rank, count)
         if rank > 0:
             return
         encoded = time.perf_counter()
@@ -217,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             as_released=CHECKPOINTS["RN50"].matches(made["checkpoint_sha256"]) and read_alike(PAPER, reading) == PAPER,
             warnings=caveats,
             own=list(own),
-            groups={title: [setting.name for setting in group] for title, group in groups.items() if group},
+            groups={title: [setting.name for setting in group] for title, group in groups.items()},
             complete=complete,
             assignments=len(orders),
         )

@@ -1,18 +1,15 @@
 """How far does language get? Rungs from knowing nothing to the most that patches of this size can say.
 
-    uniform weights           the mean of the bins                                        `settings.py`
-    best constant             for each metric, the best on the other folds                `statistics.py`
-    position of the answers   mean over the other folds of this run's depth of a patch
-    position of the truth     mean over the other folds of the counted depth of a pixel
-    this run                  sum_k p_k bin_k
-    words, fitted bins        p b,            b = argmin sum ((p b) / y - 1)^2
-    linear probe              exp(w g + c),   w, c = argmin sum (ln y - w g - c)^2 + 0.1 |w|^2
-    ceiling, within the bins  y, clamped to the smallest and largest bin
-    ceiling, true patches     y
+    uniform weights, best constant    `settings.py`, `statistics.py`
+    position of answers, of truth     mean depth of a patch as it is read here, mean counted depth of a pixel
+    this run                          sum_k p_k bin_k
+    words, fitted bins                p b,           b = argmin sum ((p b) / y - 1)^2
+    linear probe                      exp(w g + c),  w, c = argmin sum (ln y - w g - c)^2 + 0.1 |w|^2
+    ceiling                           y, or y clamped to the smallest and largest bin
 
 y is the mean counted truth of a measured patch, p are the weights of the words, g the patch's features, each the mean
-of image and mirror. What is fitted for an image is fitted on the images of the other folds, in float64: sums of each
-fold are kept, not patches, so memory does not grow with the images. docs/ladder.md says what the gaps mean.
+of image and mirror. What an image is compared with is fitted on the other folds, in float64, by sums over each fold's
+images (docs/ladder.md).
 """
 
 import math
@@ -31,24 +28,22 @@ from experiments.statistics import folds_of
 from monoclip import MonoCLIP, depth_of, mirror_average
 
 LEAST_FITTED = 0.1  # [m]
-LEAST_RANK = 1e-9  # of squared singular values: below it are differences that fp32 makes of equal weights
 
 
 class Sums:
-    """Sums over the images of each fold, from which that of all other folds is had."""
+    """A sum over the images of each fold."""
 
     def __init__(self, folds: int) -> None:
-        self.sums: list[Tensor | None] = [None] * folds
+        self.folds, self.sums = range(folds), dict[int, Tensor]()
 
     def add(self, fold: int, more: Tensor) -> None:
         """Add to a fold's sum what is not all 0: nothing would pass for something to fit on."""
         if more.any():
-            total = self.sums[fold]
-            self.sums[fold] = more if total is None else total.add_(more)
+            self.sums[fold] = more.add_(self.sums.get(fold, 0))
 
     def solve(self, solution: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
-        """The solution for each fold; None for all where one has nothing in other folds."""
-        others = [[s for i, s in enumerate(self.sums) if i != fold and s is not None] for fold in range(len(self.sums))]
+        """The solution for each fold of the sum over all others; None for all where one has nothing there."""
+        others = [[total for i, total in self.sums.items() if i != fold] for fold in self.folds]
         return [solution(torch.stack(some).sum(dim=0)) if all(others) else None for some in others]
 
 
@@ -57,16 +52,16 @@ def equations(x: Tensor, y: Tensor) -> Tensor:
     return x.double().T @ torch.cat([x, y[:, None]], dim=1).double()
 
 
-def least_squares(total: Tensor, ridge: float = 0.0, free: int = 0) -> Tensor:
-    """argmin |x a - y|^2 + ridge |a|^2 of sums of `equations`, the shortest where x lacks rank: (C, C + 1) -> (C,).
+def least_squares(total: Tensor, ridge: float = 0.0) -> Tensor:
+    """argmin |x a - y|^2 by sums of `equations`, the shortest where x lacks rank: (C, C + 1) -> (C,).
 
-    The last `free` columns are not held down by the ridge.
+    `ridge` times the square of each of a but the last, a constant, is added.
     """
     matrix, values = total[:, :-1].clone(), total[:, -1]
-    matrix.diagonal()[: len(matrix) - free] += ridge
+    matrix.diagonal()[:-1] += ridge
     if ridge:
         return torch.linalg.solve(matrix, values)
-    return torch.linalg.pinv(matrix, rtol=LEAST_RANK, hermitian=True) @ values
+    return torch.linalg.pinv(matrix, rtol=1e-9, hermitian=True) @ values  # below: what fp32 makes of equal weights
 
 
 def mean_map(total: Tensor) -> Tensor:
@@ -93,7 +88,7 @@ class Probe:
 
     def solve(self) -> None:
         """Solve for each fold's others."""
-        self.solved = self.sums.solve(partial(least_squares, ridge=0.1, free=1))
+        self.solved = self.sums.solve(partial(least_squares, ridge=0.1))
 
     def depth(self, fold: int, trunk: Trunk, cap: float) -> Tensor | None:
         """Depth of the patches of an image of this fold, (h, w) [m]; None if some fold's others have no patches."""
@@ -109,10 +104,9 @@ class Ladder:
     def __init__(self, model: MonoCLIP, protocol: Protocol, data: DepthPairs) -> None:
         self.model, self.protocol, self.folds = model, protocol, folds_of(data.clusters)
         count = max(self.folds) + 1
-        self.probe, self.words = Probe(model, "", count), Sums(count)
-        one_size = len(set(data.sizes)) <= 1  # else nothing depends on position
-        self.positions = {ANSWERS_AT: Sums(count), TRUTH_AT: Sums(count)} if one_size else {}
-        self.measured = False  # whether any patch is
+        places = (ANSWERS_AT, TRUTH_AT) if len(set(data.sizes)) <= 1 else ()  # in several sizes, nothing has one
+        self.sums = {row: Sums(count) for row in (FITTED, *places)}
+        self.probe, self.measured = Probe(model, "", count), False  # whether any patch is
 
     @torch.inference_mode()
     def fit(self, trunk_of: Callable[[int], Trunk], truth_of: Callable[[int, Trunk], Truth]) -> None:
@@ -123,18 +117,16 @@ class Ladder:
             self.measured |= len(truth.patches) > 0
             if not weights.isfinite().all():  # the image will be named when it is scored
                 continue
-            p = weights[0].flatten(1)[:, truth.patches].T  # (P, K)
-            self.words.add(fold, equations(p / truth.patch_depth[:, None], torch.ones_like(truth.patch_depth)))
             self.probe.add(fold, trunk, truth)
-            if self.positions:
+            p = weights[0].flatten(1)[:, truth.patches].T  # (P, K)
+            self.sums[FITTED].add(fold, equations(p / truth.patch_depth[:, None], torch.ones_like(truth.patch_depth)))
+            if TRUTH_AT in self.sums:
                 depth = depth_of(weights, self.model.bin_list[None])[0, 0].double()  # (h, w)
-                self.positions[ANSWERS_AT].add(fold, torch.stack([depth, torch.ones_like(depth)]))
-                counts = truth.counts.double()
-                depth = truth.frame[self.protocol.window(*truth.frame.shape)] * counts
-                self.positions[TRUTH_AT].add(fold, torch.stack([depth, counts]))
+                self.sums[ANSWERS_AT].add(fold, torch.stack([depth, torch.ones_like(depth)]))
+                seen, counts = truth.frame[self.protocol.window(*truth.frame.shape)], truth.counts.double()
+                self.sums[TRUTH_AT].add(fold, torch.stack([seen * counts, counts]))
         self.probe.solve()
-        self.solved = {FITTED: self.words.solve(least_squares)}
-        self.solved |= {row: sums.solve(mean_map) for row, sums in self.positions.items()}
+        self.solved = {row: s.solve(least_squares if row == FITTED else mean_map) for row, s in self.sums.items()}
 
     @property
     def missing(self) -> list[str]:
@@ -144,7 +136,7 @@ class Ladder:
             "There is one cluster, so nothing is fitted: there are no other images to fit on.": not several,
             "No patch is measured, so there is no ceiling.": not self.measured,
             "Too few patches are measured to fit on those of other images.": several and self.solved[FITTED][0] is None,
-            "Images have several sizes, so nothing depends on position.": several and not self.positions,
+            "Images have several sizes, so nothing depends on position.": several and TRUTH_AT not in self.sums,
         }
         return [sentence for sentence, holds in why.items() if holds]
 
@@ -158,8 +150,7 @@ class Ladder:
         found = {row: depth.clamp(LEAST_FITTED, cap) for row, depth in solved.items() if depth is not None}
         if self.measured:
             elsewhere = truth.patch_depth if len(truth.patches) else truth.depth.double()
-            ceiling = elsewhere.mean().repeat(math.prod(trunk.patches.shape[2:]))
-            ceiling[truth.patches] = truth.patch_depth
-            found[CEILING] = ceiling.view(trunk.patches.shape[2:])
+            found[CEILING] = elsewhere.mean().repeat(*trunk.patches.shape[2:])
+            found[CEILING].view(-1)[truth.patches] = truth.patch_depth
             found[WITHIN] = found[CEILING].clamp(bins.min(), bins.max())
         return found

@@ -1,20 +1,17 @@
 """Step 2 of the experiments: features x settings -> metrics. No image is looked at any more.
 
-A row is the depth of every image by one rule. A `Setting` reads depth out of the features as the method does, with
-other words, bins or channels; random depth ignores the image; a constant is one depth everywhere; `ladder.py` has the
-rest. Beside the metrics of the paper, each row of each image has what a constant cannot fake:
+A row is the depth of every image by one rule. Beside the metrics of the paper, it has what a constant cannot fake:
 
     silog       scale-invariant log error (calculate_error.py)
-    spearman    rank correlation of predicted and true depth over the measured patches: mean depth of a patch's pixels
-                with the mean of its counted ones. NaN where the prediction spans less than 1 cm: its order is rounding
-    ordinal     share of the pairs of measured patches whose predicted order is not the true one, of those whose true
-                depths differ by more than a factor 1.25; equal is wrong. Of a map of patches, the patches' own depths
+    spearman    rank correlation over the measured patches, of the mean depth of a patch's pixels with that of its
+                counted ones. NaN where the prediction spans less than 1 cm: its order is rounding
+    ordinal     share of pairs of measured patches in the wrong order, or equal, of those whose true depths differ by
+                more than a factor 1.25. Of a map of patches, by the patches' own depths
     aurg        what certainty knows of error: area under the random gain, over the patches; 0 without sigma
     scaled_*    delta1 and abs_rel after the prediction is multiplied by the ratio of (lower) medians
     aligned_*   the same after least squares a pred + b = gt over counted pixels; of a constant, b is the mean
 
-A patch is measured if enough of it is counted: half on NYU, a fiftieth elsewhere, as lidar is sparse. Orders compare
-steps of a 65,536th of the range; equal values share their mean rank, or error.
+A patch is measured if half of it is counted, or a fiftieth outside NYU, as lidar is sparse. Ties: docs/statistics.md.
 """
 
 import math
@@ -43,12 +40,11 @@ from viewer.colour import sigma_of
 ALIGNED = ("delta1", "abs_rel")  # metrics that rows have after scaling and aligning, too
 EXTRA_METRICS = ("spearman", "ordinal", "aurg", "silog", *(f"{h}_{m}" for h in ("scaled", "aligned") for m in ALIGNED))
 
-# Rows of random depth, uniform up to the protocol's largest. The paper does not say how its own is drawn.
+# Random depth, uniform up to the protocol's largest. The paper does not say how its own is drawn.
 PIXEL, GRID = "random, each pixel, seed 0", "random, each patch, seed 0"
 RANDOM_ROWS = (PIXEL, GRID, "random, each patch, mirror average, seed 0")
 
 SWEPT = 2000  # constants that are tried, from 0 to the protocol's largest depth: 5 mm apart on NYU
-SWEPT_AT_ONCE = 256  # of them, so that histograms are read a few times only
 SHARES = 20  # of the most certain predictions, at which a sparsification curve is taken
 
 
@@ -81,7 +77,7 @@ class Rows:
 
 
 class SettingsReader:
-    """Every setting's depth by the functions of monoclip.py; those of the same words and features share one softmax.
+    """Every setting's depth; those of the same words and features share one softmax.
 
     `encode_prompts` gives the text features (D, K) of words. The weights of the first `asked` settings are answers.
     """
@@ -89,19 +85,10 @@ class SettingsReader:
     def __init__(
         self, model: MonoCLIP, encode_prompts: Callable[..., Tensor], settings: Sequence[Setting], asked: int = 1
     ) -> None:
-        self.model, self.encode_prompts, self.settings, self.asked = model, encode_prompts, settings, asked
-        words, *others = model.reading.words
-        self.columns = {(word, *others): text for word, text in zip(words, model.text_features.T, strict=True)}
+        self.model, self.settings, self.asked = model, settings, asked
+        self.text_features = cache(lambda words: encode_prompts(*words).to(model.bin_list.device))  # (D, K)
         for setting in settings:
             self.text_features(setting.reading.words)
-
-    def text_features(self, words: tuple[tuple[str, ...], ...]) -> Tensor:
-        """(D, K) of the words of a reading; each word is encoded when it is first asked for."""
-        classes, *others = words
-        if new := tuple(dict.fromkeys(word for word in classes if (word, *others) not in self.columns)):
-            text = self.encode_prompts(new, *others).to(self.model.bin_list.device)
-            self.columns |= {(word, *others): column for word, column in zip(new, text.T, strict=True)}
-        return torch.stack([self.columns[word, *others] for word in classes], dim=1)
 
     def __call__(self, trunk: Trunk) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
         """Depth and sigma (R, h, w) [m], and weights of the words (K, h, w) of the first settings, of an image."""
@@ -143,8 +130,7 @@ class Truth(NamedTuple):
 
 def truth_of(frame: Tensor, grid: Sequence[int], protocol: Protocol, units_per_metre: float) -> Truth:
     """The ground truth of a frame (H, W) float32 [m], 0 = no measurement, and of the patches seen of it."""
-    counts = protocol.counted(frame)
-    depth = frame[protocol.window(*frame.shape)]
+    counts, depth = protocol.counted(frame), frame[protocol.window(*frame.shape)]
     units = (depth.double() * units_per_metre).round() * counts  # sums of whole ones are exact: equal means are equal
     share, units = pooled(torch.stack([counts.double(), units]), grid).flatten(1)
     patches = (share >= (0.5 if protocol is NYU else 0.02)).nonzero()[:, 0]
@@ -154,25 +140,24 @@ def truth_of(frame: Tensor, grid: Sequence[int], protocol: Protocol, units_per_m
 
 def pooled(maps: Tensor, grid: Sequence[int]) -> Tensor:
     """Mean of each of h x w patches: (R, H, W) -> (R, h, w). Where they do not divide H and W, borders are of both."""
-    h, w = grid
-    if maps.shape[1] % h or maps.shape[2] % w:  # else equal depths would pool to different fp32 sums
+    if maps.shape[1] % grid[0] or maps.shape[2] % grid[1]:  # equal depths would pool to different fp32 sums
         maps = maps.double()
-    return F.adaptive_avg_pool2d(maps, (h, w))
+    return F.adaptive_avg_pool2d(maps, (grid[0], grid[1]))
 
 
 class ImageScores(NamedTuple):
-    """What is kept of an image."""
+    """What is kept of an image: its metrics and, of the first settings, what else is reported."""
 
     errors: dict[str, dict[str, float]]  # row -> metric -> value, with `COUNTS`
     histogram: np.ndarray  # (U,), of `histogram`
     permuted: np.ndarray  # (asked, n, 2), of `permuted_errors`
-    patches: np.ndarray  # (2, P) [m], predicted by the first setting and true
-    curve: np.ndarray  # (S,), of `sparsification` of the first setting; NaN if no patch is measured
+    patches: np.ndarray  # (2, P) [m], predicted and true
+    curve: np.ndarray  # (S,), of `sparsification`; NaN if no patch is measured
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores images by all rows."""
+    """All rows of an image, and of all images."""
 
     rows: Rows
     reader: SettingsReader  # of the settings among the rows
@@ -189,44 +174,37 @@ class Scorer:
 
     @torch.inference_mode()
     def score_image(self, item: int, trunk: Trunk) -> ImageScores:
-        """Every row's metrics of one image, and what its first settings tell besides.
-
-        Raises UnscorableError: a prediction is not finite, or no pixel counts; DataError: damaged depth.
-        """
+        """Score an image. Raises UnscorableError: a prediction is not finite, or no pixel counts; DataError: damage."""
         truth, (depths, sigmas, weights) = self.truth(item, trunk), self.reader(trunk)
         name, cap, grid = self.data.names[item], self.protocol.cap, trunk.patches.shape[2:]
         depth, sigma = (maps.flatten(1)[:, truth.patches].cpu() for maps in (depths, sigmas))  # (R, P)
         true = truth.patch_depth.cpu()
         y, pred = (maps.float().clamp(MIN_DEPTH, cap) for maps in (true, depth))
         curves = sparsification(pixel_errors(y, pred, ("abs_rel",))["abs_rel"], sigma)
-        gains = gain_over_random(curves).tolist()
+        names = [setting.name for setting in self.rows.settings]
+        gains = dict(zip(names, gain_over_random(curves).tolist(), strict=True))
 
-        maps = dict(zip([setting.name for setting in self.rows.settings], depths, strict=True))
+        maps = dict(zip(names, depths, strict=True))
         for row in self.rows.randoms:
             maps[row] = random_depth(row, name, truth.counts.shape if row == PIXEL else grid, cap)
         maps |= self.more(item, trunk, truth)
         maps |= {row: torch.tensor(constant) for row, constant in self.rows.constants.items()}
-        by_size: dict[Sequence[int], dict[str, Tensor]] = {}  # of patches, of pixels, or one depth
-        for row, own in maps.items():
-            by_size.setdefault(own.shape, {})[row] = own.to(truth.depth)
-        errors: dict[str, dict[str, float]] = {}
-        order = (*metrics_of(self.protocol), *COUNTS)
-        for some in by_size.values():
+        errors, order = dict[str, dict[str, float]](), (*metrics_of(self.protocol), *COUNTS)
+        for size in dict.fromkeys(own.shape for own in maps.values()):  # of patches, of pixels, or one depth
+            some = {row: own.to(truth.depth) for row, own in maps.items() if own.shape == size}
             found = errors_of(torch.stack(list(some.values())), truth, grid, self.protocol, name)
-            found["aurg"] = torch.full((len(some),), 0 * gains[0])  # NaN where no patch is measured
-            by_row = zip(*(found[metric].tolist() for metric in order), strict=True)
-            errors |= {row: dict(zip(order, each, strict=True)) for row, each in zip(some, by_row, strict=True)}
-        for setting, gain in zip(self.rows.settings, gains, strict=True):
-            errors[setting.name]["aurg"] = gain
+            columns = {metric: values.tolist() for metric, values in found.items()}
+            columns["aurg"] = [gains.get(row, 0 * gains[names[0]]) for row in some]  # NaN where no patch is measured
+            errors |= {row: {metric: columns[metric][i] for metric in order} for i, row in enumerate(some)}
         shares = histogram(truth.depth.cpu(), self.protocol, self.data.form.units_per_metre)
         permuted = np.stack([permuted_errors(each, self.bins, truth, cap) for each in weights])
         return ImageScores(errors, shares, permuted, torch.stack([depth[0].double(), true]).numpy(), curves[0].numpy())
 
     def score_images(self, trunk_of: Callable[[int], Trunk]) -> list[ImageScores]:
-        """`score_image` of every image, whose trunk `trunk_of` gives by its place. Raises as that."""
+        """`score_image` of every image, whose trunk `trunk_of` gives by its place."""
         count = len(self.data)
-        # Each thread has an image, in which torch computes alone: threads that share thousands of short steps wait for
-        # each other at the end of each. Metrics do not depend on how many there are.
+        # Each thread has an image, in which torch computes alone: threads that shared thousands of short steps would
+        # wait for each other at the end of each.
         with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
                 done = pool.map(lambda item: self.score_image(item, trunk_of(item)), range(count))
@@ -252,7 +230,7 @@ def errors_of(depth: Tensor, truth: Truth, grid: Sequence[int], protocol: Protoc
 
 
 def errors_of_pixels(gt: Tensor, pred: Tensor, cap: float, metrics: Sequence[str]) -> dict[str, Tensor]:
-    """Metrics of R maps, (R,) each, as they are, scaled and aligned: (N,) and (R, N) [m], or (R, 1) of constants."""
+    """Metrics of R maps, (R,) each, as they are, scaled and aligned: gt (N,), pred (R, N) or, constants, (R, 1) [m]."""
     found = mean_errors(gt, pred, cap, (*metrics, "silog"))
     rows = pred if pred.shape[1] > 1 else pred[:1]  # constants are all the same when they are aligned
     for how, fit in (("scaled", "median"), ("aligned", "scale_shift")):
@@ -312,8 +290,7 @@ def rank_correlations(pred: Tensor, truth: Tensor) -> Tensor:
     """Spearman's correlation: (R, N), (N,) [m] -> (R,) float64; NaN of what spans less than 1 cm or constant truth."""
     own, true = (torch.stack(places(values)).sum(dim=0) - len(truth) for values in (pred, truth[None]))  # 2 ranks
     found = (own * true).sum(dim=1) / (own.square().sum(dim=1) * true.square().sum(dim=1)).sqrt()
-    flat = [not len(truth) or float(row.max() - row.min()) < 0.01 for row in pred]
-    return found.masked_fill(torch.tensor(flat), math.nan)
+    return found.masked_fill(pred.amax(1) - pred.amin(1) < 0.01, math.nan) if len(truth) else found
 
 
 def ordinal_errors(pred: Tensor, truth: Tensor) -> Tensor:
@@ -326,25 +303,17 @@ def ordinal_errors(pred: Tensor, truth: Tensor) -> Tensor:
 # ---- constants
 
 
-def depths_of(protocol: Protocol, units_per_metre: float) -> Tensor:
-    """All U depths [m] that counted ground truth can have, from 0 up, in units of the 16-bit depth maps."""
-    return torch.arange(min(math.ceil(protocol.cap * units_per_metre), 2**16), dtype=torch.float32) / units_per_metre
-
-
 def histogram(depth: Tensor, protocol: Protocol, units_per_metre: float) -> np.ndarray:
-    """The share of each of `depths_of` among an image's counted pixels: (N,) [m] -> (U,) float32."""
-    count = len(depths_of(protocol, units_per_metre))
+    """Shares of 0, 1, ... units of the 16-bit depth maps among an image's counted pixels: (N,) [m] -> (U,) float32."""
+    count = min(math.ceil(protocol.cap * units_per_metre), 2**16)
     units = (depth * units_per_metre).round().long().clamp(max=count - 1)
     return (torch.bincount(units, minlength=count) / len(depth)).float().numpy()
 
 
-def sweep_of(protocol: Protocol) -> list[float]:
-    """The constants [m] that are tried; no ratio of 5 k + 1.1 mm to whole millimetres is 1.25, 1.25^2 or 1.25^3."""
-    return [depth for k in range(SWEPT) if (depth := k * protocol.cap / SWEPT + 0.0011) < protocol.cap]
-
-
 def swept_constants(shares: Tensor, protocol: Protocol, units_per_metre: float) -> dict[str, np.ndarray]:
-    """Metrics of the S constants of `sweep_of` on each of I images, by histograms (U, I): metric -> (S, I) float64."""
-    gt, constants = depths_of(protocol, units_per_metre), torch.tensor(sweep_of(protocol))[:, None]  # (U,), (S, 1)
-    parts = [mean_errors(gt, c, protocol.cap, protocol.metrics, shares) for c in constants.split(SWEPT_AT_ONCE)]
+    """Metrics of the S constants that are tried on each of I images, by histograms (U, I): metric -> (S, I) float64."""
+    gt = torch.arange(len(shares)).float() / units_per_metre  # (U,)
+    # On NYU 5 k + 1.1 mm, whose ratio to whole millimetres is never 1.25, 1.25^2 or 1.25^3.
+    constants = (torch.arange(SWEPT).double() * protocol.cap / SWEPT + 0.0011).float()[:, None]  # (S, 1)
+    parts = [mean_errors(gt, c, protocol.cap, protocol.metrics, shares) for c in constants.split(256)]
     return {metric: torch.cat([part[metric] for part in parts]).numpy() for metric in protocol.metrics}

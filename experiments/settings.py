@@ -2,9 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from experiments.score import RANDOM_ROWS, Rows, Setting
 from monoclip import PAPER, Reading
 from viewer.page import COLOUR_WORDS, spread_words
 
+Groups = Mapping[str, list[Setting]]  # question -> those that answer it
 TEMPERATURES = (0.03, 0.1, 0.3, 1.0)
 # Seven words that vary in nothing, where `COLOUR_WORDS` vary as the depth classes do, but not in distance.
 UNRELATED_WORDS = ("banana", "parliament", "violin", "Tuesday", "umbrella", "arithmetic", "giraffe")
@@ -24,15 +26,12 @@ def read_alike(theirs: Reading, reading: Reading) -> Reading:
 
 
 def rows_of(
-    reading: Reading,
-    own: Mapping[str, Reading],
-    protocol: str | None = "NYU",
-    groups: Mapping[str, Sequence[Setting]] | None = None,
+    reading: Reading, own: Mapping[str, Reading], protocol: str | None = "NYU", groups: Groups | None = None
 ) -> Rows:
-    """This run's reading, one's own, what is published for a protocol's data, `control_groups`, and constants.
+    """This run's reading, one's own, what is published for a protocol's data, if any, `control_groups`, and constants.
 
-    The published words and bins, `published.OUTDOORS` outside NYU, have the read-out and image statistics of `reading`:
-    only if these are the release's, the rows are the published ones. Without a protocol, there are none.
+    The published words and bins have the read-out and image statistics of `reading`: only if these are the release's,
+    the rows are the published ones.
     """
     settings = [Setting(published.THIS_RUN, reading), *(Setting(name, theirs) for name, theirs in own.items())]
     more = {} if protocol is None else published.OUTDOORS
@@ -46,36 +45,31 @@ def rows_of(
     means = {s.name: math.fsum(s.reading.bin_list) / len(s.reading.bin_list) for s in settings}
     first = f"{means[published.THIS_RUN]:g}"
     baselines = {s: published.UNIFORM + f", {mean:g} m" * (f"{mean:g}" != first) for s, mean in means.items()}
-    constants: dict[str, float] = {}
-    for name, baseline in baselines.items():
-        constants.setdefault(baseline, means[name])
+    constants = {baselines[name]: mean for name, mean in means.items()}
     settings += [setting for group in (groups or {}).values() for setting in group]
     return Rows(tuple(settings), RANDOM_ROWS if protocol or groups else (), constants, baselines, groups or {})
 
 
-def control_groups(reading: Reading, channels: bool) -> dict[str, list[Setting]]:
+def control_groups(reading: Reading, channels: bool) -> Groups:
     """What a reading's metrics are due to, by question; `channels`: whether the encoder has some to choose from."""
-    words, bins = reading.depth_classes, reading.bin_list
-    readings = {
-        "Does every word matter?": {
-            f"without {word!r}": replace(
-                reading, depth_classes=words[:i] + words[i + 1 :], bin_list=bins[:i] + bins[i + 1 :]
-            )
-            for i, word in enumerate(words)
-            if words.count(word) == 1 < len(words)  # rows of two equal words would have the same name
-        },
-        "Does the temperature matter?": {
-            f"temperature {t:g}": replace(reading, temperature=t) for t in TEMPERATURES if t != reading.temperature
-        },
-        "Must the words be about distance?": {
-            name: replace(reading, depth_classes=chosen)
-            for name, others in (("colour words", COLOUR_WORDS), ("unrelated words", UNRELATED_WORDS))
-            if (chosen := spread_words(others, len(bins)))
-        },
-    }
-    groups = {title: [Setting(*each) for each in group.items()] for title, group in readings.items()}
-    drawn = [Setting(f"random channels, unsorted {i}", reading, i) for i in range(5 if channels else 0)]
-    return groups | {"Does it matter which channels?": drawn}
+    words, bins, groups = reading.depth_classes, reading.bin_list, dict[str, list[Setting]]()
+
+    def add(question: str, name: str, seed: int | None = None, **changes: Any) -> None:
+        groups.setdefault(question, []).append(Setting(name, replace(reading, **changes), seed))
+
+    for i, word in enumerate(words):
+        if words.count(word) == 1 < len(words):  # rows of two equal words would have the same name
+            fewer, left = words[:i] + words[i + 1 :], bins[:i] + bins[i + 1 :]
+            add("Does every word matter?", f"without {word!r}", depth_classes=fewer, bin_list=left)
+    for t in TEMPERATURES:
+        if t != reading.temperature:
+            add("Does the temperature matter?", f"temperature {t:g}", temperature=t)
+    for name, others in (("colour words", COLOUR_WORDS), ("unrelated words", UNRELATED_WORDS)):
+        if chosen := spread_words(others, len(bins)):
+            add("Must the words be about distance?", name, depth_classes=chosen)
+    for seed in range(5 * channels):
+        add("Does it matter which channels?", f"random channels, unsorted {seed}", seed)
+    return groups
 
 
 @cache

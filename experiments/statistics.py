@@ -3,9 +3,7 @@
 Images of one capture resemble each other, so that the standard error of a mean over n images is that of G clusters:
 
     se^2 = G / (G - 1) sum_g (sum over the images of cluster g of (value - mean))^2 / n^2
-    interval = mean -+ t(.975; G - 1) se
-
-No interval is given below 10 clusters (docs/statistics.md).
+    interval = mean -+ t(.975; G - 1) se, from 10 clusters on (docs/statistics.md)
 """
 
 import math
@@ -61,7 +59,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Images:
-    """The I images of a run: for each its name, scene (a room type, say), cluster and index in its data set."""
+    """The I images of a run: name, scene (a room type, say), cluster and index in the data set of each."""
 
     names: Sequence[str]
     scenes: Sequence[str]
@@ -76,8 +74,8 @@ class Images:
 class Results:
     """All rows over all images: `metrics` by row, (I, columns) float64, NaN where an image has none; `counts`, (I, 2).
 
-    `errors` has for each image, by row, metric -> value, with `COUNTS` among the metrics. `baselines` has the row that
-    a row's difference is taken to, of which all others take the first.
+    `errors` has for each image row -> metric -> value, with `COUNTS` among the metrics, `baselines` the row that a
+    row's difference is taken to; all others take the first.
     """
 
     def __init__(
@@ -123,11 +121,10 @@ class Results:
         return self.by_column([mean_of(values) for values in self.less(row, self.baseline(row)).T])
 
     def intervals(self, row: str) -> tuple[dict[str, Interval], dict[str, Interval]]:
-        """95 % intervals of a row's means, those of `SHARES` cut at 0 and 1, and of differences to its baseline."""
-        limits = [(0.0, 1.0) if metric in SHARES else () for metric in self.columns]
-        own = [interval_of(v, self.codes, *cut) for v, cut in zip(self.metrics[row].T, limits, strict=True)]
+        """95 % intervals of a row's means, and of their differences to its baseline."""
+        own = zip(self.metrics[row].T, self.columns, strict=True)
         less = [interval_of(values, self.codes) for values in self.less(row, self.baseline(row)).T]
-        return self.by_column(own), self.by_column(less)
+        return self.by_column([interval_of(v, self.codes, m in SHARES) for v, m in own]), self.by_column(less)
 
     def less(self, row: str, other: str) -> np.ndarray:
         """Metrics of each image in one row minus those in another, where NaN (a map without order) counts as 0."""
@@ -141,11 +138,10 @@ class Results:
         """The paired difference of two rows over all images; `p` is put beside it."""
         every = self.paired(row, other, metric)
         known = every[np.isfinite(every)]
-        wins = int((known > EQUAL if metric in HIGHER else known < -EQUAL).sum())
+        wins = int(((known if metric in HIGHER else -known) > EQUAL).sum())
         spread = known.std(ddof=1) if len(known) > 1 else 0
-        mean = mean_of(known)
-        dz = mean / float(spread) if mean is not None and spread > EQUAL else None
-        return Contrast(row, other, metric, mean, interval_of(every, self.codes), wins, len(known), dz, p)
+        dz = float(known.mean() / spread) if spread > EQUAL else None
+        return Contrast(row, other, metric, mean_of(known), interval_of(every, self.codes), wins, len(known), dz, p)
 
 
 class Findings(NamedTuple):
@@ -164,8 +160,8 @@ def mean_of(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def interval_of(values: np.ndarray, labels: np.ndarray, low: float = -np.inf, high: float = np.inf) -> Interval:
-    """95 % interval of a mean over images, (I,), without NaN, cut at `low` and `high`; None of too few labels."""
+def interval_of(values: np.ndarray, labels: np.ndarray, share: bool = False) -> Interval:
+    """95 % interval of a mean over images, (I,), without NaN, of a share cut at 0 and 1; None of too few labels."""
     known = np.isfinite(values)
     values, codes = values[known], np.unique(labels[known], return_inverse=True)[1]
     count = int(codes.max(initial=-1)) + 1
@@ -173,8 +169,9 @@ def interval_of(values: np.ndarray, labels: np.ndarray, low: float = -np.inf, hi
         return None
     sums = np.bincount(codes, values - values.mean())  # (G,)
     reach = t_975(count - 1) * math.sqrt(count / (count - 1) * (sums @ sums)) / len(values)
-    ends = [max(low, values.mean() - reach), min(high, values.mean() + reach)]
-    return round(float(ends[0]), 6), round(float(ends[1]), 6)  # the last bits differ between machines
+    ends = (values.mean() + np.array([-reach, reach])).clip(*((0, 1) if share else (-np.inf, np.inf)))
+    low, high = ends.round(6).tolist()  # the last bits differ between machines
+    return low, high
 
 
 def t_975(freedom: int) -> float:

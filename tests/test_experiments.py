@@ -10,21 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from calculate_error import NYU, NYU_METRICS, compute_errors_per_image
 from datasets.nyu import TEST_INDICES, open_nyu
 from experiments import __main__ as experiments
 from experiments import score, tables
 from experiments.features import FeatureStore
-from experiments.published import RUNGS
+from experiments.published import BIN_SETS, PROMPT_SETS, RUNGS
 from experiments.score import RANDOM_ROWS
-from monoclip import PAPER, MonoCLIP
+from monoclip import MonoCLIP
 from tests.conftest import GOLDEN, METRICS, QUICKGELU, SOFT, TINY, assert_same, random_clip, torchrun, write_pair
 from viewer.notes import ABOUT, SCHEMA
 
-PROMPT_2 = ("extremely close", "very close", "close", "a little close", "a little far", "far", "unseen")
-BINS_3 = (1.00, 1.25, 1.50, 1.75, 2.00, 2.25, 2.50)
 FILES = {"results.json", "per_image.csv", "tables.md"}
 DRAWINGS = ("qualitative.png", "bin_response.png", "ladder.png", "question.png", "certainty.png")
 
@@ -35,11 +32,8 @@ class Command:
     def __init__(self, data: Path, weights: Path, output: Path) -> None:
         self.data, self.output = data, output
         usual = ["--data_path", data, "--clip_path", weights, "--device", "cpu", "--output", output]
-        self.usual = [*usual, *QUICKGELU, *SOFT]
+        self.usual = [*map(str, usual), *QUICKGELU, *SOFT]
         self.encoded: list[int] = []  # images of each call of `MonoCLIP.trunk`
-
-    def arguments(self, *flags: object) -> list[str]:
-        return list(map(str, [*self.usual, *flags]))
 
     def __call__(self, *flags: object) -> int:
         real = MonoCLIP.trunk
@@ -47,7 +41,7 @@ class Command:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(MonoCLIP, "trunk", lambda model, x: self.encoded.append(len(x)) or real(model, x))
             patch.setattr(score, "SWEPT", 20)
-            return experiments.main(self.arguments(*flags))
+            return experiments.main([*self.usual, *map(str, flags)])
 
     def features(self) -> list[Path]:
         return sorted(self.output.glob("features/*/*.npz"))
@@ -87,13 +81,10 @@ def whole(tiny_checkpoint, tmp_path_factory):
 
 def test_rows_are_the_papers_and_the_controls(whole):
     rows, results = metrics_of(whole.output), results_of(whole.output)
-    expected = ["=near|far_*<b>", r"50 % & $x$ #1 {a}~^\b", "the paper's words and bins", *RANDOM_ROWS, *RUNGS]
-    expected += [f"prompt {i}" for i in (1, 2, 3)] + [f"bins class-dependent {i}" for i in (1, 2, 3, 4)]
-    expected += ["prompt 3, bins class-dependent 1", *(f"without {word!r}" for word in PAPER.depth_classes)]
-    expected += [f"temperature {t:g}" for t in (0.03, 0.1, 0.3, 1)] + ["colour words", "unrelated words"]
-    expected += [f"random channels, unsorted {i}" for i in range(5)]
-    expected += [f"uniform weights, {mean} m" for mean in ("1.75", "2", "2.5", "3.14286")]  # of the bins of readings
-    assert sorted(rows) == sorted(expected)
+    readings = results["readings"].keys()  # this run, two of one's own, the paper's nine, 18 controls
+    assert len(readings) == 1 + 2 + 9 + 18
+    uniform = {f"uniform weights, {mean} m" for mean in (1.75, 2, 2.5, 3.14286)}
+    assert rows.keys() == {*readings, *RANDOM_ROWS, *RUNGS, *uniform}
     assert all(set(metrics) == set(METRICS) for metrics in rows.values())
     assert (results["schema"], results["protocol"]) == (SCHEMA, ABOUT["NYU"])
     why = "No intervals: fewer than 10 clusters (5: runs of consecutive indices of one room type)."
@@ -130,15 +121,7 @@ def test_files_hold_what_the_means_are_of(whole):
     assert markdown.startswith("# MonoCLIP on 5 images of nyu\n")
     assert "DORN" not in markdown  # nothing is ranked over other images than the paper's
     assert r"| =near\|far\_\*&lt;b> | ours |" in markdown
-
-
-def test_pictures_and_page_are_there(whole):
-    output = whole.output
     assert {path.name for path in output.iterdir()} == {*FILES, *DRAWINGS, "depth.html", "features"}
-    for name in DRAWINGS:
-        with Image.open(output / name) as image:
-            assert min(image.size) > 300
-            assert image.convert("L").getextrema()[0] < 100
     page = (output / "depth.html").read_text()
     assert '"paper, DepthCLIP"' not in page  # over other images
     assert page.count('"similarity":') == 3
@@ -155,8 +138,8 @@ def test_what_cannot_be_printed_is_written_and_what_was_drawn_before_is_gone(run
 
 def test_rows_equal_the_released_evaluation(nyu_mini, seed0, tmp_path):
     torch.save(seed0, tmp_path / "seed0.pt")
-    own = [{"name": "mine", "depth_classes": PROMPT_2, "bin_list": BINS_3}]
-    (tmp_path / "own.json").write_text(json.dumps(own))
+    words, bins = PROMPT_SETS["prompt 2"].depth_classes, BIN_SETS["class-dependent 3"].bin_list
+    (tmp_path / "own.json").write_text(json.dumps([{"name": "mine", "depth_classes": words, "bin_list": bins}]))
     flags = ["--data_path", nyu_mini, "--clip_path", tmp_path / "seed0.pt", "--device", "cpu", "--output", tmp_path]
     assert experiments.main([*map(str, flags), *QUICKGELU, "--readings", str(tmp_path / "own.json")]) == 0
     for row, file in (("this run", "nyu_mini_expected.json"), ("mine", "nyu_mini_expected_prompt2_bins3.json")):
@@ -221,10 +204,26 @@ def test_no_damaged_byte_gives_other_features(tiny_clip, nyu_folder, tmp_path, c
         assert found is None or all(map(torch.equal, found, trunk)), (place, change)
 
 
+def test_features_of_another_image_or_form_are_computed_again(tiny_clip, nyu_folder, tmp_path, capsys):
+    data = open_nyu(nyu_folder(2), NYU)
+    store = FeatureStore(tmp_path / "store", MonoCLIP(tiny_clip), data, {})
+    patches, cls = (part.numpy() for part in store.get(0))
+    store.get(1)
+    store.paths[1].write_bytes(store.paths[0].read_bytes())
+    assert store.read(1) is None
+    for others in ((0 * patches, cls), (patches[:, :, 1:], cls), (patches.astype(np.float64), cls), (patches, cls[:1])):
+        np.savez(store.paths[0], patches=others[0], cls=others[1], key=store.key(0))
+        assert store.read(0) is None
+    assert capsys.readouterr().err.count("damaged (it is not of this image and store") == 5
+    (store.folder / "made_with.json").write_text("{}")
+    with pytest.raises(OSError, match="remove the folder"):
+        FeatureStore(tmp_path / "store", MonoCLIP(tiny_clip), data, {})
+
+
 def test_two_processes_encode_what_is_their_own(run, tmp_path):
     alone = ("--no_paper", "--batch_size", "1")
     assert run(*alone) == 0
-    done = torchrun(2, "-m", "experiments", *run.arguments(*alone, "--output", tmp_path / "two"))
+    done = torchrun(2, "-m", "experiments", *run.usual, *alone, "--output", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\nThis run\n") == 1
     rows = ("this run", "uniform weights")  # where the sweep is not shortened, the best constant is another
@@ -238,7 +237,7 @@ def test_two_processes_encode_what_is_their_own(run, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[" * 100_000, "no JSON"),
+        ("[" * 100_000, "as JSON: "),
         ("[1]", "expected a list of objects"),
         ('[{"name": "a\\nb"}]', "entry 1 ('a\\nb'): needs a printable"),
         ('[{"name": "x"}, {"name": "x"}]', "entry 2"),

@@ -1,7 +1,6 @@
 """experiments.ladder: every rung against a naive loop, the demo's right values, and what is left out and said."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +9,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from calculate_error import NYU_METRICS, Protocol
 from clip.model import Trunk
 from experiments import __main__ as experiments
-from experiments.ladder import Ladder, Probe, Sums, equations, least_squares
+from experiments.ladder import Ladder
 from experiments.published import ANSWERS_AT, BEST, CEILING, FITTED, PROBE, RUNGS, THIS_RUN, TRUTH_AT, UNIFORM, WITHIN
-from experiments.score import Truth, errors_of, truth_of
+from experiments.score import Truth, truth_of
 from monoclip import MonoCLIP, Reading
 from options import DEMO_DATA, DEMO_WEIGHTS
-from tests.conftest import METRICS, QUICKGELU, ROOT, TINY, asked, random_clip, with_findings
+from tests.conftest import METRICS, QUICKGELU, ROOT, TINY, asked, noise, random_clip, save, with_findings
 
 OWN = Protocol("own pairs", NYU_METRICS, 10.0)
 BINS = (1.0, 2.0, 4.0)
@@ -118,19 +116,6 @@ def test_every_rung_equals_a_naive_loop(model, images):
         assert np.ptp(maps[PROBE].numpy()) > 0.1
 
 
-def test_fits_by_hand():
-    sums, alone = Sums(3), Sums(2)
-    sums.add(0, equations(torch.tensor([[1.0, 1.0]]), torch.tensor([2.0])))
-    sums.add(1, equations(torch.tensor([[3.0, 3.0]]), torch.tensor([12.0])))
-    sums.add(2, equations(torch.empty(0, 2), torch.empty(0)))  # an image without a measured patch
-    found = torch.stack(sums.solve(least_squares))
-    assert found.tolist() == pytest.approx(np.array([[2, 2], [1, 1], [1.9, 1.9]]))  # the shortest
-    alone.add(1, equations(torch.ones(3, 1), torch.ones(3)))
-    assert alone.solve(least_squares) == [None, None]  # the second has no others
-    held = equations(torch.tensor([[1.0, 1.0], [2.0, 1.0]]), torch.tensor([3.0, 5.0]))
-    assert least_squares(held, ridge=1e9, free=1).tolist() == pytest.approx([0, 4], abs=1e-6)  # the constant is free
-
-
 # ---- a run of the command
 
 
@@ -156,21 +141,26 @@ def test_right_values_of_the_demo(demo):
     assert {c["row"] for c in demo["ladder"]["minus_this_run"]} == {*RUNGS} - {THIS_RUN}
 
 
+def test_the_lines_of_the_documentation_recompute_what_the_results_say(demo, capsys):
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    exec(text.split("```python\n")[1].split("```")[0], {"folder": demo["folder"]})
+    primary = demo["question"]["primary"][0]
+    expected = [demo["rows"][THIS_RUN]["metrics"]["delta1"], primary["difference"], *primary["interval_95"]]
+    assert list(map(float, capsys.readouterr().out.split())) == pytest.approx(expected, abs=2e-5)
+
+
 def write_pairs(root: Path, sizes: Sequence[tuple[int, int]], measured: float) -> None:
     """Pairs of noise whose depth grows to the right; of it a share is measured."""
     for i, size in enumerate(sizes):
         rng = np.random.default_rng(i)
         depth = (np.linspace(1000, 9000, size[1]) + rng.uniform(0, 500, size)) * (rng.random(size) < measured)
-        picture = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-        for folder, values in (("rgb", picture), ("depth", depth.astype(np.uint16))):
-            (root / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(values).save(root / folder / f"{i}.png")
+        save(root / "rgb" / f"{i}.png", noise(*size, i, side=1))
+        save(root / "depth" / f"{i}.png", depth.astype(np.uint16))
 
 
 SAME, ALIKE = [SIZE] * 3, ("--depth_classes", *["near"] * 3, "--bin_list", 1, 2, 4)
 VIT = ("--readout", "maskclip")  # of a vision transformer
-PLACES, FITS = {ANSWERS_AT, TRUTH_AT}, {FITTED, PROBE}
-CEILINGS = {CEILING, WITHIN}
+PLACES, FITS, CEILINGS = {ANSWERS_AT, TRUTH_AT}, {FITTED, PROBE}, {CEILING, WITHIN}
 
 
 @pytest.mark.parametrize(
@@ -219,8 +209,7 @@ def verdict(delta1: object, abs_rel: float, best: float = 1.0, **changes: object
 
 
 def test_the_verdict_by_hand():
-    mixed = [0.9, 1.2] * 6
-    many = np.array([[0.5, 0.5]] * 40)  # p = 1
+    mixed, many = [0.9, 1.2] * 6, np.array([[0.5, 0.5]] * 40)  # p = 1
     assert verdict(1.1, 0.9) == "yes"
     assert verdict(1.1, 0.9, permuted=many) == "no"
     assert verdict(1.1, 1.1) == verdict(0.9, 0.9) == verdict(1.1, 0.9, best=1.2) == "no"
@@ -233,45 +222,3 @@ def test_the_verdict_by_hand():
     assert verdict(1.1, 0.9, permuted=None, assignments=6) == "cannot tell: no patch is measured, so there is no p"
     asked_for = "cannot tell: no other assignment of the bins was asked (--controls)"
     assert verdict(1.1, 0.9, permuted=None, groups={}) == asked_for
-
-
-# ---- what must hold
-
-
-def test_bins_that_are_the_best_fit_stay(model, images):
-    exact = []
-    for trunk, truth in images:
-        with torch.inference_mode():
-            depth = torch.einsum("k,khw->hw", torch.tensor(BINS), model.weights(trunk)[0]).double().flatten()
-        exact.append((trunk, truth._replace(patches=torch.arange(6), patch_depth=depth)))
-    for (_, truth), found in zip(exact, climbed(model, exact, FOLDS), strict=True):
-        torch.testing.assert_close(found[FITTED].flatten(), truth.patch_depth, rtol=1e-4, atol=0)
-        torch.testing.assert_close(found[WITHIN], found[CEILING])
-
-
-def test_a_probe_of_features_that_hold_log_depth_finds_it():
-    rng = np.random.default_rng(0)
-    log_depth, features = rng.uniform(math.log(0.5), math.log(9), (2, 300)), rng.normal(size=(2, 5, 300))
-    features[:, 2] = log_depth - 1
-    probe = Probe(SimpleNamespace(features=lambda trunk, _: torch.from_numpy(trunk)), "raw", 2)
-    both = [np.stack([f, f[..., ::-1]]).reshape(2, 5, 1, 300) for f in features]  # image and mirror
-    for fold, trunk in enumerate(both):
-        truth = SimpleNamespace(patches=torch.arange(300), patch_depth=torch.from_numpy(np.exp(log_depth[fold])))
-        probe.add(fold, trunk, truth)
-    probe.solve()
-    np.testing.assert_allclose(probe.depth(1, both[1], 10.0)[0], np.exp(log_depth[1]), rtol=2e-3)
-
-
-def test_the_ceiling_of_a_constant_room_is_perfect(model, images):
-    truth = truth_of(torch.full(SIZE, 2.5), GRID, OWN, 1000)
-    (maps,) = climbed(model, [(images[0][0], truth)], [0])
-    found = errors_of(torch.stack([maps[CEILING], maps[WITHIN]]).float(), truth, GRID, OWN, "room")
-    assert (found["delta1"].tolist(), found["abs_rel"].tolist()) == ([1, 1], pytest.approx([0, 0], abs=1e-6))
-
-
-def test_the_lines_of_the_documentation_recompute_what_the_results_say(demo, capsys):
-    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    exec(text.split("```python\n")[1].split("```")[0], {"folder": demo["folder"]})
-    primary = demo["question"]["primary"][0]
-    expected = [demo["rows"][THIS_RUN]["metrics"]["delta1"], primary["difference"], *primary["interval_95"]]
-    assert list(map(float, capsys.readouterr().out.split())) == pytest.approx(expected, abs=2e-5)

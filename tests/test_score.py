@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from fractions import Fraction
 from functools import partial
 from types import SimpleNamespace
 
@@ -20,7 +19,7 @@ from clip.model import CLIP, Trunk
 from datasets.nyu import FORM
 from experiments import score
 from experiments.published import BIN_SETS, PROMPT_SETS
-from experiments.score import RANDOM_ROWS, Rows, Scorer, Setting, SettingsReader, Truth
+from experiments.score import RANDOM_ROWS, Rows, Scorer, Setting, SettingsReader
 from monoclip import PAPER, MonoCLIP, Reading, depth_of, zeroshot_classifier
 from tests.conftest import METRICS, naive_mask_NYU, naive_metrics
 
@@ -29,14 +28,8 @@ CROP, PATCHES = (416, 544), (13, 17)  # of NYU: (H, W) that the method sees, and
 IN_FRAME = (slice(56, 472), slice(60, 604))
 
 
-def soft(reading: Reading, **changes: object) -> Reading:
-    return replace(reading, temperature=2, **changes)  # so that a tiny CLIP's depth is not one bin
-
-
-def read(clip_model: CLIP, settings: list[Setting], trunk: Trunk, asked: int = 1) -> tuple:
-    """What the settings read of a trunk."""
-    with torch.inference_mode():
-        return reader_of(clip_model, settings, asked)(trunk)
+soft = partial(replace, temperature=2)  # so that a tiny CLIP's depth is not one bin
+truth_of = partial(score.truth_of, grid=PATCHES, protocol=NYU, units_per_metre=1000)
 
 
 def reader_of(clip_model: CLIP, settings: list[Setting], asked: int = 1) -> SettingsReader:
@@ -49,10 +42,6 @@ def rough_truth(seed: int = 0) -> Tensor:
     millimetres = np.kron(rng.integers(500, 9000, (16, 20)), np.ones((30, 32))) + rng.integers(0, 50, (480, 640))
     millimetres[rng.random((480, 640)) < 0.2] = 0
     return torch.from_numpy(millimetres.astype(np.float32) / 1000)
-
-
-def truth_of(frame: Tensor, grid: tuple[int, int] = PATCHES) -> Truth:
-    return score.truth_of(frame, grid, NYU, 1000)
 
 
 def errors_of(maps: Tensor, frame: Tensor) -> dict[str, Tensor]:
@@ -74,7 +63,7 @@ def test_every_reading_equals_a_model_of_its_own(tiny_clip):
     readings["two words"] = Reading(("a {} that is {}",), ("thing",), ("near", "far away"), (1.0, 4.0), 5)
     with torch.inference_mode():
         trunk = MonoCLIP(tiny_clip).trunk(image)  # patches (2, 128, 3, 4)
-    depths, sigmas, asked_weights = read(tiny_clip, [Setting(*each) for each in readings.items()], trunk, asked)
+    depths, sigmas, asked_weights = reader_of(tiny_clip, [Setting(*each) for each in readings.items()], asked)(trunk)
     assert len(asked_weights) == asked
     for i, (name, reading) in enumerate(readings.items()):
         with torch.inference_mode():
@@ -89,24 +78,10 @@ def test_every_reading_equals_a_model_of_its_own(tiny_clip):
             assert_close(asked_weights[i], weights[0], atol=1e-5, rtol=0, msg=name)
 
 
-def test_each_word_is_encoded_once(tiny_clip):
-    fewer = replace(PAPER, depth_classes=("unseen", "close"), bin_list=(1.0, 2.0))
-    settings = [Setting("", fewer), Setting("", replace(fewer, depth_classes=("near", "close"), temperature=1))]
-    encoded = []
-
-    def encode(*words):
-        encoded.append(words)
-        return zeroshot_classifier(tiny_clip, *words)
-
-    reader = SettingsReader(MonoCLIP(tiny_clip), encode, settings)
-    assert encoded == [(("near",), *PAPER.words[1:])]  # the model has the paper's
-    assert_close(reader.text_features(fewer.words), zeroshot_classifier(tiny_clip, *fewer.words), atol=1e-6, rtol=0)
-
-
 def test_random_channels_equal_a_naive_computation(tiny_clip):
     seeds, patches = (3, None, 4), torch.randn(2, 128, 3, 4, generator=torch.Generator().manual_seed(0))
     settings = [Setting(f"{seed}", soft(PAPER), channels=seed) for seed in seeds]
-    depths = read(tiny_clip, settings, Trunk(patches, torch.zeros(2, 128)))[0]
+    depths = reader_of(tiny_clip, settings)(Trunk(patches, torch.zeros(2, 128)))[0]
     text = zeroshot_classifier(tiny_clip).double().detach().numpy()
     features = patches.double().numpy()
     features /= np.sqrt((features**2).sum(1, keepdims=True))
@@ -121,10 +96,8 @@ def test_random_channels_equal_a_naive_computation(tiny_clip):
 def test_random_depth_is_drawn_from_the_name_alone():
     rng = np.random.default_rng([0, 0x352441C2])  # the CRC-32 of "abc"
     first, second = (rng.random(PATCHES, dtype=np.float32) * 8 for _ in range(2))
-    pixel, grid, mirrored = (
-        score.random_depth(row, "abc", size, 8.0)
-        for row, size in zip(RANDOM_ROWS, (CROP, PATCHES, PATCHES), strict=True)
-    )
+    sizes = zip(RANDOM_ROWS, (CROP, PATCHES, PATCHES), strict=True)
+    pixel, grid, mirrored = (score.random_depth(row, "abc", size, 8.0) for row, size in sizes)
     np.testing.assert_array_equal(grid, first)
     np.testing.assert_array_equal(mirrored, (first + second) / 2)  # the mirror's draw is another one
     assert (pixel.mean().item(), pixel.var().item()) == pytest.approx((4, 64 / 12), rel=0.02)  # uniform
@@ -199,10 +172,8 @@ def test_all_metrics_equal_a_naive_loop():
 def test_orders_by_hand():
     less, upto = score.places(torch.tensor([[7.0, 1.0, 7.0, 2.0, 7.0]]))
     assert (less.tolist(), upto.tolist()) == ([[2, 0, 2, 1, 2]], [[5, 1, 5, 2, 5]])  # ties share their places
-    assert score.steps(torch.tensor([[1.0, 3.0, 1 + 2 / 2**16], [1.0, 1.0, 1.00002]])).tolist() == [
-        [0, 2**16, 1],
-        [0, 0, 2],
-    ]
+    steps = score.steps(torch.tensor([[1.0, 3.0, 1 + 2 / 2**16], [1.0, 1.0, 1.00002]]))
+    assert steps.tolist() == [[0, 2**16, 1], [0, 0, 2]]
     rising = torch.tensor([1.0, 2.0, 3.0])
     # ranks (2, .5, .5) - 1 with (-1, 0, 1)
     found = score.rank_correlations(torch.tensor([[1.0, 2.0, 4.0], [3.0, 2.0, 2.0]]), rising)
@@ -215,21 +186,6 @@ def test_orders_by_hand():
     pred = torch.tensor([[2.0, 1.0, 3.0, 4.0], [1.0, 2.0, 2.0, 1.5], [5.0, 5.0, 5.0, 5.0], [4.0, 3.0, 2.0, 1.0]])
     assert score.ordinal_errors(pred, true).tolist() == pytest.approx([0, 3 / 5, 1, 1])
     assert score.ordinal_errors(pred, torch.ones(4)).isnan().all()
-
-
-def test_patches_that_do_not_divide_the_crop_share_their_borders():
-    gt, grid = rough_truth(6), (30, 39)  # of 14 px
-    gt[torch.rand(gt.shape, generator=torch.Generator().manual_seed(0)) < 0.375] = 0  # half of it is left
-    truth = truth_of(gt, grid)
-    mask = naive_mask_NYU(gt.numpy(), np.ones(CROP))[0][IN_FRAME]
-    depth, expected = gt[IN_FRAME].double().numpy(), {}
-    for i, j in np.ndindex(grid):
-        patch = tuple(slice(k * side // n, -(-(k + 1) * side // n)) for k, n, side in ((i, 30, 416), (j, 39, 544)))
-        if 2 * mask[patch].sum() >= mask[patch].size:
-            expected[39 * i + j] = depth[patch][mask[patch]].mean()
-    assert truth.patches.tolist() == list(expected)
-    assert 500 < len(expected) < 1170
-    np.testing.assert_allclose(truth.patch_depth, list(expected.values()), atol=1e-6)
 
 
 def test_outside_nyu_a_fiftieth_of_a_patch_measures_it():
@@ -250,7 +206,7 @@ def test_every_row_of_an_image_has_the_metrics_of_its_own_map(tiny_clip):
     settings.append(Setting("channels", soft(PAPER), channels=0))
     rows = Rows(tuple(settings), RANDOM_ROWS, {"two metres": 2.0, "near": 0.5})
     data = SimpleNamespace(names=[NAME], form=FORM, depth=lambda item: gt[None])
-    depths, sigmas, _ = read(tiny_clip, settings, trunk)
+    depths, sigmas, _ = reader_of(tiny_clip, settings)(trunk)
     more = {"twice": 2 * depths[0].double(), "of pixels": torch.full(CROP, 3.0)}
     scorer = Scorer(rows, reader_of(tiny_clip, settings), torch.tensor(bins), NYU, data, lambda *_: more)
     image = scorer.score_image(0, trunk)
@@ -289,12 +245,6 @@ def test_every_row_of_an_image_has_the_metrics_of_its_own_map(tiny_clip):
     assert np.isnan(image.curve).all()
     of_patches = ("spearman", "ordinal", "aurg")
     assert all(math.isnan(errors[metric]) for errors in image.errors.values() for metric in of_patches)
-
-
-def test_no_tried_constant_has_a_ratio_on_a_threshold():
-    assert [round(depth * 1000, 9) for depth in score.sweep_of(NYU)] == [5 * k + 1.1 for k in range(2000)]
-    thresholds = [Fraction(a**i, b**i) for i in (1, 2, 3) for a, b in ((5, 4), (4, 5))]
-    assert all((Fraction(50 * k + 11, 10) * t).denominator > 1 for k in range(2000) for t in thresholds)
 
 
 # ---- does certainty know of error

@@ -109,11 +109,10 @@ def test_ties_count_against_oneself_and_p_is_never_zero():
 
 def naive_interval(values: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """The cluster-robust interval of a mean, (I,), cluster by cluster, with scipy's quantile."""
-    n, clusters = len(values), sorted(set(labels))
-    mean = sum(values) / n
-    sums = [sum(value - mean for value, label in zip(values, labels, strict=True) if label == c) for c in clusters]
-    count = len(clusters)
-    error = math.sqrt(count / (count - 1) * sum(s**2 for s in sums)) / n
+    mean = values.mean()
+    sums = [sum(values[labels == cluster] - mean) for cluster in set(labels)]
+    count = len(sums)
+    error = math.sqrt(count / (count - 1) * sum(s**2 for s in sums)) / len(values)
     reach = stats.t.ppf(0.975, count - 1) * error
     return mean - reach, mean + reach
 
