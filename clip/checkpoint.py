@@ -76,7 +76,7 @@ def locate_checkpoint(name_or_path: str | Path, download_root: str | Path | None
     cache = download_root or os.environ.get("CLIP_CACHE") or "~/.cache/clip"
     target, found = Path(os.path.expanduser(cache), checkpoint.file), None
     hub_target = target.with_suffix(".safetensors")
-    bring = f"bring {checkpoint.file} there (docs/data.md), name yours with --clip_path, or see it work now with --demo"
+    bring = f"bring {checkpoint.file} there (docs/data.md), name your file, or see it work now: sh test.sh --demo"
     try:
         if target.parts[0] == "~":
             raise OSError(0, "the home folder is not known, as $HOME is not set")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import counted, folder_name
+from datasets import DataError, counted, folder_name
 from datasets.pairs import DepthPairs, Form, Pair, check_files, choose_pairs, read_list
 
 SPLIT_FILE = Path(__file__).parent / "kitti_eigen_test.csv"
@@ -30,6 +30,8 @@ def open_kitti(
     root: Path, scope: Any, list_file: Path | None = None, scenes: Sequence[str] | None = None, limit: int | None = None
 ) -> DepthPairs:
     """The first `limit` frames of some drives, of the split or a list, checked. Raises DataError: all that is wrong."""
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; name KITTI's with --data_path (docs/data.md)")
 
     def listed(rgb: str, depth: str, where: str) -> Pair:
         picture, truth = PICTURE.search(rgb), DEPTH.search(depth)

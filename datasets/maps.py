@@ -33,6 +33,8 @@ class SavedMaps:
         self, folder: Path, dataset: DepthPairs, align: str, units_per_metre: float, remarks: list[str]
     ) -> None:
         self.dataset, self.align, self.units_per_metre, self.remarks = dataset, align, units_per_metre, remarks
+        if not folder.is_dir():
+            raise DataError(f"--predictions {printable(folder)}: no such folder")
         found = {stem: there(stem) for stem in stems_of(dataset, folder)}
         says = {0: "no map: neither .npy nor .png", 2: "two maps, .npy and .png; keep one"}
         refuse([(printable(stem), says[len(paths)]) for stem, paths in found.items() if len(paths) != 1])

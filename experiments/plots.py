@@ -39,7 +39,7 @@ def draw_response(path: Path, example: Example, weights: np.ndarray, caption: st
             image.plot(x, y, color=colour, linewidth=3)
             axis.bar_label(axis.barh(labels, shares, color=colour), fmt="%.2f", padding=3)
             axis.tick_params(axis="y", left=which == "near", labelleft=which == "near")
-            lines = f"depth {shares @ bins:.3f} m, true {true:.3f} m\npaper {paper[0]} m, true {paper[1]} m"
+            lines = f"depth {shares @ bins:.3f} m, true {true:.3f} m\npaper's {paper[0]} m, true {paper[1]} m"
             axis.set(title=f"{which} patch, {colour[4:]}\n{lines}", **chart)
 
 

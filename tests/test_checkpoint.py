@@ -276,7 +276,7 @@ def test_the_cache_and_the_order_of_addresses(network, tmp_path, monkeypatch) ->
 @pytest.mark.parametrize("name", ["W", "digits"])
 def test_a_damaged_file_is_not_used_and_offline_nothing_is_asked_for(network, tmp_path, monkeypatch, name) -> None:
     target, first = tmp_path / "w.pt", clip.checkpoint.CHECKPOINTS[name].urls[0]
-    bring = r"bring w\.pt there \(docs/data\.md\), name yours with --clip_path, or see it work now"
+    bring = r"bring w\.pt there \(docs/data\.md\), name your file, or see it work now"
     for offline, at_the_address, before, problem in (
         ("1", CONTENT, None, "it is not there, and CLIP_OFFLINE forbids fetching it"),
         ("1", CONTENT, FLIPPED, "it has other bytes, and CLIP_OFFLINE"),

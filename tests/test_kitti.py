@@ -137,7 +137,7 @@ def test_other_wrong_input_is_one_sentence(run, no_model, tmp_path):
     (tmp_path / "none.txt").write_text(f"{picture_of(*FRAMES[0][:2])} None 721.5377\n")
     for flags, message in (
         (("--list_file", tmp_path / "none.txt"), "none.txt: names no pair"),
-        (("--data_path", "/nowhere"), "link KITTI's folders into /nowhere, the --data_path (docs/data.md), or take"),
+        (("--data_path", "/nowhere"), "/nowhere: no such folder; name KITTI's with --data_path"),
         (("--scene", FRAMES[0][0], "attic"), "--scene attic: no such scene here; there are 2011_09_26_drive_0002_"),
     ):
         code, _, err = run(*flags)
