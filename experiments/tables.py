@@ -260,7 +260,8 @@ def summary(report: Report, tables: Sequence[Table], where: str) -> str:
         answer += f"{cell_of(c.difference)} {cell_of(c.interval_95)}{p}"
     parts = [paragraph(report.caption), answer]
     if LADDER in shown:
-        parts += [as_text(shown[LADDER], columns=6), paragraph(f"p: of the order of the words. {BESIDE} {distance(report)}")]
+        said = f"p: of the order of the words. {BESIDE} {distance(report)}"
+        parts += [as_text(shown[LADDER], columns=6), paragraph(said)]
     parts += [as_text(shown.get(published.TABLE_1, tables[2 if LADDER in shown else 1])), paragraph(where)]
     return "\n\n".join(parts)
 
