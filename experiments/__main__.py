@@ -42,7 +42,7 @@ from experiments.features import FeatureStore
 from experiments.ladder import Ladder
 from experiments.score import Rows, Scorer, SettingsReader, mean_permuted, swept_constants
 from experiments.settings import assignments, control_groups, read_alike, rows_of
-from experiments.statistics import HIGHER, Findings, Images, Results, best_elsewhere, folds_of
+from experiments.statistics import HIGHER, Findings, Results, best_elsewhere, folds_of
 from experiments.tables import Report
 from monoclip import PAPER, Reading, depth_of, logits_of, upsampled, zeroshot_classifier
 from viewer import notes, page, terminal
@@ -99,8 +99,7 @@ def score_rows(store: FeatureStore, reader: SettingsReader, rows: Rows, protocol
     if ladder:
         ladder.fit(store.get, scorer.truth)
     done, folds = scorer.score_images(store.get), folds_of(data.clusters)
-    images = Images(data.names, data.scenes, data.clusters, data.indices, data.clustered_by)
-    results = Results(images, [image.errors for image in done], rows.baselines)
+    results = Results(data, [image.errors for image in done], rows.baselines)
     if max(folds) > 0:
         shares = torch.from_numpy(np.stack([image.histogram for image in done], axis=1))  # (U, I)
         swept = swept_constants(shares, protocol, data.form.units_per_metre)

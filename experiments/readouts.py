@@ -37,7 +37,7 @@ from experiments.ladder import Probe
 from experiments.published import UNIFORM, cell_of
 from experiments.score import Rows, Scorer, Setting, SettingsReader, mean_permuted
 from experiments.settings import assignments
-from experiments.statistics import PRIMARY, Case, Contrast, Images, Results, folds_of
+from experiments.statistics import PRIMARY, Case, Contrast, Results, folds_of
 from experiments.tables import EXPLORATORY, P_NOTE, Table, paragraph, primary_contrasts
 from monoclip import PAPER, MonoCLIP, Reading, zeroshot_classifier
 from viewer import notes, terminal
@@ -136,7 +136,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind = setup.device.type
         sizes = args.batch_size or options.BATCH_SIZE[kind], args.workers or options.WORKERS[kind]
         dataset, protocol = options.open_data(args)
-        images = Images(dataset.names, dataset.scenes, dataset.clusters, dataset.indices, dataset.clustered_by)
         say = terminal.say if rank == 0 else lambda *lines: None
         say(*dataset.remarks)
         for other in list(setups.values())[1:]:  # so that none is refused when others have taken hours
@@ -157,11 +156,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 store = FeatureStore(args.store or args.output / "features", model, dataset, made)
                 store.fill(*sizes, rank, count)
                 if rank == 0:
-                    more, means = score_cases(clip_model, store, cases, folds_of(images.clusters), protocol)
+                    more, means = score_cases(clip_model, store, cases, folds_of(dataset.clusters), protocol)
                     errors, permuted = [a | b for a, b in zip(errors, more, strict=True)], permuted | means
         if rank > 0:
             return
-        results = Results(images, errors, {case.name: UNIFORM for case in permuted})
+        results = Results(dataset, errors, {case.name: UNIFORM for case in permuted})
         contrasts = {case: primary_contrasts(results, case.name, means) for case, means in permuted.items()}
         table = readout_table(results, contrasts, setup.reading.bin_list)
         about = notes.identified(dataset, protocol) | {"warnings": warnings, "made_with": made_with}
@@ -171,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             less = list(map(asdict, primary))
             about["readouts"].append(asdict(case) | {"metrics": results.mean(case.name), "less_uniform": less})
         about |= {UNIFORM: results.mean(UNIFORM), "intervals": results.interval_note}
-        about |= {"clustered_by": images.clustered_by}
+        about |= {"clustered_by": dataset.clustered_by}
         groups = {case.name: case.backbone for case in contrasts} | {UNIFORM: UNIFORM}
         caption, short = (make(dataset.title, warnings) for make in (notes.caption, notes.short_caption))
         with new_results(args.output, list(FILES.values())) as folder:

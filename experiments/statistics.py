@@ -57,29 +57,15 @@ class Case:
         return f"{self.backbone}, {self.readout}, {self.statistics}, {how}"
 
 
-@dataclass(frozen=True)
-class Images:
-    """The I images of a run: name, scene (a room type, say), cluster and index in the data set of each."""
-
-    names: Sequence[str]
-    scenes: Sequence[str]
-    clusters: Sequence[str]  # images of one cluster belong together
-    indices: Sequence[int]
-    clustered_by: str = "images"  # what makes the clusters
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
 class Results:
-    """All rows over all images: `metrics` by row, (I, columns) float64, NaN where an image has none; `counts`, (I, 2).
+    """All rows over a data set's images: `metrics` by row, (I, columns) float64, NaN for none; `counts`, (I, 2).
 
     `errors` has for each image row -> metric -> value, with `COUNTS` among the metrics, `baselines` the row that a
     row's difference is taken to; all others take the first.
     """
 
     def __init__(
-        self, images: Images, errors: Sequence[Mapping[str, Mapping[str, float]]], baselines: Mapping[str, str]
+        self, images: Any, errors: Sequence[Mapping[str, Mapping[str, float]]], baselines: Mapping[str, str]
     ) -> None:
         self.images, self.baselines, self.first_baseline = images, dict(baselines), next(iter(baselines.values()))
         self.columns = tuple(name for name in next(iter(errors[0].values())) if name not in COUNTS)

@@ -12,7 +12,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from clip.model import CLIP, Architecture
 from datasets.nyu import TEST_INDICES
 from experiments.published import BEST, PROMPT_SETS, RUNGS, THIS_RUN, UNIFORM
 from experiments.score import Rows, Setting, metrics_of
-from experiments.statistics import COUNTS, PRIMARY, Findings, Images, Results
+from experiments.statistics import COUNTS, PRIMARY, Findings, Results
 from experiments.tables import Report
 from monoclip import PAPER, MonoCLIP
 from tests.browser import TEN_MINUTES
@@ -445,6 +445,22 @@ ROWS = (THIS_RUN, "mine", "prompt 1", *RANDOM, "colour words", *FITTED, *CONSTAN
 PERMUTED = np.array([[0.5, 0.3], [0.5, 0.4], [0.4, 0.3], [0.3, 0.35]])  # as good as the first: 1 of 3, by ties
 HOSTILE = ("a | b", "<script>alert(1)</script>", "two\nlines", "=1+1", "\t@größer, 部屋", "'quoted', \"twice\"")
 HOSTILE += ("[2ex]", "100 % of $5 & {x_1} #2 ~ ^ \\end{tabular}", "\x1b[31mred\x1b[0m\r\a", "not UTF-8 \udcff\udce9")
+
+
+@dataclass(frozen=True)
+class Images:
+    """What `Results` asks of a data set."""
+
+    names: Sequence[str]
+    scenes: Sequence[str]
+    clusters: Sequence[str]
+    indices: Sequence[int]
+    clustered_by: str = "images"
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
 CLUSTERS = ("den_1", "=den_2", "den_1")
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.statistics import Images, Results, best_elsewhere, folds_of, interval_of, p_value, t_975
+from experiments.statistics import Results, best_elsewhere, folds_of, interval_of, p_value, t_975
+from tests.conftest import Images
 
 ROWS = ("mine", "other", "nothing", "little")
 RMSE = ([1, 4, 2, 3], [2, 5, 2, 3], [6, 6, 2, 3])  # of each image, row by row
